@@ -1,0 +1,37 @@
+"""How a long job tells how far it is.
+
+A job is a generator: it yields `Progress` (and, where useful, finished parts), and its return value
+is the result. Closing the generator cancels the job; nothing else is needed to stop it.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a job: `done` of `total` units of `stage`; `note` is free text for the screen."""
+
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+
+    @property
+    def fraction(self) -> float:
+        """Share done, 0..1."""
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+
+def finish(
+    job: Generator[Any, None, Result], each: Callable[[Any], None] = lambda _: None
+) -> Result:
+    """Run a job to its end, hand everything it yields to `each`, and return its result."""
+    while True:
+        try:
+            each(next(job))
+        except StopIteration as end:
+            return end.value
