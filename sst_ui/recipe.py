@@ -158,9 +158,11 @@ class Ablation:
 
     def __post_init__(self) -> None:
         if unknown_kinds := (set(self.weights.modules) | set(self.weights.overrides)) - set(KINDS):
-            raise unknown("module kind", sorted(unknown_kinds)[0], KINDS)
+            raise unknown("module kind", min(unknown_kinds), KINDS)
         if self.norm_preserving and (self.affine or self.operation == "add"):
-            raise UserError("norm_preserving goes with a plain ablation only: not with affine or add.")
+            raise UserError(
+                "norm_preserving goes with a plain ablation only: not with affine or add."
+            )
         if self.affine and self.operation == "add":
             raise UserError("affine goes with operation 'ablate', not with 'add'.")
 

@@ -1,0 +1,181 @@
+"""Weight kernels: how strongly each decoder layer is edited.
+
+Knows layers as positions in 0..1. Does not know models, modules' contents or screens.
+
+The article that introduced these profiles prints a table of example weights (layer 0: .007,
+layer 10: .449, ...) that contradicts its own formula. The formula is the definition here; for
+peak .6, width .15 and 32 layers it gives L0 .0003, L5 .0139, L10 .1808, L15 .7410, L19 .9963,
+L20 .9557, L25 .3878, L30 .0495, L31 .0286.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sst_ui.errors import UserError, unknown
+from sst_ui.paths import PRESETS
+from sst_ui.recipe import KINDS, WeightTable
+
+EARLY = 0.25  # the first quarter of the layers carries grammar; editing it costs coherence
+
+
+def positions(layers: int) -> np.ndarray:
+    """[layers] positions l / (L - 1); a single layer sits at 0."""
+    return np.arange(layers) / max(layers - 1, 1)
+
+
+def gaussian(layers: int, peak: float, width: float) -> np.ndarray:
+    """Gaussian over normalised layer positions.
+
+    Args:
+        layers: number of decoder layers, >= 1.
+        peak: position of the maximum, 0 (first layer) to 1 (last).
+        width: standard deviation in the same unit, > 0.
+
+    Returns:
+        [layers] float64 weights in [0, 1].
+
+    Raises:
+        UserError: layers < 1 or width <= 0.
+    """
+    if layers < 1:
+        raise UserError(f"layers is {layers}; a model has at least 1.")
+    if not width > 0:
+        raise UserError(f"width is {width}; it must be above 0, for example 0.15.")
+    return np.exp(-((positions(layers) - peak) ** 2) / (2 * width**2))
+
+
+def kernel(weights: WeightTable, layers: int) -> np.ndarray:
+    """[layers] kernel values after the threshold: the Gaussian, or the table's own curve.
+
+    Raises:
+        UserError: the table's curve has another number of values than the model has layers.
+    """
+    if weights.curve is None:
+        curve = gaussian(layers, weights.peak, weights.width)
+    elif len(weights.curve) == layers:
+        curve = np.asarray(weights.curve, dtype=float)
+    else:
+        raise UserError(
+            f"the per-layer curve has {len(weights.curve)} values, but the model has {layers} "
+            "layers; give one number a layer."
+        )
+    return np.where(np.abs(curve) >= weights.threshold, curve, 0.0)
+
+
+def table(weights: WeightTable, layers: int, kinds: Sequence[str] = KINDS) -> np.ndarray:
+    """[layers, kinds] alpha of every cell: strength x kernel x module factor, then overrides.
+
+    Raises:
+        UserError: an override names a layer or a kind that the model does not have.
+    """
+    factors = np.array([weights.modules.get(kind, 1.0) for kind in kinds])  # [kinds]
+    alpha = weights.strength * kernel(weights, layers)[:, None] * factors  # [layers, kinds]
+    for kind, cells in weights.overrides.items():
+        if kind not in kinds:
+            raise unknown("module kind", kind, kinds)
+        for layer, value in cells.items():
+            if not 0 <= layer < layers:
+                raise UserError(
+                    f"the override for layer {layer} ({kind}) is outside the model's layers "
+                    f"0 to {layers - 1}."
+                )
+            alpha[layer, list(kinds).index(kind)] = value
+    return alpha
+
+
+def warnings(weights: WeightTable, layers: int) -> list[tuple[str, dict[str, Any]]]:
+    """What a user should know about a table, as (message key, values) for the screen to phrase.
+
+    Keys: `early` (first quarter touched; values: layers), `empty` (no cell is edited),
+    `reflects` (some |alpha| above 1 reflects more than it removes; values: largest).
+    """
+    alpha = table(weights, layers)
+    touched = np.flatnonzero(np.any(alpha != 0, axis=1))
+    found: list[tuple[str, dict[str, Any]]] = []
+    if not len(touched):
+        found.append(("empty", {}))
+    early = [int(layer) for layer in touched if positions(layers)[layer] < EARLY]
+    if early:
+        found.append(("early", {"first": early[0], "last": early[-1]}))
+    if len(touched) and np.abs(alpha).max() > 1.5:
+        found.append(("reflects", {"largest": float(np.abs(alpha).max())}))
+    return found
+
+
+def suggest(signal: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Peak and width of the Gaussian that best matches a measured per-layer signal.
+
+    Least squares over a grid, with a free non-negative scale (the strength sets the height, not the
+    fit). NaN counts as no signal.
+
+    Args:
+        signal: [layers] non-negative evidence of refusal per layer, in any unit.
+
+    Returns:
+        (peak, width), both on a grid of .01, width within .05 .. .30.
+
+    Raises:
+        UserError: the signal is nowhere above 0.
+    """
+    target = np.clip(np.nan_to_num(np.asarray(signal, dtype=float)), 0, None)
+    if not target.size or target.max() <= 0:
+        raise UserError("the signal is zero in every layer: measure directions first.")
+    place = positions(len(target))
+    best = (math.inf, 0.6, 0.15)
+    for peak in np.arange(0, 1.005, 0.01):
+        for width in np.arange(0.05, 0.305, 0.01):
+            bell = np.exp(-((place - peak) ** 2) / (2 * width**2))
+            scale = max(0.0, float(bell @ target) / float(bell @ bell)) if bell.any() else 0.0
+            error = float(np.sum((target - scale * bell) ** 2))
+            if error < best[0] - 1e-12:
+                best = (error, round(float(peak), 2), round(float(width), 2))
+    return best[1], best[2]
+
+
+@cache
+def _presets() -> Mapping[str, Any]:
+    return yaml.safe_load((PRESETS / "profiles.yaml").read_text(encoding="utf-8"))
+
+
+def profiles() -> dict[str, dict[str, float]]:
+    """The named kernels of `presets/profiles.yaml`: name -> peak, width, threshold."""
+    data = _presets()
+    return {
+        name: {**values, "threshold": data["threshold"]}
+        for name, values in data["profiles"].items()
+    }
+
+
+def profile(name: str) -> WeightTable:
+    """The weight table of a named profile, strength 1.
+
+    Raises:
+        UserError: no such profile; the message suggests the nearest name.
+    """
+    known = profiles()
+    if name not in known:
+        raise unknown("profile", name, known)
+    return WeightTable(profile=name, **known[name])
+
+
+def recommended(model_id: str, parameters: int) -> tuple[str, float, float]:
+    """The model's own measured kernel, else the one for its size: (source, peak, width)."""
+    data = _presets()
+    for row in data["models"]:
+        if re.search(row["match"], model_id.lower()):
+            return row["name"], row["peak"], row["width"]
+    billions = parameters / 1e9
+    row = next(r for r in data["sizes"] if billions < r["below"])
+    return row["name"], row["peak"], row["width"]
+
+
+def grid() -> list[tuple[float, float]]:
+    """The 25 (peak, width) points of the automatic search."""
+    data = _presets()["grid"]
+    return [(peak, width) for peak in data["peak"] for width in data["width"]]
