@@ -1,0 +1,174 @@
+"""Refusal directions: one small set of orthonormal vectors per decoder layer, with what was measured.
+
+Knows arrays of residuals, files and digests. Does not know models, tokens, prompts or screens; the
+estimators' formulas are in `estimators.py`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sst_ui.errors import UserError
+
+FORMAT = "sst-studio directions 1"
+STATS = ("norm", "snr", "cosine", "purity", "quality", "auroc", "cohens_d")
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Directions of every layer of one model.
+
+    Attributes:
+        vectors: [L, k, d] float32 on the CPU, orthonormal rows in every layer. The first is the main
+            direction and points from harmless to harmful prompts.
+        norms: [L] float32, how far the two means lie apart along the main direction, in units of the
+            layer's residual: ‖r‖ for the mean difference and for its projection.
+        neutral: [L, k] float32, component of the harmless prompts' mean along every direction.
+        stats: [L] float32 each, see `STATS`; NaN where nothing was measured.
+        meta: where it comes from: model, estimator, prompts, settings (text to text).
+    """
+
+    vectors: Tensor
+    norms: Tensor
+    neutral: Tensor
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 3:
+            raise ValueError(f"vectors must be [L, k, d], not {list(self.vectors.shape)}")
+        layers, k, _ = self.vectors.shape
+        nothing = torch.full((layers,), float("nan"))
+        stats = {name: self.stats.get(name, nothing) for name in STATS}
+        shaped = {"norms": (self.norms, (layers,)), "neutral": (self.neutral, (layers, k))}
+        shaped |= {name: (value, (layers,)) for name, value in stats.items()}
+        for name, (value, shape) in shaped.items():
+            if value.shape != shape:
+                raise ValueError(f"{name} must be {list(shape)}, not {list(value.shape)}")
+        gram = self.vectors.double() @ self.vectors.double().mT  # [L, k, k]
+        if not torch.allclose(gram, torch.eye(k, dtype=gram.dtype).expand_as(gram), atol=1e-4):
+            raise ValueError("the vectors of a layer must be finite and orthonormal")
+        object.__setattr__(self, "stats", MappingProxyType(stats))
+        object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+
+    @property
+    def layers(self) -> int:
+        return self.vectors.shape[0]
+
+    @property
+    def k(self) -> int:
+        return self.vectors.shape[1]
+
+    @property
+    def hidden(self) -> int:
+        return self.vectors.shape[2]
+
+    def digest(self) -> str:
+        """Twelve hex digits over everything that an edit uses (not the statistics, not the meta)."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        content = hashlib.sha256(str(tuple(self.vectors.shape)).encode())
+        for tensor in (self.vectors, self.norms, self.neutral):
+            content.update(tensor.contiguous().numpy().tobytes())
+        return content.hexdigest()[:12]
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file with metadata; whole or not at all (temporary file, then rename)."""
+        path = Path(path)
+        tensors = {"vectors": self.vectors, "norms": self.norms, "neutral": self.neutral}
+        tensors |= {f"stats.{name}": value for name, value in self.stats.items()}
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {name: value.contiguous() for name, value in tensors.items()},
+                part,
+                metadata={"format": FORMAT, "meta": json.dumps(dict(self.meta))},
+            )
+            os.replace(part, path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write the directions to {path}: {error}") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+
+def load(path: str | Path) -> Directions:
+    """Read what `Directions.save` wrote.
+
+    Raises:
+        UserError: no such file, not a directions file, or a damaged one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no directions file at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"{path} is not a directions file of this studio.")
+        return Directions(
+            tensors["vectors"],
+            tensors["norms"],
+            tensors["neutral"],
+            {name: tensors[f"stats.{name}"] for name in STATS},
+            json.loads(metadata["meta"]),
+        )
+    except UserError:
+        raise
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"the directions file {path} is damaged: {error}") from error
+
+
+def random(
+    layers: int, hidden: int, k: int = 1, seed: int = 0, norms: Tensor | None = None
+) -> Directions:
+    """Directions that mean nothing: the control for an edit at the same weights.
+
+    Args:
+        norms: [layers] of the measured directions, so that `add` shifts as far; ones by default.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(layers, hidden, k, generator=draw, dtype=torch.float64)
+    vectors = torch.linalg.qr(gaussian).Q.mT.float().contiguous()  # [L, k, d]
+    return Directions(
+        vectors,
+        torch.ones(layers) if norms is None else norms.clone(),
+        torch.zeros(layers, k),
+        meta={"estimator": "random", "seed": str(seed)},
+    )
+
+
+def signal(directions: Directions) -> np.ndarray:
+    """How much each layer has to offer, [L] float64, 0 to 1 (all zeros where nothing was measured).
+
+    A layer is worth editing where the direction both tells held-out prompts apart (Cohen's d) and is
+    a large, clean share of the residual (quality): d alone is high in every layer of a small
+    prompt set, quality alone does not know whether the direction generalises. So: the geometric
+    mean of the two, each scaled to a maximum of 1; quality alone without held-out prompts.
+    """
+    parts = [_scaled(directions.stats[name]) for name in ("quality", "cohens_d")]
+    parts = [part for part in parts if part.any()]
+    if not parts:
+        return np.zeros(directions.layers)
+    return _scaled(torch.from_numpy(np.prod(parts, axis=0) ** (1 / len(parts))))
+
+
+def _scaled(values: Tensor) -> np.ndarray:
+    """Negative and non-finite values to 0, maximum to 1."""
+    array = np.nan_to_num(values.double().numpy(), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
+    return array / array.max() if array.any() else array
