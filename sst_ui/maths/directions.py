@@ -1,4 +1,4 @@
-"""Refusal directions: one small set of orthonormal vectors per decoder layer, with what was measured.
+"""Refusal directions: a few orthonormal vectors per decoder layer, with what was measured.
 
 Knows arrays of residuals, files and digests. Does not know models, tokens, prompts or screens; the
 estimators' formulas are in `estimators.py`.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -30,10 +30,10 @@ class Directions:
     """Directions of every layer of one model.
 
     Attributes:
-        vectors: [L, k, d] float32 on the CPU, orthonormal rows in every layer. The first is the main
-            direction and points from harmless to harmful prompts.
-        norms: [L] float32, how far the two means lie apart along the main direction, in units of the
-            layer's residual: ‖r‖ for the mean difference and for its projection.
+        vectors: [L, k, d] float32 on the CPU, orthonormal rows in every layer. The first is the
+            main direction and points from harmless to harmful prompts.
+        norms: [L] float32, how far the two means lie apart along the main direction, in units of
+            the layer's residual: ‖r‖ for the mean difference and for its projection.
         neutral: [L, k] float32, component of the harmless prompts' mean along every direction.
         stats: [L] float32 each, see `STATS`; NaN where nothing was measured.
         meta: where it comes from: model, estimator, prompts, settings (text to text).
@@ -59,8 +59,8 @@ class Directions:
         gram = self.vectors.double() @ self.vectors.double().mT  # [L, k, k]
         if not torch.allclose(gram, torch.eye(k, dtype=gram.dtype).expand_as(gram), atol=1e-4):
             raise ValueError("the vectors of a layer must be finite and orthonormal")
-        object.__setattr__(self, "stats", MappingProxyType(stats))
-        object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+        object.__setattr__(self, "stats", stats)
+        object.__setattr__(self, "meta", dict(self.meta))
 
     @property
     def layers(self) -> int:
@@ -75,7 +75,7 @@ class Directions:
         return self.vectors.shape[2]
 
     def digest(self) -> str:
-        """Twelve hex digits over everything that an edit uses (not the statistics, not the meta)."""
+        """Twelve hex digits over all that an edit uses: not the statistics, not the meta."""
         return self._digest
 
     @cached_property
@@ -86,15 +86,15 @@ class Directions:
         return content.hexdigest()[:12]
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file with metadata; whole or not at all (temporary file, then rename)."""
+        """Write a safetensors file with metadata, whole or not at all."""
         path = Path(path)
         tensors = {"vectors": self.vectors, "norms": self.norms, "neutral": self.neutral}
         tensors |= {f"stats.{name}": value for name, value in self.stats.items()}
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(
-                {name: value.contiguous() for name, value in tensors.items()},
+                {name: value.clone().contiguous() for name, value in tensors.items()},
                 part,
                 metadata={"format": FORMAT, "meta": json.dumps(dict(self.meta))},
             )
@@ -154,12 +154,12 @@ def random(
 
 
 def signal(directions: Directions) -> np.ndarray:
-    """How much each layer has to offer, [L] float64, 0 to 1 (all zeros where nothing was measured).
+    """How much each layer has to offer, [L] float64, 0 to 1; zeros where nothing was measured.
 
-    A layer is worth editing where the direction both tells held-out prompts apart (Cohen's d) and is
-    a large, clean share of the residual (quality): d alone is high in every layer of a small
-    prompt set, quality alone does not know whether the direction generalises. So: the geometric
-    mean of the two, each scaled to a maximum of 1; quality alone without held-out prompts.
+    A layer is worth editing where the direction both tells held-out prompts apart (Cohen's d) and
+    is a large, clean share of the residual (quality): d alone saturates once the prompts are told
+    apart, quality alone does not know whether the direction generalises. So: the geometric mean of
+    the two, each scaled to a maximum of 1; quality alone without held-out prompts.
     """
     parts = [_scaled(directions.stats[name]) for name in ("quality", "cohens_d")]
     parts = [part for part in parts if part.any()]
