@@ -38,7 +38,7 @@ class ModelSpec:
     Attributes:
         id: `demo`, a folder on this machine, or a Hugging Face Hub id.
         revision: branch, tag or commit on the Hub.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, or an accelerate device map such as `balanced`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, or a device map such as `balanced`.
         chat_template: path of a Jinja file, for a tokenizer that has no template of its own.
         enable_thinking: one setting for measuring, chat and metrics alike.
     """
@@ -104,7 +104,7 @@ class DirectionSpec:
         k: directions per layer; the first is the difference of the means.
         scope: one direction per layer, or a `single` one from `layer` on all layers.
         layer: for `single`: layer number, fractions interpolate between neighbours.
-        winsorize: clip every vector at this quantile of its own magnitudes before averaging, or None.
+        winsorize: clip every vector at this quantile of its own magnitudes, or None.
         position: residual at the last token of the chat template, or of the instruction.
         shrinkage: of the covariance towards a scaled identity (estimator `whitened`), 0..1.
         samples: prompts of each set to use, or None for all.
@@ -235,7 +235,7 @@ def from_yaml(text: str) -> Recipe:
         raise UserError("the recipe is empty or not a mapping; it needs at least 'version: 1'.")
     if "version" not in data:
         raise UserError("the recipe has no 'version'; add 'version: 1'.")
-    return _build(Recipe, data, "recipe")
+    return build(Recipe, data, "recipe")
 
 
 def load(path: str | Path) -> Recipe:
@@ -258,8 +258,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _build(kind: type, data: Any, where: str) -> Any:
-    """Fill a dataclass from a mapping, following its type hints."""
+def build(kind: type, data: Any, where: str) -> Any:
+    """Fill a dataclass of this file from a mapping, checked by its type hints.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a value out of range; `where` names the place.
+    """
     if not isinstance(data, Mapping):
         raise UserError(f"{where} must be a mapping of settings, not {type(data).__name__}.")
     hints = typing.get_type_hints(kind)
@@ -287,7 +291,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _convert(args[0], value, where)
     if is_dataclass(hint):
-        return _build(hint, value, where)
+        return build(hint, value, where)
     if origin is Literal:
         if value not in args:
             raise unknown(where, value, args)

@@ -1,0 +1,295 @@
+"""The same jobs without a screen: `python -m sst_ui kernel | measure | run | chat`.
+
+Knows arguments, progress bars and exit codes: 0, 2 for bad input (one line, no traceback), 130 for
+Ctrl+C, 1 for anything else. Heavy imports happen inside the commands, so that `--help` and `kernel`
+answer at once.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sst_ui.errors import UserError
+from sst_ui.progress import Progress, finish
+from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, build, load, to_dict
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments are bad input like any other: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See `{self.prog} --help`.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    try:
+        options = build_parser().parse_args(arguments)
+        options.command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> Parser:
+    """Every command with its options."""
+    parser = Parser(prog="python -m sst_ui", description="SST Studio without a screen.")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    kernel = commands.add_parser("kernel", help="print a weight kernel, one value a layer")
+    kernel.add_argument("--profile", default="default")
+    kernel.add_argument("--layers", type=int, default=32)
+    for name in ("peak", "width", "threshold"):
+        kernel.add_argument(f"--{name}", type=float, help=f"in place of the profile's {name}")
+    kernel.add_argument("--json", action="store_true")
+    kernel.set_defaults(command=_kernel)
+
+    measure = commands.add_parser("measure", help="measure refusal directions and save them")
+    _model_options(measure)
+    measure.add_argument("--out", type=Path, required=True, metavar="F.safetensors")
+    spec = DirectionSpec()
+    measure.add_argument("--estimator", default=spec.estimator)
+    measure.add_argument("--harmful", default=spec.harmful, help="prompt set or file")
+    measure.add_argument("--harmless", default=spec.harmless, help="prompt set or file")
+    measure.add_argument("--k", type=int, default=spec.k, help="directions per layer")
+    measure.add_argument("--layer", type=float, help="one direction, from this layer, for all")
+    measure.add_argument("--winsorize", type=float, help="quantile, for example 0.995")
+    measure.add_argument("--position", default=spec.position, help="template or instruction")
+    measure.add_argument("--samples", type=int, help="prompts of each set; default all")
+    measure.add_argument("--json", action="store_true", help="per-layer analysis as JSON")
+    measure.set_defaults(command=_measure)
+
+    run = commands.add_parser("run", help="carry out a recipe and write its results")
+    run.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    run.add_argument("--out", type=Path, required=True, metavar="DIR")
+    run.add_argument("--force", action="store_true", help="overwrite another recipe's results")
+    run.add_argument("--json", action="store_true", help="print metrics.json on stdout")
+    run.set_defaults(command=_run)
+
+    chat = commands.add_parser("chat", help="chat with the base and the edited model side by side")
+    chat.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.yaml")
+    _model_options(chat, default=None)
+    chat.add_argument("--max-new-tokens", type=int, default=128)
+    chat.add_argument("--temperature", type=float, default=0.0)
+    chat.set_defaults(command=_chat)
+    return parser
+
+
+def _model_options(parser: argparse.ArgumentParser, default: str | None = "demo") -> None:
+    parser.add_argument("--model", default=default, help="demo, a folder, or a Hub id")
+    parser.add_argument("--revision")
+    parser.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps or a device map")
+    parser.add_argument("--quantization", help="none, 8bit or 4bit")
+    parser.add_argument("--chat-template", help="Jinja file, for a model without a template")
+    parser.add_argument("--enable-thinking", action="store_true", default=None)
+    parser.add_argument("--trust-remote-code", action="store_true", default=None)
+
+
+def _checked(kind: type, where: str, values: dict[str, Any]) -> Any:
+    """A recipe part from options, with the recipe file's own checks and messages."""
+    return build(kind, {name: v for name, v in values.items() if v is not None}, where)
+
+
+def _model_spec(options: argparse.Namespace, base: ModelSpec | None = None) -> ModelSpec:
+    values = to_dict(base or ModelSpec())
+    names = ("revision", "dtype", "device", "quantization", "chat_template")
+    given = {name: getattr(options, name) for name in names}
+    given["id"] = options.model
+    given["enable_thinking"] = options.enable_thinking
+    given["trust_remote_code"] = options.trust_remote_code
+    return _checked(ModelSpec, "model", values | {k: v for k, v in given.items() if v is not None})
+
+
+def _kernel(options: argparse.Namespace) -> None:
+    from sst_ui.maths import kernel
+
+    weights = kernel.profile(options.profile)
+    changes = {
+        name: getattr(options, name)
+        for name in ("peak", "width", "threshold")
+        if getattr(options, name) is not None
+    }
+    weights = replace(weights, **changes)
+    values = kernel.kernel(weights, options.layers)
+    if options.json:
+        shape = {"peak": weights.peak, "width": weights.width, "threshold": weights.threshold}
+        print(json.dumps({"layers": options.layers, **shape, "weights": values.tolist()}))
+        return
+    for layer, value in enumerate(values):
+        print(f"layer {layer:3d}  {value:6.4f}  {'█' * round(40 * value)}")
+
+
+def _measure(options: argparse.Namespace) -> None:
+    names = ("estimator", "harmful", "harmless", "k", "layer", "winsorize", "position", "samples")
+    values = {name: getattr(options, name) for name in names}
+    values["scope"] = "per_layer" if options.layer is None else "single"
+    spec = _checked(DirectionSpec, "directions", values)
+    _writable(options.out)
+
+    from sst_ui.lab.measure import measure
+    from sst_ui.model.host import load as load_host
+
+    def job() -> Generator[Progress, None, Any]:
+        host = yield from load_host(_model_spec(options))
+        return (yield from measure(host, spec))
+
+    directions = _with_bar(job())
+    directions.save(options.out)
+    stats = {name: values.tolist() for name, values in directions.stats.items()}
+    if options.json:
+        print(json.dumps({"layers": directions.layers, "meta": dict(directions.meta), **stats}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", *stats, box=None)
+    for layer in range(directions.layers):
+        table.add_row(str(layer), *(f"{values[layer]:.3f}" for values in stats.values()))
+    Console().print(table)
+    print(f"saved {options.out}")
+
+
+def _run(options: argparse.Namespace) -> None:
+    recipe = load(options.recipe)
+
+    from sst_ui.lab.run import run
+
+    outcome = _with_bar(run(recipe, options.out, force=options.force))
+    if options.json:
+        print(json.dumps([result.to_json() for result in outcome.results], ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "unit", "base", "edited", "verdict", box=None)
+    for result in outcome.results:
+        pair = [_value(v) for v in (result.base, result.edited)]
+        table.add_row(result.name, result.unit, *pair, result.verdict or "")
+    Console().print(table)
+    print(f"recipe {recipe.digest()}: results in {options.out}")
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}] n={value.n}"
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from sst_ui.lab.chat import chat
+    from sst_ui.lab.measure import resolve
+    from sst_ui.model.host import load as load_host
+
+    recipe = load(options.recipe) if options.recipe else Recipe(edits=(Ablation(),))
+    recipe = replace(recipe, model=_model_spec(options, recipe.model))
+
+    def job() -> Generator[Progress, None, Any]:
+        host = yield from load_host(recipe.model)
+        return host, (yield from resolve(host, recipe))
+
+    host, edits = _with_bar(job())
+    console = Console()
+    console.print("[dim]One message a line. /clear starts anew, /exit or Ctrl+D leaves.[/dim]")
+    names, rows = ("base", "edited"), [(), edits]
+    histories: list[list[dict[str, str]]] = [[], []]
+    while True:
+        try:
+            text = console.input("[bold]you:[/bold] ") if sys.stdin.isatty() else input()
+        except EOFError:
+            return
+        if text.strip() == "/exit":
+            return
+        if text.strip() == "/clear":
+            histories = [[], []]
+            continue
+        if not text.strip():
+            continue
+        turns = [[*history, {"role": "user", "content": text}] for history in histories]
+        try:
+            answers = _live(
+                console, names, chat(host, rows, turns, options.max_new_tokens, options.temperature)
+            )
+        except UserError as error:  # a message too long must not end the conversation
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        histories = [
+            [*turn, {"role": "assistant", "content": answer}]
+            for turn, answer in zip(turns, answers, strict=True)
+        ]
+
+
+def _live(console: Any, names: tuple[str, ...], replies: Generator[Any, None, Any]) -> list[str]:
+    """Show columns of text as they grow; Ctrl+C stops the answer and keeps what is there."""
+    from rich.columns import Columns
+    from rich.live import Live
+    from rich.panel import Panel
+
+    texts = [""] * len(names)
+
+    def view(texts: list[str]) -> Columns:
+        width = max(20, console.width // len(names) - 2)
+        panels = [Panel(t, title=n, width=width) for n, t in zip(names, texts, strict=True)]
+        return Columns(panels)
+
+    if not console.is_terminal:
+        for reply in replies:
+            texts = reply
+        for name, text in zip(names, texts, strict=True):
+            print(f"{name}: {text}")
+        return texts
+    with Live(view(texts), console=console, refresh_per_second=12) as live:
+        try:
+            for reply in replies:
+                texts = reply
+                live.update(view(texts))
+        except KeyboardInterrupt:
+            replies.close()
+    return texts
+
+
+def _writable(path: Path) -> None:
+    """Fail before the long work, not after it, when the result cannot be saved."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserError(f"cannot write {path}: give a file name in an existing folder.")
+
+
+def _with_bar(job: Generator[Any, None, Any]) -> Any:
+    """Run a job under a progress bar on stderr and return its result."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(step: Any) -> None:
+            if isinstance(step, Progress):
+                if step.stage not in tasks:
+                    tasks[step.stage] = bar.add_task(step.stage, total=step.total)
+                bar.update(tasks[step.stage], completed=step.done, total=step.total)
+
+        try:
+            return finish(job, show)
+        finally:
+            job.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
