@@ -1,0 +1,116 @@
+"""Statistics for small samples: intervals, paired tests, separation of two groups.
+
+Knows numbers. Does not know prompts, metrics or models. Everything is deterministic: where chance
+is needed, a seed is an argument.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Z95 = 1.959963984540054  # two-sided 95 % of the standard normal
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927).
+
+    Unlike the textbook p ± 1.96 s it stays inside 0..1 and says something at 0 of n.
+
+    Args:
+        successes: 0..n.
+        n: number of trials; with 0 nothing is known and the answer is (0, 1).
+
+    Raises:
+        ValueError: successes outside 0..n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is no share")
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = successes / n, Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    # at the ends the bound is exact in algebra but not in floating point
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return low, high
+
+
+def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+    """95 % percentile interval of the mean (Efron 1979).
+
+    Args:
+        values: [n] numbers; without any the answer is (nan, nan).
+        seed: of the resampling; the same seed gives the same interval.
+        resamples: number of draws with replacement.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n = len(values)
+    if n == 0:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    block = max(1, 1_000_000 // n)  # draws at a time: bounds the memory to 8 MB
+    means = [
+        values[rng.integers(0, n, size=(min(block, resamples - done), n))].mean(axis=1)
+        for done in range(0, resamples, block)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided p of McNemar's test: do b and c differ by more than chance?
+
+    Args:
+        b, c: pairs that changed one way and the other; pairs that did not change carry no news.
+
+    Returns:
+        p in (0, 1]; 1 where nothing changed.
+    """
+    n = b + c
+    term = tail = 1  # binomial coefficients as whole numbers: exact
+    for i in range(min(b, c)):
+        term = term * (n - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**n)
+
+
+def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
+    """Chance that a random positive scores above a random negative, ties counting half.
+
+    Args:
+        positive, negative: [n] and [m] scores.
+
+    Returns:
+        0..1, .5 for no separation; nan if a group is empty. O((n + m) log(n + m)).
+    """
+    positive = np.asarray(positive, dtype=np.float64)
+    negative = np.sort(np.asarray(negative, dtype=np.float64))
+    if not len(positive) or not len(negative):
+        return math.nan
+    below = np.searchsorted(negative, positive, side="left")
+    tied = np.searchsorted(negative, positive, side="right") - below
+    return float((below + tied / 2).sum() / (len(positive) * len(negative)))
+
+
+def cohens_d(positive: ArrayLike, negative: ArrayLike) -> float:
+    """Difference of the means in units of the pooled standard deviation (Cohen 1988).
+
+    Args:
+        positive, negative: [n] and [m] values, n, m >= 2; otherwise the answer is nan.
+
+    Returns:
+        0 for equal constants, ±inf for different constants.
+    """
+    positive = np.asarray(positive, dtype=np.float64)
+    negative = np.asarray(negative, dtype=np.float64)
+    n, m = len(positive), len(negative)
+    if min(n, m) < 2:
+        return math.nan
+    difference = float(positive.mean() - negative.mean())
+    squares = (n - 1) * positive.var(ddof=1) + (m - 1) * negative.var(ddof=1)
+    pooled = math.sqrt(squares / (n + m - 2))
+    if pooled == 0:
+        return math.copysign(math.inf, difference) if difference else 0.0
+    return difference / pooled

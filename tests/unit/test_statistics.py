@@ -1,0 +1,122 @@
+"""Statistics against published values and against brute force."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from sst_ui.maths.statistics import auroc, bootstrap, cohens_d, mcnemar, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # Newcombe (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (0, 10, 0.0, 0.2775),
+    ],
+)
+def test_wilson_matches_newcombes_table(successes, n, low, high):
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_mirrors_and_stays_inside_0_to_1():
+    for n in (1, 2, 7, 64, 5000):
+        for successes in {0, 1, n // 2, n}:
+            low, high = wilson(successes, n)
+            other = wilson(n - successes, n)
+            assert 0 <= low <= successes / n <= high <= 1
+            assert (low, high) == pytest.approx((1 - other[1], 1 - other[0]))
+
+
+def test_without_trials_nothing_is_known():
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert all(math.isnan(bound) for bound in bootstrap([]))
+    with pytest.raises(ValueError, match="no share"):
+        wilson(3, 2)
+
+
+def test_the_bootstrap_agrees_with_the_central_limit_theorem():
+    values = np.random.default_rng(1).exponential(size=400)
+    half = 1.96 * values.std(ddof=1) / 20
+    low, high = bootstrap(values)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+
+
+def test_the_bootstrap_covers_the_truth_about_19_times_in_20():
+    rng = np.random.default_rng(2)
+    intervals = [bootstrap(rng.normal(size=50), resamples=500) for _ in range(300)]
+    assert 0.90 <= np.mean([low <= 0 <= high for low, high in intervals]) <= 0.98
+
+
+def test_the_bootstrap_is_the_same_every_time_and_exact_for_constants():
+    values = np.arange(30.0)
+    assert bootstrap(values) == bootstrap(list(values)) != bootstrap(values, seed=1)
+    assert bootstrap([2.5] * 9) == (2.5, 2.5)
+    assert bootstrap([7.0]) == (7.0, 7.0)
+    low, high = bootstrap(np.ones(3_000_000), resamples=5)  # more than one block holds
+    assert (low, high) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "p"),
+    [  # statsmodels' manual (59, 121); a table with 6 and 16 changed pairs, P = .0525
+        (59, 121, 4.434444049358232e-06),
+        (6, 16, 0.05248),
+        (0, 5, 0.0625),
+        (0, 6, 0.03125),
+        (4, 4, 1.0),
+        (0, 0, 1.0),
+    ],
+)
+def test_mcnemar_matches_published_values(b, c, p):
+    assert mcnemar(b, c) == pytest.approx(p, rel=1e-4)
+    assert mcnemar(c, b) == mcnemar(b, c)
+
+
+def test_mcnemar_equals_counting_every_coin_flip():
+    for b, c in [(1, 3), (2, 6), (0, 7), (5, 6)]:
+        n = b + c
+        heads = [sum(flips) for flips in itertools.product((0, 1), repeat=n)]
+        extreme = sum(abs(h - n / 2) >= abs(b - n / 2) for h in heads)
+        assert mcnemar(b, c) == pytest.approx(min(1.0, extreme / 2**n))
+
+
+def test_mcnemar_of_large_counts_does_not_overflow():
+    assert 0 < mcnemar(3000, 3200) < 0.02
+
+
+def test_auroc_equals_comparing_every_pair():
+    rng = np.random.default_rng(3)
+    positive, negative = rng.integers(0, 6, 40), rng.integers(0, 5, 30)  # many ties
+    pairs = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positive for n in negative]
+    assert auroc(positive, negative) == pytest.approx(np.mean(pairs))
+    assert auroc(negative, positive) == pytest.approx(1 - np.mean(pairs))
+
+
+def test_auroc_at_its_ends():
+    assert auroc([3, 4], [1, 2]) == 1.0
+    assert auroc([1, 2], [3, 4]) == 0.0
+    assert auroc([1, 1], [1, 1]) == 0.5
+    assert math.isnan(auroc([], [1]))
+
+
+def test_cohens_d_of_a_worked_example():
+    # means 5 and 3, variances 4 and 4, so d = 2 / 2
+    assert cohens_d([3, 5, 7], [1, 3, 5]) == pytest.approx(1.0)
+    assert cohens_d([1, 3, 5], [3, 5, 7]) == pytest.approx(-1.0)
+
+
+def test_cohens_d_pools_groups_of_unequal_size():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(1, 2, 20_000), rng.normal(0, 2, 500)
+    assert cohens_d(a, b) == pytest.approx(0.5, abs=0.1)
+
+
+def test_cohens_d_without_spread():
+    assert cohens_d([2, 2], [2, 2]) == 0.0
+    assert cohens_d([3, 3], [2, 2]) == math.inf
+    assert math.isnan(cohens_d([1], [2, 3]))
