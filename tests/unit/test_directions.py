@@ -39,7 +39,7 @@ def cosines(directions: Directions, truth: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_estimator_recovers_a_planted_direction_pointing_to_harmful(estimator):
-    harmful, harmless, truth = planted()
+    harmful, harmless, truth = planted(n=500)  # a covariance needs many more than dimensions
     found = estimate(harmful, harmless, DirectionSpec(estimator))
     assert (cosines(found, truth) > 0.95).all()
 
@@ -77,7 +77,7 @@ def test_whitening_without_the_dense_matrix_equals_the_dense_formula(prompts, sh
 
 
 def test_whitening_finds_a_weak_direction_under_loud_channels_that_the_mean_misses():
-    harmful, harmless, truth = planted(n=200, size=1.5)
+    harmful, harmless, truth = planted(n=1000, size=1.5)
     loud = torch.ones(HIDDEN)
     loud[:6] = 30.0  # channels whose noise dwarfs the signal
     harmful, harmless = harmful * loud, harmless * loud
