@@ -1,0 +1,88 @@
+"""Rows of different length in one batch: padding, positions and the forward call.
+
+Knows tensors and what arguments a model takes. Does not know sampling or text.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sst_ui.errors import UserError
+from sst_ui.model.host import Host
+from sst_ui.model.live import RowEdit
+
+Row = tuple[RowEdit, ...]  # the edits of one row; empty: the base model
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded prompts: `ids` and `mask` are [rows, length] int64, mask 1 at real tokens."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """[rows, length] position of each token within its own row; padding counts as 0."""
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int, device) -> Batch:
+    """Put prompts into one batch so that they all end in the last column."""
+    length = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), length), pad, dtype=torch.long)
+    mask = torch.zeros((len(prompts), length), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        mask[row, length - len(prompt) :] = 1
+    return Batch(ids.to(device), mask.to(device))
+
+
+def rows_for(prompts: Sequence[Sequence[int]], rows: Sequence[Row] | None) -> list[Row]:
+    """One row of edits a prompt; None means the base model throughout."""
+    if rows is None:
+        return [()] * len(prompts)
+    if len(rows) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts need as many rows of edits, not {len(rows)}")
+    return list(rows)
+
+
+def forward(
+    host: Host, batch: Batch, plan, keep: int, cache=None, new: int | None = None
+) -> Tensor:
+    """One forward pass, in turn with everyone else.
+
+    Args:
+        batch: all tokens so far; with a cache only the last `new` columns are computed.
+        plan: the compiled edits of these rows.
+        keep: number of last positions to return logits for.
+
+    Returns:
+        [rows, keep, vocabulary] logits in the model's dtype.
+
+    Raises:
+        UserError: a row is longer than the context.
+    """
+    if batch.ids.shape[1] > host.context and int(batch.mask.sum(-1).max()) > host.context:
+        raise UserError(
+            f"{int(batch.mask.sum(-1).max())} tokens do not fit the {host.context} of {host.name}."
+        )
+    columns = slice(-new if new else None, None)
+    inputs = {"input_ids": batch.ids[:, columns], "attention_mask": batch.mask}
+    accepted = _accepted(type(host.model))
+    if "position_ids" in accepted:  # otherwise the model derives them from the mask
+        inputs["position_ids"] = batch.positions[:, columns]
+    if "logits_to_keep" in accepted:  # saves [rows, length, vocabulary] floats in the prefill
+        inputs["logits_to_keep"] = keep
+    with host.step(plan), torch.inference_mode():
+        logits = host.model(**inputs, past_key_values=cache, use_cache=cache is not None).logits
+    return logits[:, -keep:]
+
+
+@lru_cache
+def _accepted(model: type) -> frozenset[str]:
+    return frozenset(inspect.signature(model.forward).parameters)

@@ -1,0 +1,72 @@
+"""What the model thinks of given text: log-probabilities, without generating anything.
+
+Knows prompts and continuations as token lists, rows as edits. Does not know metrics.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sst_ui.model.batch import Row, forward, left_padded, rows_for
+from sst_ui.model.host import Host
+
+TOKENS = 4096  # padded tokens a forward pass; bounds memory, not results
+
+
+def logprobs(
+    host: Host, prompts: Sequence[Sequence[int]], rows: Sequence[Row] | None = None
+) -> Tensor:
+    """Log-probabilities of the next token.
+
+    Returns:
+        [prompts, vocabulary] float32 on the CPU.
+    """
+    rows = rows_for(prompts, rows)
+    result: list[Tensor] = [torch.empty(0)] * len(prompts)
+    for chunk in _chunks([len(prompt) for prompt in prompts]):
+        batch = left_padded([prompts[i] for i in chunk], host.pad, host.device)
+        plan = host.live.compile([rows[i] for i in chunk])
+        logits = forward(host, batch, plan, keep=1)[:, -1]  # [chunk, vocabulary]
+        for i, row in zip(chunk, logits.float().log_softmax(-1).cpu(), strict=True):
+            result[i] = row
+    return torch.stack(result)
+
+
+def teacher_forced(
+    host: Host,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    rows: Sequence[Row] | None = None,
+) -> list[Tensor]:
+    """Log-probabilities at every token of a given continuation.
+
+    Args:
+        prompts, continuations: token lists of equal number; no continuation is empty.
+
+    Returns:
+        For each prompt [len(continuation), vocabulary] float32 on the CPU: row t is the
+        distribution from which continuation[t] would have been drawn.
+    """
+    rows = rows_for(prompts, rows)
+    # the last token of a continuation is predicted but never read
+    texts = [[*p, *c][:-1] for p, c in zip(prompts, continuations, strict=True)]
+    result: list[Tensor] = [torch.empty(0)] * len(prompts)
+    for chunk in _chunks([len(text) for text in texts]):
+        batch = left_padded([texts[i] for i in chunk], host.pad, host.device)
+        plan = host.live.compile([rows[i] for i in chunk])
+        longest = max(len(continuations[i]) for i in chunk)
+        logits = forward(host, batch, plan, keep=longest)  # [chunk, longest, vocabulary]
+        for i, row in zip(chunk, logits, strict=True):
+            wanted = row[longest - len(continuations[i]) :]
+            result[i] = wanted.float().log_softmax(-1).cpu()
+    return result
+
+
+def _chunks(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices in groups of similar length, each of at most TOKENS padded tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    while order:
+        size = max(1, TOKENS // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
