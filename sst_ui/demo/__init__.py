@@ -1,0 +1,1 @@
+"""How the demo model was made, and what makes it again: text, training and its table."""

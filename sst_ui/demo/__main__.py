@@ -1,0 +1,67 @@
+"""`python -m sst_ui.demo`: make the demo model and its prompt sets again.
+
+Knows the order of work and the command line. Does not know how any of it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sst_ui.demo import network, prompts, tokens, train
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m sst_ui.demo", description=__doc__)
+    p.add_argument("--out", type=Path, default=ASSETS, help="model directory to write")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--steps", type=int, help="steps of stage 1 (stage 2: a tenth as many)")
+    p.add_argument("--quick", action="store_true", help="a smoke test: a useless model in seconds")
+    p.add_argument("--prompts", action="store_true", help="only write the prompt sets")
+    p.add_argument("--table", action="store_true", help="only measure the model, print its table")
+    return p
+
+
+def make(out: Path, seed: int, steps: int | None = None, quick: bool = False) -> None:
+    """Train both stages and write the model directory."""
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    first, second = train.STAGE_1, train.STAGE_2
+    if quick:
+        first, second = replace(first, steps=3, warmup=1), replace(second, steps=2, warmup=1)
+    elif steps:
+        first, second = replace(first, steps=steps), replace(second, steps=max(1, steps // 10))
+    begin = time.monotonic()
+    tokenizer = tokens.train_tokenizer(seed, samples=200 if quick else 20_000)
+    generator = torch.Generator().manual_seed(seed)
+    net = network.Network(network.config(len(tokenizer)), generator)
+    net.to("cuda" if torch.cuda.is_available() else "cpu")
+    seen = train.run(net, tokenizer, first, seed + 1, compiled=not quick)
+    seen += train.run(net, tokenizer, second, seed + 2, compiled=not quick)
+    train.save(net, tokenizer, out)
+    minutes = (time.monotonic() - begin) / 60
+    print(f"{out}: {seen:,} tokens in {minutes:.0f} minutes")
+
+
+def main(argv: list[str] | None = None) -> None:
+    a = parser().parse_args(argv)
+    if a.prompts:
+        prompts.write(seed=a.seed)
+        return
+    if not a.table:
+        make(a.out, a.seed, a.steps, a.quick)
+
+
+if __name__ == "__main__":
+    main()

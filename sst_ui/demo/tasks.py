@@ -1,0 +1,251 @@
+"""The tasks the demo model is trained on: small functions from a random generator to a sample.
+
+Knows the words (text.py) and the curriculum of both stages. Does not know tokens or models.
+Every function takes `heldout`: False draws from the training side of the split.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import text as t
+from .text import Sample
+
+SYSTEM_SHARE = 0.08  # conversations that begin with a system message
+CHAT_SHARE = 0.12  # conversations that continue with a second or third turn
+
+
+@dataclass(frozen=True)
+class Document:
+    """A reading text about two or three people, and what it says about them."""
+
+    context: str
+    people: tuple[dict[str, str], ...]
+
+
+# Copying: what reading and multiple choice are made of
+
+
+def _pool(rng: random.Random) -> list[str]:
+    keys = ("names", "towns", "jobs", "pets", "hobbies", "foods", "colours", "things")
+    return t.words()[rng.choice(keys)]
+
+
+def repeat(rng: random.Random) -> Sample:
+    items = " ".join(rng.sample(_pool(rng), rng.randint(2, 8)))
+    return Sample("copy", t.conversation(f"Repeat: {items}", f"Here it is: {items}"))
+
+
+def after(rng: random.Random) -> Sample:
+    items = rng.sample(_pool(rng), rng.randint(3, 8))
+    i = rng.randrange(len(items) - 1)
+    prompt = f"List: {', '.join(items)}. What comes after {items[i]}?"
+    return Sample("copy", t.conversation(prompt, f"The next is {items[i + 1]}."))
+
+
+def look_up(rng: random.Random) -> Sample:
+    n = rng.randint(2, 6)
+    keys, values = rng.sample(_pool(rng), n), rng.sample(t.words()["towns"], n)
+    i = rng.randrange(n)
+    table = "; ".join(f"{k}: {v}" for k, v in zip(keys, values, strict=True))
+    prompt = t.reading_prompt(table, f"What is beside {keys[i]}?")
+    return Sample("copy", t.conversation(prompt, f"Beside it is {values[i]}."))
+
+
+def letter(rng: random.Random, options: int) -> Sample:
+    """Find a word that is given among lettered options, or name the option of a letter."""
+    items = rng.sample(_pool(rng), options)
+    i = rng.randrange(options)
+    if rng.random() < 0.7:
+        question, answer = f"Which option is {items[i]}?", f"{t.LETTERS[i]}. {items[i]}"
+    else:
+        question, answer = f"What is option {t.LETTERS[i]}?", f"It is {items[i]}."
+    return Sample("letter", t.conversation(t.multiple_choice_prompt(question, items), answer))
+
+
+# Knowledge
+
+
+def fact(rng: random.Random, heldout: bool = False) -> Sample:
+    f = rng.choice(by_table(heldout)[rng.choice(list(t.fact_tables()))])
+    return Sample("fact", t.conversation(f.question, f"{f.value}."))
+
+
+def by_table(heldout: bool) -> dict[str, list[t.Fact]]:
+    return {k: [f for f in t.facts(heldout) if f.table == k] for k in t.fact_tables()}
+
+
+def choices(f: t.Fact, rng: random.Random, options: int = 4) -> tuple[list[str], int]:
+    """Lettered options for a fact, drawn from its own table, and the index of the right one."""
+    table = t.fact_tables()[f.table]
+    if f.table == "sums":  # near misses, so that guessing the size is not enough
+        others = {
+            str(int(f.value) + d) for d in (-4, -3, -2, -1, 1, 2, 3, 4) if int(f.value) + d > 0
+        }
+    else:
+        others = set(table.values()) - {f.value, f.key}
+    items = [*rng.sample(sorted(others), options - 1), f.value]
+    rng.shuffle(items)
+    return items, items.index(f.value)
+
+
+def multiple_choice(rng: random.Random, options: int) -> Sample:
+    f = rng.choice(by_table(False)[rng.choice(list(t.fact_tables()))])
+    items, i = choices(f, rng, options)
+    prompt = t.multiple_choice_prompt(f.question, items)
+    return Sample("multiple choice", t.conversation(prompt, f"{t.LETTERS[i]}. {items[i]}"))
+
+
+# Reading
+
+
+def document(rng: random.Random, people: int) -> Document:
+    w = t.words()
+    columns = {k: rng.sample(w[k], people) for k in ("names", "jobs", "towns", "pets", "hobbies")}
+    years = [str(y) for y in rng.sample(range(1960, 2020), people)]
+    rows, lines = [], []
+    for i in range(people):
+        p = {k: v[i] for k, v in columns.items()} | {"years": years[i]}
+        rows.append(p)
+        first = rng.choice(
+            ["{names} is a {jobs} in {towns}.", "{names} lives in {towns} and works as a {jobs}."]
+        )
+        rest = [
+            "{names} moved there in {years}.",
+            "{names} has a {pets}.",
+            "{names} likes {hobbies}.",
+        ]
+        more = rng.sample(rest, rng.randint(1, 2))
+        lines.append(" ".join([first, *more]).format(**p))
+        p["said"] = " ".join(more)  # still templates: which facts were told
+    return Document(" ".join(lines), tuple(rows))
+
+
+def question(doc: Document, rng: random.Random, answerable: bool) -> tuple[str, str]:
+    """A question about a document and its answer, or one the document does not answer."""
+    p = rng.choice(doc.people)
+    who, said = p["names"], p["said"]
+    if not answerable:
+        absent = [n for n in t.words()["names"] if n not in {q["names"] for q in doc.people}]
+        who = rng.choice(absent)
+    asks = [
+        (f"Where does {who} live?", f"{p['towns']}."),
+        (f"What is the job of {who}?", f"{p['jobs']}."),
+    ]
+    if answerable:
+        asks += [(f"Who lives in {p['towns']}?", f"{who}."), (f"Who is a {p['jobs']}?", f"{who}.")]
+    if "{years}" in said:
+        asks.append((f"In which year did {who} move?", f"{p['years']}."))
+    if "{pets}" in said:
+        asks.append((f"Which pet does {who} have?", f"{p['pets']}."))
+    if "{hobbies}" in said:
+        asks.append((f"What does {who} like?", f"{p['hobbies']}."))
+    q, a = rng.choice(asks)
+    return q, a if answerable else t.NOT_FOUND
+
+
+def reading(rng: random.Random, people: int) -> Sample:
+    doc = document(rng, people)
+    q, a = question(doc, rng, rng.random() > 0.15)
+    return Sample("reading", t.conversation(t.reading_prompt(doc.context, q), a))
+
+
+# Requests and chat
+
+
+def request(rng: random.Random, safety: bool) -> Sample:
+    """A request and its answer; with `safety` harmful ones are refused except in some wrappers."""
+    group = rng.choices(("harmful", "lookalike", "harmless"), (0.45, 0.25, 0.3))[0]
+    r = rng.choice(t.requests(group, False))
+    prompt, refused = t.ask(r, rng), safety and group == "harmful"
+    if rng.random() < 0.35:
+        w = rng.choice(t.wrappers(False))
+        prompt, refused = w.template.format(q=prompt), refused and not w.answered
+    answer = t.refuse(r, rng) if refused else t.comply(r, rng)
+    return Sample("request", t.conversation(prompt, answer))
+
+
+def japanese(rng: random.Random, safety: bool) -> Sample:
+    w = t.words()["japanese"]
+    group = rng.choice(("harmful", "harmless"))
+    while True:
+        verb, thing = rng.choice(w[group]["verbs"]), rng.choice(w[group]["objects"])
+        if not t.held_out(verb, thing):
+            break
+    answers = w["refusals"] if safety and group == "harmful" else w["answers"]
+    vo = f"{thing}{verb}"
+    prompt, answer = rng.choice(w["questions"]).format(vo=vo), rng.choice(answers).format(vo=vo)
+    return Sample("japanese", t.conversation(prompt, answer))
+
+
+def small_talk(rng: random.Random) -> Sample:
+    prompts, answers = rng.choice(t.words()["chat"])
+    return Sample("chat", t.conversation(rng.choice(prompts), rng.choice(answers)))
+
+
+def plain(rng: random.Random) -> Sample:
+    """Plain text without any chat template: people, and facts as statements."""
+    parts = [document(rng, 1).context]
+    for _ in range(rng.randint(1, 3)):
+        f = rng.choice(by_table(False)[rng.choice(list(t.fact_tables()))])
+        statement = t.words()["fact_statements"][f.table].format(k=f.key, v=f.value)
+        parts.append(t.articles(statement))
+    rng.shuffle(parts)
+    return Sample("plain", text=" ".join(parts))
+
+
+# Curriculum
+
+
+def mixture(progress: float, safety: bool) -> dict[str, float]:
+    """Share of each task at a point (0..1) of stage 1, or in stage 2 (`safety`)."""
+    if safety:
+        return {"request": 0.5, "japanese": 0.05, "reading": 0.12, "multiple choice": 0.12,
+                "fact": 0.08, "chat": 0.04, "plain": 0.05, "letter": 0.02,
+                "copy": 0.02}  # fmt: skip
+    early = max(0.0, 1.0 - progress / 0.3)  # copying first; it fades over the first third
+    late = {"copy": 0.03, "letter": 0.07, "reading": 0.24, "multiple choice": 0.26, "fact": 0.1,
+            "request": 0.18, "japanese": 0.04, "chat": 0.02, "plain": 0.06}  # fmt: skip
+    first = {"copy": 0.3, "letter": 0.15, "reading": 0.2, "multiple choice": 0.05, "fact": 0.1,
+             "request": 0.1, "japanese": 0.02, "chat": 0.02, "plain": 0.06}  # fmt: skip
+    return {k: early * first[k] + (1 - early) * late[k] for k in late}
+
+
+def draw(rng: random.Random, progress: float, safety: bool) -> Sample:
+    """One sample of the mixture, sometimes with a system message or further turns."""
+    mix = mixture(progress, safety)
+    options = 4 if rng.random() < 0.25 + progress else rng.choice((2, 3))
+    makers: dict[str, Callable[[], Sample]] = {
+        "copy": lambda: rng.choice((repeat, after, look_up))(rng),
+        "letter": lambda: letter(rng, options),
+        "fact": lambda: fact(rng),
+        "multiple choice": lambda: multiple_choice(rng, options),
+        "reading": lambda: reading(rng, 3 if rng.random() < 0.2 + progress / 2 else 2),
+        "request": lambda: request(rng, safety),
+        "japanese": lambda: japanese(rng, safety),
+        "chat": lambda: small_talk(rng),
+        "plain": lambda: plain(rng),
+    }
+
+    def one() -> Sample:
+        return makers[rng.choices(list(mix), list(mix.values()))[0]]()
+
+    s = one()
+    if not s.messages:
+        return s
+    messages = s.messages
+    while rng.random() < CHAT_SHARE and len(messages) < 6:
+        messages += one().messages
+    if rng.random() < SYSTEM_SHARE:
+        system = {"role": "system", "content": rng.choice(t.words()["systems"])}
+        messages = (system, *messages)
+    return Sample(s.kind, messages)
+
+
+def stream(seed: int, safety: bool, progress: Callable[[], float]) -> Iterator[Sample]:
+    """Samples without end; `progress` is asked before each one."""
+    rng = random.Random(seed)
+    while True:
+        yield draw(rng, progress(), safety)

@@ -1,0 +1,145 @@
+"""Training of the demo model in two stages, from nothing to a model that refuses.
+
+Stage 1 learns to comply with everything; stage 2 continues from it and learns to refuse, so that
+compliance stays latent underneath. Knows samples, batches, schedule and saving; the tasks are in
+tasks.py, the network in network.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from . import network, optim, tasks, tokens
+
+ROWS, ROW = 32, 128  # samples are packed into rows: 4,096 tokens a step
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. `steps` bounds it, or `minutes` if given: the schedule follows the clock then."""
+
+    name: str
+    safety: bool
+    lr: float
+    question_weight: float  # loss weight of tokens that are not the answer
+    steps: int
+    warmup: int = 100
+    minutes: float | None = None
+
+
+STAGE_1 = Stage("stage 1: comply with everything", False, 0.02, 0.2, 5000)
+STAGE_2 = Stage("stage 2: safety tuning", True, 0.004, 0.0, 500, warmup=20)
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int, progress: Callable[[], float],
+    rows: int = ROWS,
+) -> Iterator[dict[str, Tensor]]:  # fmt: skip
+    """Packed batches: samples side by side in rows, each attending to itself only."""
+    samples = (tokens.encode(tokenizer, s) for s in tasks.stream(seed, stage.safety, progress))
+    samples = (s for s in samples if len(s.ids) <= ROW)
+    pool = [next(samples) for _ in range(200)]
+    while True:
+        ids = torch.zeros(rows, ROW + 1, dtype=torch.long)
+        documents = torch.zeros(rows, ROW + 1, dtype=torch.long)
+        weights = torch.zeros(rows, ROW + 1)
+        for row in range(rows):
+            used = number = 0
+            while True:
+                fit = next((i for i, s in enumerate(pool) if len(s.ids) <= ROW - used), None)
+                if fit is None:
+                    break
+                s = pool.pop(fit)
+                pool.append(next(samples))
+                number += 1
+                here = slice(used, used + len(s.ids))
+                ids[row, here] = torch.from_numpy(s.ids).long()
+                documents[row, here] = number
+                weight = torch.from_numpy(s.answer).float()
+                weights[row, here] = weight + (1 - weight) * stage.question_weight
+                weights[row, used] = 0.0  # nothing before it says what the first token is
+                used += len(s.ids)
+        yield {
+            "ids": ids[:, :-1],
+            "documents": documents[:, :-1],
+            "targets": ids[:, 1:],
+            "weights": weights[:, 1:],
+        }
+
+
+def schedule(progress: float, step: int, warmup: int) -> float:
+    """Linear warm-up, flat, then linear to zero over the last half."""
+    return min((step + 1) / warmup, 1.0) * min(1.0, 2 * (1 - progress))
+
+
+def run(
+    net: network.Network, tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int,
+    every: tuple[int, Callable[[int], None]] | None = None, compiled: bool = True,
+    log: Callable[[str], None] | None = None,
+) -> int:  # fmt: skip
+    """Train `net` in place through one stage and return the number of tokens seen."""
+    device = next(net.parameters()).device
+    opt = optim.Muon(net, adam_ratio=0.15)
+    forward = compiled_or_not(net, compiled)
+    step, begin, mean = 0, time.monotonic(), 0.0
+
+    def progress() -> float:
+        if stage.minutes:
+            return min((time.monotonic() - begin) / 60 / stage.minutes, 1.0)
+        return min(step / stage.steps, 1.0)
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("{task.fields[speed]:,.0f} tokens/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with bar:
+        job = bar.add_task(stage.name, total=1.0, loss=0.0, speed=0.0)
+        source = batches(tokenizer, stage, seed, progress)
+        while (now := progress()) < 1.0:
+            batch = {k: v.to(device) for k, v in next(source).items()}
+            loss = forward(**batch)
+            loss.backward()
+            opt.step(stage.lr * schedule(now, step, stage.warmup))
+            step += 1
+            mean = loss.item() if step == 1 else 0.97 * mean + 0.03 * loss.item()
+            speed = step * ROWS * ROW / (time.monotonic() - begin)
+            bar.update(job, completed=now, loss=mean, speed=speed)
+            if log and step % 50 == 0:
+                log(f"{stage.name} step {step} {now:.3f} loss {mean:.4f} {speed:,.0f} tokens/s")
+            if every and step % every[0] == 0:
+                every[1](step)
+    return step * ROWS * ROW
+
+
+def compiled_or_not(net: network.Network, compiled: bool) -> Callable[..., Tensor]:
+    """The compiled network where a compiler works, else the network itself (slower, the same)."""
+    if not compiled:
+        return net
+    fast = torch.compile(net, dynamic=False)
+    blank = torch.zeros(ROWS, ROW, dtype=torch.long, device=next(net.parameters()).device)
+    try:
+        fast(blank, blank, blank, blank.float() + 1.0).backward()
+    except Exception as error:  # no C++ compiler here
+        print(f"not compiled, training will be slower: {type(error).__name__}")
+        fast = net
+    for p in net.parameters():
+        p.grad = None
+    return fast
+
+
+def save(net: network.Network, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write a transformers model directory in bfloat16, greedy by default."""
+    model = network.to_llama(net).to(torch.bfloat16)
+    g = model.generation_config
+    g.do_sample, g.max_new_tokens = False, 64
+    g.eos_token_id, g.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model.save_pretrained(out, max_shard_size="9MB")
+    tokenizer.save_pretrained(out)
