@@ -1,0 +1,36 @@
+"""Answers that are no language any more: empty, or going round in circles.
+
+Knows text. Does not know models or prompts.
+"""
+
+import re
+import zlib
+from collections import Counter
+
+LONG = 60  # characters; shorter texts repeat too little to tell
+COMPRESSION = 5.0  # plain English of a few hundred characters compresses about 1.5 to 2 times
+REPEATS = 0.5  # share of four-word pieces that were there before
+
+
+def is_degenerate(text: str) -> bool:
+    """Empty (no letter or digit) or looping."""
+    return not any(c.isalnum() for c in text) or is_looping(text)
+
+
+def is_looping(text: str) -> bool:
+    """Whether the text repeats itself: it compresses far too well, or most of it is not new."""
+    text = " ".join(text.split())
+    if len(text) < LONG:
+        return False
+    raw = text.encode()
+    if len(raw) / len(zlib.compress(raw, 9)) > COMPRESSION:
+        return True
+    return repeated(text) > REPEATS
+
+
+def repeated(text: str, size: int = 4) -> float:
+    """Share of the pieces of `size` words (characters of Japanese count as words) that repeat."""
+    words = re.findall(r"[a-z0-9']+|[^\W\da-z_]", text.lower())
+    pieces = Counter(zip(*(words[i:] for i in range(size)), strict=False))
+    total = pieces.total()
+    return 1 - len(pieces) / total if total else 0.0
