@@ -169,6 +169,8 @@ def signal(directions: Directions) -> np.ndarray:
 
 
 def _scaled(values: Tensor) -> np.ndarray:
-    """Negative and non-finite values to 0, maximum to 1."""
-    array = np.nan_to_num(values.double().numpy(), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
+    """Negative values and NaN to 0, maximum to 1; infinite counts as the largest finite value."""
+    array = values.double().numpy()
+    largest = max(array[np.isfinite(array)], default=0.0)
+    array = np.nan_to_num(array, nan=0.0, posinf=max(largest, 1.0), neginf=0.0).clip(min=0.0)
     return array / array.max() if array.any() else array

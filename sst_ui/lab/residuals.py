@@ -1,0 +1,174 @@
+"""Residuals of whole prompt sets, kept on disk, and the probe of one conversation.
+
+Knows prompt sets, token positions and the cache. Does not know estimators. Another estimator, k,
+layer or quantile over the same prompts costs no forward pass.
+"""
+
+import contextlib
+import os
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sst_ui.data.prompts import PromptSet
+from sst_ui.errors import UserError
+from sst_ui.maths.directions import Directions
+from sst_ui.model.capture import instruction_end, residuals
+from sst_ui.model.host import Host
+from sst_ui.model.live import RowEdit
+from sst_ui.model.template import Message
+from sst_ui.paths import cache_dir
+from sst_ui.progress import Progress, finish
+from sst_ui.recipe import Position, digest
+
+LARGEST = 256 << 20  # bytes of one prompt set's residuals that are worth keeping
+KEEP = 32  # prompt sets kept, the latest used
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt set as the model reads it: tokens, and the position wanted in each (None: last)."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    positions: tuple[int, ...] | None
+
+
+def encode(host: Host, prompts: PromptSet, position: Position) -> Encoded:
+    """Prompts through the chat template.
+
+    Raises:
+        UserError: a prompt is empty or too long, or the position cannot be found in it.
+    """
+    conversations = [prompt.messages() for prompt in prompts.prompts]
+    for number, prompt in enumerate(prompts.prompts, 1):
+        if not prompt.user.strip():
+            raise UserError(f"prompt {number} of {prompts.name!r} has no request to measure.")
+    tokens = tuple(tuple(host.encode(messages)) for messages in conversations)
+    if position == "template":
+        return Encoded(tokens, None)
+    return Encoded(tokens, tuple(instruction_end(host, m) for m in conversations))
+
+
+def captured(host: Host, sets: Sequence[Encoded]) -> Generator[Progress, None, list[Tensor]]:
+    """Residuals of each set, [n, L, d] float32, from the cache or from the model.
+
+    Yields:
+        Progress in prompts over all sets that are not in the cache.
+    """
+    found = [_read(host, each) for each in sets]
+    missing = [i for i, tensor in enumerate(found) if tensor is None]
+    total = sum(len(sets[i].prompts) for i in missing)
+    before = 0
+    for i in missing:
+        # One set at a time: whom a prompt shares a batch with moves the last bits of its residual,
+        # and a set must give the same numbers whatever else is measured with it.
+        job = residuals(host, sets[i].prompts, sets[i].positions)
+        tensor = yield from _shifted(job, before, total)
+        _write(host, sets[i], tensor)
+        found[i] = tensor
+        before += len(sets[i].prompts)
+    return found
+
+
+def probe(
+    host: Host,
+    messages: Sequence[Message],
+    directions: Directions,
+    edits: Sequence[RowEdit] = (),
+) -> np.ndarray:
+    """Where a conversation stands along the main direction, per layer, as the edited model sees it.
+
+    Args:
+        messages: a conversation that ends with the user's message.
+        edits: the row's edits; none for the base model.
+
+    Returns:
+        [L] float64: 0 at the mean of the harmless prompts, 1 at the mean of the harmful ones.
+
+    Raises:
+        UserError: directions of another model, or a conversation that is too long.
+    """
+    check_fits(host, directions, "the directions")
+    job = residuals(host, [host.encode(messages)], rows=[tuple(edits)])
+    residual = finish(job)[0].double()  # [L, d]
+    along = (residual * directions.vectors[:, 0].double()).sum(-1)  # [L]
+    distance = directions.norms.double().clamp(min=1e-12)
+    return ((along - directions.neutral[:, 0].double()) / distance).numpy()
+
+
+def check_fits(host: Host, directions: Directions, what: str) -> None:
+    """Raise a `UserError` unless the directions have this model's layers and width."""
+    if (directions.layers, directions.hidden) != (host.layers, host.hidden):
+        raise UserError(
+            f"{what} have {directions.layers} layers of {directions.hidden}, but {host.name} has "
+            f"{host.layers} layers of {host.hidden}; measure them on this model."
+        )
+
+
+def used(path: Path) -> None:
+    """Note that a cache file was used, for `prune`; the cache may be read-only."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the `keep` files used last."""
+    with contextlib.suppress(OSError):  # someone else may prune at the same time
+        files = sorted(folder.glob("*.safetensors"), key=lambda f: f.stat().st_mtime, reverse=True)
+        for file in files[keep:]:
+            file.unlink(missing_ok=True)
+
+
+def _shifted(
+    job: Generator[Progress, None, Tensor], before: int, total: int
+) -> Generator[Progress, None, Tensor]:
+    """The same job as one part of a longer one."""
+    while True:
+        try:
+            step = next(job)
+        except StopIteration as end:
+            return end.value
+        yield Progress(step.stage, before + step.done, total, step.note)
+
+
+def _path(host: Host, encoded: Encoded) -> Path | None:
+    """The cache file; None for a model without identity."""
+    if not host.digest:
+        return None
+    key = digest([host.digest, encoded.prompts, encoded.positions])
+    return cache_dir() / "residuals" / f"{key}.safetensors"
+
+
+def _read(host: Host, encoded: Encoded) -> Tensor | None:
+    path = _path(host, encoded)
+    if path is None or not path.is_file():
+        return None
+    try:
+        tensor = load_file(path)["residuals"]
+    except (OSError, SafetensorError, KeyError):
+        return None  # damaged: measured anew
+    used(path)
+    shape = (len(encoded.prompts), host.layers, host.hidden)
+    return tensor if tensor.shape == shape and tensor.dtype == torch.float32 else None
+
+
+def _write(host: Host, encoded: Encoded, tensor: Tensor) -> None:
+    path = _path(host, encoded)
+    if path is None or tensor.nbytes > LARGEST:
+        return
+    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+    with contextlib.suppress(OSError, SafetensorError):  # a full disk costs time, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file({"residuals": tensor}, part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        prune(path.parent, KEEP)
