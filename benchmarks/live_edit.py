@@ -61,8 +61,21 @@ class Result:
     difference: float
 
 
-def measure(name: str, folder: Path, device: str, dtype: str, repeats: int, tokens: int) -> Result:
-    """Run every comparison for one model folder."""
+def measure(
+    name: str,
+    folder: Path,
+    device: str,
+    dtype: str,
+    repeats: int,
+    tokens: int,
+    memory: Callable[[str, Path, str, str], float] | None = None,
+) -> Result:
+    """Run every comparison for one model folder.
+
+    Args:
+        tokens: length of the answers that are timed side by side.
+        memory: gives the bytes a way adds at its peak; a process of its own for each by default.
+    """
     host, copy = _host(folder, device, dtype), _host(folder, device, dtype)
     random = direction_files.random(host.layers, host.hidden)
     prompt = host.encode(QUESTION)
@@ -93,7 +106,7 @@ def measure(name: str, folder: Path, device: str, dtype: str, repeats: int, toke
         repeats=repeats,
         change={way: median(values) for way, values in change.items()},
         first_token={way: median(values) for way, values in first.items()},
-        memory={way: _memory(way, folder, device, dtype) for way in WAYS},
+        memory={way: (memory or in_child)(way, folder, device, dtype) for way in WAYS},
         together=together,
         in_turn=in_turn,
         difference=float((logits["live"] - logits["rewrite"]).abs().max()),
@@ -126,7 +139,7 @@ def _side_by_side(
     return median(together), median(in_turn)
 
 
-def _memory(way: str, folder: Path, device: str, dtype: str) -> float:
+def in_child(way: str, folder: Path, device: str, dtype: str) -> float:
     """Bytes a way adds at its peak, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.live_edit", "--memory", way]
     command += ["--folder", str(folder), "--device", device, "--dtype", dtype]
@@ -136,8 +149,8 @@ def _memory(way: str, folder: Path, device: str, dtype: str) -> float:
     return float(run.stdout.split()[-1])
 
 
-def _memory_here(way: str, folder: Path, device: str, dtype: str) -> float:
-    """In the child: the resident base answers once, then the way changes its edit a few times."""
+def in_here(way: str, folder: Path, device: str, dtype: str) -> float:
+    """The same in this process: the base answers once, then the edit changes a few times."""
     host = _host(folder, device, dtype)
     random = direction_files.random(host.layers, host.hidden)
     prompt = host.encode(QUESTION)
@@ -210,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.memory:
-        print(_memory_here(options.memory, options.folder, options.device, options.dtype))
+        print(in_here(options.memory, options.folder, options.device, options.dtype))
         return 0
     shared = (options.device, options.dtype, options.repeats, options.tokens)
     results = []
