@@ -20,7 +20,7 @@ CHATML = (PRESETS / "templates" / "chatml.jinja").read_text(encoding="utf-8")
 def byte_tokenizer(
     template: str | None = CHATML, adds_bos: bool = False, pad: bool = True
 ) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a chat template, with or without BOS by itself, with or without pad."""
+    """A byte-level tokenizer with a chat template; it may add BOS itself and may lack pad."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
     backend = Tokenizer(models.BPE(vocabulary, []))

@@ -17,6 +17,11 @@ from sst_ui.model.live import RowEdit
 
 Row = tuple[RowEdit, ...]  # the edits of one row; empty: the base model
 
+# Nobody waits long for a turn: floating point operations of about a second on a small machine and
+# on an accelerator, to be divided by the parameters, and bounds on the tokens that come out.
+WORK = {"cpu": 1e11, "other": 1e14}
+TOKENS = (64, 8192)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -81,6 +86,21 @@ def forward(
     with host.step(plan), torch.inference_mode():
         logits = host.model(**inputs, past_key_values=cache, use_cache=cache is not None).logits
     return logits[:, -keep:]
+
+
+def tokens_a_step(host: Host) -> int:
+    """Padded tokens to compute in one turn: by the model's size, not by timing, so that results of
+    a job do not depend on what else the machine does."""
+    work = WORK["cpu" if host.device.type == "cpu" else "other"]
+    return int(min(max(work / max(host.parameters, 1), TOKENS[0]), TOKENS[1]))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class for it; MPS and the CPU allocator only a message."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        word in str(error).lower() for word in words
+    )
 
 
 @lru_cache

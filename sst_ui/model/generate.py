@@ -13,14 +13,22 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sst_ui.errors import UserError
-from sst_ui.model.batch import Batch, Row, forward, left_padded, rows_for
+from sst_ui.model.batch import (
+    Batch,
+    Row,
+    forward,
+    left_padded,
+    out_of_memory,
+    rows_for,
+    tokens_a_step,
+)
 from sst_ui.model.host import Host
 from sst_ui.model.score import logprobs, teacher_forced
 from sst_ui.progress import Progress
 
 __all__ = ["answers", "generate", "logprobs", "stream", "teacher_forced"]
 
-OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
+ROWS = 32  # answers at a time; more would not be faster, and a step would hold up a chat
 
 
 def generate(
@@ -178,20 +186,21 @@ def answers(
     Prompts of similar length share a batch; a batch that does not fit the memory is halved.
 
     Args:
-        batch: rows at a time (default: by device).
+        batch: rows at a time (default: as many as the device can take in a short step).
 
     Yields:
         Progress in finished answers, several times a second.
     """
     rows = rows_for(prompts, rows)
-    size = batch or (16 if host.device.type == "cpu" else 32)
+    size = batch or ROWS
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     texts = [""] * len(prompts)
     done, told = 0, 0.0
     yield Progress(stage, 0, len(prompts))
     while waiting:
-        chunk = waiting[:size]
-        tokens: dict[int, list[int]] = {i: [] for i in chunk}
+        fitting = size if batch else max(1, tokens_a_step(host) // len(prompts[waiting[0]]))
+        chunk = waiting[: min(size, fitting)]
+        tokens: dict[int, list[int]] | None = {i: [] for i in chunk}
         try:
             steps = generate(
                 host, [prompts[i] for i in chunk], [rows[i] for i in chunk], max_new_tokens
@@ -202,10 +211,11 @@ def answers(
                 if time.monotonic() - told > 0.2:
                     told = time.monotonic()
                     yield Progress(stage, done + len(chunk) - len(column), len(prompts))
-        except (*OUT_OF_MEMORY, RuntimeError) as error:
-            if len(chunk) == 1 or not _out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if len(chunk) == 1 or not out_of_memory(error):
                 raise
-            size = (len(chunk) + 1) // 2
+            tokens, size = None, (len(chunk) + 1) // 2
+        if tokens is None:  # only here, behind the exception, are the failed step's tensors free
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             continue
@@ -215,10 +225,3 @@ def answers(
         done += len(chunk)
         yield Progress(stage, done, len(prompts))
     return texts
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class for it; the CPU allocator and MPS only a message."""
-    return isinstance(error, OUT_OF_MEMORY) or any(
-        words in str(error).lower() for words in ("out of memory", "can't allocate memory")
-    )

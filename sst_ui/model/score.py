@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sst_ui.model.batch import Row, forward, left_padded, rows_for
+from sst_ui.model.batch import Row, forward, left_padded, rows_for, tokens_a_step
 from sst_ui.model.host import Host
 
-TOKENS = 4096  # padded tokens a forward pass; bounds memory, not results
+LOGITS = 1 << 27  # numbers of a forward pass's logits, half a gigabyte
 
 
 def logprobs(
@@ -24,7 +24,7 @@ def logprobs(
     """
     rows = rows_for(prompts, rows)
     result: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for chunk in _chunks([len(prompt) for prompt in prompts]):
+    for chunk in _chunks(host, [len(prompt) for prompt in prompts], longest=1):
         batch = left_padded([prompts[i] for i in chunk], host.pad, host.device)
         plan = host.live.compile([rows[i] for i in chunk])
         logits = forward(host, batch, plan, keep=1)[:, -1]  # [chunk, vocabulary]
@@ -52,21 +52,29 @@ def teacher_forced(
     # the last token of a continuation is predicted but never read
     texts = [[*p, *c][:-1] for p, c in zip(prompts, continuations, strict=True)]
     result: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for chunk in _chunks([len(text) for text in texts]):
+    wanted = max((len(continuation) for continuation in continuations), default=1)
+    for chunk in _chunks(host, [len(text) for text in texts], wanted):
         batch = left_padded([texts[i] for i in chunk], host.pad, host.device)
         plan = host.live.compile([rows[i] for i in chunk])
         longest = max(len(continuations[i]) for i in chunk)
         logits = forward(host, batch, plan, keep=longest)  # [chunk, longest, vocabulary]
         for i, row in zip(chunk, logits, strict=True):
-            wanted = row[longest - len(continuations[i]) :]
-            result[i] = wanted.float().log_softmax(-1).cpu()
+            row = row[longest - len(continuations[i]) :]
+            result[i] = row.float().log_softmax(-1).cpu()
     return result
 
 
-def _chunks(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in groups of similar length, each of at most TOKENS padded tokens."""
+def _chunks(host: Host, lengths: Sequence[int], longest: int) -> Iterator[list[int]]:
+    """Indices in groups of similar length, small enough for a turn and for their logits.
+
+    Args:
+        lengths: tokens of each text.
+        longest: most positions of a text that logits are wanted for.
+    """
+    vocabulary = host.model.config.get_text_config().vocab_size
     order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
     while order:
-        size = max(1, TOKENS // max(1, lengths[order[0]]))
+        size = tokens_a_step(host) // max(1, lengths[order[0]])
+        size = max(1, min(size, LOGITS // (longest * vocabulary)))
         yield order[:size]
         order = order[size:]

@@ -12,18 +12,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants
 
 from sst_ui.errors import UserError
+from sst_ui.model import hub
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress
 from sst_ui.recipe import ModelSpec
@@ -52,7 +44,7 @@ class Source:
 
     def read(self, name: str) -> dict:
         """One of the small JSON files, fetched if need be."""
-        path = self.folder / name if self.folder else _fetch(self.spec.id, name, self.commit)
+        path = self.folder / name if self.folder else hub.fetch(self.spec.id, name, self.commit)
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -79,7 +71,7 @@ class Source:
             done = 0
             for name in names:
                 yield Progress("download", done, total, name)
-                path = Path(_fetch(self.spec.id, name, self.commit))
+                path = Path(hub.fetch(self.spec.id, name, self.commit))
                 done += self.files.get(name, 0)
             yield Progress("download", total, total)
             folder = path.parents[len(Path(name).parts) - 1]
@@ -98,7 +90,7 @@ def open_source(spec: ModelSpec) -> Source:
     """
     if not spec.id.strip():
         raise UserError("no model given; give a Hub id, a folder, or 'demo'.")
-    source = _folder(spec) if is_local(spec.id) else _hub(spec)
+    source = _folder(spec) if is_local(spec.id) else _remote(spec)
     _check(source)
     return source
 
@@ -122,73 +114,15 @@ def _folder(spec: ModelSpec) -> Source:
     return Source(spec, "demo" if folder == DEMO else folder.name, folder, _sizes(folder))
 
 
+def _remote(spec: ModelSpec) -> Source:
+    listing = hub.list_files(spec.id, spec.revision)
+    if isinstance(listing, Path):  # no network, but an earlier download is there
+        return Source(spec, spec.id, listing, _sizes(listing), listing.name)
+    return Source(spec, spec.id, None, *listing)
+
+
 def _sizes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-
-
-def _hub(spec: ModelSpec) -> Source:
-    try:
-        info = HfApi().model_info(spec.id, revision=spec.revision, files_metadata=True, timeout=15)
-    except HfHubHTTPError as error:
-        raise _hub_error(spec, error) from error
-    except HFValidationError as error:
-        raise _no_id(spec) from error
-    except (OfflineModeIsEnabled, OSError):
-        return _cached(spec)
-    except Exception as error:
-        if not type(error).__module__.startswith("http"):
-            raise
-        return _cached(spec)  # the transport's own errors: no network, no name, no answer
-    files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    return Source(spec, spec.id, None, files, info.sha)
-
-
-def _cached(spec: ModelSpec) -> Source:
-    """Without the network, an earlier download will do."""
-    try:
-        folder = Path(snapshot_download(spec.id, revision=spec.revision, local_files_only=True))
-    except HFValidationError as error:
-        raise _no_id(spec) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{spec.id} is not on this machine and the Hugging Face Hub cannot be reached; "
-            "give a local folder, or 'demo'."
-        ) from error
-    return Source(spec, spec.id, folder, _sizes(folder), folder.name)
-
-
-def _no_id(spec: ModelSpec) -> UserError:
-    return UserError(
-        f"{spec.id!r} is neither a folder on this machine nor a Hub id such as 'org/name'."
-    )
-
-
-def _hub_error(spec: ModelSpec, error: HfHubHTTPError) -> UserError:
-    if isinstance(error, GatedRepoError):
-        return UserError(
-            f"{spec.id} is gated: accept its licence on its Hub page and log in with "
-            "`hf auth login` (or set HF_TOKEN), or give a local folder."
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return UserError(f"{spec.id} has no revision {spec.revision!r}; check model.revision.")
-    if isinstance(error, RepositoryNotFoundError):
-        return UserError(
-            f"{spec.id} was not found on the Hub (or is private: log in); check the id, or give a "
-            "local folder such as ./" + spec.id.rpartition("/")[2] + "."
-        )
-    return UserError(f"the Hub refused {spec.id}: {' '.join(str(error).split())[:200]}")
-
-
-def _fetch(repo: str, name: str, commit: str | None) -> str:
-    try:
-        return hf_hub_download(repo, name, revision=commit)
-    except GatedRepoError as error:
-        raise _hub_error(ModelSpec(id=repo), error) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{name} of {repo} could not be downloaded: {' '.join(str(error).split())[:200]} "
-            "Try again: what is there already is kept."
-        ) from error
 
 
 def _check(source: Source) -> None:

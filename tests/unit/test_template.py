@@ -1,0 +1,152 @@
+"""From messages to tokens: the traps that break other tools, one test each."""
+
+import pytest
+
+from sst_ui.errors import UserError
+from sst_ui.model.template import TEMPLATES, ChatTemplate, read_template, without_thinking
+from sst_ui.recipe import ModelSpec
+from tests.talk import CHATML, byte_tokenizer, tiny_host
+
+BOS = 1
+WITH_BOS = "{{ bos_token }}" + CHATML
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}" + CHATML
+)
+DROPS_SYSTEM = (
+    "{% for m in messages if m['role'] != 'system' %}{{ m['content'] + '</s>' }}{% endfor %}"
+)
+THINKING = (
+    CHATML + "{% if add_generation_prompt and not enable_thinking %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+)
+ALWAYS_THINKING = CHATML + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+USER = [{"role": "user", "content": "Hello"}]
+SYSTEM = [{"role": "system", "content": "Be brief."}, *USER]
+
+
+@pytest.mark.parametrize("writes", [False, True], ids=["template-silent", "template-writes"])
+@pytest.mark.parametrize("adds", [False, True], ids=["tokenizer-silent", "tokenizer-adds"])
+def test_a_prompt_never_starts_with_two_bos(writes, adds):
+    template = ChatTemplate(byte_tokenizer(WITH_BOS if writes else CHATML, adds_bos=adds))
+    ids = template.encode(USER)
+    assert ids.count(BOS) == (1 if writes or adds else 0)
+    assert BOS not in ids[1:]
+
+
+def test_bos_is_the_only_difference_to_the_rendered_text():
+    plain = ChatTemplate(byte_tokenizer(CHATML)).encode(USER)
+    added = ChatTemplate(byte_tokenizer(CHATML, adds_bos=True)).encode(USER)
+    assert added == [BOS, *plain]
+
+
+@pytest.mark.parametrize("source", [NO_SYSTEM, DROPS_SYSTEM], ids=["rejected", "dropped"])
+def test_a_system_message_survives_a_template_without_system_role(source):
+    template = ChatTemplate(byte_tokenizer(source))
+    assert not template.accepts_system
+    assert "Be brief.\n\nHello" in template.format(SYSTEM)
+
+
+def test_a_system_message_stays_its_own_where_the_template_takes_it():
+    text = ChatTemplate(byte_tokenizer()).format(SYSTEM)
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+
+
+def test_formatting_leaves_the_messages_as_they_were():
+    messages = [dict(m) for m in SYSTEM]
+    ChatTemplate(byte_tokenizer(NO_SYSTEM)).format(messages)
+    assert messages == SYSTEM
+
+
+@pytest.mark.parametrize("source", [THINKING, ALWAYS_THINKING], ids=["listens", "ignores"])
+def test_with_thinking_off_the_prompt_ends_behind_a_closed_block(source):
+    template = ChatTemplate(byte_tokenizer(source), enable_thinking=False)
+    assert template.format(USER).endswith("</think>\n\n")
+
+
+@pytest.mark.parametrize("source", [THINKING, ALWAYS_THINKING], ids=["listens", "ignores"])
+def test_with_thinking_on_no_block_is_closed(source):
+    template = ChatTemplate(byte_tokenizer(source), enable_thinking=True)
+    assert "</think>" not in template.format(USER)
+
+
+def test_the_answer_is_what_follows_the_thinking():
+    assert without_thinking("<think>\nhm\n</think>\n\nYes.") == "Yes."
+    assert without_thinking("Yes.") == "Yes."
+
+
+def test_a_model_without_template_asks_for_one_and_names_the_presets():
+    with pytest.raises(UserError, match=r"no chat template.*chatml, plain"):
+        ChatTemplate(byte_tokenizer(None))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+def test_every_preset_template_writes_all_roles(name):
+    template = ChatTemplate(byte_tokenizer(None), name)
+    history = [*SYSTEM, {"role": "assistant", "content": "Hi."}, {"role": "user", "content": "Bye"}]
+    text = template.format(history)
+    assert [text.count(m["content"]) for m in history] == [1, 1, 1, 1]
+    assert template.accepts_system
+
+
+def test_a_template_file_replaces_the_models_own(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}", encoding="utf-8")
+    assert ChatTemplate(byte_tokenizer(), str(path)).format(USER) == "[Hello]"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("chatm", "did you mean 'chatml'"), ("./none.jinja", "does not exist")],
+)
+def test_an_unknown_template_is_named(source, message):
+    with pytest.raises(UserError, match=message):
+        read_template(source)
+
+
+def test_a_file_that_is_no_template_is_refused(tmp_path):
+    path = tmp_path / "readme.txt"
+    path.write_text("hello", encoding="utf-8")
+    with pytest.raises(UserError, match="not a chat template"):
+        read_template(str(path))
+
+
+def test_a_conversation_that_the_template_refuses_is_a_clear_message():
+    strict = "{{ raise_exception('must alternate') if messages[0]['role'] != 'user' else '' }}"
+    template = ChatTemplate(byte_tokenizer(strict + CHATML))
+    with pytest.raises(UserError, match="assistant: must alternate"):
+        template.format([{"role": "assistant", "content": "Hi."}])
+
+
+def test_the_end_of_turn_token_of_the_template_ends_an_answer():
+    tokenizer = byte_tokenizer()
+    assert ChatTemplate(tokenizer).stop == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert ChatTemplate(byte_tokenizer("{{ messages[0]['content'] }}x")).stop == {2}
+
+
+def test_a_model_without_pad_token_answers_a_batch():
+    from sst_ui.model.generate import generate
+
+    with_pad, without = tiny_host(), tiny_host(tokenizer=byte_tokenizer(pad=False))
+    prompts = [with_pad.encode("Hello"), with_pad.encode("A longer prompt")]
+    assert without.pad == without.tokenizer.eos_token_id != with_pad.pad
+    assert list(generate(without, prompts, None, 8)) == list(generate(with_pad, prompts, None, 8))
+
+
+def test_a_prompt_longer_than_the_context_says_both_numbers(tiny_host):
+    with pytest.raises(UserError, match=r"the prompt has 3\d\d tokens .* reads 256"):
+        tiny_host().encode("x" * 300)
+
+
+def test_the_system_argument_is_a_system_message(tiny_host):
+    host = tiny_host()
+    assert host.encode("Hello", system="Be brief.") == host.encode(SYSTEM)
+    assert host.encode("Hello") == host.encode(USER)
+
+
+def test_one_setting_of_the_spec_reaches_the_prompt(tiny_host):
+    thinking = tiny_host(
+        tokenizer=byte_tokenizer(THINKING), spec=ModelSpec(id="x", enable_thinking=True)
+    )
+    silent = tiny_host(tokenizer=byte_tokenizer(THINKING))
+    assert len(silent.encode("Hello")) > len(thinking.encode("Hello"))
