@@ -1,0 +1,117 @@
+"""An evaluation: every metric of the base and the edited model, with intervals and a verdict.
+
+Knows which metrics share a prompt set, and so one pass over it. Does not know how answers are made
+or scored, nor screens. Nothing is written.
+"""
+
+from collections.abc import Generator
+from dataclasses import replace
+
+import numpy as np
+
+import sst_ui.metrics  # noqa: F401  registers the metrics
+from sst_ui.data import prompts
+from sst_ui.errors import UserError
+from sst_ui.lab.observe import Task, observe, prepare
+from sst_ui.metrics.combined import derive
+from sst_ui.metrics.registry import Derived, Metric, default_metrics, find
+from sst_ui.metrics.results import Goal, Item, MetricResult, Value, compare
+from sst_ui.model.host import Host
+from sst_ui.model.live import RowEdit
+from sst_ui.progress import Progress
+from sst_ui.recipe import Evaluation
+
+__all__ = ["Item", "MetricResult", "Value", "evaluate", "goal"]
+
+
+def evaluate(
+    host: Host, edits: tuple[RowEdit, ...], evaluation: Evaluation
+) -> Generator[Progress | MetricResult, None, list[MetricResult]]:
+    """Compute metrics on held-out prompts, greedily, base and edited in the same batches.
+
+    Args:
+        edits: what to compare with the base; () measures the base alone.
+        evaluation: which metrics (empty: the default ones; `name@prompts` for other prompts), how
+            many prompts of each set, how long the answers.
+
+    Yields:
+        Progress, and each MetricResult as soon as it is known. Closing the generator stops the work
+        within one token; what was yielded stays good.
+
+    Returns:
+        All results in the order in which they were asked for.
+
+    Raises:
+        UserError: an unknown metric or prompt set, a bad prompt file, a prompt that is too long;
+            all before anything is computed.
+    """
+    wanted = [find(name) for name in dict.fromkeys(evaluation.metrics or default_metrics())]
+    passes = _passes(host, _leaves(wanted), evaluation)
+    # an edit of strength 0 is the base: its answers are the base's, to the bit
+    active = tuple(edit for edit in edits if np.any(edit.alpha))
+    aim = goal(edits)
+    results: dict[str, MetricResult] = {}
+    for number, (task, metrics) in enumerate(passes, start=1):
+        job = observe(host, task, active or None)
+        base, edited = yield from _counted(job, f"step {number} of {len(passes)}")
+        if edits and not active:
+            edited = base
+        for metric in metrics:
+            result = compare(metric, task.prompts.prompts, base, edited, aim)
+            results[metric.name] = result
+            if metric in wanted:
+                yield result
+        for row in wanted:
+            ready = isinstance(row, Derived) and results.keys() >= set(row.sources)
+            if ready and row.name not in results:
+                sources = {name: results[name] for name in row.sources}
+                results[row.name] = derive(row, sources, aim)
+                yield results[row.name]
+    return [results[row.name] for row in wanted]
+
+
+def goal(edits: tuple[RowEdit, ...]) -> Goal:
+    """What an edit is for, by the sign of its mean strength: remove refusal or reinforce it."""
+    total = sum(
+        float(np.mean(edit.alpha)) * (-1 if edit.operation == "add" else 1) for edit in edits
+    )
+    return "reinforce" if total < 0 else "remove"
+
+
+def _leaves(wanted: list[Metric | Derived]) -> list[Metric]:
+    """The metrics that need answers, with the sources of derived ones."""
+    leaves: dict[str, Metric] = {}
+    for row in wanted:
+        for metric in [find(n) for n in row.sources] if isinstance(row, Derived) else [row]:
+            leaves[metric.name] = metric
+    return list(leaves.values())
+
+
+def _passes(
+    host: Host, metrics: list[Metric], evaluation: Evaluation
+) -> list[tuple[Task, list[Metric]]]:
+    """Metrics grouped by what they read on which prompts, in the order of first use."""
+    groups: dict[tuple[str, str], list[Metric]] = {}
+    for metric in metrics:
+        groups.setdefault((metric.reads, metric.prompts), []).append(metric)
+    passes = []
+    for (reads, name), members in groups.items():
+        title = members[0].title
+        try:
+            chosen = prompts.load(name, evaluation.samples)
+        except UserError as error:
+            raise UserError(f"{title}: {error}") from error
+        passes.append((prepare(host, reads, chosen, evaluation.max_new_tokens, title), members))
+    return passes
+
+
+def _counted(
+    job: Generator[Progress, None, object], note: str
+) -> Generator[Progress, None, object]:
+    """The same job, its progress saying which step of the evaluation it is."""
+    while True:
+        try:
+            step = next(job)
+        except StopIteration as end:
+            return end.value
+        yield replace(step, note=f"{note}; {step.note}" if step.note else note)

@@ -1,0 +1,55 @@
+"""Whether the model still speaks sense, and one number for stopping rules.
+
+Knows answers and other metrics' results. Does not know models.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sst_ui.data.prompts import Prompt
+from sst_ui.metrics.combined import Means, resampled
+from sst_ui.metrics.degenerate import is_degenerate
+from sst_ui.metrics.refusal import without_reasoning
+from sst_ui.metrics.registry import Score, derived, metric
+from sst_ui.metrics.results import MetricResult, Value
+
+UTILITY = ("facts", "multiple_choice", "reading")
+
+
+@metric(
+    "degenerate",
+    title="Degenerate answers",
+    unit="rate",
+    better="low",
+    prompts="demo/harmless_heldout",
+)
+def degenerate(prompt: Prompt, answer: str) -> Score:
+    """Share of ordinary prompts with an answer that is empty or goes round in circles."""
+    broken = is_degenerate(without_reasoning(answer))
+    return Score(broken, "degenerate" if broken else "sound")
+
+
+@derived(
+    "quality",
+    title="Quality kept",
+    unit="score",
+    better="high",
+    sources=(*UTILITY, "degenerate"),
+)
+def quality(sources: Mapping[str, MetricResult]) -> tuple[Value, Value | None]:
+    """Utility kept times the share of sound answers, 0..1.
+
+    Utility kept is the mean over facts, multiple choice and reading of edited / base, at most 1
+    each, so that a gain in one does not hide a loss in another.
+    """
+
+    def combine(base: Means, edited: Means) -> np.ndarray:
+        kept = [np.minimum(1, edited[name] / base[name]) for name in UTILITY]
+        return np.mean(kept, axis=0) * (1 - edited["degenerate"])
+
+    n = min(len(result.items) for result in sources.values())
+    base = resampled(sources, lambda means, _: combine(means, means), n)
+    if any(result.edited is None for result in sources.values()):
+        return base, None
+    return base, resampled(sources, combine, n)

@@ -1,0 +1,157 @@
+"""The registry: a metric is one row of facts about it and one function that scores one prompt.
+
+Knows names, units and which observations a function reads. Does not know models; how observations
+are made is in lab/evaluate. To add a metric, write the function and decorate it:
+
+    @metric("polite", title="Says please", unit="rate", better="high", prompts="demo/harmless")
+    def polite(prompt: Prompt, answer: str) -> bool:
+        return "please" in answer.lower()
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from sst_ui.errors import unknown
+
+Unit = Literal["rate", "score", "nats/token", "perplexity"]  # rate: share of yes or no, 0..1
+Better = Literal["high", "low"]
+Reads = Literal["answer", "choice", "divergence", "text"]
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one answer is worth: `value` None leaves the prompt out; `label` is a word about it."""
+
+    value: float | None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the registry.
+
+    Attributes:
+        unit: rates get Wilson intervals and McNemar's test, everything else the bootstrap.
+        better: which way is good; `follows_goal` turns it round where refusal is being reinforced.
+        prompts: the prompt set it runs on.
+        reads: what `score` gets beside the prompt: the greedy `answer` (text), `choice` (one
+            log-likelihood a letter), `divergence` (KL at each token of the base's answer), `text`
+            (log-probability of each token of a plain text).
+        score: (prompt, observation) -> Score, number, bool, or None to leave the prompt out.
+        default: whether an evaluation that names no metrics computes it.
+        negligible: differences up to this size are no news, however significant.
+        transform: applied to the mean and its bounds (perplexity is the exponential of a mean).
+    """
+
+    name: str
+    title: str
+    unit: Unit
+    better: Better
+    prompts: str
+    reads: Reads
+    score: Callable[[Any, Any], Any]
+    follows_goal: bool = False
+    default: bool = True
+    negligible: float = 0.0
+    transform: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A number made of other metrics.
+
+    Attributes:
+        sources: names of the metrics it is made of.
+        combine: mapping of source name -> MetricResult, to the base's and the edited model's Value;
+            the second is None where the edited model was not measured.
+    """
+
+    name: str
+    title: str
+    unit: Unit
+    better: Better
+    sources: tuple[str, ...]
+    combine: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+    follows_goal: bool = False
+    default: bool = True
+
+
+class Registry(Generic[Row]):
+    """Rows by name, in the order they were added; unknown names get a suggestion."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._rows: dict[str, Row] = {}
+
+    def add(self, row: Row) -> None:
+        """Add a row under its name; a later one replaces an earlier one."""
+        self._rows[row.name] = row
+
+    def __getitem__(self, name: str) -> Row:
+        """Raises UserError, with the nearest name, for one that is unknown."""
+        if name not in self._rows:
+            raise unknown(self._what, name, self._rows)
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows.values())
+
+    def names(self) -> list[str]:
+        """All names, in the order they were added."""
+        return list(self._rows)
+
+
+METRICS: Registry[Metric | Derived] = Registry("metric")
+
+
+def metric(
+    name: str, *, title: str, unit: Unit, better: Better, prompts: str, **more: Any
+) -> Callable[[Callable], Callable]:
+    """Decorate a scoring function to make it a metric; `more` are further fields of `Metric`."""
+
+    def add(function: Callable) -> Callable:
+        more.setdefault("reads", "answer")
+        METRICS.add(Metric(name, title, unit, better, prompts, score=function, **more))
+        return function
+
+    return add
+
+
+def derived(
+    name: str, *, title: str, unit: Unit, better: Better, sources: tuple[str, ...], **more: Any
+) -> Callable[[Callable], Callable]:
+    """Decorate a combining function to make it a derived metric."""
+
+    def add(function: Callable) -> Callable:
+        METRICS.add(Derived(name, title, unit, better, sources, combine=function, **more))
+        return function
+
+    return add
+
+
+def find(name: str) -> Metric | Derived:
+    """A metric by name; `refusal_rate@mine.jsonl` is that metric on other prompts.
+
+    Raises:
+        UserError: unknown name, or other prompts for a metric that has none of its own.
+    """
+    bare, at, prompts = name.partition("@")
+    row = METRICS[bare.strip()]
+    if not at:
+        return row
+    if isinstance(row, Derived):
+        raise unknown("metric with prompts of its own", name, _with_prompts())
+    title = f"{row.title} ({Path(prompts).name})"
+    return replace(row, name=name, title=title, prompts=prompts.strip())
+
+
+def default_metrics() -> list[str]:
+    """Names of the metrics that an evaluation computes when it names none."""
+    return [row.name for row in METRICS if row.default]
+
+
+def _with_prompts() -> list[str]:
+    return [row.name for row in METRICS if isinstance(row, Metric)]

@@ -1,0 +1,207 @@
+"""From scores to numbers: value, interval, verdict, and the rows behind them.
+
+Knows scores of the same prompts under the base and the edited model. Does not know how they came
+about. The base and the edited score of a prompt belong together, so all comparisons are paired.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from sst_ui.data.prompts import Prompt
+from sst_ui.maths.statistics import bootstrap, mcnemar, wilson
+from sst_ui.metrics.registry import Better, Derived, Metric, Score
+
+Goal = Literal["remove", "reinforce"]
+Verdict = Literal["better", "worse", "same"]
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number over n prompts with its 95 % interval; all nan where n is 0."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain data; a number that does not exist is null."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {k: v if math.isfinite(v) else None for k, v in numbers.items()} | {"n": self.n}
+
+
+NOTHING = Value(math.nan, math.nan, math.nan, 0)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt with both answers, what they were labelled and what they scored."""
+
+    prompt: str
+    base: str
+    edited: str | None
+    base_label: str
+    edited_label: str
+    base_score: float
+    edited_score: float | None
+    topic: str = ""
+    expected: str = ""
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One metric of the base and the edited model, down to the prompts.
+
+    Attributes:
+        better: which way is good, given what the edit is for.
+        edited, verdict: None where only the base was measured.
+        prompts: the prompt set; empty for a derived metric.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+    base: Value
+    edited: Value | None
+    items: tuple[Item, ...]
+    verdict: Verdict | None
+    prompts: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of metrics.json."""
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "better": self.better,
+            "base": self.base.to_json(),
+            "edited": None if self.edited is None else self.edited.to_json(),
+        }
+
+    def topics(self) -> dict[str, tuple[Value, Value | None]]:
+        """Base and edited value of every topic, in order of first appearance."""
+        groups: dict[str, list[Item]] = {}
+        for item in self.items:
+            groups.setdefault(item.topic, []).append(item)
+        rate = self.unit == "rate"
+        return {
+            topic: (
+                measured([i.base_score for i in rows], rate),
+                None if self.edited is None else measured([i.edited_score for i in rows], rate),
+            )
+            for topic, rows in groups.items()
+        }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An observation as text for the screen, and what the metric's function makes of it."""
+
+    text: str
+    observation: Any
+
+
+def measured(scores: Sequence[float], rate: bool, transform=None) -> Value:
+    """Mean of the scores with its interval: Wilson for rates, bootstrap for anything else."""
+    if not scores:
+        return NOTHING
+    n, mean = len(scores), math.fsum(scores) / len(scores)
+    low, high = wilson(round(sum(scores)), n) if rate else bootstrap(scores)
+    if transform:
+        mean, low, high = (float(transform(x)) for x in (mean, low, high))
+    return Value(mean, low, high, n)
+
+
+def compare(
+    metric: Metric,
+    prompts: Sequence[Prompt],
+    base: Sequence[Shown],
+    edited: Sequence[Shown] | None,
+    goal: Goal = "remove",
+) -> MetricResult:
+    """Score every prompt under both models.
+
+    Args:
+        prompts, base, edited: of equal length; `edited` None measures the base alone.
+        goal: what the edit is for; it turns round what is better for refusal itself.
+    """
+    items = []
+    for index, prompt in enumerate(prompts):
+        one = _score(metric, prompt, base[index])
+        two = _score(metric, prompt, edited[index]) if edited is not None else Score(one.value)
+        if one.value is None or two.value is None:
+            continue
+        items.append(
+            Item(
+                prompt=prompt.user or prompt.text,
+                base=base[index].text,
+                edited=None if edited is None else edited[index].text,
+                base_label=one.label,
+                edited_label=two.label,
+                base_score=one.value,
+                edited_score=None if edited is None else two.value,
+                topic=prompt.topic or prompt.subject,
+                expected=_expected(prompt),
+            )
+        )
+    rate, better = metric.unit == "rate", direction(metric, goal)
+    before = [item.base_score for item in items]
+    value, after, verdict = measured(before, rate, metric.transform), None, None
+    if edited is not None:
+        scores = [item.edited_score for item in items]
+        after = measured(scores, rate, metric.transform)
+        verdict = judge(before, scores, rate, better, metric.negligible)
+    return MetricResult(
+        metric.name, metric.title, metric.unit, better, value, after, tuple(items), verdict,
+        metric.prompts,
+    )  # fmt: skip
+
+
+def judge(
+    base: Sequence[float],
+    edited: Sequence[float],
+    rate: bool,
+    better: Better,
+    negligible: float = 0.0,
+) -> Verdict:
+    """Whether the edit moved a metric by more than chance.
+
+    McNemar's exact test for rates; for means, whether the bootstrap interval of the paired
+    difference leaves ±`negligible`.
+    """
+    change = np.subtract(edited, base)
+    if not change.any():
+        return "same"
+    if rate:
+        news = mcnemar(int((change > 0).sum()), int((change < 0).sum())) < SIGNIFICANT
+    else:
+        low, high = bootstrap(change)
+        news = low > negligible or high < -negligible
+    if not news:
+        return "same"
+    return "better" if (change.sum() > 0) == (better == "high") else "worse"
+
+
+def direction(row: Metric | Derived, goal: Goal) -> Better:
+    """Which way is good: metrics of refusal itself turn round where the edit reinforces it."""
+    if row.follows_goal and goal == "reinforce":
+        return "low" if row.better == "high" else "high"
+    return row.better
+
+
+def _score(metric: Metric, prompt: Prompt, shown: Shown) -> Score:
+    score = metric.score(prompt, shown.observation)
+    if not isinstance(score, Score):
+        score = Score(score, ("no", "yes")[score] if isinstance(score, bool) else "")
+    return score if score.value is None else Score(float(score.value), score.label)
+
+
+def _expected(prompt: Prompt) -> str:
+    if prompt.choices:
+        return prompt.choices[int(prompt.answer)] if prompt.answer is not None else ""
+    return "" if prompt.answer is None else str(prompt.answer)
