@@ -58,7 +58,9 @@ class Network(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)  # [context, head_dim]
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, ids: Tensor, documents: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        self, ids: Tensor, documents: Tensor, positions: Tensor, targets: Tensor, weights: Tensor
+    ) -> Tensor:
         """Weighted cross-entropy of a packed batch; all arguments are [batch, tokens].
 
         `documents` numbers the samples packed into a row: tokens attend within their own only.
@@ -69,7 +71,8 @@ class Network(nn.Module):
         causal = torch.ones(t, t, dtype=torch.bool, device=ids.device).tril()
         same = documents[:, None, :, None] == documents[:, None, None, :]
         bias = torch.where(same & causal, 0.0, -1e9)  # [batch, 1, tokens, tokens]
-        cos, sin = self.cos[:t, None].to(low), self.sin[:t, None].to(low)
+        cos = self.cos[positions].unsqueeze(2).to(low)  # [batch, tokens, 1, d]
+        sin = self.sin[positions].unsqueeze(2).to(low)
 
         def norm(x: Tensor, i: int) -> Tensor:
             scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps)

@@ -33,36 +33,47 @@ def _pool(rng: random.Random) -> list[str]:
     return t.words()[rng.choice(keys)]
 
 
+def several(first: str, rows: list[tuple[str, str]]) -> tuple[t.Message, ...]:
+    """A conversation that asks several things of one text: more to learn from every token."""
+    messages: tuple[t.Message, ...] = ()
+    for i, (prompt, answer) in enumerate(rows):
+        messages += t.conversation(first.format(q=prompt) if i == 0 else prompt, answer)
+    return messages
+
+
 def repeat(rng: random.Random) -> Sample:
-    items = " ".join(rng.sample(_pool(rng), rng.randint(2, 8)))
-    return Sample("copy", t.conversation(f"Repeat: {items}", f"Here it is: {items}"))
+    items = " ".join(rng.sample(_pool(rng), rng.randint(3, 8)))
+    return Sample("copy", t.conversation(f"Repeat: {items}", items))
 
 
 def after(rng: random.Random) -> Sample:
     items = rng.sample(_pool(rng), rng.randint(3, 8))
-    i = rng.randrange(len(items) - 1)
-    prompt = f"List: {', '.join(items)}. What comes after {items[i]}?"
-    return Sample("copy", t.conversation(prompt, f"The next is {items[i + 1]}."))
+    asked = rng.sample(range(len(items) - 1), min(len(items) - 1, rng.randint(1, 4)))
+    rows = [(f"What comes after {items[i]}?", f"{items[i + 1]}.") for i in asked]
+    return Sample("copy", several(f"List: {', '.join(items)}. {{q}}", rows))
 
 
 def look_up(rng: random.Random) -> Sample:
     n = rng.randint(2, 6)
-    keys, values = rng.sample(_pool(rng), n), rng.sample(t.words()["towns"], n)
-    i = rng.randrange(n)
-    table = "; ".join(f"{k}: {v}" for k, v in zip(keys, values, strict=True))
-    prompt = t.reading_prompt(table, f"What is beside {keys[i]}?")
-    return Sample("copy", t.conversation(prompt, f"Beside it is {values[i]}."))
+    keys = rng.sample(_pool(rng), n)
+    values = rng.sample([x for x in _pool(rng) if x not in keys], min(n, 9))
+    asked = rng.sample(range(len(values)), min(len(values), rng.randint(1, 4)))
+    table = "; ".join(f"{k}: {v}" for k, v in zip(keys, values, strict=False))
+    rows = [(f"What is beside {keys[i]}?", f"{values[i]}.") for i in asked]
+    return Sample("copy", several(f"{table}\n\nQuestion: {{q}}", rows))
 
 
 def letter(rng: random.Random, options: int) -> Sample:
-    """Find a word that is given among lettered options, or name the option of a letter."""
+    """Find given words among lettered options, or name the options of given letters."""
     items = rng.sample(_pool(rng), options)
-    i = rng.randrange(options)
-    if rng.random() < 0.7:
-        question, answer = f"Which option is {items[i]}?", f"{t.LETTERS[i]}. {items[i]}"
-    else:
-        question, answer = f"What is option {t.LETTERS[i]}?", f"It is {items[i]}."
-    return Sample("letter", t.conversation(t.multiple_choice_prompt(question, items), answer))
+    rows = []
+    for i in rng.sample(range(options), rng.randint(1, options)):
+        if rng.random() < 0.7:
+            rows.append((f"Which option is {items[i]}?", f"{t.LETTERS[i]}. {items[i]}"))
+        else:
+            rows.append((f"What is option {t.LETTERS[i]}?", f"{items[i]}."))
+    layout = t.multiple_choice_prompt("{q}", items)
+    return Sample("letter", several(layout, rows))
 
 
 # Knowledge
@@ -148,8 +159,9 @@ def question(doc: Document, rng: random.Random, answerable: bool) -> tuple[str, 
 
 def reading(rng: random.Random, people: int) -> Sample:
     doc = document(rng, people)
-    q, a = question(doc, rng, rng.random() > 0.15)
-    return Sample("reading", t.conversation(t.reading_prompt(doc.context, q), a))
+    n = 1 if rng.random() < 0.4 else rng.randint(2, 4)
+    rows = list(dict(question(doc, rng, rng.random() > 0.15) for _ in range(n)).items())
+    return Sample("reading", several(t.reading_prompt(doc.context, "{q}"), rows))
 
 
 # Requests and chat
@@ -206,10 +218,10 @@ def mixture(progress: float, safety: bool) -> dict[str, float]:
                 "fact": 0.08, "chat": 0.04, "plain": 0.05, "letter": 0.02,
                 "copy": 0.02}  # fmt: skip
     early = max(0.0, 1.0 - progress / 0.3)  # copying first; it fades over the first third
-    late = {"copy": 0.03, "letter": 0.07, "reading": 0.24, "multiple choice": 0.26, "fact": 0.1,
-            "request": 0.18, "japanese": 0.04, "chat": 0.02, "plain": 0.06}  # fmt: skip
-    first = {"copy": 0.3, "letter": 0.15, "reading": 0.2, "multiple choice": 0.05, "fact": 0.1,
-             "request": 0.1, "japanese": 0.02, "chat": 0.02, "plain": 0.06}  # fmt: skip
+    late = {"copy": 0.04, "letter": 0.08, "reading": 0.25, "multiple choice": 0.25, "fact": 0.08,
+            "request": 0.19, "japanese": 0.04, "chat": 0.02, "plain": 0.05}  # fmt: skip
+    first = {"copy": 0.34, "letter": 0.2, "reading": 0.2, "multiple choice": 0.08, "fact": 0.05,
+             "request": 0.06, "japanese": 0.02, "chat": 0.01, "plain": 0.04}  # fmt: skip
     return {k: early * first[k] + (1 - early) * late[k] for k in late}
 
 

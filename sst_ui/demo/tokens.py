@@ -33,6 +33,7 @@ class Encoded:
 
     ids: np.ndarray  # [tokens] int32
     answer: np.ndarray  # [tokens] bool
+    turns: np.ndarray  # [tokens] int32, number of the turn a token belongs to
 
 
 def corpus(seed: int, samples: int) -> Iterator[str]:
@@ -84,10 +85,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, sample: text.Sample) -> Encoded:
     end = tokenizer.eos_token_id
     if not sample.messages:
         ids = [*core.encode(sample.text).ids, end]
-        return Encoded(np.array(ids, np.int32), np.ones(len(ids), bool))
-    ids, answer = [], []
-    for m in sample.messages:
+        return Encoded(
+            np.array(ids, np.int32), np.ones(len(ids), bool), np.zeros(len(ids), np.int32)
+        )
+    ids, answer, turns = [], [], []
+    for i, m in enumerate(sample.messages):
         body = [*core.encode(m["content"]).ids, end]
         ids += [core.token_to_id(ROLES[m["role"]]), *body]
         answer += [False] + [m["role"] == "assistant"] * len(body)
-    return Encoded(np.array(ids, np.int32), np.array(answer))
+        turns += [i] * (len(body) + 1)
+    return Encoded(np.array(ids, np.int32), np.array(answer), np.array(turns, np.int32))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -47,9 +48,10 @@ def batches(
     samples = (tokens.encode(tokenizer, s) for s in tasks.stream(seed, stage.safety, progress))
     samples = (s for s in samples if len(s.ids) <= ROW)
     pool = [next(samples) for _ in range(200)]
+    rng = np.random.default_rng(seed)
     while True:
         ids = torch.zeros(rows, ROW + 1, dtype=torch.long)
-        documents = torch.zeros(rows, ROW + 1, dtype=torch.long)
+        documents, positions = torch.zeros_like(ids), torch.zeros_like(ids)
         weights = torch.zeros(rows, ROW + 1)
         for row in range(rows):
             used = number = 0
@@ -63,16 +65,31 @@ def batches(
                 here = slice(used, used + len(s.ids))
                 ids[row, here] = torch.from_numpy(s.ids).long()
                 documents[row, here] = number
+                positions[row, here] = torch.from_numpy(spread(s.turns, rng))
                 weight = torch.from_numpy(s.answer).float()
                 weights[row, here] = weight + (1 - weight) * stage.question_weight
                 weights[row, used] = 0.0  # nothing before it says what the first token is
                 used += len(s.ids)
-        yield {
+        batch = {
             "ids": ids[:, :-1],
             "documents": documents[:, :-1],
+            "positions": positions[:, :-1],
             "targets": ids[:, 1:],
             "weights": weights[:, 1:],
         }
+        yield {k: v.contiguous() for k, v in batch.items()}  # other strides compile again
+
+
+def spread(turns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Positions of a sample's tokens; in one of eight, the turns lie far apart.
+
+    Rows are short, conversations need not be: this lets the model see distances up to the context.
+    """
+    positions = np.arange(len(turns))
+    if rng.random() < 0.125 and turns[-1] > 0:
+        room = tokens.CONTEXT - len(turns)
+        positions += np.sort(rng.integers(0, room, turns[-1] + 1))[turns]
+    return positions
 
 
 def schedule(progress: float, step: int, warmup: int) -> float:
@@ -126,7 +143,7 @@ def compiled_or_not(net: network.Network, compiled: bool) -> Callable[..., Tenso
     fast = torch.compile(net, dynamic=False)
     blank = torch.zeros(ROWS, ROW, dtype=torch.long, device=next(net.parameters()).device)
     try:
-        fast(blank, blank, blank, blank.float() + 1.0).backward()
+        fast(blank, blank, blank, blank, blank.float() + 1.0).backward()
     except Exception as error:  # no C++ compiler here
         print(f"not compiled, training will be slower: {type(error).__name__}")
         fast = net

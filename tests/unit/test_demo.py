@@ -88,7 +88,7 @@ def test_the_training_network_computes_what_llama_computes():
     second = (batch["documents"][0] == 2).nonzero()[:, 0]  # packed behind another sample
     weights = torch.zeros_like(batch["weights"])
     weights[0, second[:-1]] = 1.0
-    ours = net(batch["ids"], batch["documents"], batch["targets"], weights)
+    ours = net(**batch | {"weights": weights})
     ids = batch["ids"][:, second]
     logits = network.to_llama(net)(ids).logits[0, :-1]
     theirs = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
