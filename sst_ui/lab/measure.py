@@ -61,21 +61,19 @@ def measure(
     sets = (harmful, harmless, *other)
     encoded = [encode(host, each, spec.position) for each in sets]
     path = _path(host, spec, encoded)
-    directions = _cached(host, path)
-    if directions is not None:
-        yield Progress("directions", 1, 1, directions.meta.get("note", ""))
-        return directions
-    found = yield from captured(host, encoded)
-    yield Progress("directions", 0, 1, note)
-    directions = estimate(
-        *found[:2], spec, host.digest, heldout=tuple(found[2:]) if other else None
-    )
     meta = _meta(host, spec, sets) | {"note": note}
+    directions = _cached(host, path)
+    if directions is None:
+        found = yield from captured(host, encoded)
+        yield Progress("directions", 0, 1, note)
+        held = tuple(found[2:]) or None
+        directions = estimate(*found[:2], spec, host.digest, heldout=held)
+        if path is not None:
+            with contextlib.suppress(UserError):  # a full disk costs time, nothing else
+                directions.save(path)
+                prune(path.parent, KEEP)
+    # The cache knows tokens; names and notes are this call's own.
     directions = replace(directions, meta={**directions.meta, **meta})
-    if path is not None:
-        with contextlib.suppress(UserError):  # a full disk costs time, nothing else
-            directions.save(path)
-            prune(path.parent, KEEP)
     yield Progress("directions", 1, 1, note)
     return directions
 
@@ -141,9 +139,12 @@ def _heldout(
     note = f"{left_out} held-out prompts left out: they are also measured on" if left_out else ""
     if min(map(len, kept)) < 2:
         return (), f"no held-out prompts: {note or 'the sets are too small'}"
-    return tuple(
-        replace(each, prompts=tuple(rest)) for each, rest in zip(sets, kept, strict=True)
-    ), note
+    if left_out:
+        sets = [
+            replace(each, prompts=tuple(rest), digest=digest(to_dict(tuple(rest))))
+            for each, rest in zip(sets, kept, strict=True)
+        ]
+    return tuple(sets), note
 
 
 def _text(prompt: Prompt) -> str:

@@ -4,6 +4,7 @@ Knows arrays of residuals, files and digests. Does not know models, tokens, prom
 estimators' formulas are in `estimators.py`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -102,7 +103,8 @@ class Directions:
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot write the directions to {path}: {error}") from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
         return path
 
 
