@@ -1,0 +1,308 @@
+"""Apply, measure, undo, picking a variant, and the metrics that start by themselves afterwards.
+
+Knows jobs: each is a generator with progress that Cancel closes. The model is used through the
+engine only.
+"""
+
+import time
+from contextlib import closing
+from dataclasses import replace
+
+import gradio as gr
+import numpy as np
+
+from sst_ui.errors import UserError
+from sst_ui.metrics.results import MetricResult
+from sst_ui.progress import Progress
+from sst_ui.recipe import Recipe
+from sst_ui.ui import chat, drawing, header, metrics, variants
+from sst_ui.ui.drawing import Draft, draw, fill
+from sst_ui.ui.editing import checker
+from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.errors import guarded, message
+from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.state import Variants
+from sst_ui.ui.texts import say
+
+PACE = 0.1  # seconds between two updates of a progress bar
+
+
+def outputs(studio) -> list:
+    """What an applied recipe changes on the screen, beside the drawing."""
+    return [
+        studio.header.line,
+        studio.session.variants,
+        studio.variants.rows,
+        studio.figures.tradeoff,
+        *studio.chat.pickers,
+    ]
+
+
+def adopted(studio, draft: Draft, results: dict) -> dict:
+    """Updates after the current variant changed: header, list, trade-off, the columns' choices."""
+    lang, known = draft.language, draft.variants
+    now = known.now
+    digest, name = (now.recipe.digest(), now.name) if now else ("", "")
+    options = chat.choices(lang, known)
+    left, right = studio.chat.pickers
+    return {
+        studio.header.line: header.render(lang, draft.loaded, digest, name),
+        studio.session.variants: known,
+        studio.variants.rows: variants.render(lang, known, results),
+        studio.figures.tradeoff: variants.tradeoff(lang, known, results),
+        left: gr.Dropdown(choices=options, value=chat.BASE),
+        right: gr.Dropdown(choices=options, value=chat.EDITED),
+    }
+
+
+def report_text(lang: str, name: str, report) -> str:
+    """The self-check of an edit in one line."""
+    text = say(
+        lang,
+        "apply.done",
+        name=name,
+        matched=report.matched,
+        expected=report.expected,
+        error=f"{report.max_error:.0e}",
+    )
+    if report.clamped:
+        text += " · " + say(lang, "apply.clamped", count=report.clamped)
+    return text
+
+
+def connect(studio, engine: Engine):
+    """Wire the jobs; returns the metrics handler's wiring for events that also end in metrics."""
+    session, bar = studio.session, studio.apply
+    drawn = drawing.outputs(studio)
+    busy = {bar.cancel: gr.Button(visible=True), bar.undo: gr.Button(visible=False)}
+    idle = {bar.cancel: gr.Button(visible=False), bar.undo: gr.Button(visible=True)}
+
+    def watched(lang, job):
+        """Drive a job with its bar above the button; the result comes back from `yield from`."""
+        clock, shown = Clock(), 0.0
+        with closing(job):
+            while True:
+                try:
+                    step = next(job)
+                except StopIteration as end:
+                    return end.value
+                if time.monotonic() - shown >= PACE:
+                    shown = time.monotonic()
+                    yield {bar.status: clock.bar(lang, step), **busy}
+
+    @guarded
+    def apply(*values):
+        *values, results = values
+        draft = Draft.of(*values)
+        try:
+            recipe = draft.recipe()
+            edits = yield from watched(
+                draft.language, engine.resolve(draft.loaded.key, recipe)
+            )
+            report = engine.check(draft.loaded.key, edits)
+        except Exception as error:
+            text = message(error, draft.language)
+            yield {bar.status: notice(text, "bad"), **idle}
+            raise UserError(text) from error
+        draft = replace(draft, variants=draft.variants.add(recipe))
+        told = report_text(draft.language, draft.variants.current, report)
+        tone = "good" if report.matched == report.expected else "warn"
+        yield {
+            **draw(studio, engine, draft),
+            **adopted(studio, draft, results),
+            bar.status: notice(told, tone),
+            **idle,
+        }
+
+    @guarded
+    def measure(*values):
+        draft = Draft.of(*values)
+        try:
+            spec = draft.recipe().edits[0].directions
+            yield from watched(draft.language, engine.measure(draft.loaded.key, spec))
+            signals = engine.signals(draft.loaded.key, spec)
+            updates = draw(studio, engine, draft)
+        except Exception as error:
+            yield {bar.status: notice(message(error, draft.language), "bad"), **idle}
+            return
+        told = say(draft.language, "stage.done")
+        if (values := signals.get(draft.signal)) is not None:
+            best = int(np.nanargmax(values))
+            told = say(
+                draft.language,
+                "direction.measured",
+                layer=best,
+                name=say(draft.language, f"signal.{draft.signal}"),
+                value=float(values[best]),
+            )
+        yield {**updates, bar.status: notice(told, "good"), **idle}
+
+    def bring_back(draft: Draft, known: Variants, results) -> dict:
+        """A variant's settings into the controls, and the variant into chat and metrics."""
+        updates, form, extras = fill(studio, known.now.recipe)
+        draft = replace(draft, form=form, extras=extras, variants=known)
+        return {
+            **updates,
+            **draw(studio, engine, draft),
+            **adopted(studio, draft, results),
+            studio.metrics.rows: metrics.render(
+                draft.language, results.get(known.now.recipe.digest(), ())
+            ),
+            bar.status: "",
+        }
+
+    @guarded
+    def undo(*values):
+        *values, results = values
+        draft = Draft.of(*values)
+        try:
+            known = draft.variants.back()
+        except UserError:
+            return {bar.status: notice(say(draft.language, "apply.nothing"), "info")}
+        return bring_back(draft, known, results)
+
+    @guarded
+    def pick(lang, event: gr.EventData, *values):
+        *values, results = values
+        draft = Draft.of(lang, *values)
+        return bring_back(draft, replace(draft.variants, current=event.pick), results)
+
+    # --- metrics ------------------------------------------------------------------------------
+
+    panel = studio.metrics
+
+    @guarded
+    def run(lang, loaded: Loaded, known: Variants, results: dict, names, samples, tokens):
+        """Metrics of the current variant, row by row as they finish."""
+        if known.now is None:
+            raise UserError(say(lang, "metrics.nothing"))
+        recipe = known.now.recipe
+        digest, found, clock = recipe.digest(), [], Clock()
+        working = {panel.cancel: gr.Button(visible=True), panel.run: gr.Button(visible=False)}
+        resting = {panel.cancel: gr.Button(visible=False), panel.run: gr.Button(visible=True)}
+        yield {panel.rows: metrics.render(lang, [], pending=True), **working}
+        shown = 0.0
+        try:
+            with closing(engine.evaluate(loaded.key, recipe, recipe.evaluation)) as job:
+                for part in job:
+                    if isinstance(part, MetricResult):
+                        found.append(part)
+                        results = {**results, digest: tuple(found)}
+                        yield {
+                            panel.rows: metrics.render(lang, found, pending=True),
+                            session.results: results,
+                        }
+                    elif isinstance(part, Progress) and time.monotonic() - shown >= PACE:
+                        shown = time.monotonic()
+                        yield {panel.progress: clock.bar(lang, part)}
+        except Exception as error:
+            yield {panel.progress: notice(message(error, lang), "bad"), **resting}
+            return
+        yield {
+            panel.rows: metrics.render(lang, found),
+            panel.progress: "",
+            studio.variants.rows: variants.render(lang, known, results),
+            studio.figures.tradeoff: variants.tradeoff(lang, known, results),
+            **resting,
+        }
+
+    @guarded
+    def stop(lang, known: Variants, results: dict):
+        found = results.get(known.now.recipe.digest(), ()) if known.now else ()
+        return (
+            metrics.render(lang, found),
+            notice(say(lang, "metrics.cancelled"), "info"),
+            gr.Button(visible=False),
+            gr.Button(visible=True),
+        )
+
+    @guarded
+    def open_metric(lang, event: gr.EventData, known: Variants, results: dict, only):
+        found = results.get(known.now.recipe.digest(), ()) if known.now else ()
+        result = next((r for r in found if r.name == event.pick), None)
+        return (
+            event.pick,
+            metrics.answers(lang, result, only == "changed"),
+            gr.Tabs(selected="answers"),
+            metrics.render(lang, found, event.pick),
+        )
+
+    @guarded
+    def refilter(lang, opened, known: Variants, results: dict, only):
+        found = results.get(known.now.recipe.digest(), ()) if known.now else ()
+        result = next((r for r in found if r.name == opened), None)
+        return metrics.answers(lang, result, only == "changed")
+
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    job = {**private, "concurrency_id": "jobs", "concurrency_limit": 4}
+    inputs = [session.language, session.loaded, session.variants, session.results]
+    form = studio.form
+
+    def then_metrics(event):
+        return event.success(
+            run,
+            [*inputs, form.metrics, form.metric_samples, form.metric_tokens],
+            [
+                panel.rows,
+                panel.progress,
+                panel.cancel,
+                panel.run,
+                session.results,
+                studio.variants.rows,
+                studio.figures.tradeoff,
+            ],
+            **private,
+            concurrency_id="metrics",
+            concurrency_limit=4,
+        )
+
+    changed = [*drawn, *outputs(studio), bar.status, bar.cancel, bar.undo]
+    check = checker(engine, with_prompts=True)
+
+    def check_apply(*values):
+        return [*check(*values[:-1]), gr.validate(True, "")]
+
+    applied = bar.apply.click(
+        apply, [*studio.draft, session.results], changed, validator=check_apply, **job
+    )
+    running = [then_metrics(applied)]
+    measured = studio.direction.measure.click(
+        measure, studio.draft, changed, validator=check, **job
+    )
+    # again, without applying: the current variant with the settings of now
+    running.append(then_metrics(panel.run.click(lambda: None, None, None, **private)))
+    bar.apply.click(None, None, None, cancels=running, **private)
+    bar.cancel.click(
+        lambda lang: (
+            notice(say(lang, "stage.stopped")),
+            gr.Button(visible=False),
+            gr.Button(visible=True),
+        ),
+        session.language,
+        [bar.status, bar.cancel, bar.undo],
+        cancels=[applied, measured],
+        **private,
+    )
+    panel.cancel.click(
+        stop,
+        [session.language, session.variants, session.results],
+        [panel.rows, panel.progress, panel.cancel, panel.run],
+        cancels=running,
+        **private,
+    )
+    back = [*changed, *form, session.extras, panel.rows]
+    bar.undo.click(undo, [*studio.draft, session.results], back, **private)
+    studio.variants.rows.click(pick, [*studio.draft, session.results], back, **private)
+    panel.rows.click(
+        open_metric,
+        [session.language, session.variants, session.results, studio.filter],
+        [session.opened, studio.answers, studio.tabs, panel.rows],
+        **private,
+    )
+    studio.filter.input(
+        refilter,
+        [session.language, session.opened, session.variants, session.results, studio.filter],
+        studio.answers,
+        **private,
+    )
+    return then_metrics

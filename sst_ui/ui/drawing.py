@@ -1,0 +1,124 @@
+"""What the screen shows for a draft: figure, table, warnings, the apply button, the recipe text.
+
+Knows how to turn a recipe into updates of components. Touches no model: a slider ends here.
+"""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from sst_ui import recipe as recipes
+from sst_ui.errors import UserError
+from sst_ui.maths import kernel
+from sst_ui.recipe import Recipe, WeightTable
+from sst_ui.ui import plots, table
+from sst_ui.ui import recipes as recipe_panel
+from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.html import notice
+from sst_ui.ui.state import Extras, Form, Variants, read, show
+from sst_ui.ui.texts import say
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Everything a drawing needs, as handlers receive it (see `Studio.draft`)."""
+
+    language: str
+    loaded: Loaded
+    extras: Extras
+    variants: Variants
+    signal: str
+    form: Form
+
+    @classmethod
+    def of(cls, language, loaded, extras, variants, signal, *form) -> "Draft":
+        return cls(language, loaded, extras, variants, signal, Form(*form))
+
+    def recipe(self) -> Recipe:
+        """The recipe that the controls say (`UserError` for a bad value)."""
+        return read(self.form, self.extras, self.loaded.spec)
+
+
+def outputs(studio) -> list:
+    """The components that `draw` may write to."""
+    return [
+        studio.figures.curve,
+        studio.figures.table,
+        studio.weights.notes,
+        studio.apply.apply,
+        studio.recipe.text,
+        studio.recipe.command,
+    ]
+
+
+def draw(studio, engine: Engine, draft: Draft) -> dict:
+    """Updates of everything that follows from the draft."""
+    recipe = draft.recipe()
+    weights = recipe.edits[0].weights
+    lang, layers = draft.language, draft.loaded.layers
+    signals = engine.signals(draft.loaded.key, recipe.edits[0].directions)
+    found = kernel.warnings(weights, layers)
+    notes = [notice(say(lang, f"warn.{key}", **values), "warn") for key, values in found]
+    if draft.loaded.key and not signals:
+        notes.append(notice(say(lang, "warn.unmeasured"), "info"))
+    figure = plots.curve(
+        lang,
+        kernel.table(weights, layers),
+        weights.peak if weights.curve is None else None,
+        signals.get(draft.signal),
+        say(lang, f"signal.{draft.signal}"),
+        weights.overrides,
+        any(key == "early" for key, _ in found),
+    )
+    now = draft.variants.now
+    clean = now is not None and now.recipe.digest() == recipe.digest()
+    return {
+        studio.figures.curve: figure,
+        studio.figures.table: table.rows(weights, layers),
+        studio.weights.notes: "".join(notes),
+        studio.apply.apply: gr.Button(
+            say(lang, "apply.clean" if clean else "apply.dirty"),
+            elem_classes=["clean"] if clean else ["dirty"],
+        ),
+        studio.recipe.text: recipes.to_yaml(recipe),
+        studio.recipe.command: recipe_panel.command(recipe),
+    }
+
+
+def fill(studio, recipe: Recipe) -> tuple[dict, Form, Extras]:
+    """Updates that put a recipe's settings into the controls, with the values they then have."""
+    form, extras = show(recipe)
+    updates = {}
+    for name in Form._fields:
+        component, value = getattr(studio.form, name), getattr(form, name)
+        if isinstance(component, gr.Slider):  # files may go further than the dial
+            low, high = min(component.minimum, value), max(component.maximum, value)
+            updates[component] = gr.Slider(minimum=low, maximum=high, value=value)
+        else:
+            updates[component] = value
+    updates[studio.session.extras] = extras
+    return updates, form, extras
+
+
+def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
+    """The form after a profile was picked: its peak, width and threshold, without a pasted curve.
+
+    Raises:
+        UserError: the measured profile was asked for before anything was measured.
+    """
+    form, name = draft.form, draft.form.profile
+    if name == "custom":
+        return form, draft.extras
+    if name == "model":
+        _, peak, width = kernel.recommended(draft.loaded.name, draft.loaded.parameters)
+        chosen = WeightTable(peak=peak, width=width)
+    elif name == "measured":
+        signal = engine.suggestion(draft.loaded.key, draft.recipe().edits[0].directions)
+        if signal is None:
+            raise UserError(say(draft.language, "warn.unmeasured"))
+        peak, width = kernel.suggest(signal)
+        chosen = WeightTable(peak=peak, width=width)
+    else:
+        chosen = kernel.profile(name)
+    form = form._replace(peak=chosen.peak, width=chosen.width, threshold=chosen.threshold)
+    return form, Extras(None, draft.extras.overrides)

@@ -1,0 +1,229 @@
+"""From a control to the figure: sliders, profiles, the table, the recipe as text.
+
+Knows that nothing here loads, measures or computes with a model.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import gradio as gr
+
+from sst_ui import recipe as recipes
+from sst_ui.data import prompts
+from sst_ui.errors import UserError
+from sst_ui.maths import kernel
+from sst_ui.ui import drawing, table
+from sst_ui.ui import recipes as recipe_panel
+from sst_ui.ui.drawing import Draft, draw, fill
+from sst_ui.ui.engine import Engine
+from sst_ui.ui.errors import guarded, message
+from sst_ui.ui.html import notice
+from sst_ui.ui.state import Extras, Form, culprit, show
+from sst_ui.ui.texts import say
+
+LIVE = {  # a dragged slider: only the newest position counts, nothing spins
+    "trigger_mode": "always_last",
+    "show_progress": "hidden",
+    "concurrency_limit": None,
+    "api_visibility": "private",
+}
+
+
+def checker(engine: Engine, with_prompts: bool = False):
+    """A validator for handlers that take the draft: the message appears at the wrong control."""
+    sound, _ = show(engine.first_recipe())
+
+    def check(*values):
+        draft, wrong, text = Draft.of(*values), None, ""
+        try:
+            recipe = draft.recipe()
+        except UserError as error:
+            wrong = culprit(draft.form, draft.extras, draft.loaded.spec, sound)
+            text = message(error, draft.language)
+        else:
+            spec = recipe.edits[0].directions
+            for name in ("harmful", "harmless") if with_prompts and not spec.file else ():
+                try:
+                    prompts.load(getattr(spec, name))
+                except UserError as error:
+                    wrong, text = name, message(error, draft.language)
+                    break
+        before = len(values) - len(draft.form)
+        place = before + Form._fields.index(wrong) if wrong else None
+        return [gr.validate(i != place, text) for i in range(len(values))]
+
+    return check
+
+
+def connect(studio, engine: Engine) -> None:
+    """Wire every control to the drawing."""
+    form, session, panel = studio.form, studio.session, studio.figures
+    drawn = drawing.outputs(studio)
+    check = checker(engine)
+
+    @guarded
+    def redraw(*values):
+        return draw(studio, engine, Draft.of(*values))
+
+    @guarded
+    def reshape(*values):
+        """Peak, width or threshold by hand: the profile is custom now, a pasted curve is gone."""
+        draft = Draft.of(*values)
+        extras = replace(draft.extras, curve=None)
+        draft = replace(draft, form=draft.form._replace(profile="custom"), extras=extras)
+        return {
+            **draw(studio, engine, draft),
+            form.profile: "custom",
+            session.extras: extras,
+        }
+
+    @guarded
+    def pick_profile(*values):
+        draft = Draft.of(*values)
+        chosen, extras = drawing.with_profile(engine, draft)
+        draft = replace(draft, form=chosen, extras=extras)
+        return {
+            **draw(studio, engine, draft),
+            form.peak: chosen.peak,
+            form.width: chosen.width,
+            form.threshold: chosen.threshold,
+            session.extras: extras,
+        }
+
+    shapes = (form.peak, form.width, form.threshold)
+    gr.on(
+        [c.input for c in shapes],
+        reshape,
+        studio.draft,
+        [*drawn, form.profile, session.extras],
+        validator=check,
+        **LIVE,
+    )
+    form.profile.input(
+        pick_profile, studio.draft, [*drawn, *shapes, session.extras], validator=check, **LIVE
+    )
+    others = [c for c in form if c not in (*shapes, form.profile)]
+    gr.on(
+        [*[c.input for c in others], panel.signal.input],
+        redraw,
+        studio.draft,
+        drawn,
+        validator=check,
+        **LIVE,
+    )
+
+    # --- the table ----------------------------------------------------------------------------
+
+    @guarded
+    def type_cell(lang, cells, *values):
+        draft = Draft.of(lang, *values)
+        weights = draft.recipe().edits[0].weights
+        edited = table.typed(draft.language, cells, weights, draft.loaded.layers)
+        draft = replace(draft, extras=edited.extras)
+        return {
+            **draw(studio, engine, draft),
+            session.extras: edited.extras,
+            panel.table_note: notice(edited.complaint, "bad"),
+        }
+
+    @guarded
+    def paste(lang, text, target, *values):
+        draft = Draft.of(lang, *values)
+        try:
+            extras = table.pasted(
+                draft.language, text or "", target, draft.extras, draft.loaded.layers
+            )
+            form_now = draft.form
+            if target == "curve":
+                form_now = form_now._replace(profile="custom", threshold=0.0)
+            draft = replace(draft, extras=extras, form=form_now)
+            updates = draw(studio, engine, draft)
+        except UserError as error:
+            return {panel.table_note: notice(message(error, draft.language), "bad")}
+        return {
+            **updates,
+            session.extras: extras,
+            form.profile: draft.form.profile,
+            form.threshold: draft.form.threshold,
+            panel.table_note: "",
+        }
+
+    @guarded
+    def reset(*values):
+        draft = replace(Draft.of(*values), extras=Extras())
+        return {
+            **draw(studio, engine, draft),
+            session.extras: draft.extras,
+            panel.table_note: "",
+        }
+
+    typed = [*drawn, session.extras, panel.table_note]
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    panel.table.input(
+        type_cell, [session.language, panel.table, *studio.draft[1:]], typed, **private
+    )
+    gr.on(
+        [panel.use.click, panel.row.submit],
+        paste,
+        [session.language, panel.row, panel.target, *studio.draft[1:]],
+        [*typed, form.profile, form.threshold],
+        **private,
+    )
+    panel.reset.click(reset, studio.draft, typed, **private)
+
+    # --- the recipe as text -------------------------------------------------------------------
+
+    def load_text(draft: Draft, text: str) -> dict:
+        try:
+            recipe = usable(draft, recipes.from_yaml(text or ""))
+            updates, values, extras = fill(studio, recipe)
+            draft = replace(draft, form=values, extras=extras)
+            drawing_updates = draw(studio, engine, draft)
+        except UserError as error:
+            return {studio.recipe.status: notice(message(error, draft.language), "bad")}
+        told = notice(say(draft.language, "recipe.used"), "good")
+        return {**updates, **drawing_updates, studio.recipe.status: told}
+
+    @guarded
+    def use(lang, text, *values):
+        return load_text(Draft.of(lang, *values), text)
+
+    @guarded
+    def upload(lang, path, *values):
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            told = say(lang, "recipe.not_utf8")
+            return {studio.recipe.status: notice(told, "bad")}
+        return load_text(Draft.of(lang, *values), text)
+
+    @guarded
+    def download(lang, text):
+        return recipe_panel.written(text)
+
+    loaded_text = [*drawn, *form, session.extras, studio.recipe.status]
+    rest = studio.draft[1:]
+    studio.recipe.use.click(
+        use, [session.language, studio.recipe.text, *rest], loaded_text, **private
+    )
+    studio.recipe.upload.upload(
+        upload, [session.language, studio.recipe.upload, *rest], loaded_text, **private
+    )
+    studio.recipe.link.click(None, studio.recipe.text, None, js=recipe_panel.LINK, **private)
+    studio.recipe.text.change(
+        download, [session.language, studio.recipe.text], studio.recipe.download, **private
+    )
+
+
+def usable(draft: Draft, recipe: recipes.Recipe) -> recipes.Recipe:
+    """The recipe, if this window can show it: this model, one edit at most, its layers."""
+    lang, loaded = draft.language, draft.loaded
+    if recipe.model.id != loaded.spec.id:
+        raise UserError(
+            say(lang, "recipe.other_model", model=recipe.model.id, loaded=loaded.spec.id)
+        )
+    if len(recipe.edits) > 1:
+        raise UserError(say(lang, "recipe.one_edit", count=len(recipe.edits)))
+    for edit in recipe.edits:
+        kernel.table(edit.weights, loaded.layers)
+    return recipe

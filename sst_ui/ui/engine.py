@@ -1,0 +1,234 @@
+"""The one resident model behind every window, and what was computed for it.
+
+Knows the lab's jobs and who may use the model: a window holds a key, and a key that is not the
+loaded model's any more is answered with a clear message. Does not know components or languages.
+The only mutable thing of the screen; visitors' recipes are never kept here, only results that
+follow from them and may be computed again.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sst_ui import recipe as recipes
+from sst_ui.errors import UserError
+from sst_ui.lab.chat import chat
+from sst_ui.lab.evaluate import evaluate
+from sst_ui.lab.measure import measure, resolve
+from sst_ui.maths import directions as maths_directions
+from sst_ui.model.host import inspect, load
+from sst_ui.paths import PRESETS
+from sst_ui.progress import Progress, finish
+from sst_ui.recipe import DirectionSpec, Evaluation, ModelSpec, Recipe
+
+log = logging.getLogger(__name__)
+KEPT = 64  # edits and directions kept in memory; older ones come back from the disk cache
+
+
+class Replaced(UserError):
+    """The window's model is no longer the loaded one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"another window loaded {name}; reload this page to work with it.")
+        self.name = name
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a window needs to know of the model; safe to keep in a session."""
+
+    key: str = ""
+    name: str = ""
+    spec: ModelSpec = ModelSpec()
+    layers: int = 12
+    parameters: int = 0
+    dtype: str = ""
+    device: str = ""
+    context: int = 0
+    thinking: bool = False
+
+
+class Engine:
+    """Holder of the model host. Every method may be called from any thread."""
+
+    def __init__(self, spec: ModelSpec | None = None) -> None:
+        self.spec = spec or ModelSpec()
+        self.opening: Progress | None = None  # what the start-up thread is doing
+        self.failure: str | None = None
+        self._host = None
+        self._loaded = Loaded(spec=self.spec)
+        self._swap = threading.Lock()  # one load at a time
+        self._edits: OrderedDict[str, tuple] = OrderedDict()
+        self._directions: OrderedDict[str, maths_directions.Directions] = OrderedDict()
+        self._chats = 0
+
+    # --- opening and swapping the model -------------------------------------------------------
+
+    def open(self) -> None:
+        """Load the first model and measure the default recipe in a thread; returns at once."""
+        self.opening = Progress("inspect", 0, 1)
+        threading.Thread(target=self._open, name="open-model", daemon=True).start()
+
+    def _open(self) -> None:
+        try:
+            finish(self.load(self.spec), self._note)
+            finish(self.resolve(self._loaded.key, self.first_recipe()), self._note)
+        except UserError as error:
+            self.failure = str(error)
+        except Exception as error:
+            log.exception("opening %s failed", self.spec.id)
+            self.failure = f"{self.spec.id} could not be opened ({type(error).__name__})."
+        finally:
+            self.opening = None
+
+    def _note(self, progress: object) -> None:
+        if isinstance(progress, Progress):
+            self.opening = progress
+
+    def wait(self) -> Generator[Progress, None, Loaded]:
+        """Progress of the start-up thread, until the model is there and measured."""
+        while (now := self.opening) is not None:
+            yield now
+            time.sleep(0.1)
+        return self._loaded
+
+    @property
+    def loaded(self) -> Loaded:
+        """The model of now; its key is empty while there is none."""
+        return self._loaded
+
+    def first_recipe(self) -> Recipe:
+        """What a fresh window shows and applies: the default recipe on the loaded model."""
+        shipped = recipes.load(PRESETS / "recipes" / "default.yaml")
+        return replace(shipped, model=self._loaded.spec)
+
+    def inspect(self, spec: ModelSpec):
+        """What loading would need, before anything is fetched (see `model.fit.Report`)."""
+        return inspect(spec)
+
+    def load(self, spec: ModelSpec) -> Generator[Progress, None, Loaded]:
+        """Swap the resident model. Windows that worked with the old one are told to reload."""
+        if not self._swap.acquire(blocking=False):
+            raise UserError("a model is being loaded already; wait for it, or cancel it.")
+        try:
+            host = yield from load(spec)
+            dtype = str(next(host.model.parameters()).dtype).removeprefix("torch.")
+            self._edits.clear()
+            self._directions.clear()
+            self._host = host
+            self._loaded = Loaded(
+                key=f"{host.digest}:{time.monotonic_ns()}",
+                name=host.name,
+                spec=spec,
+                layers=host.layers,
+                parameters=host.parameters,
+                dtype=dtype,
+                device=str(host.device),
+                context=host.context,
+            )
+            return self._loaded
+        finally:
+            self._swap.release()
+
+    def host(self, key: str):
+        """The model, if `key` is still its key.
+
+        Raises:
+            UserError: nothing is loaded yet, or (`Replaced`) another window loaded another model.
+        """
+        if self._host is None:
+            raise UserError(self.failure or "no model is loaded yet; load one under Model.")
+        if key != self._loaded.key:
+            raise Replaced(self._loaded.name)
+        return self._host
+
+    # --- directions and edits -----------------------------------------------------------------
+
+    def measure(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, None]:
+        """Measure (or find in the cache) the directions of these settings."""
+        host = self.host(key)
+        directions = yield from measure(host, spec)
+        self._keep(self._directions, _name(key, spec), directions)
+
+    def directions(self, key: str, spec: DirectionSpec):
+        """Measured directions of these settings, or None."""
+        return self._directions.get(_name(key, spec))
+
+    def signals(self, key: str, spec: DirectionSpec) -> Mapping[str, np.ndarray]:
+        """Statistic -> [layers] values of these settings; empty when not measured."""
+        found = self.directions(key, spec)
+        if found is None:
+            return {}
+        stats = {name: values.numpy() for name, values in found.stats.items()}
+        return {name: values for name, values in stats.items() if np.isfinite(values).any()}
+
+    def suggestion(self, key: str, spec: DirectionSpec) -> np.ndarray | None:
+        """[layers] the signal a kernel is fitted to, or None when not measured."""
+        found = self.directions(key, spec)
+        return None if found is None else maths_directions.signal(found)
+
+    def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple]:
+        """The recipe's edits on the loaded model, measured where needed."""
+        host = self.host(key)
+        name = f"{key}:{recipe.digest()}"
+        if name not in self._edits:
+            for edit in recipe.edits:
+                if self.directions(key, edit.directions) is None:
+                    yield from self.measure(key, edit.directions)
+            edits = yield from resolve(host, recipe)
+            self._keep(self._edits, name, edits)
+        return self._edits[name]
+
+    def check(self, key: str, edits: tuple):
+        """The numerical self-check of an edit (see `model.live.EditReport`)."""
+        return self.host(key).live.check(edits)
+
+    @staticmethod
+    def _keep(store: OrderedDict, name: str, value: object) -> None:
+        store[name] = value
+        while len(store) > KEPT:
+            store.popitem(last=False)
+
+    # --- using it -----------------------------------------------------------------------------
+
+    def chat(
+        self,
+        key: str,
+        rows: Sequence[Recipe | None],
+        histories: list[list[dict[str, str]]],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int = 0,
+    ) -> Generator[list[str], None, None]:
+        """Cumulative answers, one a row, in one batch; a row without a recipe is the base."""
+        host = self.host(key)
+        edits = [finish(self.resolve(key, r)) if r is not None else () for r in rows]
+        with self._chatting():
+            yield from chat(host, edits, histories, max_new_tokens, temperature, seed)
+
+    def evaluate(self, key: str, recipe: Recipe, evaluation: Evaluation) -> Generator:
+        """Metrics of base and edited; lets a running chat go first between two steps."""
+        host = self.host(key)
+        edits = yield from self.resolve(key, recipe)
+        for part in evaluate(host, edits, evaluation):
+            yield part
+            while self._chats:
+                time.sleep(0.02)
+
+    @contextmanager
+    def _chatting(self):
+        self._chats += 1
+        try:
+            yield
+        finally:
+            self._chats -= 1
+
+
+def _name(key: str, spec: DirectionSpec) -> str:
+    return f"{key}:{recipes.digest(recipes.to_dict(spec))}"

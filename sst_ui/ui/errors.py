@@ -1,0 +1,57 @@
+"""Errors on the screen: bad input as its own message, a defect of ours as one calm sentence.
+
+No visitor ever reads a traceback; the log has it.
+"""
+
+import functools
+import inspect
+import logging
+
+import gradio as gr
+
+from sst_ui.errors import UserError
+from sst_ui.ui.engine import Replaced
+from sst_ui.ui.texts import say
+
+log = logging.getLogger(__name__)
+
+
+def message(error: Exception, language: str) -> str:
+    """What to say about an error, in the visitor's language where we wrote it."""
+    if isinstance(error, Replaced):
+        return say(language, "model.replaced", name=error.name)
+    if isinstance(error, UserError):
+        text = str(error)
+        return text[:1].upper() + text[1:]
+    log.error("unexpected error on the screen", exc_info=error)
+    return say(language, "error.internal", kind=type(error).__name__)
+
+
+def guarded(handler):
+    """A handler (function or generator, `language` its first argument) that ends in a `gr.Error`.
+
+    The components it would have written keep what they show.
+    """
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def stream(language, *args, **kwargs):
+            try:
+                yield from handler(language, *args, **kwargs)
+            except gr.Error:
+                raise
+            except Exception as error:
+                raise gr.Error(message(error, language), print_exception=False) from error
+
+        return stream
+
+    @functools.wraps(handler)
+    def call(language, *args, **kwargs):
+        try:
+            return handler(language, *args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise gr.Error(message(error, language), print_exception=False) from error
+
+    return call

@@ -1,0 +1,55 @@
+"""Small pieces of HTML that several panels share. Everything that came from outside is escaped."""
+
+import html
+import time
+
+from sst_ui.progress import Progress
+from sst_ui.ui.texts import has, say
+
+CLICKS = """
+element.addEventListener('click', (event) => {
+  const target = event.target.closest('[data-pick]');
+  if (target) trigger('click', {pick: target.dataset.pick});
+});
+element.addEventListener('keydown', (event) => {
+  const target = event.target.closest('[data-pick]');
+  if (target && (event.key === 'Enter' || event.key === ' ')) {
+    event.preventDefault();
+    trigger('click', {pick: target.dataset.pick});
+  }
+});
+"""  # clicks (and keys) on anything with data-pick reach Python as event.pick
+
+
+def safe(text: object) -> str:
+    """Text as HTML, quotes included."""
+    return html.escape(str(text), quote=True)
+
+
+def notice(text: str, tone: str = "info") -> str:
+    """A line beside a control; `tone`: info, good, warn or bad. Empty for no text."""
+    return f'<div class="notice {tone}" role="status">{safe(text)}</div>' if text else ""
+
+
+class Clock:
+    """How long a job will still take, from how long its stage took so far."""
+
+    def __init__(self) -> None:
+        self._stage, self._began = "", time.monotonic()
+
+    def bar(self, language: str, progress: Progress) -> str:
+        """A thin bar with stage, count, note and remaining time."""
+        if progress.stage != self._stage:
+            self._stage, self._began = progress.stage, time.monotonic()
+        spent, part = time.monotonic() - self._began, progress.fraction
+        left = ""
+        if spent > 1 and 0.02 < part < 1:
+            left = say(language, "stage.remaining", seconds=max(1, round(spent / part - spent)))
+        key = f"stage.{progress.stage}"
+        stage = say(language, key) if has(key) else progress.stage.replace("_", " ")
+        count = f"{progress.done:,}/{progress.total:,}" if 1 < progress.total < 100_000 else ""
+        words = " · ".join(safe(w) for w in (stage, count, progress.note, left) if w)
+        return (
+            f'<div class="bar" role="progressbar" aria-valuenow="{part * 100:.0f}">'
+            f'<i style="width:{part * 100:.1f}%"></i></div><div class="bar-text">{words}</div>'
+        )

@@ -1,0 +1,91 @@
+"""What a window shows when it opens, and when another model was loaded into it.
+
+Knows the order: model, measured signal, the default recipe applied, then its metrics.
+"""
+
+import gradio as gr
+
+from sst_ui import recipe as recipes
+from sst_ui.errors import UserError
+from sst_ui.ui import applying, drawing, header, metrics, model
+from sst_ui.ui.drawing import Draft, draw, fill
+from sst_ui.ui.editing import usable
+from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.errors import guarded, message
+from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.state import Conversation, Variants
+from sst_ui.ui.texts import language as language_of
+from sst_ui.ui.texts import say
+
+
+def connect(page: gr.Blocks, studio, engine: Engine, then_metrics) -> None:
+    """Wire the page's load and the model panel's."""
+    session, bar = studio.session, studio.apply
+
+    def fresh(lang: str, loaded: Loaded, recipe, applied: bool) -> dict:
+        """A window on a model: the recipe in the controls, nothing said yet."""
+        updates, form, extras = fill(studio, recipe)
+        known = Variants().add(recipe) if applied else Variants()
+        draft = Draft(lang, loaded, extras, known, "quality", form)
+        return {
+            **updates,
+            **draw(studio, engine, draft),
+            **applying.adopted(studio, draft, {}),
+            session.language: lang,
+            session.loaded: loaded,
+            session.results: {},
+            session.conversation: Conversation(),
+            studio.chat.columns[0]: [],
+            studio.chat.columns[1]: [],
+            studio.metrics.rows: metrics.render(lang, []),
+            studio.answers: metrics.answers(lang, None, False),
+        }
+
+    def opened(request: gr.Request):
+        """The page's first events: wait for the model, then show it measured and ready."""
+        lang, clock = language_of(request), Clock()
+        yield {
+            session.language: lang,
+            studio.header.line: header.render(lang, Loaded(), ""),
+            studio.metrics.rows: metrics.render(lang, []),
+            studio.answers: metrics.answers(lang, None, False),
+        }
+        for step in engine.wait():
+            yield {bar.status: clock.bar(lang, step)}
+        loaded, said = engine.loaded, ""
+        if engine.failure:
+            said = notice(message(UserError(engine.failure), lang), "bad")
+        first = engine.first_recipe()
+        if text := request.query_params.get("recipe"):
+            try:
+                draft = Draft(lang, loaded, None, Variants(), "quality", None)
+                first = usable(draft, recipes.from_yaml(text))
+                list(engine.resolve(loaded.key, first))
+            except UserError as error:
+                said = notice(message(error, lang), "bad")
+        updates = fresh(lang, loaded, first, applied=bool(loaded.key) and not engine.failure)
+        yield {**updates, bar.status: said}
+
+    @guarded
+    def swapped(lang, loaded: Loaded):
+        recipe = engine.first_recipe()
+        return fresh(lang, loaded, recipe, applied=False)
+
+    written = [
+        *drawing.outputs(studio),
+        *applying.outputs(studio),
+        *studio.form,
+        session.language,
+        session.loaded,
+        session.extras,
+        session.results,
+        session.conversation,
+        *studio.chat.columns,
+        studio.metrics.rows,
+        studio.answers,
+        bar.status,
+    ]
+    private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    then_metrics(page.load(opened, None, written, **private))
+    event = model.connect(studio.model, engine, session.language, session.loaded)
+    event.success(swapped, [session.language, session.loaded], written, **private)

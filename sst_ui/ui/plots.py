@@ -1,0 +1,171 @@
+"""Figures. Grey-blue is what the base model is, orange what the edit does to it, everywhere.
+
+Knows Plotly and arrays of [layers]. Backgrounds are transparent and text and grid take their
+colours from assets/style.css, so one figure serves light and dark.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sst_ui.maths.kernel import EARLY
+from sst_ui.recipe import KINDS
+from sst_ui.ui.texts import say
+
+BASE, EDITED, SECOND = "#7189a3", "#d9622b", "#e8a84c"
+FAINT, AMBER = "rgba(113,137,163,.16)", "rgba(217,150,43,.13)"
+HEIGHT = 232
+
+
+def curve(
+    language: str,
+    alpha: np.ndarray,
+    peak: float | None,
+    signal: np.ndarray | None,
+    signal_name: str,
+    pinned: Mapping[str, Mapping[int, float]],
+    early: bool,
+) -> go.Figure:
+    """The weight of every layer over the measured signal.
+
+    Args:
+        alpha: [layers, kinds] weights after strength, factors and overrides.
+        peak: position of the bell's maximum 0..1, or None for a curve without one.
+        signal: [layers] the statistic behind the curve, or None when not measured.
+        pinned: kind -> layer -> alpha of the overridden cells, drawn as diamonds.
+        early: whether the first quarter is touched, and shaded therefore.
+    """
+    layers = np.arange(len(alpha))
+    used = np.any(alpha != 0, axis=1)
+    top, bottom = max(1.12, alpha.max() * 1.12), min(0.0, alpha.min() * 1.12)
+    figure = _figure(say(language, "curve.layer"), say(language, "curve.weight"))
+    if signal is not None:
+        ceiling = max(float(np.nanmax(signal)), 1e-9) * 1.12
+        figure.add_bar(
+            x=layers,
+            y=signal,
+            name=signal_name,
+            marker={"color": [("rgba(113,137,163,.42)" if u else FAINT) for u in used]},
+            hovertemplate="%{y:.3g}",
+        )
+        figure.update_layout(yaxis={"range": [ceiling * bottom / top, ceiling]})
+    lines = zip(KINDS, (EDITED, SECOND), ("solid", "dot"), (7, 4.5), strict=True)
+    for column, (kind, colour, dash, size) in enumerate(lines):
+        values = alpha[:, column]
+        cells = pinned.get(kind, {})
+        figure.add_scatter(
+            x=layers,
+            y=values,
+            yaxis="y2",
+            name=say(language, f"kind.{kind}"),
+            mode="lines+markers",
+            line={"color": colour, "width": 2, "dash": dash},
+            marker={
+                "size": [size + 4 if i in cells else size for i in layers],
+                "symbol": ["diamond" if i in cells else "circle" for i in layers],
+                "color": [colour if v != 0 else "#a7b0ba" for v in values],
+            },
+            hovertemplate="%{y:.3f}",
+        )
+    if early:
+        figure.add_vrect(-0.5, (len(alpha) - 1) * EARLY, fillcolor=AMBER, line_width=0)
+    if peak is not None:
+        place = peak * (len(alpha) - 1)
+        figure.add_vline(place, line={"color": EDITED, "width": 1, "dash": "dash"}, opacity=0.55)
+        figure.add_annotation(
+            x=place,
+            y=1,
+            yref="paper",
+            text=say(language, "curve.peak", peak=peak),
+            showarrow=False,
+            xanchor="left" if peak < 0.8 else "right",
+            xshift=4 if peak < 0.8 else -4,
+            yanchor="top",
+            font={"size": 11},
+        )
+    # Plotly draws the overlaying axis on top: the weights take it, the signal stays behind.
+    figure.update_layout(
+        yaxis2={**figure.layout.yaxis.to_plotly_json(), "overlaying": "y", "range": [bottom, top]}
+    )
+    figure.layout.yaxis.update(visible=False)
+    figure.update_xaxes(range=[-0.6, len(alpha) - 0.4], dtick=max(1, len(alpha) // 12))
+    return figure
+
+
+def probe(language: str, base: np.ndarray, edited: np.ndarray) -> go.Figure:
+    """Projection of the last message on each layer's direction, [layers] for base and edited."""
+    figure = _figure(say(language, "curve.layer"), say(language, "probe.axis"))
+    for values, colour, name in (
+        (base, BASE, say(language, "chat.base")),
+        (edited, EDITED, say(language, "answers.edited")),
+    ):
+        figure.add_scatter(
+            x=np.arange(len(values)),
+            y=values,
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            hovertemplate="%{y:.2f}",
+        )
+    return figure
+
+
+def tradeoff(
+    x_title: str,
+    y_title: str,
+    points: Sequence[tuple[str, float, float]],
+    front: Sequence[str],
+    current: str,
+) -> go.Figure:
+    """Variants as points (name, x, y); the Pareto front's names are joined by a line."""
+    figure = _figure(x_title, y_title)
+    best = sorted((p for p in points if p[0] in front), key=lambda p: p[1])
+    figure.add_scatter(
+        x=[p[1] for p in best],
+        y=[p[2] for p in best],
+        mode="lines",
+        line={"color": BASE, "width": 1, "dash": "dot"},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.add_scatter(
+        x=[p[1] for p in points],
+        y=[p[2] for p in points],
+        text=[p[0] for p in points],
+        mode="markers+text",
+        textposition="top center",
+        textfont={"size": 11},
+        marker={
+            "size": [13 if p[0] == current else 9 for p in points],
+            "color": [EDITED if p[0] == current else BASE for p in points],
+        },
+        hovertemplate="%{text}<br>%{x:.4g} · %{y:.3g}<extra></extra>",
+        showlegend=False,
+    )
+    figure.update_layout(hovermode="closest")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def _figure(x_title: str, y_title: str) -> go.Figure:
+    figure = go.Figure()
+    axis = {"zeroline": False, "title": {"standoff": 6, "font": {"size": 11}}, "fixedrange": True}
+    figure.update_layout(
+        template="none",
+        height=HEIGHT,
+        margin={"l": 44, "r": 12, "t": 24, "b": 36},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 11, "family": "system-ui, sans-serif"},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.14, "font": {"size": 11}},
+        hovermode="x unified",
+        dragmode=False,
+        bargap=0.25,
+        uirevision="studio",
+        xaxis=axis,
+        yaxis=axis,
+    )
+    figure.update_xaxes(title_text=x_title, showgrid=False)
+    figure.update_yaxes(title_text=y_title)
+    return figure

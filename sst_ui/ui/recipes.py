@@ -1,0 +1,65 @@
+"""The recipe as text: copy, paste, download, upload, link, and the command without a screen."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from sst_ui import recipe as recipes
+from sst_ui.recipe import Recipe
+from sst_ui.ui.texts import t
+
+COMMAND = "python -m sst_ui run recipe.yaml --out outputs/{name}"
+LINK = """(text) => {
+  const url = location.origin + location.pathname + '?recipe=' + encodeURIComponent(text);
+  navigator.clipboard?.writeText(url);
+  history.replaceState(null, '', url);
+}"""
+
+
+@dataclass(frozen=True)
+class RecipePanel:
+    text: gr.Code
+    use: gr.Button
+    download: gr.DownloadButton
+    upload: gr.UploadButton
+    link: gr.Button
+    command: gr.Textbox
+    status: gr.HTML
+
+
+def create() -> RecipePanel:
+    with gr.Row(elem_id="recipe-tools"):
+        use = gr.Button(t("recipe.use"), size="sm", variant="primary", elem_id="use-recipe")
+        upload = gr.UploadButton(
+            t("recipe.upload"), size="sm", file_types=[".yaml", ".yml"], elem_id="upload-recipe"
+        )
+        download = gr.DownloadButton(t("recipe.download"), size="sm", elem_id="download-recipe")
+        link = gr.Button(t("recipe.link"), size="sm", elem_id="link-recipe")
+    status = gr.HTML(elem_id="recipe-status")
+    text = gr.Code(
+        language="yaml", label=t("recipe.text"), show_label=False, elem_id="recipe-text", lines=12
+    )
+    command = gr.Textbox(
+        COMMAND.format(name="recipe"),
+        label=t("recipe.command"),
+        interactive=False,
+        buttons=["copy"],
+        elem_id="command",
+    )
+    return RecipePanel(text, use, download, upload, link, command, status)
+
+
+def command(recipe: Recipe) -> str:
+    """The exact command that does the same without a screen."""
+    return COMMAND.format(name=recipe.name or recipe.digest())
+
+
+def written(text: str) -> str:
+    """The recipe as a file to download; a recipe that does not parse is a `UserError`."""
+    recipe = recipes.from_yaml(text)
+    folder = Path(tempfile.mkdtemp(prefix="recipe-"))
+    path = folder / "recipe.yaml"
+    path.write_text(recipes.to_yaml(recipe), encoding="utf-8")
+    return str(path)

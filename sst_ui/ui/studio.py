@@ -1,0 +1,142 @@
+"""The whole screen: panels in their places, states of a window, and who is wired to whom.
+
+Knows where things are. What happens is in `editing`, `applying`, `opening` and `chat`.
+"""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from sst_ui.ui import api, chat, figures, header, metrics, model, variants, weights
+from sst_ui.ui import recipes as recipe_panel
+from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.state import Conversation, Extras, Form, Variants
+from sst_ui.ui.texts import t
+
+
+@dataclass(frozen=True)
+class Session:
+    """The states of a window: small frozen data, each written by one kind of event."""
+
+    language: gr.State
+    loaded: gr.State
+    extras: gr.State
+    variants: gr.State
+    results: gr.State
+    opened: gr.State
+    conversation: gr.State
+
+
+@dataclass(frozen=True)
+class Studio:
+    """All panels and states, for the wiring. `form` lists every control of the recipe."""
+
+    session: Session
+    header: header.Header
+    model: model.ModelPanel
+    weights: weights.WeightsPanel
+    direction: weights.DirectionPanel
+    apply: weights.ApplyBar
+    figures: figures.FiguresPanel
+    tabs: gr.Tabs
+    chat: chat.ChatPanel
+    filter: gr.Radio
+    answers: gr.HTML
+    recipe: recipe_panel.RecipePanel
+    metrics: metrics.MetricsPanel
+    variants: variants.VariantsPanel
+    form: Form
+
+    @property
+    def draft(self) -> list:
+        """Inputs of every handler that needs the draft: language, model, extras, variants, form."""
+        s = self.session
+        return [s.language, s.loaded, s.extras, s.variants, self.figures.signal, *self.form]
+
+
+def build(engine: Engine) -> gr.Blocks:
+    """The page over an engine; launch it with `theme.launch_options()`."""
+    from sst_ui.ui import applying, editing, opening
+
+    with gr.Blocks(title="SST Studio", fill_width=True, analytics_enabled=False) as page:
+        studio = _panels(engine)
+        session = studio.session
+        measured = applying.connect(studio, engine)
+        editing.connect(studio, engine)
+        chat.connect(
+            studio.chat,
+            engine,
+            session.language,
+            session.loaded,
+            session.variants,
+            session.conversation,
+        )
+        opening.connect(page, studio, engine, measured)
+        api.connect(engine)
+    return page
+
+
+def _panels(engine: Engine) -> Studio:
+    session = Session(
+        language=gr.State("en"),
+        loaded=gr.State(Loaded()),
+        extras=gr.State(Extras()),
+        variants=gr.State(Variants()),
+        results=gr.State({}),
+        opened=gr.State(""),
+        conversation=gr.State(Conversation()),
+    )
+    top = header.create()
+    with gr.Row(elem_id="studio"):
+        with gr.Column(elem_id="left", min_width=260):
+            with gr.Column(elem_id="controls", min_width=240):
+                model_panel = model.create()
+                weights_panel = weights.create_weights()
+                direction_panel = weights.create_direction()
+            apply_bar = weights.create_apply()
+        with gr.Column(elem_id="middle", min_width=300):
+            figures_panel = figures.create(engine.loaded.layers)
+            with (
+                gr.Group(elem_id="work", elem_classes="panel"),
+                gr.Tabs(elem_id="work-tabs", selected="chat") as tabs,
+            ):
+                with gr.Tab(t("tab.chat"), id="chat", elem_id="chat-tab"):
+                    chat_panel = chat.create()
+                with gr.Tab(t("tab.answers"), id="answers", elem_id="answers-tab"):
+                    only = gr.Radio(
+                        [(t("answers.all"), "all"), (t("answers.changed"), "changed")],
+                        value="all",
+                        show_label=False,
+                        container=False,
+                        elem_id="answers-filter",
+                    )
+                    answers = gr.HTML(metrics.answers("en", None, False), elem_id="answers")
+                with gr.Tab(t("tab.recipe"), id="recipe", elem_id="recipe-tab"):
+                    recipe = recipe_panel.create()
+        with gr.Column(elem_id="right", min_width=260):
+            metrics_panel = metrics.create()
+            variants_panel = variants.create()
+    sources = (weights_panel, direction_panel, metrics_panel)
+    form = Form(
+        **{
+            name: next(getattr(panel, name) for panel in sources if hasattr(panel, name))
+            for name in Form._fields
+        }
+    )
+    return Studio(
+        session,
+        top,
+        model_panel,
+        weights_panel,
+        direction_panel,
+        apply_bar,
+        figures_panel,
+        tabs,
+        chat_panel,
+        only,
+        answers,
+        recipe,
+        metrics_panel,
+        variants_panel,
+        form,
+    )

@@ -1,0 +1,55 @@
+"""What the screen says, in the visitor's language.
+
+Two ways, because Gradio has two: `t(key)` for texts of components, which the browser translates,
+and `say(language, key, ...)` for sentences composed in Python. Knows `presets/texts.yaml` only.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+
+import gradio as gr
+import yaml
+from gradio.i18n import I18nData
+
+from sst_ui.paths import PRESETS
+
+LANGUAGES = ("en", "ja")
+
+
+@cache
+def _texts() -> Mapping[str, Mapping[str, str]]:
+    return yaml.safe_load((PRESETS / "texts.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def translations() -> gr.I18n:
+    """Every text for the browser's side of the translation."""
+    texts = _texts()
+    return gr.I18n(**{lang: {key: row[lang] for key, row in texts.items()} for lang in LANGUAGES})
+
+
+def t(key: str) -> I18nData:
+    """A text of a component; KeyError for a key that has no text."""
+    if key not in _texts():
+        raise KeyError(f"presets/texts.yaml has no {key!r}")
+    return translations()(key)
+
+
+def has(key: str) -> bool:
+    """Whether there is a text of that name (metrics of others may have none)."""
+    return key in _texts()
+
+
+def say(language: str, key: str, **values: object) -> str:
+    """A sentence in the given language, with its {names} filled in."""
+    return _texts()[key][language].format(**values)
+
+
+def language(request: gr.Request | None) -> str:
+    """The first language of the browser's list that we speak; English otherwise."""
+    header = request.headers.get("accept-language", "") if request is not None else ""
+    for part in header.split(","):
+        code = part.split(";")[0].strip().lower()[:2]
+        if code in LANGUAGES:
+            return code
+    return "en"

@@ -1,0 +1,70 @@
+"""The list of applied recipes, and the figure that weighs what they remove against what they cost."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import gradio as gr
+
+from sst_ui.maths import pareto
+from sst_ui.metrics.results import MetricResult
+from sst_ui.ui import metrics, plots
+from sst_ui.ui.html import CLICKS, safe
+from sst_ui.ui.state import Variants
+from sst_ui.ui.texts import say, t
+
+SHOWN = ("refusal_rate", "kl_16", "quality")  # the columns of the list
+COST, GAIN = "kl_16", "refusal_rate"  # the axes of the trade-off
+
+Results = Mapping[str, Sequence[MetricResult]]  # recipe digest -> its metrics
+
+
+@dataclass(frozen=True)
+class VariantsPanel:
+    rows: gr.HTML
+
+
+def create() -> VariantsPanel:
+    with gr.Group(elem_id="variants-panel", elem_classes="panel"):
+        gr.HTML(t("section.variants"), elem_classes="title")
+        rows = gr.HTML(elem_id="variants", js_on_load=CLICKS)
+    return VariantsPanel(rows)
+
+
+def render(language: str, variants: Variants, results: Results) -> str:
+    """The list, newest first; a row is a button that brings its settings back."""
+    head = "".join(
+        f"<span>{safe(metrics.title(language, name, name))}</span>" for name in SHOWN
+    )
+    rows = [f'<div class="variant heads"><b></b>{head}</div>']
+    for variant in reversed(variants.items):
+        found = {r.name: r for r in results.get(variant.recipe.digest(), ())}
+        cells = "".join(
+            f"<span>{metrics.number(found[n].edited, found[n].unit) if n in found else '·'}</span>"
+            for n in SHOWN
+        )
+        current = " current" if variant.name == variants.current else ""
+        rows.append(
+            f'<div class="variant{current}" role="button" tabindex="0" '
+            f'data-pick="{safe(variant.name)}"><b>{safe(variant.name)}</b>{cells}</div>'
+        )
+    return "".join(rows) if variants.items else ""
+
+
+def tradeoff(language: str, variants: Variants, results: Results):
+    """Refusals against divergence, one point a variant; None while nothing was measured."""
+    points = [("base", 0.0, math.nan)]
+    for variant in variants.items:
+        found = {r.name: r for r in results.get(variant.recipe.digest(), ())}
+        if COST in found and GAIN in found and found[COST].edited and found[GAIN].edited:
+            points[0] = (say(language, "chat.base"), 0.0, found[GAIN].base.value)
+            points.append((variant.name, found[COST].edited.value, found[GAIN].edited.value))
+    if len(points) < 2:
+        return None
+    return plots.tradeoff(
+        metrics.title(language, COST, COST),
+        metrics.title(language, GAIN, GAIN),
+        points,
+        pareto.front(points),
+        variants.current,
+    )
