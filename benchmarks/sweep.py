@@ -1,0 +1,62 @@
+"""The README's results table, for the demo or any other model.
+
+    python -m benchmarks.sweep --markdown
+
+Knows arguments and output; the table itself is sst_ui/lab/sweep.py.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from sst_ui.errors import UserError
+from sst_ui.lab.sweep import Row, markdown, settings, sweep
+from sst_ui.model.host import load
+from sst_ui.progress import finish
+from sst_ui.recipe import Evaluation, ModelSpec
+
+GROUPS = ("base", "profiles", "negative", "control")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
+    parser.add_argument("--model", default="demo", help="demo, a folder, or a Hub id")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--samples", type=int, help="prompts of each set; default all")
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="the table (what happens anyway)")
+    form.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    try:
+        host = finish(load(ModelSpec(id=options.model, device=options.device)))
+        chosen = [setting for setting in settings() if setting.group in options.groups]
+        evaluation = Evaluation(samples=options.samples, max_new_tokens=options.max_new_tokens)
+        rows = finish(sweep(host, chosen, evaluation), _Told(len(chosen)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps([row.to_json() for row in rows]) if options.json else markdown(rows))
+    return 0
+
+
+class _Told:
+    """Says on stderr which row is done and how long the rest will take."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.start = total, 0, time.monotonic()
+
+    def __call__(self, step: object) -> None:
+        if isinstance(step, Row):
+            self.done += 1
+            left = (time.monotonic() - self.start) / self.done * (self.total - self.done)
+            place = f"{self.done}/{self.total}"
+            print(f"{place}  {step.name}  (about {left:.0f} s left)", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
