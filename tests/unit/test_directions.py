@@ -279,3 +279,15 @@ def test_the_signal_peaks_where_separation_and_quality_agree():
     odd = {"quality": torch.tensor([1.0, 1, 1, 1]), "cohens_d": torch.tensor([1.0, nan, 2, 1e400])}
     assert np.isfinite(signal(replace(random(4, 8), stats=odd))).all()
     assert not signal(random(4, 8)).any()
+
+
+@pytest.mark.parametrize("prompts", [20, 100], ids=["fewer prompts than dimensions", "more"])
+def test_further_directions_are_singular_vectors_of_what_the_first_leaves(prompts):
+    harmful, harmless, _ = planted(n=prompts)
+    found = estimate(harmful, harmless, DirectionSpec(k=3)).vectors.double()
+    for layer in range(LAYERS):
+        rest = harmful[:, layer].double() - harmless[:, layer].double().mean(0)
+        rest = rest - rest @ found[layer, :1].T @ found[layer, :1]
+        expected = np.linalg.svd(rest.numpy(), full_matrices=False)[2][:2]
+        cosine = np.abs((found[layer, 1:].numpy() * expected).sum(-1))
+        assert np.allclose(cosine, 1, atol=1e-5)
