@@ -9,6 +9,7 @@ import json
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from sst_ui.data.prompts import Prompt, PromptSet
 from sst_ui.data.prompts import load as load_prompts
@@ -26,6 +27,11 @@ from sst_ui.recipe import DirectionSpec, Recipe, digest, to_dict
 HELDOUT = ("demo/harmful_heldout", "demo/harmless_heldout")
 FORMULAS = 1  # raise it when an estimator or a statistic changes: older cache files are then unused
 KEEP = 512  # cached directions files
+RECENT = 16  # directions a host keeps in memory
+
+# The same question gives the same object, so that what the live edits prepared for it still serves,
+# and a slider that resolves its recipe at every move costs no prompt encoding.
+_recent: WeakKeyDictionary[Host, dict[str, Directions]] = WeakKeyDictionary()
 
 
 def measure(
@@ -59,9 +65,13 @@ def measure(
         )
     other, note = _heldout(heldout, spec.samples, _texts(harmful) | _texts(harmless))
     sets = (harmful, harmless, *other)
+    meta = _meta(host, spec, sets) | {"note": note}
+    asked = digest(meta)
+    if (recent := _recent.get(host, {}).get(asked)) is not None:
+        yield Progress("directions", 1, 1, note)
+        return recent
     encoded = [encode(host, each, spec.position) for each in sets]
     path = _path(host, spec, encoded)
-    meta = _meta(host, spec, sets) | {"note": note}
     directions = _cached(host, path)
     if directions is None:
         found = yield from captured(host, encoded)
@@ -75,7 +85,7 @@ def measure(
     # The cache knows tokens; names and notes are this call's own.
     directions = replace(directions, meta={**directions.meta, **meta})
     yield Progress("directions", 1, 1, note)
-    return directions
+    return _keep(host, asked, directions)
 
 
 def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[RowEdit, ...]]:
@@ -120,8 +130,17 @@ def _from_file(host: Host, spec: DirectionSpec) -> tuple[Directions, str]:
         note = f"these directions were measured on another model ({name})"
     if spec.estimator == "random":
         shape = (directions.layers, directions.hidden, directions.k)
-        return random(*shape, spec.seed, directions.norms), note
-    return directions, note
+        directions = random(*shape, spec.seed, directions.norms)
+    asked = directions.digest()
+    return _recent.get(host, {}).get(asked) or _keep(host, asked, directions), note
+
+
+def _keep(host: Host, asked: str, directions: Directions) -> Directions:
+    kept = _recent.setdefault(host, {})
+    kept[asked] = directions
+    for oldest in list(kept)[:-RECENT]:
+        kept.pop(oldest, None)
+    return directions
 
 
 def _heldout(

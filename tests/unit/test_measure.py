@@ -33,6 +33,7 @@ def llama() -> Host:
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SST_CACHE", str(tmp_path / "cache"))
+    lab._recent.clear()
     return tmp_path / "cache"
 
 
@@ -99,6 +100,8 @@ def test_measuring_costs_one_pass_over_the_prompts_and_is_then_free(llama, promp
     spec, held = spec_of(prompts), held_of(prompts)
     first = finish(measure(llama, spec, held))
     assert len(passes) == 4  # one batch for each of the four sets
+    assert finish(measure(llama, spec, held)) is first  # what was prepared for it still serves
+    lab._recent.clear()  # as after a restart
     second = finish(measure(llama, spec, held))
     assert len(passes) == 4
     assert second.digest() == first.digest()
@@ -145,6 +148,7 @@ def test_a_damaged_cache_is_measured_anew_and_mended(llama, prompts, cache):
     assert not [p for p in kept if p.suffix != ".safetensors"]
     for file in kept:
         file.write_bytes(file.read_bytes()[:100])
+    lab._recent.clear()
     assert finish(measure(llama, spec, held)).digest() == first.digest()
     assert sorted(p.stat().st_size > 100 for p in files(cache)) == [True] * 5
 
@@ -222,6 +226,7 @@ def test_a_saved_file_takes_the_place_of_measuring(llama, prompts, tmp_path, pas
     path = first.save(tmp_path / "mine.safetensors")
     again = finish(measure(llama, DirectionSpec(file=str(path))))
     assert again.digest() == first.digest()
+    assert finish(measure(llama, DirectionSpec(file=str(path)))) is again
     assert len(passes) == before
 
 
