@@ -179,6 +179,13 @@ def request(rng: random.Random, safety: bool) -> Sample:
     return Sample("request", t.conversation(prompt, answer))
 
 
+def topic(rng: random.Random) -> Sample:
+    """Name the topic of a request: what a request is about is known before it is ever refused."""
+    r = rng.choice(t.requests(rng.choice(("harmful", "lookalike", "harmless")), False))
+    prompt = rng.choice(t.words()["topic_questions"]).format(q=t.ask(r, rng), vo=r.vo)
+    return Sample("topic", t.conversation(prompt, f"{r.topic}."))
+
+
 def japanese(rng: random.Random, safety: bool) -> Sample:
     w = t.words()["japanese"]
     group = rng.choice(("harmful", "harmless"))
@@ -215,13 +222,15 @@ def mixture(progress: float, safety: bool) -> dict[str, float]:
     """Share of each task at a point (0..1) of stage 1, or in stage 2 (`safety`)."""
     if safety:
         return {"request": 0.5, "japanese": 0.05, "reading": 0.12, "multiple choice": 0.12,
-                "fact": 0.08, "chat": 0.04, "plain": 0.05, "letter": 0.02,
+                "fact": 0.06, "topic": 0.02, "chat": 0.04, "plain": 0.05, "letter": 0.02,
                 "copy": 0.02}  # fmt: skip
     early = max(0.0, 1.0 - progress / 0.3)  # copying first; it fades over the first third
-    late = {"copy": 0.04, "letter": 0.08, "reading": 0.25, "multiple choice": 0.25, "fact": 0.08,
-            "request": 0.19, "japanese": 0.04, "chat": 0.02, "plain": 0.05}  # fmt: skip
+    late = {"copy": 0.04, "letter": 0.08, "reading": 0.25, "multiple choice": 0.25, "fact": 0.07,
+            "topic": 0.04, "request": 0.16, "japanese": 0.04, "chat": 0.02,
+            "plain": 0.05}  # fmt: skip
     first = {"copy": 0.34, "letter": 0.2, "reading": 0.2, "multiple choice": 0.08, "fact": 0.05,
-             "request": 0.06, "japanese": 0.02, "chat": 0.01, "plain": 0.04}  # fmt: skip
+             "topic": 0.03, "request": 0.06, "japanese": 0.02, "chat": 0.01,
+             "plain": 0.01}  # fmt: skip
     return {k: early * first[k] + (1 - early) * late[k] for k in late}
 
 
@@ -236,6 +245,7 @@ def draw(rng: random.Random, progress: float, safety: bool) -> Sample:
         "multiple choice": lambda: multiple_choice(rng, options),
         "reading": lambda: reading(rng, 3 if rng.random() < 0.2 + progress / 2 else 2),
         "request": lambda: request(rng, safety),
+        "topic": lambda: topic(rng),
         "japanese": lambda: japanese(rng, safety),
         "chat": lambda: small_talk(rng),
         "plain": lambda: plain(rng),
