@@ -24,6 +24,7 @@ from sst_ui.model.batch import (
 )
 from sst_ui.model.host import Host
 from sst_ui.model.score import logprobs, teacher_forced
+from sst_ui.model.template import without_thinking
 from sst_ui.progress import Progress
 
 __all__ = ["answers", "generate", "logprobs", "stream", "teacher_forced"]
@@ -181,7 +182,7 @@ def answers(
     batch: int | None = None,
     stage: str = "answers",
 ) -> Generator[Progress, None, list[str]]:
-    """Greedy answers to many prompts, in the order of the prompts.
+    """Greedy answers to many prompts, in their order, without the thinking before an answer.
 
     Prompts of similar length share a batch; a batch that does not fit the memory is halved.
 
@@ -220,7 +221,7 @@ def answers(
                 torch.cuda.empty_cache()
             continue
         for i in chunk:
-            texts[i] = host.decode(tokens[i])
+            texts[i] = without_thinking(host.decode(tokens[i]))
         waiting = waiting[len(chunk) :]
         done += len(chunk)
         yield Progress(stage, done, len(prompts))

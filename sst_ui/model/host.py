@@ -50,7 +50,7 @@ class Host:
         self.layers = len(self.architecture.layers)
         self.hidden = self.architecture.hidden
         self.context = _context(model.config, tokenizer)
-        self.parameters = sum(p.numel() for p in model.parameters())
+        self.parameters = model.num_parameters()  # knows that 4-bit weights are packed
         self.device = model.get_input_embeddings().weight.device
         self.stop = self.template.stop | _stop(model)
         self.pad = self.template.pad

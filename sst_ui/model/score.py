@@ -30,7 +30,7 @@ def logprobs(
         logits = forward(host, batch, plan, keep=1)[:, -1]  # [chunk, vocabulary]
         for i, row in zip(chunk, logits.float().log_softmax(-1).cpu(), strict=True):
             result[i] = row
-    return torch.stack(result)
+    return torch.stack(result) if result else torch.empty(0, _vocabulary(host))
 
 
 def teacher_forced(
@@ -42,7 +42,7 @@ def teacher_forced(
     """Log-probabilities at every token of a given continuation.
 
     Args:
-        prompts, continuations: token lists of equal number; no continuation is empty.
+        prompts, continuations: token lists of equal number.
 
     Returns:
         For each prompt [len(continuation), vocabulary] float32 on the CPU: row t is the
@@ -56,10 +56,10 @@ def teacher_forced(
     for chunk in _chunks(host, [len(text) for text in texts], wanted):
         batch = left_padded([texts[i] for i in chunk], host.pad, host.device)
         plan = host.live.compile([rows[i] for i in chunk])
-        longest = max(len(continuations[i]) for i in chunk)
+        longest = max(1, max(len(continuations[i]) for i in chunk))
         logits = forward(host, batch, plan, keep=longest)  # [chunk, longest, vocabulary]
         for i, row in zip(chunk, logits, strict=True):
-            row = row[longest - len(continuations[i]) :]
+            row = row[len(row) - len(continuations[i]) :]
             result[i] = row.float().log_softmax(-1).cpu()
     return result
 
@@ -71,10 +71,14 @@ def _chunks(host: Host, lengths: Sequence[int], longest: int) -> Iterator[list[i
         lengths: tokens of each text.
         longest: most positions of a text that logits are wanted for.
     """
-    vocabulary = host.model.config.get_text_config().vocab_size
     order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
     while order:
-        size = tokens_a_step(host) // max(1, lengths[order[0]])
-        size = max(1, min(size, LOGITS // (longest * vocabulary)))
+        tokens = max(1, lengths[order[0]])
+        logits = max(1, longest) * _vocabulary(host)
+        size = max(1, min(tokens_a_step(host) // tokens, LOGITS // logits))
         yield order[:size]
         order = order[size:]
+
+
+def _vocabulary(host: Host) -> int:
+    return host.model.config.get_text_config().vocab_size

@@ -22,6 +22,7 @@ from sst_ui.recipe import ModelSpec
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "chat_template*")
+LFS = b"version https://git-lfs"  # what a clone without Git LFS holds instead of the weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -167,11 +168,18 @@ def check_safetensors(path: Path) -> None:
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
+            if file.read(len(LFS)) == LFS:
+                raise UserError(
+                    f"{path.name} is a Git LFS pointer, not the weights; run `git lfs pull` there."
+                )
+            file.seek(0)
             (length,) = struct.unpack("<Q", file.read(8))
             if not 0 < length <= size - 8:
                 raise ValueError("header longer than the file")
             header = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for k, entry in header.items() if k != "__metadata__"]
+    except UserError:
+        raise
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path.name} is damaged or no safetensors file: {error}.") from error
     expected = 8 + length + max(ends, default=0)

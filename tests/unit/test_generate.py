@@ -186,6 +186,21 @@ def test_top_p_draws_from_the_nucleus_only():
     assert {pick(logits, 1.0, 1e-6, [die])[0] for _ in range(20)} == {0}
 
 
+def test_answers_leave_the_thinking_out(small, monkeypatch):
+    script = iter(small.tokens("<think>hm</think>\n\nYes."))
+    monkeypatch.setattr(module, "pick", lambda *_: [next(script)])
+    asked = answers(small, [small.encode("Hi")], None, len("<think>hm</think>\n\nYes."))
+    assert finish(asked) == ["Yes."]
+
+
+def test_nothing_to_score_is_no_error(small):
+    assert logprobs(small, []).shape == (0, small.model.config.vocab_size)
+    prompt = small.encode("Hi")
+    empty, full = teacher_forced(small, [prompt] * 2, [[], [7, 8]])
+    assert (len(empty), len(full)) == (0, 2)
+    assert [len(logs) for logs in teacher_forced(small, [prompt], [[]])] == [0]
+
+
 def test_a_batch_that_does_not_fit_the_memory_is_halved(small, monkeypatch):
     sizes = []
     real = module.forward

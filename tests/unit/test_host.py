@@ -168,6 +168,11 @@ def test_weights_that_are_no_safetensors_are_refused(folder, data):
     assert "damaged or no safetensors file" in refusal(folder)
 
 
+def test_a_clone_without_lfs_says_what_to_run(folder):
+    (folder / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "git lfs pull" in refusal(folder)
+
+
 def test_missing_weights_are_not_filled_with_random_numbers(folder):
     weights = load_file(folder / WEIGHTS)
     del weights["model.layers.2.mlp.down_proj.weight"]
