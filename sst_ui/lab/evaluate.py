@@ -72,9 +72,7 @@ def evaluate(
 
 def goal(edits: tuple[RowEdit, ...]) -> Goal:
     """What an edit is for, by the sign of its mean strength: remove refusal or reinforce it."""
-    total = sum(
-        float(np.mean(edit.alpha)) * (-1 if edit.operation == "add" else 1) for edit in edits
-    )
+    total = sum(float(np.mean(edit.alpha)) for edit in edits)
     return "reinforce" if total < 0 else "remove"
 
 

@@ -104,6 +104,7 @@ def _answers(host: Host, task: Task, rows: list[Row]) -> Generator[Progress, Non
         batch=64 if host.parameters < SMALL or host.device.type != "cpu" else 16,
         stage=task.title,
     )
+    texts = [text.strip() for text in texts]
     return [[Shown(t, t) for t in texts[i :: len(rows)]] for i in range(len(rows))]
 
 

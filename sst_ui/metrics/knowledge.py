@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from sst_ui.data.prompts import LETTERS, Prompt
+from sst_ui.data.prompts import Prompt
 from sst_ui.metrics.refusal import is_abstention, normalise, without_reasoning
 from sst_ui.metrics.registry import Score, metric
 
@@ -38,9 +38,8 @@ def fact(prompt: Prompt, answer: str) -> Score:
 )
 def choice(prompt: Prompt, likelihoods: Sequence[float]) -> Score:
     """Whether the right letter is the likeliest of the letters."""
-    best = int(np.argmax(likelihoods))
-    right = best == prompt.answer
-    return Score(right, f"{LETTERS[best]}, {'right' if right else 'wrong'}")
+    right = int(np.argmax(likelihoods)) == prompt.answer
+    return Score(right, "right" if right else "wrong")
 
 
 @metric("reading", title="Reading (ROUGE-L)", unit="score", better="high", prompts="demo/reading")
