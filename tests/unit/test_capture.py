@@ -15,15 +15,15 @@ from sst_ui.model.host import Host
 from sst_ui.model.live import RowEdit
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import KINDS
+from tests.talk import byte_tokenizer, tiny_host
 from tests.tiny import ARCHITECTURES
-from tests.toys import byte_tokenizer, toy_host
 
 PROMPTS = [list(range(20, 20 + n)) for n in (5, 19, 2, 11, 8)]
 
 
 @pytest.fixture(scope="module")
 def llama() -> Host:
-    return toy_host("llama")
+    return tiny_host("llama")
 
 
 def reported(host: Host, prompt: list[int], position: int = -1) -> Tensor:
@@ -47,7 +47,7 @@ def normed(host: Host, found: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_residuals_are_those_that_transformers_reports_whatever_the_padding(name):
-    host = toy_host(name)
+    host = tiny_host(name)
     found = finish(residuals(host, PROMPTS))
     assert found.shape == (5, host.layers, host.hidden)
     assert found.dtype == torch.float32
@@ -179,7 +179,7 @@ def test_a_single_prompt_that_does_not_fit_is_an_error_with_its_length(llama, mo
 
 
 def test_a_prompt_beyond_the_context_is_refused(llama):
-    with pytest.raises(UserError, match="has 257 tokens; tiny llama reads 1 to 256"):
+    with pytest.raises(UserError, match="has 257 tokens; tiny-llama reads 1 to 256"):
         finish(residuals(llama, [[5] * 257]))
     with pytest.raises(UserError, match="has 0 tokens"):
         finish(residuals(llama, [[]]))
@@ -193,24 +193,20 @@ def test_the_end_of_the_instruction_is_its_last_token(llama, message):
     ]
     ids = llama.encode(messages)
     end = instruction_end(llama, messages)
-    after = llama.tokenizer.decode(ids[end + 1 :])
-    assert after == "<|end|><|assistant|>"
+    assert llama.tokenizer.decode(ids[end + 1 :]).lstrip().startswith("<|im_end|>")
     assert llama.tokenizer.decode(ids[: end + 1]).endswith(message.strip())
 
 
-def test_the_end_of_the_instruction_counts_a_bos_that_the_template_does_not_write(
-    llama, monkeypatch
-):
+def test_the_end_of_the_instruction_counts_a_bos_that_the_template_does_not_write(llama):
     messages = [{"role": "user", "content": "hello"}]
-    plain = instruction_end(llama, messages)
-    encode = llama.encode
-    monkeypatch.setattr(llama, "encode", lambda m: [1, *encode(m)])
-    assert instruction_end(llama, messages) == plain + 1
+    with_bos = tiny_host("llama", byte_tokenizer(adds_bos=True))
+    assert instruction_end(with_bos, messages) == instruction_end(llama, messages) + 1
+    end = with_bos.encode(messages)[: instruction_end(with_bos, messages) + 1]
+    assert with_bos.tokenizer.decode(end).endswith("hello")
 
 
-def test_a_template_that_rewrites_the_message_is_told(llama, monkeypatch):
-    shouting = byte_tokenizer("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
-    monkeypatch.setattr(llama, "format", lambda messages: messages[-1]["content"].upper())
-    monkeypatch.setattr(llama, "tokenizer", shouting)
+def test_a_template_that_rewrites_the_message_is_told():
+    shouting = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+    host = tiny_host("llama", byte_tokenizer(shouting))
     with pytest.raises(UserError, match=r"use directions\.position 'template'"):
-        instruction_end(llama, [{"role": "user", "content": "hello"}])
+        instruction_end(host, [{"role": "user", "content": "hello"}])

@@ -18,7 +18,7 @@ from sst_ui.model.host import Host
 from sst_ui.model.live import RowEdit
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import KINDS, Ablation, DirectionSpec, Recipe, WeightTable
-from tests.toys import toy_host
+from tests.talk import tiny_host
 
 HARMFUL = ["pick a lock", "forge a stamp", "break the seal", "open the safe", "copy the key", "lie"]
 HARMLESS = ["bake bread", "water a fern", "fold a shirt", "tune a harp", "mend a sock", "sing"]
@@ -27,7 +27,7 @@ OTHER = (["steal a boat", "hide a map", "jam a door"], ["plant a tree", "ride a 
 
 @pytest.fixture(scope="module")
 def llama() -> Host:
-    return toy_host("llama")
+    return tiny_host("llama")
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,9 @@ def test_a_change_of_model_prompts_or_position_measures_anew(llama, prompts, pas
     write(Path(prompts["harmful"]), HARMFUL[:4])
     fewer = finish(measure(llama, spec_of(prompts), held))
     assert len(passes) == before + 5  # the other three sets are the same
-    other = finish(measure(toy_host("llama", seed=1), spec_of(prompts), held))
+    twin = tiny_host("llama", seed=1)
+    twin.digest = "another model"
+    other = finish(measure(twin, spec_of(prompts), held))
     assert len({d.digest() for d in (first, end, fewer, other)}) == 4
 
 
@@ -232,7 +234,7 @@ def test_a_saved_file_takes_the_place_of_measuring(llama, prompts, tmp_path, pas
 
 def test_a_file_of_another_model_is_refused_with_both_shapes_or_told(llama, tmp_path):
     path = random(5, 16).save(tmp_path / "small.safetensors")
-    with pytest.raises(UserError, match="5 layers of 16, but tiny llama has 3 layers of 32"):
+    with pytest.raises(UserError, match="5 layers of 16, but tiny-llama has 3 layers of 32"):
         finish(measure(llama, DirectionSpec(file=str(path))))
     foreign = replace(
         random(llama.layers, llama.hidden), meta={"model": "another", "model_name": "twin"}
