@@ -84,6 +84,14 @@ class Writer:
         weight = getattr(self.module, "weight", None)
         return self.form != "experts" and not _plain(weight)
 
+    @property
+    def width(self) -> int:
+        """Features it reads: of the matrix's input, or of the residual stream for experts."""
+        if self.form == "experts":
+            experts = self.module.get_parameter(self.tensors[0].name.removeprefix(f"{self.name}."))
+            return experts.shape[self.tensors[0].axis]
+        return self.module.nx if self.form == "conv1d" else self.module.in_features
+
     def weight(self) -> Tensor:
         """A float32 copy of the weight, [out, in] whatever the form.
 
@@ -94,6 +102,8 @@ class Writer:
             raise UserError(f"{self.name} holds several experts; it has no single weight matrix.")
         if self.quantized:
             raise UserError(f"the weight of {self.name} is quantised; load the model without it.")
+        if self.module.weight.is_meta:
+            raise UserError(f"the weight of {self.name} is offloaded; load the model without that.")
         weight = self.module.weight.detach().to(torch.float32, copy=True)
         return weight.T.contiguous() if self.form == "conv1d" else weight
 
@@ -220,3 +230,11 @@ def _plain(weight: Tensor | None) -> bool:
     if weight is None or weight.dim() != 2:
         return False
     return weight.is_floating_point() and weight.dtype.itemsize > 1
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes; one whose weights are offloaded says so in accelerate's hook."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", "cpu")
+    return torch.device(device)

@@ -1,0 +1,181 @@
+"""The numerical self-check of an edit: which modules it changes, which it leaves, and how exactly.
+
+Knows what an ablation must do to what a module writes, and measures it by running the module. The
+expected values are computed here from the formula, in float64, not with the code that edits.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sst_ui.errors import UserError
+from sst_ui.model.architecture import fold
+from sst_ui.model.plan import RowEdit, run
+from sst_ui.model.roles import Writer, device_of
+from sst_ui.recipe import KINDS
+
+if TYPE_CHECKING:
+    from sst_ui.model.live import LiveEdits
+
+TOKENS = 16  # random inputs per module
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # others: the rounding of half precision
+HALF_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What an edit did.
+
+    Attributes:
+        matched, expected: modules that changed, and that should have; once for every edit.
+        changed, untouched: names; `untouched` also has the writers whose weights are 0.
+        max_error: largest deviation of r̂ᵀW'x from (1 − α) (u ∘ D) x, relative to the largest r̂ᵀWx.
+        clamped: columns whose norm could not be restored.
+        nonfinite: values that were not finite.
+        messages: what a person should know, in sentences.
+    """
+
+    matched: int
+    expected: int
+    changed: tuple[str, ...]
+    untouched: tuple[str, ...]
+    max_error: float
+    clamped: int
+    nonfinite: int
+    messages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    name: str
+    changed: bool
+    error: float
+    nonfinite: int
+
+
+@torch.no_grad()
+def check(live: "LiveEdits", edits: tuple[RowEdit, ...]) -> EditReport:
+    """See `LiveEdits.check`."""
+    architecture = live.architecture
+    findings: list[_Finding] = []
+    for edit in edits:
+        findings += _residuals(live, edit) if edit.on_residual else _writers(live, edit)
+    missed = [f.name for f in findings if not f.changed]
+    if missed:
+        raise UserError(
+            f"the edit reached {len(findings) - len(missed)} of {len(findings)} modules; "
+            f"it had no effect on {fold(missed)}: {', '.join(missed[:6])}."
+        )
+    changed = tuple(dict.fromkeys(f.name for f in findings))
+    zero = tuple(w.name for w in architecture.writers if w.name not in changed)
+    error = max((f.error for f in findings), default=0.0)
+    nonfinite = sum(f.nonfinite for f in findings)
+    clamped = live.compile([edits]).clamped
+    messages = []
+    if not findings:
+        messages.append("every weight is 0: the edit changes nothing.")
+    if any(not edit.on_residual and edit.alpha.any() for edit in edits):
+        messages += [f"{note[0].upper()}{note[1:]}." for note in architecture.notes]
+    dtype = next(architecture.layers[0].parameters()).dtype
+    if not error <= TOLERANCE.get(dtype, HALF_TOLERANCE):
+        messages.append(f"the largest relative error is {error:.2g}, more than rounding explains.")
+    if clamped:
+        messages.append(f"{clamped} columns lie along the direction; their norm was not restored.")
+    if nonfinite:
+        messages.append(f"{nonfinite} values were not finite.")
+    return EditReport(
+        matched=len(findings),
+        expected=len(findings),
+        changed=changed,
+        untouched=zero + architecture.untouched,
+        max_error=error,
+        clamped=clamped,
+        nonfinite=nonfinite,
+        messages=tuple(messages),
+    )
+
+
+def _writers(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
+    plan = live.compile([(edit,)])
+    found = []
+    for writer in live.architecture.writers:
+        alpha = float(edit.alpha[writer.layer, KINDS.index(writer.role)])
+        if alpha == 0:
+            continue
+        x = _noise(writer)
+        with live.applied(None):
+            before = _first(writer.module(x)).double().cpu().view(TOKENS, -1)
+        with live.applied(plan):
+            after = _first(writer.module(x)).double().cpu().view(TOKENS, -1)
+        rows = edit.directions.vectors[writer.layer].double()  # [k, d]
+        kept = before @ rows.T  # r̂·Wx, [tokens, k]
+        scaled = _scaled(writer, x, rows, alpha) if edit.norm_preserving else kept
+        wrong = (after @ rows.T - (1 - alpha) * scaled).abs().max() / kept.abs().max()
+        wanted = abs(alpha) * float((kept @ rows).abs().max())
+        found.append(_finding(writer.name, before, after, wanted, float(wrong), x.dtype))
+    return found
+
+
+def _scaled(writer: Writer, x: Tensor, rows: Tensor, alpha: float) -> Tensor:
+    """(u ∘ D) x + r̂·b, [tokens, k], from the weights."""
+    weight = writer.weight().double().cpu()
+    along = rows @ weight  # u, [k, in]
+    share = along.square().sum(0) / weight.square().sum(0)
+    scale = (1 - alpha * (2 - alpha) * share).clamp_min(1e-4).rsqrt()
+    bias = writer.bias()
+    shift = 0 if bias is None else rows @ bias.double().cpu()
+    return x.double().cpu().view(TOKENS, -1) @ (along * scale).T + shift
+
+
+def _residuals(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
+    plan = live.compile([(edit,)])
+    alphas, shifts = edit.per_layer(), edit.shifts()
+    found = []
+    for layer, name in enumerate(live.architecture.layer_names):
+        if alphas[layer] == 0:
+            continue
+        module = live.architecture.layers[layer]
+        x = torch.randn(1, TOKENS, live.architecture.hidden, generator=_seeded())
+        x = x.to(device_of(module), next(module.parameters()).dtype)
+        before, after = x[0].double().cpu(), run(plan.residuals[layer], x, 1)[0].double().cpu()
+        rows = edit.directions.vectors[layer].double()
+        if edit.operation == "add":
+            wanted = before @ rows.T
+            wanted[:, 0] -= float(shifts[layer])
+        else:
+            target = edit.directions.neutral[layer].double()
+            wanted = target + (1 - float(alphas[layer])) * (before @ rows.T - target)
+        wrong = (after @ rows.T - wanted).abs().max() / (before @ rows.T).abs().max()
+        change = float(((wanted - before @ rows.T) @ rows).abs().max())
+        found.append(_finding(name, before, after, change, float(wrong), x.dtype))
+    return found
+
+
+def _finding(
+    name: str, before: Tensor, after: Tensor, wanted: float, error: float, dtype: torch.dtype
+) -> _Finding:
+    """Whether a module changed; `wanted` is the largest change that it should show."""
+    # Half precision swallows a weak edit whole; that is rounding, not a module that was missed.
+    visible = wanted > torch.finfo(dtype).eps * float(before.abs().max())
+    nonfinite = int((~after.isfinite()).sum())
+    return _Finding(name, not (visible and torch.equal(before, after)), error, nonfinite)
+
+
+def _noise(writer: Writer) -> Tensor:
+    """[1, TOKENS, in] random input of a module, in the type it computes in."""
+    parameter = next(p for p in writer.module.parameters())
+    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
+    if dtype.itemsize == 1:
+        dtype = torch.bfloat16
+    x = torch.randn(1, TOKENS, writer.width, generator=_seeded())
+    return x.to(device_of(writer.module), dtype)
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _first(output: Tensor | tuple) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

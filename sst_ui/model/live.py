@@ -1,0 +1,248 @@
+"""Edits while the model computes: no weight is touched, and every row of a batch has its own.
+
+Knows the hooks, and how rows of edits become a plan. Does not know prompts, generation or files.
+The one thing that changes here is which plan is applied; the host's lock makes that safe.
+
+A module that writes y to the residual stream writes y − α r̂ (r̂·y) instead. The projection commutes
+with sums, so it works the same on quantised modules, Conv1D and mixtures of experts. In a mixture a
+token's experts share one matrix product with other rows' tokens, so there, and only there, a row's
+last bits may depend on how its neighbours are routed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from sst_ui.errors import UserError
+from sst_ui.maths.ablation import norm_scale
+from sst_ui.maths.directions import Directions
+from sst_ui.model.architecture import Architecture
+from sst_ui.model.check import EditReport, check
+from sst_ui.model.plan import Op, Place, Plan, RowEdit, Scale, index_of, run
+from sst_ui.model.roles import Writer, device_of
+from sst_ui.recipe import KINDS
+
+__all__ = ["EditReport", "LiveEdits", "Plan", "RowEdit"]
+
+Link = tuple[Directions, float, bool]  # one ablation of a chain: along what, α, norm preserving
+
+
+class LiveEdits:
+    """The hooks on one model's writers and layers; without a plan they do nothing.
+
+    Args:
+        architecture: of the model; the hooks are registered here, once.
+    """
+
+    def __init__(self, architecture: Architecture):
+        self.architecture = architecture
+        self._plan: Plan | None = None
+        self._norms: dict[Place, Tensor] = {}  # column norms m [in] of each writer
+        self._along: WeakKeyDictionary[Directions, dict[Place, Tensor]] = WeakKeyDictionary()
+        self._basis: WeakKeyDictionary[Directions, dict] = WeakKeyDictionary()
+        self._handles = []
+        for writer in architecture.writers:
+            place = (writer.layer, KINDS.index(writer.role))
+            before, after = self._before(place), self._after("outputs", place)
+            self._handles.append(writer.module.register_forward_pre_hook(before))
+            self._handles.append(writer.module.register_forward_hook(after))
+        for number, layer in enumerate(architecture.layers):
+            after = self._after("residuals", number)
+            self._handles.append(layer.register_forward_hook(after))
+
+    def close(self) -> None:
+        """Take the hooks off the model again."""
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def applied(self, plan: Plan | None) -> Iterator[None]:
+        """Forward passes inside compute with this plan; their batch must have `plan.size` rows."""
+        previous, self._plan = self._plan, plan
+        try:
+            yield
+        finally:
+            self._plan = previous
+
+    def compile(self, rows: Sequence[tuple[RowEdit, ...]]) -> Plan:
+        """A plan for a batch whose rows have these edits. Cheap: a slider is a few numbers.
+
+        Only the first norm-preserving use of a set of directions reads the weights.
+
+        Raises:
+            UserError: directions of another shape than the model; norm preservation with experts
+                or quantised weights.
+        """
+        writes: dict[Place, dict] = {}
+        streams: dict[int, dict] = {}
+        chains: dict[Place, list[tuple[int, tuple[Link, ...]]]] = {}
+        for row, edits in enumerate(rows):
+            for slot, edit in enumerate(edits):
+                self._fits(edit.directions)
+                key = (slot, edit.directions)  # rows that share both share one matrix product
+                for place, terms in self._terms(edit):
+                    target = streams if edit.on_residual else writes
+                    target.setdefault(place, {}).setdefault(key, []).append((row, *terms))
+            if any(edit.norm_preserving for edit in edits):
+                for place, chain in self._chains(edits):
+                    chains.setdefault(place, []).append((row, chain))
+        size, clamped = len(rows), 0
+        inputs = {}
+        for place, members in chains.items():
+            inputs[place], count = self._scale(place, members, size)
+            clamped += count
+        outputs = {place: self._ops(place[0], group, size) for place, group in writes.items()}
+        residuals = {layer: self._ops(layer, group, size) for layer, group in streams.items()}
+        return Plan(size, outputs, inputs, residuals, clamped)
+
+    def check(self, edits: tuple[RowEdit, ...]) -> EditReport:
+        """Do the edits do what they say? Every changed module is run on random inputs.
+
+        Runs modules of the model: hold the host's lock, as for a forward pass.
+
+        Raises:
+            UserError: an edit had no effect on a module that it should change; names the modules.
+        """
+        return check(self, edits)
+
+    def _before(self, place: Place) -> Callable:
+        def hook(module: nn.Module, args: tuple) -> tuple | None:
+            plan = self._plan
+            if plan is None or not (ops := plan.inputs.get(place)):
+                return None
+            return (run(ops, args[0], plan.size), *args[1:])
+
+        return hook
+
+    def _after(self, part: str, place: Place | int) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
+            plan = self._plan
+            if plan is None or not (ops := getattr(plan, part).get(place)):
+                return None
+            if isinstance(output, tuple):  # a mixture returns its router's scores beside
+                return (run(ops, output[0], plan.size), *output[1:])
+            return run(ops, output, plan.size)
+
+        return hook
+
+    def _fits(self, directions: Directions) -> None:
+        layers, hidden = len(self.architecture.layers), self.architecture.hidden
+        if (directions.layers, directions.hidden) != (layers, hidden):
+            raise UserError(
+                f"the directions have {directions.layers} layers of {directions.hidden}, "
+                f"the model has {layers} of {hidden}: they were measured on another model."
+            )
+
+    def _terms(self, edit: RowEdit) -> Iterator[tuple[Place | int, tuple]]:
+        """(place, (factor, offset)) of every cell that is not 0; see `Op`."""
+        k = edit.directions.k
+        if not edit.on_residual:
+            for layer, kind in zip(*edit.alpha.nonzero(), strict=True):
+                yield (int(layer), int(kind)), ([float(edit.alpha[layer, kind])] * k, None)
+            return
+        alpha, shifts = edit.per_layer(), edit.shifts()
+        for layer in alpha.nonzero()[0].tolist():
+            if edit.operation == "add":
+                yield layer, (None, [float(shifts[layer])] + [0.0] * (k - 1))
+            else:
+                neutral = edit.directions.neutral[layer].tolist()
+                yield (
+                    layer,
+                    ([float(alpha[layer])] * k, [-float(alpha[layer]) * t for t in neutral]),
+                )
+
+    def _ops(self, layer: int, group: dict, size: int) -> tuple[Op, ...]:
+        ops = []
+        for (_, directions), members in sorted(group.items(), key=lambda item: item[0][0]):
+            basis = self._rows_of(directions, layer)
+            rows = tuple(row for row, *_ in members)
+            zero = [0.0] * directions.k
+            stacked = []
+            for values in zip(*(terms for _, *terms in members), strict=True):
+                some = any(v is not None for v in values)
+                table = [zero if v is None else v for v in values]
+                stacked.append(basis.new_tensor(table)[:, None] if some else None)
+            ops.append(Op(rows, index_of(rows, size, basis.device), basis, *stacked))
+        return tuple(ops)
+
+    def _rows_of(self, directions: Directions, layer: int) -> Tensor:
+        """R [k, d] of a layer, on the device of that layer; kept as long as the directions live."""
+        kept = self._basis.setdefault(directions, {})
+        if layer not in kept:
+            device = device_of(self.architecture.layers[layer])
+            kept[layer] = directions.vectors[layer].to(device, torch.float32)
+        return kept[layer]
+
+    def _chains(self, edits: tuple[RowEdit, ...]) -> Iterator[tuple[Place, tuple[Link, ...]]]:
+        """For each writer that a norm-preserving edit changes, all ablations of it in order."""
+        ablations = [edit for edit in edits if not edit.on_residual]
+        for writer in self.architecture.writers:
+            layer, kind = place = (writer.layer, KINDS.index(writer.role))
+            chain = tuple(
+                (edit.directions, float(edit.alpha[layer, kind]), edit.norm_preserving)
+                for edit in ablations
+                if edit.alpha[layer, kind] != 0
+            )
+            if any(preserving for *_, preserving in chain):
+                yield place, chain
+
+    def _scale(
+        self, place: Place, members: list[tuple[int, tuple[Link, ...]]], size: int
+    ) -> tuple[tuple[Scale, ...], int]:
+        done: dict[tuple[Link, ...], tuple[Tensor, int]] = {}
+        for _, chain in members:
+            if chain not in done:
+                done[chain] = self._chain_scale(place, chain)
+        rows = tuple(row for row, _ in members)
+        factor = torch.stack([done[chain][0] for _, chain in members])[:, None]  # [n, 1, in]
+        clamped = sum(done[chain][1] for _, chain in members)
+        return (Scale(rows, index_of(rows, size, factor.device), factor),), clamped
+
+    def _chain_scale(self, place: Place, chain: tuple[Link, ...]) -> tuple[Tensor, int]:
+        """D [in] of several ablations one after the other, without editing W.
+
+        Each ablation sees the matrix that the earlier ones left. Its u = R W' and the column norms
+        follow from theirs: u ← (u − R Rₑᵀ αₑ uₑ) ∘ Dₑ and m² ← (m² − αₑ(2 − αₑ) Σ uₑ²) ∘ Dₑ².
+        """
+        norms = self._weight_norms(place)
+        squares, total, clamped = norms.square(), torch.ones_like(norms), 0
+        before: list[tuple[Tensor, float, Tensor, Tensor]] = []
+        for directions, alpha, preserving in chain:
+            basis = self._rows_of(directions, place[0]).to(norms.device)
+            along = self._weight_along(place, directions)  # u, [k, in]
+            for other, weight, others_along, scale in before:
+                along = (along - (basis @ other.mT) @ (weight * others_along)) * scale
+            scale, count = torch.ones_like(norms), 0
+            if preserving:
+                scale, count = norm_scale(along, squares.sqrt(), alpha)
+            squares = squares - alpha * (2 - alpha) * along.square().sum(0)
+            squares = squares.clamp_min(0) * scale.square()
+            total, clamped = total * scale, clamped + count
+            before.append((basis, alpha, along, scale))
+        return total, clamped
+
+    def _weight_norms(self, place: Place) -> Tensor:
+        if place not in self._norms:
+            self._norms[place] = self._readable(place).weight().norm(dim=0)
+        return self._norms[place]
+
+    def _weight_along(self, place: Place, directions: Directions) -> Tensor:
+        kept = self._along.setdefault(directions, {})
+        if place not in kept:
+            weight = self._readable(place).weight()
+            kept[place] = self._rows_of(directions, place[0]).to(weight.device) @ weight
+        return kept[place]
+
+    def _readable(self, place: Place) -> Writer:
+        writer = self.architecture.writer(place[0], KINDS[place[1]])
+        if writer.form == "experts" or writer.quantized:
+            has = "holds several experts" if writer.form == "experts" else "is quantised"
+            raise UserError(
+                f"norm_preserving needs the numbers of every weight matrix, and {writer.name} "
+                f"{has}. Turn norm_preserving off here, or export the model: the export edits the "
+                "original weights, experts included, and keeps their norms."
+            )
+        return writer
