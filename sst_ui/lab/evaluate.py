@@ -58,6 +58,7 @@ def evaluate(
             edited = base
         for metric in metrics:
             result = compare(metric, task.prompts.prompts, base, edited, aim)
+            result = replace(result, note=_held_out(metric, edits))
             results[metric.name] = result
             if metric in wanted:
                 yield result
@@ -74,6 +75,18 @@ def goal(edits: tuple[RowEdit, ...]) -> Goal:
     """What an edit is for, by the sign of its mean strength: remove refusal or reinforce it."""
     total = sum(float(np.mean(edit.alpha)) for edit in edits)
     return "reinforce" if total < 0 else "remove"
+
+
+def _held_out(metric: Metric, edits: tuple[RowEdit, ...]) -> str:
+    """A warning where directions were measured on the very prompt set of the metric."""
+    sources = {
+        edit.directions.meta.get(role, "").rpartition(" (")[0]
+        for edit in edits
+        for role in ("harmful", "harmless")
+    }
+    if metric.prompts not in sources:
+        return ""
+    return f"not held out: directions were measured on {metric.prompts}"
 
 
 def _leaves(wanted: list[Metric | Derived]) -> list[Metric]:

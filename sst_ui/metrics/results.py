@@ -61,6 +61,7 @@ class MetricResult:
         better: which way is good, given what the edit is for.
         edited, verdict: None where only the base was measured.
         prompts: the prompt set; empty for a derived metric.
+        note: what a reader should know before trusting the number.
     """
 
     name: str
@@ -72,6 +73,7 @@ class MetricResult:
     items: tuple[Item, ...]
     verdict: Verdict | None
     prompts: str = ""
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The entry of metrics.json."""

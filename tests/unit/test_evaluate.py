@@ -1,10 +1,11 @@
 """An evaluation against independent computations: edited weights in float64, generation on its own.
 
-Most of it runs on a random model of three layers: its answers are noise, but must be the same noise.
+Most of it runs on a random model of three layers: its answers are noise, but the same noise.
 """
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -267,6 +268,20 @@ def test_bad_prompts_are_found_before_anything_is_computed(small, write, metric,
     small.step = None  # any forward pass would fail
     with pytest.raises(UserError, match=message):
         run(small, edits(small), f"kl_1@{path}", f"{metric}@{path}")
+
+
+def test_prompts_that_the_directions_came_from_are_said_not_to_be_held_out(small, chats, write):
+    other = write("other", {"prompt": "one"})
+    (edit,) = edits(small)
+    meta = {
+        "harmful": f"{chats} (10 prompts, 0123456789ab)",
+        "harmless": "demo/harmless (5 prompts)",
+    }
+    seen = replace(edit, directions=replace(edit.directions, meta=meta))
+    names = (f"refusal_rate@{chats}", f"refusal_rate@{other}")
+    one, two = finish(evaluate(small, (seen,), Evaluation(names, max_new_tokens=2)))
+    assert "not held out" in one.note
+    assert two.note == ""
 
 
 def test_unknown_names_are_found_before_anything_is_computed(small):
