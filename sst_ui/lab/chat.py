@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from sst_ui.errors import UserError
-from sst_ui.model.batch import Row
+from sst_ui.model.batch import Row, out_of_memory, too_little_memory
 from sst_ui.model.generate import stream
 from sst_ui.model.host import Host
 from sst_ui.model.template import Message
@@ -86,9 +86,14 @@ def chat(
     texts = [""] * len(histories)
     told = 0.0
     steps = stream(host, [f.ids for f in fitted], rows, max_new_tokens, temperature, seed, top_p)
-    for texts in steps:
-        if (now := time.monotonic()) - told >= 1 / PER_SECOND:
-            told = now
-            yield texts
+    try:
+        for texts in steps:
+            if (now := time.monotonic()) - told >= 1 / PER_SECOND:
+                told = now
+                yield texts
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise too_little_memory(max(len(one.ids) for one in fitted)) from error
     yield texts
     return texts

@@ -103,6 +103,14 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def too_little_memory(tokens: int) -> UserError:
+    """The error where not even one prompt of so many tokens fits."""
+    return UserError(
+        f"a prompt of {tokens} tokens does not fit the memory; use a shorter one, or load the "
+        "model quantised."
+    )
+
+
 @lru_cache
 def _accepted(model: type) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)

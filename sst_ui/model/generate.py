@@ -21,6 +21,7 @@ from sst_ui.model.batch import (
     out_of_memory,
     rows_for,
     tokens_a_step,
+    too_little_memory,
 )
 from sst_ui.model.host import Host
 from sst_ui.model.score import logprobs, teacher_forced
@@ -213,8 +214,10 @@ def answers(
                     told = time.monotonic()
                     yield Progress(stage, done + len(chunk) - len(column), len(prompts))
         except (MemoryError, RuntimeError) as error:
-            if len(chunk) == 1 or not out_of_memory(error):
+            if not out_of_memory(error):
                 raise
+            if len(chunk) == 1:
+                raise too_little_memory(len(prompts[chunk[0]])) from error
             tokens, size = None, (len(chunk) + 1) // 2
         if tokens is None:  # only here, behind the exception, are the failed step's tensors free
             if torch.cuda.is_available():

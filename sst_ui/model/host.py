@@ -4,8 +4,11 @@ The only mutable thing in the program. Knows how to make prompts and to give tur
 what is asked of the model. Nobody's edit is kept here: every call brings its own rows.
 """
 
+import gc
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+
+import torch
 
 from sst_ui.errors import UserError
 from sst_ui.model.architecture import discover
@@ -113,6 +116,9 @@ def load(spec: ModelSpec) -> Generator[Progress, None, Host]:
         UserError: it does not exist, does not fit, or is not something that can be loaded safely.
     """
     yield Progress("inspect", 0, 1, spec.id)
+    gc.collect()  # a model given up before holds its memory until then: hooks make cycles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     source = open_source(spec)
     report = inspect(spec, source)
     if not report.fits:
@@ -123,7 +129,9 @@ def load(spec: ModelSpec) -> Generator[Progress, None, Host]:
     model, tokenizer = read_model(spec, folder, report)
     yield Progress("hooks", 0, 1)
     host = Host(spec, model, tokenizer, name=source.name)
-    host.digest = identity(spec, folder, source.weights(), source.commit, host.template.text)
+    host.digest = identity(
+        spec, folder, source.weights(), source.commit, host.template.text, report.dtype
+    )
     yield Progress("hooks", 1, 1, f"{host.layers} layers of {host.hidden}")
     return host
 

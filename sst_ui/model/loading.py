@@ -73,7 +73,7 @@ def read_model(spec: ModelSpec, folder: Path, report: Report):
 
 
 def identity(
-    spec: ModelSpec, folder: Path, files: list[str], commit: str | None, template: str
+    spec: ModelSpec, folder: Path, files: list[str], commit: str | None, template: str, dtype: str
 ) -> str:
     """Twelve hex digits for everything that changes what the unedited model computes.
 
@@ -81,13 +81,14 @@ def identity(
         files: names of the weight files. A commit of the Hub stands for all of them; otherwise
             sizes, headers and samples of their bytes do, which takes no time on large models.
         template: the chat template.
+        dtype: the type it was loaded in.
     """
     return digest(
         {
             "weights": commit or [_sample(folder / name) for name in files],
             "config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
             "template": template,
-            "dtype": spec.dtype,
+            "dtype": dtype,
             "quantization": spec.quantization,
             "enable_thinking": spec.enable_thinking,
         }

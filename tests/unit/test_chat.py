@@ -94,6 +94,17 @@ def test_a_conversation_without_a_question_is_refused(small, messages):
         next(chat(small, [()], [messages], 8))
 
 
+def test_too_little_memory_is_a_message_not_a_crash(small, monkeypatch):
+    def tight(*args, **settings):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("sst_ui.model.generate.forward", tight)
+    with pytest.raises(UserError, match=r"a prompt of \d+ tokens does not fit the memory"):
+        list(chat(small, [()], [[user("Hi")]], 8))
+    with pytest.raises(UserError, match="does not fit the memory"):
+        finish(answers(small, [small.encode("Hi")] * 4, None, 8))
+
+
 def test_answers_longer_than_the_context_leave_half_of_it_to_the_question(small):
     found = fit(small, [user("x" * 90)], max_new_tokens=10_000)
     assert len(found.ids) <= small.context // 2

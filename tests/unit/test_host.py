@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from sst_ui.errors import UserError
 from sst_ui.model import fit, hub
+from sst_ui.model.generate import answers
 from sst_ui.model.host import inspect, load
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import ModelSpec
@@ -36,7 +37,7 @@ def folder(saved, tmp_path):
 
 
 def spec(folder, **settings) -> ModelSpec:
-    return ModelSpec(id=str(folder), **settings)
+    return ModelSpec(id=str(folder), **{"device": "cpu", **settings})
 
 
 def refusal(folder, **settings) -> str:
@@ -113,6 +114,7 @@ def test_the_digest_follows_everything_that_changes_the_answers(saved, folder):
 
     first = digest(saved)
     assert digest(folder) == first  # the same files elsewhere are the same model
+    assert digest(folder, dtype="float32") == first  # which is what `auto` means on a CPU
     assert digest(folder, dtype="bfloat16") != first
     assert digest(folder, enable_thinking=True) != first
     assert digest(folder, chat_template="plain") != first
@@ -120,6 +122,14 @@ def test_the_digest_follows_everything_that_changes_the_answers(saved, folder):
     weights["model.layers.1.mlp.down_proj.weight"][3, 5] += 1.0
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     assert digest(folder) != first
+
+
+def test_the_demo_comes_along_and_talks(host):
+    assert (host.name, host.spec.id, host.model.dtype) == ("demo", "demo", torch.float32)
+    question = host.encode("What is the capital of France?")
+    (answer,) = finish(answers(host, [question], None, 24))
+    assert len(answer.split()) >= 1
+    assert len(host.tokens(answer)) < 24  # it came to an end by itself
 
 
 # What is refused
