@@ -27,8 +27,8 @@ from sst_ui.recipe import KINDS
 
 __all__ = ["Architecture", "ArchitectureError", "Writer", "Written", "discover", "fold"]
 
-# A norm between the writer and the residual stream (Gemma 2 and 3, OLMo 2).
-POST_NORM = "post_feedforward_layernorm"
+# A norm between the writer and the residual stream (Gemma 2 and 3, OLMo 2; GLM 4).
+POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ def _untouched(model: nn.Module, writers: list[Writer]) -> tuple[str, ...]:
 
 def _notes(model: nn.Module, layer: nn.Module, head: nn.Module | None) -> tuple[str, ...]:
     notes = []
-    if hasattr(layer, POST_NORM):
+    if any(hasattr(layer, name) for name in POST_NORMS):
         notes.append(
             "a norm stands between these modules and the residual stream; its scale per feature "
             "lets a part of the direction back in"

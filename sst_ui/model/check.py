@@ -99,10 +99,14 @@ def check(live: "LiveEdits", edits: tuple[RowEdit, ...]) -> EditReport:
 
 def _writers(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
     plan = live.compile([(edit,)])
+    present = {id(module) for module in live.architecture.decoder.modules()}
     found = []
     for writer in live.architecture.writers:
         alpha = float(edit.alpha[writer.layer, KINDS.index(writer.role)])
         if alpha == 0:
+            continue
+        if id(writer.module) not in present:  # replaced since: its hook is never called
+            found.append(_Finding(writer.name, False, 0.0, 0))
             continue
         x = _noise(writer)
         with live.applied(None):
