@@ -74,11 +74,8 @@ def settings(ablation: Ablation | None = None) -> list[Setting]:
             rows.append(Setting("profiles", name, recipe(profile, strength)))
     for operation in ("ablate", "add"):
         for strength in NEGATIVE:
-            # Adding along the direction reinforces refusal, ablating against it does: one dial has
-            # to turn the other way round for the same purpose.
-            sign = -1 if operation == "add" else 1
-            name = f"{operation}, default, {_signed(sign * strength)}"
-            changed = recipe("default", sign * strength, operation=operation)
+            name = f"{operation}, default, {_signed(strength)}"
+            changed = recipe("default", strength, operation=operation)
             rows.append(Setting("negative", name, changed))
     for strength in STRENGTHS[1:]:
         name = f"random direction, default, {strength:g}"

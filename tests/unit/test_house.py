@@ -190,7 +190,8 @@ def test_a_file_is_a_room_one_can_see_across():
     long = {
         str(path.relative_to(ROOT)): lines
         for path in files(".py")
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 350
+        if (lines := len(path.read_text(encoding="utf-8").splitlines()))
+        > (500 if path.is_relative_to(ROOT / "tests") else 350)
     }
     assert long == {}
     door = ROOT / "app.py"
@@ -231,7 +232,7 @@ def test_the_readme_starts_a_space_with_the_tested_gradio(readme):
 
 def test_files_and_commands_the_readme_names_exist(readme):
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert set(re.findall(r"\bmake ([a-z]+)", readme)) <= set(targets)
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", readme, flags=re.MULTILINE)) <= set(targets)
     links = re.findall(r"\]\(([^)#:]+)\)", readme)  # links without a scheme: files of ours
     assert [link for link in links if not (ROOT / link).exists()] == []
     modules = set(re.findall(r"python -m ((?:sst_ui|benchmarks)[\w.]*)", readme))
