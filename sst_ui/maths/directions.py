@@ -160,14 +160,14 @@ def signal(directions: Directions) -> np.ndarray:
 
     A layer is worth editing where the direction both tells held-out prompts apart (Cohen's d) and
     is a large, clean share of the residual (quality): d alone saturates once the prompts are told
-    apart, quality alone does not know whether the direction generalises. So: the geometric mean of
-    the two, each scaled to a maximum of 1; quality alone without held-out prompts.
+    apart, quality alone does not know whether the direction generalises. So: the product of the
+    two, which is high only where both are; quality alone without held-out prompts.
     """
     parts = [_scaled(directions.stats[name]) for name in ("quality", "cohens_d")]
     parts = [part for part in parts if part.any()]
     if not parts:
         return np.zeros(directions.layers)
-    return _scaled(torch.from_numpy(np.prod(parts, axis=0) ** (1 / len(parts))))
+    return _scaled(torch.from_numpy(np.prod(parts, axis=0)))
 
 
 def _scaled(values: Tensor) -> np.ndarray:

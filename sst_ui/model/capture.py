@@ -21,7 +21,7 @@ from sst_ui.progress import Progress
 # About a second of work a step, so that a chat which runs meanwhile is not held up: floating point
 # operations of a small machine and of an accelerator, divided by the model's parameters below.
 WORK = {"cpu": 1e11, "other": 1e14}
-TOKENS = (64, 8192)  # bounds on the padded tokens of a step
+TOKENS = {"cpu": (64, 512), "other": (64, 8192)}  # bounds; a CPU's caches like small batches
 
 
 def residuals(
@@ -157,9 +157,9 @@ def _upto(prompt: Sequence[int], position: int) -> Sequence[int]:
 
 def _tokens(host: Host) -> int:
     """Padded tokens a step, from the model's size alone: timing would make results vary."""
-    work = WORK["cpu" if host.device.type == "cpu" else "other"]
-    low, high = TOKENS
-    return int(min(max(work / max(host.parameters, 1), low), high))
+    kind = "cpu" if host.device.type == "cpu" else "other"
+    low, high = TOKENS[kind]
+    return int(min(max(WORK[kind] / max(host.parameters, 1), low), high))
 
 
 def _out_of_memory(error: BaseException) -> bool:
