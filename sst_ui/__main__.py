@@ -170,18 +170,27 @@ def _run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("metric", "unit", "base", "edited", "verdict", box=None)
+    from sst_ui.model.architecture import fold
+
+    table = Table("metric", "n", "base", "edited", "verdict", box=None)
     for result in outcome.results:
         pair = [_value(v) for v in (result.base, result.edited)]
-        table.add_row(result.name, result.unit, *pair, result.verdict or "")
-    Console().print(table)
+        table.add_row(result.name, str(result.base.n), *pair, result.verdict or "")
+    console = Console()  # a pipe is not cut to the width of a terminal that is not there
+    (console if console.is_terminal else Console(width=120)).print(table)
+    report = outcome.report
+    print(f"changes {report.matched} modules: {fold(report.changed) or 'none'}")
+    print(f"leaves {len(report.untouched)}: {fold(report.untouched) or 'none'}")
+    print(f"largest relative error against the formula: {report.max_error:.1e}")
+    for message in report.messages:
+        print(f"note: {message}")
     print(f"recipe {recipe.digest()}: results in {options.out}")
 
 
 def _value(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}] n={value.n}"
+    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 def _chat(options: argparse.Namespace) -> None:

@@ -15,8 +15,9 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.lab.evaluate import MetricResult, evaluate
 from sst_ui.lab.measure import resolve
+from sst_ui.metrics.registry import find
 from sst_ui.model.host import Host, load
-from sst_ui.model.live import RowEdit
+from sst_ui.model.live import EditReport, RowEdit
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
 
@@ -25,10 +26,11 @@ FILES = ("recipe.yaml", "metrics.json", "directions.safetensors")
 
 @dataclass(frozen=True)
 class Run:
-    """What a recipe came to: the resolved edits and every metric, base and edited."""
+    """What a recipe came to: the resolved edits, their self-check, and every metric."""
 
     recipe: Recipe
     edits: tuple[RowEdit, ...]
+    report: EditReport
     results: tuple[MetricResult, ...]
 
 
@@ -50,10 +52,14 @@ def run(
         UserError: bad input, or `out` cannot be written or holds another recipe's results.
     """
     _refuse_to_overwrite(recipe, out, force)
+    for name in recipe.evaluation.metrics:  # a misspelt name should not show after a download
+        find(name)
     with _staged(out) as folder:
         if host is None:
             host = yield from load(recipe.model)
         edits = yield from resolve(host, recipe)
+        with host.step():
+            report = host.live.check(edits)
         results = yield from evaluate(host, edits, recipe.evaluation)
         (folder / "recipe.yaml").write_text(recipes.to_yaml(recipe), encoding="utf-8")
         for number, edit in enumerate(edits, 1):
@@ -63,7 +69,7 @@ def run(
         (folder / "metrics.json").write_text(
             json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-    return Run(recipe, edits, tuple(results))
+    return Run(recipe, edits, report, tuple(results))
 
 
 def _refuse_to_overwrite(recipe: Recipe, out: Path, force: bool) -> None:
