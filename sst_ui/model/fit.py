@@ -5,17 +5,15 @@ Knows configurations and devices. Fetches and allocates no weights.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from sst_ui.errors import UserError
+from sst_ui.model.devices import SEVERAL, free_memory, roomiest_gpu
 from sst_ui.model.source import Source, open_source
 from sst_ui.recipe import ModelSpec
 
-DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")
 CHAT = 2048  # tokens of the conversation that the overhead is stated for
 PER_WEIGHT = {"4bit": 0.56, "8bit": 1.02}  # bytes, with the constants of their blocks
 
@@ -30,7 +28,7 @@ class Report:
         overhead: of a two-column chat of 2,048 tokens beside them (key-value cache and logits).
         architecture: class name, e.g. `LlamaForCausalLM`.
         dtype: name of the type, e.g. `bfloat16`.
-        device: where it would go; `cuda:*` for a device map over several.
+        device: where it would go; `cuda:*` where several share it.
         free: bytes free there.
         messages: what to say about it; the last one says why, where it does not fit.
     """
@@ -90,6 +88,10 @@ def inspect(spec: ModelSpec, source: Source | None = None) -> Report:
         free=free,
         messages=tuple(messages),
     )
+    if device == SEVERAL and spec.device == "auto":
+        one, room = roomiest_gpu()  # to spread a model that fits one device would only slow it down
+        if replace(report, free=room).fits:
+            return replace(report, device=one, free=room)
     if report.fits:
         return report
     smaller = "a smaller model"
@@ -141,55 +143,6 @@ def dtype_for(spec: ModelSpec, config: PreTrainedConfig, device: str) -> torch.d
     if isinstance(stored, str):
         stored = getattr(torch, stored, None)
     return stored or torch.bfloat16
-
-
-def free_memory(device: str) -> tuple[str, int]:
-    """The device a setting means on this machine, and its free bytes.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device in ("auto", *DEVICE_MAPS):
-        if gpus == 0:
-            mps = torch.backends.mps.is_available() and device == "auto"
-            return free_memory("mps" if mps else "cpu")
-        if gpus == 1:
-            return free_memory("cuda:0")
-        return "cuda:*", sum(torch.cuda.mem_get_info(i)[0] for i in range(gpus))
-    kind, _, number = device.partition(":")
-    if device == "cpu":
-        return "cpu", _free_ram()
-    if kind == "cuda" and (not number or number.isdigit()):
-        index = int(number or 0)
-        if index >= gpus:
-            raise UserError(
-                f"model.device is {device}; this machine has {gpus} CUDA devices. Use auto or cpu."
-            )
-        return f"cuda:{index}", torch.cuda.mem_get_info(index)[0]
-    if device == "mps":
-        if not torch.backends.mps.is_available():
-            raise UserError(
-                "model.device is mps, which this machine does not have; use auto or cpu."
-            )
-        return "mps", torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    raise UserError(
-        f"model.device {device!r} is unknown; use auto, cpu, cuda, cuda:1, mps, or one of "
-        f"{', '.join(DEVICE_MAPS)}."
-    )
-
-
-def _free_ram() -> int:
-    """Free memory, within what a container may use."""
-    free = psutil.virtual_memory().available
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # not Linux, or not in a container
-    return free
 
 
 def _skeleton(spec: ModelSpec, config: PreTrainedConfig, name: str):

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
 from sst_ui.errors import UserError
+from sst_ui.model.devices import SEVERAL
 from sst_ui.model.fit import Report
 from sst_ui.recipe import ModelSpec, digest
 
@@ -32,7 +33,7 @@ def read_model(spec: ModelSpec, folder: Path, report: Report):
     """
     tokenizer = _tokenizer(spec, folder)
     settings = {"dtype": getattr(torch, report.dtype)}
-    if report.device == "cuda:*":
+    if report.device == SEVERAL:
         settings["device_map"] = spec.device  # several devices: accelerate divides the layers
     elif report.device != "cpu":
         settings["device_map"] = {"": report.device}

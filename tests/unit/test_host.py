@@ -277,6 +277,22 @@ def test_too_large_is_an_error_with_both_sizes_and_a_way_out(saved, monkeypatch)
     assert "bfloat16" in message
 
 
+@pytest.mark.parametrize(
+    ("free", "device", "fits"),
+    [([10, 900], "cuda:1", True), ([150, 150], "cuda:*", True), ([10, 20], "cuda:*", False)],
+    ids=["one-is-enough", "both-together", "too-small"],
+)
+def test_several_gpus_share_only_what_does_not_fit_one(saved, monkeypatch, free, device, fits):
+    report = inspect(spec(saved))
+    need = report.bytes + report.overhead
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    memory = [need * percent // 200 for percent in free]  # 200: exactly what is needed
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (memory[i], 0))
+    report = inspect(spec(saved, device="auto", dtype="float32"))
+    assert (report.device, report.fits) == (device, fits)
+
+
 def test_quantisation_needs_less_memory(saved):
     full, half, quarter = (
         inspect(spec(saved, dtype="bfloat16", quantization=q)).bytes
