@@ -41,14 +41,16 @@ def quality(sources: Mapping[str, MetricResult]) -> tuple[Value, Value | None]:
     """Utility kept times the share of sound answers, 0..1.
 
     Utility kept is the mean over facts, multiple choice and reading of edited / base, at most 1
-    each, so that a gain in one does not hide a loss in another.
+    each, so that a gain in one does not hide a loss in another. What the base cannot do at all is
+    left out: there is nothing to keep.
     """
 
     def combine(base: Means, edited: Means) -> np.ndarray:
-        kept = [np.minimum(1, edited[name] / base[name]) for name in UTILITY]
-        return np.mean(kept, axis=0) * (1 - edited["degenerate"])
+        kept = np.array([np.minimum(1, edited[name] / base[name]) for name in UTILITY])
+        known = np.array([base[name] > 0 for name in UTILITY])
+        return np.where(known, kept, 0).sum(0) / known.sum(0) * (1 - edited["degenerate"])
 
-    n = min(len(result.items) for result in sources.values())
+    n = min((len(result.items) for result in sources.values() if result.items), default=0)
     base = resampled(sources, lambda means, _: combine(means, means), n)
     if any(result.edited is None for result in sources.values()):
         return base, None

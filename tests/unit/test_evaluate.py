@@ -306,7 +306,7 @@ def test_a_model_that_computes_no_numbers_is_an_error_and_not_an_unchanged_model
 
 def test_the_default_evaluation_of_the_demo_finds_something_everywhere(host):
     edit = edits(host, 0.5)
-    results = finish(evaluate(host, edit, Evaluation(samples=8, max_new_tokens=24)))
+    results = finish(evaluate(host, edit, Evaluation(samples=6, max_new_tokens=16)))
     assert len(results) >= 11
     for result in results:
         assert result.base.n > 0 or result.name in ("removal", "abstention"), result.name

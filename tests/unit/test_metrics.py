@@ -222,6 +222,20 @@ def test_quality_is_utility_kept_times_sound_answers():
     assert result.verdict == "worse"
 
 
+def test_quality_leaves_out_what_the_base_cannot_do():
+    """A base that reads nothing right has no reading to lose."""
+    wrong, half = [Shown("x", "x")] * 20, [Shown("Oslo", "Oslo")] * 10 + [Shown("x", "x")] * 10
+    prompts = [Prompt("?", answer="Oslo")] * 20
+    right = [Shown("Oslo", "Oslo")] * 20
+    sources = {
+        "facts": compare(find("facts"), prompts, right, half),
+        "reading": compare(find("reading"), prompts, wrong, wrong),
+        "multiple_choice": compare(find("multiple_choice"), [], [], []),
+        "degenerate": run("degenerate", right, right),
+    }
+    assert derive(find("quality"), sources).edited.value == pytest.approx(0.5)
+
+
 # Scoring
 
 
