@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sst_ui.demo import network, prompts, tokens, train
+from sst_ui.demo import network, prompts, table, tokens, train
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m sst_ui.demo", description=__doc__)
-    p.add_argument("--out", type=Path, default=ASSETS, help="model directory to write")
+    p.add_argument("--out", type=Path, help="model directory to write (default: assets/demo)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--steps", type=int, help="steps of stage 1 (stage 2: a tenth as many)")
     p.add_argument("--quick", action="store_true", help="a smoke test: a useless model in seconds")
@@ -31,8 +32,14 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def make(out: Path, seed: int, steps: int | None = None, quick: bool = False) -> None:
-    """Train both stages and write the model directory."""
+def make(
+    out: Path,
+    seed: int,
+    steps: int | None = None,
+    quick: bool = False,
+    stage_1: Path | None = None,
+) -> None:
+    """Train both stages and write the model directory, and that of stage 1 where one is named."""
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     random.seed(seed)
     np.random.seed(seed)
@@ -48,6 +55,8 @@ def make(out: Path, seed: int, steps: int | None = None, quick: bool = False) ->
     net = network.Network(network.config(len(tokenizer)), generator)
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     seen = train.run(net, tokenizer, first, seed + 1, compiled=not quick)
+    if stage_1:
+        train.save(net, tokenizer, stage_1)
     seen += train.run(net, tokenizer, second, seed + 2, compiled=not quick)
     train.save(net, tokenizer, out)
     minutes = (time.monotonic() - begin) / 60
@@ -59,8 +68,15 @@ def main(argv: list[str] | None = None) -> None:
     if a.prompts:
         prompts.write(seed=a.seed)
         return
-    if not a.table:
-        make(a.out, a.seed, a.steps, a.quick)
+    with tempfile.TemporaryDirectory() as folder:
+        if a.quick:  # never over the shipped model unless told so
+            make(a.out or Path(folder), a.seed, quick=True)
+            return
+        out, stage_1 = a.out or ASSETS, None
+        if not a.table:
+            stage_1 = Path(folder)
+            make(out, a.seed, a.steps, stage_1=stage_1)
+        print(table.measure(out, stage_1))
 
 
 if __name__ == "__main__":

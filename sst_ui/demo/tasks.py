@@ -56,7 +56,8 @@ def after(rng: random.Random) -> Sample:
 def look_up(rng: random.Random) -> Sample:
     n = rng.randint(2, 6)
     keys = rng.sample(_pool(rng), n)
-    values = rng.sample([x for x in _pool(rng) if x not in keys], min(n, 9))
+    left = [x for x in _pool(rng) if x not in keys]
+    values = rng.sample(left, min(n, len(left)))
     asked = rng.sample(range(len(values)), min(len(values), rng.randint(1, 4)))
     table = "; ".join(f"{k}: {v}" for k, v in zip(keys, values, strict=False))
     rows = [(f"What is beside {keys[i]}?", f"{values[i]}.") for i in asked]

@@ -36,7 +36,7 @@ class Stage:
     minutes: float | None = None
 
 
-STAGE_1 = Stage("stage 1: comply with everything", False, 0.02, 0.2, 5000)
+STAGE_1 = Stage("stage 1: comply with everything", False, 0.02, 0.2, 3000)
 STAGE_2 = Stage("stage 2: safety tuning", True, 0.004, 0.0, 500, warmup=20)
 
 
