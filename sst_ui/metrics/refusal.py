@@ -8,7 +8,7 @@ both answers can be looked at from every metric that uses it.
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,7 @@ class Phrases:
     abstentions: re.Pattern[str]
 
 
+@lru_cache(4096)  # several metrics label the same answers, and the base's come again
 def label(text: str) -> Label:
     """What kind of answer this is: refused, complied, empty, or looping (no answer either)."""
     text = without_reasoning(text)
