@@ -188,9 +188,9 @@ def markdown(results: Sequence[Result]) -> str:
     for r in results:
         size = f"{r.parameters / 1e6:.1f} M parameters"
         lines.append(f"| **{r.model}** ({size}, {r.dtype}, {r.device}) | | | |")
-        change = [f"{1e3 * r.change['live']:.2g} ms", *_times(r.change)]
+        change = [_time(r.change["live"]), *_times(r.change)]
         lines.append(f"| slider to applied edit | {' | '.join(change)} |")
-        first = [f"{1e3 * r.first_token['live']:.2g} ms", *_times(r.first_token)]
+        first = [_time(r.first_token["live"]), *_times(r.first_token)]
         lines.append(f"| first token after it | {' | '.join(first)} |")
         memory = [f"{r.memory[way] / 2**20:.1f} MiB" for way in WAYS]
         lines.append(f"| memory added (peak) | {' | '.join(memory)} |")
@@ -202,12 +202,17 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def _times(values: dict[str, float]) -> list[str]:
-    return [f"{_rounded(values[way] / values['live'])}×" for way in WAYS[1:]]
+    return [f"{_short(values[way] / values['live'])}×" for way in WAYS[1:]]
 
 
-def _rounded(ratio: float) -> str:
+def _time(seconds: float) -> str:
+    return f"{_short(seconds)} s" if seconds >= 1 else f"{_short(1e3 * seconds)} ms"
+
+
+def _short(number: float) -> str:
     """Two significant digits, written out: 0.98, 1.4, 23, 1,900."""
-    return f"{ratio:.2g}" if ratio < 10 else f"{float(f'{ratio:.2g}'):,.0f}"
+    rounded = float(f"{number:.2g}")
+    return f"{rounded:.2g}" if rounded < 10 else f"{rounded:,.0f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=48, help="length of the timed answers")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--dtype", default="float32", help="of the weights on disk and in memory")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--memory", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import Directions
@@ -19,6 +20,8 @@ from sst_ui.model.batch import forward, left_padded
 from sst_ui.model.host import Host
 from sst_ui.model.live import RowEdit
 from sst_ui.recipe import KINDS, WeightTable
+
+disable_progress_bar()  # a bar belongs on no stopwatch
 
 
 class Live:
