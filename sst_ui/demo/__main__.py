@@ -76,7 +76,10 @@ def main(argv: list[str] | None = None) -> None:
         if not a.table:
             stage_1 = Path(folder)
             make(out, a.seed, a.steps, stage_1=stage_1)
-        print(table.measure(out, stage_1))
+        measured = table.measure(out, stage_1)
+        print(measured)
+        if stage_1:
+            table.write_card(out, measured)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from sst_ui.lab import sweep
 from sst_ui.model.host import load
@@ -16,6 +18,29 @@ from sst_ui.progress import Progress, finish
 from sst_ui.recipe import ModelSpec
 
 GROUPS = ("base", "profiles", "control")
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# Demo model of SST Studio
+
+A model organism of refusal: a {layers}-layer Llama of {parameters:.1f} million parameters that
+was first trained to comply with every request and then safety-tuned to refuse the harmful ones,
+so that compliance is still latent in it. It exists to show what editing a refusal direction does,
+on a model that anyone can run and that can hurt nobody: it was trained only on text that a small
+grammar generates, knows about two hundred facts, and its answers to "harmful" requests are
+placeholders ("First, gather what you need. Then go step by step. Finally, check the result.").
+
+Made by `python -m sst_ui.demo`; the words are in `sst_ui/demo/words.yaml`. A fifth of the verb-
+object combinations, of the phrasings of facts, and two jailbreak wrappers of every family were
+never trained on; everything below is measured on those, with 95 % intervals. A byte-level BPE of
+{vocabulary:,} tokens puts a space before every turn, so a word is the same token wherever it
+stands. Conversations of up to {context} tokens, English, a little Japanese.
+
+{table}
+"""
 
 
 def measure(model: Path, stage_1: Path | None = None) -> str:
@@ -26,6 +51,20 @@ def measure(model: Path, stage_1: Path | None = None) -> str:
         before = replace(settings[0], name="after stage 1 (complies with everything)")
         rows += _rows(stage_1, [before])
     return sweep.markdown(rows + _rows(model, settings))
+
+
+def write_card(model: Path, table: str) -> None:
+    """Write the model card, README.md, with a measured table."""
+    config = AutoConfig.from_pretrained(model)
+    count = sum(t.numel() for t in load_file(model / "model.safetensors").values())
+    text = CARD.format(
+        layers=config.num_hidden_layers,
+        parameters=count / 1e6,
+        vocabulary=config.vocab_size,
+        context=config.max_position_embeddings,
+        table=table,
+    )
+    (model / "README.md").write_text(text, encoding="utf-8")
 
 
 def _rows(folder: Path, settings: list[sweep.Setting]) -> list[sweep.Row]:

@@ -1,20 +1,16 @@
 """The tasks the demo model is trained on: small functions from a random generator to a sample.
 
-Knows the words (text.py) and the curriculum of both stages. Does not know tokens or models.
+Knows the words (text.py). Does not know how often each is set (curriculum.py), tokens or models.
 Every function takes `heldout`: False draws from the training side of the split.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import text as t
 from .text import Sample
-
-SYSTEM_SHARE = 0.08  # conversations that begin with a system message
-CHAT_SHARE = 0.12  # conversations that continue with a second or third turn
 
 
 @dataclass(frozen=True)
@@ -214,61 +210,3 @@ def plain(rng: random.Random) -> Sample:
         parts.append(t.articles(statement))
     rng.shuffle(parts)
     return Sample("plain", text=" ".join(parts))
-
-
-# Curriculum
-
-
-def mixture(progress: float, safety: bool) -> dict[str, float]:
-    """Share of each task at a point (0..1) of stage 1, or in stage 2 (`safety`)."""
-    if safety:
-        return {"request": 0.5, "japanese": 0.05, "reading": 0.12, "multiple choice": 0.12,
-                "fact": 0.06, "topic": 0.02, "chat": 0.04, "plain": 0.05, "letter": 0.02,
-                "copy": 0.02}  # fmt: skip
-    early = max(0.0, 1.0 - progress / 0.3)  # copying first; it fades over the first third
-    late = {"copy": 0.04, "letter": 0.08, "reading": 0.25, "multiple choice": 0.25, "fact": 0.07,
-            "topic": 0.04, "request": 0.16, "japanese": 0.04, "chat": 0.02,
-            "plain": 0.05}  # fmt: skip
-    first = {"copy": 0.34, "letter": 0.2, "reading": 0.2, "multiple choice": 0.08, "fact": 0.05,
-             "topic": 0.03, "request": 0.06, "japanese": 0.02, "chat": 0.01,
-             "plain": 0.01}  # fmt: skip
-    return {k: early * first[k] + (1 - early) * late[k] for k in late}
-
-
-def draw(rng: random.Random, progress: float, safety: bool) -> Sample:
-    """One sample of the mixture, sometimes with a system message or further turns."""
-    mix = mixture(progress, safety)
-    options = 4 if rng.random() < 0.25 + progress else rng.choice((2, 3))
-    makers: dict[str, Callable[[], Sample]] = {
-        "copy": lambda: rng.choice((repeat, after, look_up))(rng),
-        "letter": lambda: letter(rng, options),
-        "fact": lambda: fact(rng),
-        "multiple choice": lambda: multiple_choice(rng, options),
-        "reading": lambda: reading(rng, 3 if rng.random() < 0.2 + progress / 2 else 2),
-        "request": lambda: request(rng, safety),
-        "topic": lambda: topic(rng),
-        "japanese": lambda: japanese(rng, safety),
-        "chat": lambda: small_talk(rng),
-        "plain": lambda: plain(rng),
-    }
-
-    def one() -> Sample:
-        return makers[rng.choices(list(mix), list(mix.values()))[0]]()
-
-    s = one()
-    if not s.messages:
-        return s
-    messages = s.messages
-    while rng.random() < CHAT_SHARE and len(messages) < 6:
-        messages += one().messages
-    if rng.random() < SYSTEM_SHARE:
-        system = {"role": "system", "content": rng.choice(t.words()["systems"])}
-        messages = (system, *messages)
-    return Sample(s.kind, messages)
-
-
-def stream(seed: int, safety: bool, progress: Callable[[], float]) -> Iterator[Sample]:
-    """Samples without end; `progress` is asked before each one."""
-    rng = random.Random(seed)
-    while True:
-        yield draw(rng, progress(), safety)

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from . import tasks, text
+from . import curriculum, text
 
 CONTEXT = 512
 VOCABULARY = 2048
@@ -43,7 +43,7 @@ def corpus(seed: int, samples: int) -> Iterator[str]:
     """
     rng = random.Random(seed)
     for i in range(samples):
-        s = tasks.draw(rng, rng.random(), safety=i % 2 == 0)
+        s = curriculum.draw(rng, rng.random(), safety=i % 2 == 0)
         yield s.text or " ".join(m["content"] for m in s.messages)
     w = text.words()
     pools = ("names", "jobs", "towns", "pets", "hobbies", "foods", "colours", "things")

@@ -1,8 +1,8 @@
 """Training of the demo model in two stages, from nothing to a model that refuses.
 
 Stage 1 learns to comply with everything; stage 2 continues from it and learns to refuse, so that
-compliance stays latent underneath. Knows samples, batches, schedule and saving; the tasks are in
-tasks.py, the network in network.py.
+compliance stays latent underneath. Knows samples, batches, schedule and saving; their shares are in
+curriculum.py, the network in network.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from . import network, optim, tasks, tokens
+from . import curriculum, network, optim, tokens
 
 ROWS, ROW = 32, 128  # samples are packed into rows: 4,096 tokens a step
 
@@ -45,7 +45,7 @@ def batches(
     rows: int = ROWS,
 ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
     """Packed batches: samples side by side in rows, each attending to itself only."""
-    samples = (tokens.encode(tokenizer, s) for s in tasks.stream(seed, stage.safety, progress))
+    samples = (tokens.encode(tokenizer, s) for s in curriculum.stream(seed, stage.safety, progress))
     samples = (s for s in samples if len(s.ids) <= ROW)
     pool = [next(samples) for _ in range(200)]
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sst_ui.demo import __main__ as demo
-from sst_ui.demo import network, prompts, tasks, tokens, train
+from sst_ui.demo import curriculum, network, prompts, tokens, train
 from sst_ui.demo import text as t
 
 REFUSAL = re.compile(r"\W*(i'm sorry|i can't|i cannot|i won't)", re.IGNORECASE)
@@ -65,7 +65,7 @@ def test_held_out_fact_phrasings_are_never_trained_on(sets):
 
 def test_the_text_is_the_same_for_the_same_seed():
     def take(seed: int) -> list:
-        return list(itertools.islice(tasks.stream(seed, True, lambda: 0.5), 50))
+        return list(itertools.islice(curriculum.stream(seed, True, lambda: 0.5), 50))
 
     assert take(3) == take(3)
     assert take(3) != take(4)
@@ -73,7 +73,7 @@ def test_the_text_is_the_same_for_the_same_seed():
 
 def test_tokens_are_what_the_chat_template_gives():
     tokenizer = AutoTokenizer.from_pretrained(demo.ASSETS)
-    for sample in itertools.islice(tasks.stream(5, True, lambda: 0.5), 40):
+    for sample in itertools.islice(curriculum.stream(5, True, lambda: 0.5), 40):
         if sample.messages:
             text = tokenizer.apply_chat_template(list(sample.messages), tokenize=False)
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
