@@ -1,8 +1,8 @@
-"""The README's results table, for the demo or any other model.
+"""The README's results tables, for the demo or any other model.
 
-    python -m benchmarks.sweep --markdown
+    python -m benchmarks.sweep
 
-Knows arguments and output; the table itself is sst_ui/lab/sweep.py.
+Knows arguments and output; the tables themselves are sst_ui/lab/sweep.py.
 """
 
 import argparse
@@ -17,7 +17,12 @@ from sst_ui.model.host import load
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation, ModelSpec
 
-GROUPS = ("base", "profiles", "negative", "control")
+TITLES = {
+    "profiles": "Profiles and strengths",
+    "negative": "Negative strength",
+    "control": "Random direction",
+}
+GROUPS = ("base", *TITLES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="the table (what happens anyway)")
+    form.add_argument("--markdown", action="store_true", help="tables (what happens anyway)")
     form.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:
@@ -40,8 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps([row.to_json() for row in rows]) if options.json else markdown(rows))
+    print(json.dumps([row.to_json() for row in rows]) if options.json else tables(rows))
     return 0
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """One Markdown table a group, the base on top of each."""
+    base = [row for row in rows if row.group == "base"]
+    parts = []
+    for group, title in TITLES.items():
+        if members := [row for row in rows if row.group == group]:
+            parts.append(f"### {title}\n\n{markdown([*base, *members])}")
+    return "\n\n".join(parts or [markdown(base)])
 
 
 class _Told:

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from benchmarks import live_edit
+from benchmarks import live_edit, sweep
 from benchmarks.peak import Peak
+from sst_ui.lab.evaluate import Value
+from sst_ui.lab.sweep import COLUMNS, Row
 from sst_ui.paths import DEMO
 
 
@@ -53,3 +55,17 @@ def test_results_can_be_read_by_a_program(result, monkeypatch, capsys):
     monkeypatch.setattr(live_edit, "measure", lambda *_: result)
     assert live_edit.main(["--model", "demo", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["repeats"] == 1
+
+
+def test_every_group_of_the_sweep_is_printed_beside_the_base():
+    value = Value(0.5, 0.4, 0.6, 10)
+    values = dict.fromkeys(COLUMNS, value)
+    rows = [Row(group, f"a {group} row", values) for group in sweep.GROUPS]
+    text = sweep.tables(rows)
+    assert text.count("a base row") == text.count("### ") == 3
+    assert all(f"a {group} row" in text for group in sweep.GROUPS)
+
+
+def test_a_sweep_of_an_unknown_model_is_one_line_and_exit_code_2(capsys):
+    assert sweep.main(["--model", "no/such/folder"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
