@@ -1,4 +1,4 @@
-"""The Pareto front of named points. Does not know what the coordinates mean; low is good in both."""
+"""The Pareto front of named points, low being good in both coordinates. Does not know units."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Apply, measure, undo, picking a variant, and the metrics that start by themselves afterwards.
+"""Apply, measure, undo, and picking a variant.
 
 Knows jobs: each is a generator with progress that Cancel closes. The model is used through the
 engine only.
@@ -12,13 +12,10 @@ import gradio as gr
 import numpy as np
 
 from sst_ui.errors import UserError
-from sst_ui.metrics.results import MetricResult
-from sst_ui.progress import Progress
-from sst_ui.recipe import Recipe
-from sst_ui.ui import chat, drawing, header, metrics, variants
+from sst_ui.ui import chat, drawing, header, talking, variants
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import checker
-from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.html import Clock, notice
 from sst_ui.ui.state import Variants
@@ -43,7 +40,7 @@ def adopted(studio, draft: Draft, results: dict) -> dict:
     lang, known = draft.language, draft.variants
     now = known.now
     digest, name = (now.recipe.digest(), now.name) if now else ("", "")
-    options = chat.choices(lang, known)
+    options = talking.choices(lang, known)
     left, right = studio.chat.pickers
     return {
         studio.header.line: header.render(lang, draft.loaded, digest, name),
@@ -71,11 +68,11 @@ def report_text(lang: str, name: str, report) -> str:
 
 
 def connect(studio, engine: Engine):
-    """Wire the jobs; returns the metrics handler's wiring for events that also end in metrics."""
+    """Wire the jobs; returns the events after which another variant is current."""
     session, bar = studio.session, studio.apply
     drawn = drawing.outputs(studio)
-    busy = {bar.cancel: gr.Button(visible=True), bar.undo: gr.Button(visible=False)}
-    idle = {bar.cancel: gr.Button(visible=False), bar.undo: gr.Button(visible=True)}
+    busy = {bar.cancel: gr.update(visible=True), bar.undo: gr.update(visible=False)}
+    idle = {bar.cancel: gr.update(visible=False), bar.undo: gr.update(visible=True)}
 
     def watched(lang, job):
         """Drive a job with its bar above the button; the result comes back from `yield from`."""
@@ -96,9 +93,7 @@ def connect(studio, engine: Engine):
         draft = Draft.of(*values)
         try:
             recipe = draft.recipe()
-            edits = yield from watched(
-                draft.language, engine.resolve(draft.loaded.key, recipe)
-            )
+            edits = yield from watched(draft.language, engine.resolve(draft.loaded.key, recipe))
             report = engine.check(draft.loaded.key, edits)
         except Exception as error:
             text = message(error, draft.language)
@@ -110,7 +105,7 @@ def connect(studio, engine: Engine):
         yield {
             **draw(studio, engine, draft),
             **adopted(studio, draft, results),
-            bar.status: notice(told, tone),
+            bar.status: notice(told, tone, report.messages),
             **idle,
         }
 
@@ -145,9 +140,6 @@ def connect(studio, engine: Engine):
             **updates,
             **draw(studio, engine, draft),
             **adopted(studio, draft, results),
-            studio.metrics.rows: metrics.render(
-                draft.language, results.get(known.now.recipe.digest(), ())
-            ),
             bar.status: "",
         }
 
@@ -167,96 +159,10 @@ def connect(studio, engine: Engine):
         draft = Draft.of(lang, *values)
         return bring_back(draft, replace(draft.variants, current=event.pick), results)
 
-    # --- metrics ------------------------------------------------------------------------------
-
-    panel = studio.metrics
-
-    @guarded
-    def run(lang, loaded: Loaded, known: Variants, results: dict, names, samples, tokens):
-        """Metrics of the current variant, row by row as they finish."""
-        if known.now is None:
-            raise UserError(say(lang, "metrics.nothing"))
-        recipe = known.now.recipe
-        digest, found, clock = recipe.digest(), [], Clock()
-        working = {panel.cancel: gr.Button(visible=True), panel.run: gr.Button(visible=False)}
-        resting = {panel.cancel: gr.Button(visible=False), panel.run: gr.Button(visible=True)}
-        yield {panel.rows: metrics.render(lang, [], pending=True), **working}
-        shown = 0.0
-        try:
-            with closing(engine.evaluate(loaded.key, recipe, recipe.evaluation)) as job:
-                for part in job:
-                    if isinstance(part, MetricResult):
-                        found.append(part)
-                        results = {**results, digest: tuple(found)}
-                        yield {
-                            panel.rows: metrics.render(lang, found, pending=True),
-                            session.results: results,
-                        }
-                    elif isinstance(part, Progress) and time.monotonic() - shown >= PACE:
-                        shown = time.monotonic()
-                        yield {panel.progress: clock.bar(lang, part)}
-        except Exception as error:
-            yield {panel.progress: notice(message(error, lang), "bad"), **resting}
-            return
-        yield {
-            panel.rows: metrics.render(lang, found),
-            panel.progress: "",
-            studio.variants.rows: variants.render(lang, known, results),
-            studio.figures.tradeoff: variants.tradeoff(lang, known, results),
-            **resting,
-        }
-
-    @guarded
-    def stop(lang, known: Variants, results: dict):
-        found = results.get(known.now.recipe.digest(), ()) if known.now else ()
-        return (
-            metrics.render(lang, found),
-            notice(say(lang, "metrics.cancelled"), "info"),
-            gr.Button(visible=False),
-            gr.Button(visible=True),
-        )
-
-    @guarded
-    def open_metric(lang, event: gr.EventData, known: Variants, results: dict, only):
-        found = results.get(known.now.recipe.digest(), ()) if known.now else ()
-        result = next((r for r in found if r.name == event.pick), None)
-        return (
-            event.pick,
-            metrics.answers(lang, result, only == "changed"),
-            gr.Tabs(selected="answers"),
-            metrics.render(lang, found, event.pick),
-        )
-
-    @guarded
-    def refilter(lang, opened, known: Variants, results: dict, only):
-        found = results.get(known.now.recipe.digest(), ()) if known.now else ()
-        result = next((r for r in found if r.name == opened), None)
-        return metrics.answers(lang, result, only == "changed")
-
     private = {"api_visibility": "private", "show_progress": "hidden"}
     job = {**private, "concurrency_id": "jobs", "concurrency_limit": 4}
-    inputs = [session.language, session.loaded, session.variants, session.results]
-    form = studio.form
-
-    def then_metrics(event):
-        return event.success(
-            run,
-            [*inputs, form.metrics, form.metric_samples, form.metric_tokens],
-            [
-                panel.rows,
-                panel.progress,
-                panel.cancel,
-                panel.run,
-                session.results,
-                studio.variants.rows,
-                studio.figures.tradeoff,
-            ],
-            **private,
-            concurrency_id="metrics",
-            concurrency_limit=4,
-        )
-
     changed = [*drawn, *outputs(studio), bar.status, bar.cancel, bar.undo]
+    back = [*changed, *studio.form, session.extras]
     check = checker(engine, with_prompts=True)
 
     def check_apply(*values):
@@ -265,44 +171,16 @@ def connect(studio, engine: Engine):
     applied = bar.apply.click(
         apply, [*studio.draft, session.results], changed, validator=check_apply, **job
     )
-    running = [then_metrics(applied)]
     measured = studio.direction.measure.click(
         measure, studio.draft, changed, validator=check, **job
     )
-    # again, without applying: the current variant with the settings of now
-    running.append(then_metrics(panel.run.click(lambda: None, None, None, **private)))
-    bar.apply.click(None, None, None, cancels=running, **private)
     bar.cancel.click(
-        lambda lang: (
-            notice(say(lang, "stage.stopped")),
-            gr.Button(visible=False),
-            gr.Button(visible=True),
-        ),
+        lambda lang: {bar.status: notice(say(lang, "stage.stopped")), **idle},
         session.language,
         [bar.status, bar.cancel, bar.undo],
         cancels=[applied, measured],
         **private,
     )
-    panel.cancel.click(
-        stop,
-        [session.language, session.variants, session.results],
-        [panel.rows, panel.progress, panel.cancel, panel.run],
-        cancels=running,
-        **private,
-    )
-    back = [*changed, *form, session.extras, panel.rows]
-    bar.undo.click(undo, [*studio.draft, session.results], back, **private)
-    studio.variants.rows.click(pick, [*studio.draft, session.results], back, **private)
-    panel.rows.click(
-        open_metric,
-        [session.language, session.variants, session.results, studio.filter],
-        [session.opened, studio.answers, studio.tabs, panel.rows],
-        **private,
-    )
-    studio.filter.input(
-        refilter,
-        [session.language, session.opened, session.variants, session.results, studio.filter],
-        studio.answers,
-        **private,
-    )
-    return then_metrics
+    undone = bar.undo.click(undo, [*studio.draft, session.results], back, **private)
+    picked = studio.variants.rows.click(pick, [*studio.draft, session.results], back, **private)
+    return [applied, undone, picked]

@@ -17,8 +17,8 @@ from sst_ui.ui import recipes as recipe_panel
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
+from sst_ui.ui.form import Extras, Form, culprit, show
 from sst_ui.ui.html import notice
-from sst_ui.ui.state import Extras, Form, culprit, show
 from sst_ui.ui.texts import say
 
 LIVE = {  # a dragged slider: only the newest position counts, nothing spins

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from sst_ui.errors import UserError
 from sst_ui.lab.chat import chat
 from sst_ui.lab.evaluate import evaluate
 from sst_ui.lab.measure import measure, resolve
+from sst_ui.lab.residuals import probe
 from sst_ui.maths import directions as maths_directions
 from sst_ui.model.host import inspect, load
 from sst_ui.paths import PRESETS
@@ -45,7 +46,7 @@ class Loaded:
 
     key: str = ""
     name: str = ""
-    spec: ModelSpec = ModelSpec()
+    spec: ModelSpec = field(default_factory=ModelSpec)
     layers: int = 12
     parameters: int = 0
     dtype: str = ""
@@ -211,6 +212,20 @@ class Engine:
         edits = [finish(self.resolve(key, r)) if r is not None else () for r in rows]
         with self._chatting():
             yield from chat(host, edits, histories, max_new_tokens, temperature, seed)
+
+    def tokens(self, key: str, texts: Sequence[str]) -> int:
+        """How many tokens these texts have together."""
+        host = self.host(key)
+        return sum(len(host.tokens(text)) for text in texts)
+
+    def probe(
+        self, key: str, recipe: Recipe, messages: list[dict[str, str]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """[layers] position of a conversation on the recipe's direction: base, edited."""
+        host = self.host(key)
+        edits = finish(self.resolve(key, recipe))
+        directions = edits[0].directions
+        return probe(host, messages, directions), probe(host, messages, directions, edits)
 
     def evaluate(self, key: str, recipe: Recipe, evaluation: Evaluation) -> Generator:
         """Metrics of base and edited; lets a running chat go first between two steps."""

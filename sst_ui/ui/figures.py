@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import gradio as gr
 
 from sst_ui.recipe import KINDS
-from sst_ui.ui.texts import t
+from sst_ui.ui import plots
+from sst_ui.ui.texts import say, t
 
 SIGNALS = ("quality", "cohens_d", "auroc", "snr", "cosine", "purity", "norm")
 
@@ -79,13 +80,25 @@ def create(layers: int) -> FiguresPanel:
                 column_widths=["16%", "28%", "28%", "28%"],
                 show_label=False,
                 max_height=176,
-                buttons=["copy"],
+                buttons=[],
                 elem_id="weight-table",
             )
         with gr.Tab(t("tab.probe"), id="probe"):
-            probe = gr.Plot(show_label=False, container=False, elem_id="probe", buttons=[])
+            probe = gr.Plot(
+                plots.empty(say("en", "probe.empty")),
+                show_label=False,
+                container=False,
+                elem_id="probe",
+                buttons=[],
+            )
         with gr.Tab(t("tab.tradeoff"), id="tradeoff"):
-            tradeoff = gr.Plot(show_label=False, container=False, elem_id="tradeoff", buttons=[])
+            tradeoff = gr.Plot(
+                plots.empty(say("en", "tradeoff.empty")),
+                show_label=False,
+                container=False,
+                elem_id="tradeoff",
+                buttons=[],
+            )
     return FiguresPanel(
         tabs, curve, signal, table, table_note, reset, row, target, use, probe, tradeoff
     )

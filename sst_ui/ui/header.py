@@ -9,6 +9,11 @@ from sst_ui.ui.engine import Loaded
 from sst_ui.ui.html import safe
 from sst_ui.ui.texts import say
 
+LOGO = (  # a bell over the layers
+    '<svg viewBox="0 0 28 20" aria-hidden="true"><path d="M1 18 C8 18 9 3 14 3 S20 18 27 18"/>'
+    '<circle cx="14" cy="3" r="2.4"/></svg>'
+)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -39,8 +44,7 @@ def render(language: str, loaded: Loaded, digest: str, name: str = "") -> str:
             f'{say(language, "header.recipe")}">{safe(digest)}</code></span>'
         )
     return f"""
-<div class="brand"><svg viewBox="0 0 28 20" aria-hidden="true"><path d="M1 18 C8 18 9 3 14 3 S20 18 27 18"
-/><circle cx="14" cy="3" r="2.4"/></svg><b>SST Studio</b><span>{say(language, "header.tagline")}</span></div>
+<div class="brand">{LOGO}<b>SST Studio</b><span>{say(language, "header.tagline")}</span></div>
 <div class="model" id="model-line">{model}</div>{recipe}
 <button id="theme-switch" type="button" title="{say(language, "header.theme")}"
  aria-label="{say(language, "header.theme")}">◐</button>"""

@@ -2,6 +2,7 @@
 
 import html
 import time
+from collections.abc import Sequence
 
 from sst_ui.progress import Progress
 from sst_ui.ui.texts import has, say
@@ -26,9 +27,20 @@ def safe(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def notice(text: str, tone: str = "info") -> str:
-    """A line beside a control; `tone`: info, good, warn or bad. Empty for no text."""
-    return f'<div class="notice {tone}" role="status">{safe(text)}</div>' if text else ""
+def notice(text: str, tone: str = "info", more: Sequence[str] = ()) -> str:
+    """A line beside a control; `tone`: info, good, warn or bad. Empty for no text.
+
+    `more` are sentences that open on a click.
+    """
+    if not text:
+        return ""
+    if not more:
+        return f'<div class="notice {tone}" role="status">{safe(text)}</div>'
+    details = "".join(f"<p>{safe(line)}</p>" for line in more)
+    return (
+        f'<details class="notice {tone}" role="status"><summary>{safe(text)}</summary>'
+        f"{details}</details>"
+    )
 
 
 class Clock:

@@ -4,7 +4,7 @@ Knows how results look. A row is a button: it opens the prompts and both answers
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gradio as gr
@@ -91,8 +91,12 @@ def number(value: Value | None, unit: str) -> str:
     if unit == "rate":
         return f"{value.value * 100:.0f} %"
     size = abs(value.value)
-    return f"{value.value:.2f}" if size >= 0.1 else f"{value.value:.3f}" if size >= 1e-3 else (
-        "0" if value.value == 0 else f"{value.value:.0e}"
+    return (
+        f"{value.value:.2f}"
+        if size >= 0.1
+        else f"{value.value:.3f}"
+        if size >= 1e-3
+        else ("0" if value.value == 0 else f"{value.value:.0e}")
     )
 
 
@@ -155,6 +159,8 @@ def answers(language: str, result: MetricResult | None, changed_only: bool) -> s
         f"<span>{_interval(language, result)}</span><span>"
         f"{say(language, 'answers.count', shown=len(items), total=len(result.items))}</span></div>"
     )
+    if result.note:
+        head += f'<p class="empty">{safe(result.note)}</p>'
     body = "".join(
         f"<tr><td>{safe(i.prompt)}{_small(i.topic)}</td>"
         f"<td>{_label(i.base_label, i.base_score)}{safe(i.base)}</td>"
@@ -169,14 +175,18 @@ def answers(language: str, result: MetricResult | None, changed_only: bool) -> s
             ("answers.edited", "is-edited"),
         )
     )
-    return head + _topics(language, result) + (
-        f'<div class="answers"><table><thead><tr>{columns}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+    return (
+        head
+        + _topics(language, result)
+        + (
+            f'<div class="answers"><table><thead><tr>{columns}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+        )
     )
 
 
 def _topics(language: str, result: MetricResult) -> str:
-    groups: Mapping = result.topics() if hasattr(result, "topics") else {}
+    groups = result.topics()
     if len(groups) < 2:
         return ""
     chips = "".join(

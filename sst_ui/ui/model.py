@@ -64,7 +64,7 @@ def create() -> ModelPanel:
         template = gr.Textbox(label=t("model.template"), max_lines=1)
         thinking = gr.Checkbox(False, label=t("model.thinking"))
         remote = gr.Checkbox(False, label=t("model.remote"))
-        with gr.Row(elem_classes="pair"):
+        with gr.Row(elem_id="model-buttons"):
             inspect = gr.Button(t("model.inspect"), size="sm")
             load = gr.Button(t("model.load"), size="sm", variant="primary", elem_id="load-model")
             cancel = gr.Button(t("cancel"), size="sm", variant="stop", visible=False)
@@ -122,16 +122,14 @@ def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.St
                     except StopIteration as end:
                         current = end.value
                         break
-                    yield clock.bar(lang, step), gr.skip(), gr.Button(visible=True)
+                    yield clock.bar(lang, step), gr.skip(), gr.update(visible=True)
         except Exception as error:
-            yield notice(message(error, lang), "bad"), gr.skip(), gr.Button(visible=False)
+            yield notice(message(error, lang), "bad"), gr.skip(), gr.update(visible=False)
             return
         done = notice(say(lang, "model.loaded", name=current.name), "good")
-        yield done, current, gr.Button(visible=False)
+        yield done, current, gr.update(visible=False)
 
-    panel.inspect.click(
-        look, [language, *panel.inputs], panel.status, api_visibility="private"
-    )
+    panel.inspect.click(look, [language, *panel.inputs], panel.status, api_visibility="private")
     event = gr.on(
         [panel.load.click, panel.id.submit],
         swap,
@@ -143,7 +141,7 @@ def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.St
         api_visibility="private",
     )
     panel.cancel.click(
-        lambda lang: (notice(say(lang, "stage.stopped")), gr.Button(visible=False)),
+        lambda lang: (notice(say(lang, "stage.stopped")), gr.update(visible=False)),
         language,
         [panel.status, panel.cancel],
         cancels=event,

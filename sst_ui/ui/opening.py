@@ -12,14 +12,14 @@ from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import usable
 from sst_ui.ui.engine import Engine, Loaded
 from sst_ui.ui.errors import guarded, message
+from sst_ui.ui.form import read, show
 from sst_ui.ui.html import Clock, notice
 from sst_ui.ui.state import Conversation, Variants
 from sst_ui.ui.texts import language as language_of
-from sst_ui.ui.texts import say
 
 
-def connect(page: gr.Blocks, studio, engine: Engine, then_metrics) -> None:
-    """Wire the page's load and the model panel's."""
+def connect(page: gr.Blocks, studio, engine: Engine):
+    """Wire the page's load and the model panel's; returns the event of the page's load."""
     session, bar = studio.session, studio.apply
 
     def fresh(lang: str, loaded: Loaded, recipe, applied: bool) -> dict:
@@ -59,8 +59,9 @@ def connect(page: gr.Blocks, studio, engine: Engine, then_metrics) -> None:
         if text := request.query_params.get("recipe"):
             try:
                 draft = Draft(lang, loaded, None, Variants(), "quality", None)
-                first = usable(draft, recipes.from_yaml(text))
-                list(engine.resolve(loaded.key, first))
+                first = read(*show(usable(draft, recipes.from_yaml(text))), loaded.spec)
+                for step in engine.resolve(loaded.key, first):
+                    yield {bar.status: clock.bar(lang, step)}
             except UserError as error:
                 said = notice(message(error, lang), "bad")
         updates = fresh(lang, loaded, first, applied=bool(loaded.key) and not engine.failure)
@@ -86,6 +87,7 @@ def connect(page: gr.Blocks, studio, engine: Engine, then_metrics) -> None:
         bar.status,
     ]
     private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    then_metrics(page.load(opened, None, written, **private))
+    shown = page.load(opened, None, written, **private)
     event = model.connect(studio.model, engine, session.language, session.loaded)
     event.success(swapped, [session.language, session.loaded], written, **private)
+    return shown

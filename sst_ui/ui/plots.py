@@ -48,7 +48,9 @@ def curve(
             name=signal_name,
             marker={"color": [("rgba(113,137,163,.42)" if u else FAINT) for u in used]},
             hovertemplate="%{y:.3g}",
+            showlegend=False,
         )
+        figure.add_bar(x=[None], y=[None], name=signal_name, marker={"color": BASE})
         figure.update_layout(yaxis={"range": [ceiling * bottom / top, ceiling]})
     lines = zip(KINDS, (EDITED, SECOND), ("solid", "dot"), (7, 4.5), strict=True)
     for column, (kind, colour, dash, size) in enumerate(lines):
@@ -148,17 +150,28 @@ def tradeoff(
     return figure
 
 
+def empty(text: str) -> go.Figure:
+    """A sentence where a figure will be."""
+    figure = _figure("", "")
+    figure.add_annotation(
+        x=0.5, y=0.5, xref="paper", yref="paper", text=text, showarrow=False, font={"size": 13}
+    )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure
+
+
 def _figure(x_title: str, y_title: str) -> go.Figure:
     figure = go.Figure()
     axis = {"zeroline": False, "title": {"standoff": 6, "font": {"size": 11}}, "fixedrange": True}
     figure.update_layout(
         template="none",
         height=HEIGHT,
-        margin={"l": 44, "r": 12, "t": 24, "b": 36},
+        margin={"l": 44, "r": 12, "t": 30, "b": 36},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"size": 11, "family": "system-ui, sans-serif"},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.14, "font": {"size": 11}},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.19, "font": {"size": 11}},
         hovermode="x unified",
         dragmode=False,
         bargap=0.25,

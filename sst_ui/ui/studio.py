@@ -7,10 +7,25 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from sst_ui.ui import api, chat, figures, header, metrics, model, variants, weights
+from sst_ui.ui import (
+    api,
+    applying,
+    chat,
+    editing,
+    evaluating,
+    figures,
+    header,
+    metrics,
+    model,
+    opening,
+    talking,
+    variants,
+    weights,
+)
 from sst_ui.ui import recipes as recipe_panel
 from sst_ui.ui.engine import Engine, Loaded
-from sst_ui.ui.state import Conversation, Extras, Form, Variants
+from sst_ui.ui.form import Extras, Form
+from sst_ui.ui.state import Conversation, Variants
 from sst_ui.ui.texts import t
 
 
@@ -56,22 +71,14 @@ class Studio:
 
 def build(engine: Engine) -> gr.Blocks:
     """The page over an engine; launch it with `theme.launch_options()`."""
-    from sst_ui.ui import applying, editing, opening
-
     with gr.Blocks(title="SST Studio", fill_width=True, analytics_enabled=False) as page:
         studio = _panels(engine)
-        session = studio.session
-        measured = applying.connect(studio, engine)
+        changed = applying.connect(studio, engine)
         editing.connect(studio, engine)
-        chat.connect(
-            studio.chat,
-            engine,
-            session.language,
-            session.loaded,
-            session.variants,
-            session.conversation,
-        )
-        opening.connect(page, studio, engine, measured)
+        talking.connect(studio.chat, engine, studio.session, studio.figures.probe)
+        opened = opening.connect(page, studio, engine)
+        interrupts = [studio.apply.apply.click, studio.apply.undo.click, studio.variants.rows.click]
+        evaluating.connect(studio, engine, [*changed, opened], interrupts)
         api.connect(engine)
     return page
 

@@ -13,7 +13,7 @@ import numpy as np
 from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.recipe import ALPHA, KINDS, WeightTable
-from sst_ui.ui.state import Extras
+from sst_ui.ui.form import Extras
 from sst_ui.ui.texts import say
 
 PIN = " ✎"
@@ -65,9 +65,7 @@ def typed(
             value = number(text)
             if value is None:
                 name = say(language, f"kind.{kind}")
-                complaint = say(
-                    language, "table.bad", value=repr(text), layer=layer, kind=name
-                )
+                complaint = say(language, "table.bad", value=repr(text), layer=layer, kind=name)
                 continue
             pinned[kind][layer] = min(max(value, ALPHA[0]), ALPHA[1])
     kept = {kind: cells for kind, cells in pinned.items() if cells}

@@ -6,6 +6,7 @@ import gradio as gr
 from gradio.themes.utils import colors, sizes
 
 from sst_ui.paths import ASSETS
+from sst_ui.ui.texts import translations
 
 PETROL = colors.Color(
     name="petrol",
@@ -151,4 +152,5 @@ def launch_options() -> dict[str, object]:
         "css_paths": ASSETS / "style.css",
         "head": f"<script>{(ASSETS / 'studio.js').read_text(encoding='utf-8')}</script>",
         "footer_links": [],
+        "i18n": translations(),
     }

@@ -1,4 +1,4 @@
-"""The list of applied recipes, and the figure that weighs what they remove against what they cost."""
+"""The list of applied recipes, and the figure of what each removes against what it costs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,9 +33,7 @@ def create() -> VariantsPanel:
 
 def render(language: str, variants: Variants, results: Results) -> str:
     """The list, newest first; a row is a button that brings its settings back."""
-    head = "".join(
-        f"<span>{safe(metrics.title(language, name, name))}</span>" for name in SHOWN
-    )
+    head = "".join(f"<span>{safe(say(language, f'variants.{name}'))}</span>" for name in SHOWN)
     rows = [f'<div class="variant heads"><b></b>{head}</div>']
     for variant in reversed(variants.items):
         found = {r.name: r for r in results.get(variant.recipe.digest(), ())}
@@ -52,7 +50,7 @@ def render(language: str, variants: Variants, results: Results) -> str:
 
 
 def tradeoff(language: str, variants: Variants, results: Results):
-    """Refusals against divergence, one point a variant; None while nothing was measured."""
+    """Refusals against divergence, one point a variant; a sentence while there is none."""
     points = [("base", 0.0, math.nan)]
     for variant in variants.items:
         found = {r.name: r for r in results.get(variant.recipe.digest(), ())}
@@ -60,7 +58,7 @@ def tradeoff(language: str, variants: Variants, results: Results):
             points[0] = (say(language, "chat.base"), 0.0, found[GAIN].base.value)
             points.append((variant.name, found[COST].edited.value, found[GAIN].edited.value))
     if len(points) < 2:
-        return None
+        return plots.empty(say(language, "tradeoff.empty"))
     return plots.tradeoff(
         metrics.title(language, COST, COST),
         metrics.title(language, GAIN, GAIN),

@@ -8,7 +8,7 @@ import gradio as gr
 from sst_ui.data import prompts
 from sst_ui.maths import kernel
 from sst_ui.recipe import Estimator, Operation, Position, Scope
-from sst_ui.ui.state import OWN_PROFILES
+from sst_ui.ui.form import OWN_PROFILES
 from sst_ui.ui.texts import has, t
 
 
@@ -21,14 +21,14 @@ class WeightsPanel:
     threshold: gr.Slider
     attention: gr.Slider
     mlp: gr.Slider
+    operation: gr.Radio
+    norm_preserving: gr.Checkbox
+    affine: gr.Checkbox
     notes: gr.HTML
 
 
 @dataclass(frozen=True)
 class DirectionPanel:
-    operation: gr.Radio
-    norm_preserving: gr.Checkbox
-    affine: gr.Checkbox
     estimator: gr.Dropdown
     k: gr.Slider
     scope: gr.Radio
@@ -63,7 +63,7 @@ def _slider(low, high, value, key, step=0.01, **more) -> gr.Slider:
 
 def create_weights() -> WeightsPanel:
     with gr.Group(elem_id="weights-panel", elem_classes="panel"):
-        gr.HTML(f"<h2>{t('section.weights')}</h2>")
+        gr.HTML(t("section.weights"), elem_classes="title")
         profile = gr.Radio(
             _choices("profile", (*kernel.profiles(), *OWN_PROFILES)),
             value="default",
@@ -81,8 +81,31 @@ def create_weights() -> WeightsPanel:
             attention = _slider(0, 2, 1, "weights.attention", 0.05, elem_id="attention")
             mlp = _slider(0, 2, 1, "weights.mlp", 0.05, elem_id="mlp")
         threshold = _slider(0, 1, 0.1, "weights.threshold", elem_id="threshold")
+        operation = gr.Radio(
+            _choices("operation", get_args(Operation)),
+            value="ablate",
+            label=t("weights.operation"),
+            elem_id="operation",
+        )
+        with gr.Row(elem_id="ways"):
+            norm_preserving = gr.Checkbox(
+                False, label=t("weights.norm_preserving"), elem_id="norm-preserving"
+            )
+            affine = gr.Checkbox(False, label=t("weights.affine"), elem_id="affine")
         notes = gr.HTML(elem_id="notes")
-    return WeightsPanel(profile, strength, peak, width, threshold, attention, mlp, notes)
+    return WeightsPanel(
+        profile,
+        strength,
+        peak,
+        width,
+        threshold,
+        attention,
+        mlp,
+        operation,
+        norm_preserving,
+        affine,
+        notes,
+    )
 
 
 def create_direction() -> DirectionPanel:
@@ -94,16 +117,6 @@ def create_direction() -> DirectionPanel:
             label=t("direction.estimator"),
             elem_id="estimator",
         )
-        operation = gr.Radio(
-            _choices("operation", get_args(Operation)),
-            value="ablate",
-            label=t("weights.operation"),
-            elem_id="operation",
-        )
-        norm_preserving = gr.Checkbox(
-            False, label=t("weights.norm_preserving"), elem_id="norm-preserving"
-        )
-        affine = gr.Checkbox(False, label=t("weights.affine"), elem_id="affine")
         scope = gr.Radio(
             _choices("scope", get_args(Scope)),
             value="per_layer",
@@ -143,9 +156,6 @@ def create_direction() -> DirectionPanel:
         file = gr.Textbox(label=t("direction.file"), max_lines=1, elem_id="directions-file")
         measure = gr.Button(t("direction.measure"), size="sm", elem_id="measure")
     return DirectionPanel(
-        operation,
-        norm_preserving,
-        affine,
         estimator,
         k,
         scope,
