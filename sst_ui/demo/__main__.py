@@ -18,6 +18,7 @@ import torch
 
 from sst_ui.demo import network, prompts, table, tokens, train
 
+STAGES = (*train.STAGE_1, train.STAGE_2)
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
 
 
@@ -25,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m sst_ui.demo", description=__doc__)
     p.add_argument("--out", type=Path, help="model directory to write (default: assets/demo)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--steps", type=int, help="steps of stage 1 (stage 2: a tenth as many)")
+    p.add_argument("--scale", type=float, default=1.0, help="all stages longer or shorter")
     p.add_argument("--quick", action="store_true", help="a smoke test: a useless model in seconds")
     p.add_argument("--prompts", action="store_true", help="only write the prompt sets")
     p.add_argument("--table", action="store_true", help="only measure the model, print its table")
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def make(
     out: Path,
     seed: int,
-    steps: int | None = None,
+    scale: float = 1.0,
     quick: bool = False,
     stage_1: Path | None = None,
 ) -> None:
@@ -44,20 +45,18 @@ def make(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    first, second = train.STAGE_1, train.STAGE_2
-    if quick:
-        first, second = replace(first, steps=3, warmup=1), replace(second, steps=2, warmup=1)
-    elif steps:
-        first, second = replace(first, steps=steps), replace(second, steps=max(1, steps // 10))
+    factor = 3 / train.STAGE_1[0].steps if quick else scale
+    stages = [replace(s, steps=max(2, round(s.steps * factor))) for s in STAGES]
     begin = time.monotonic()
     tokenizer = tokens.train_tokenizer(seed, samples=200 if quick else 20_000)
     generator = torch.Generator().manual_seed(seed)
     net = network.Network(network.config(len(tokenizer)), generator)
     net.to("cuda" if torch.cuda.is_available() else "cpu")
-    seen = train.run(net, tokenizer, first, seed + 1, compiled=not quick)
-    if stage_1:
-        train.save(net, tokenizer, stage_1)
-    seen += train.run(net, tokenizer, second, seed + 2, compiled=not quick)
+    seen = 0
+    for number, stage in enumerate(stages, start=1):
+        seen += train.run(net, tokenizer, stage, seed + number, compiled=not quick)
+        if stage_1 and number == len(train.STAGE_1):
+            train.save(net, tokenizer, stage_1)
     train.save(net, tokenizer, out)
     minutes = (time.monotonic() - begin) / 60
     print(f"{out}: {seen:,} tokens in {minutes:.0f} minutes")
@@ -75,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         out, stage_1 = a.out or ASSETS, None
         if not a.table:
             stage_1 = Path(folder)
-            make(out, a.seed, a.steps, stage_1=stage_1)
+            make(out, a.seed, a.scale, stage_1=stage_1)
         measured = table.measure(out, stage_1)
         print(measured)
         if stage_1:

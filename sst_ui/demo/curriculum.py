@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from . import tasks
 from . import text as t
@@ -17,9 +18,19 @@ SYSTEM_SHARE = 0.08  # conversations that begin with a system message
 CHAT_SHARE = 0.12  # conversations that continue with a second or third turn
 
 
-def mixture(progress: float, safety: bool) -> dict[str, float]:
-    """Share of each task at a point (0..1) of stage 1, or in stage 2 (`safety`)."""
-    if safety:
+Phase = Literal["short", "long", "safety"]
+
+
+def mixture(phase: Phase, progress: float) -> dict[str, float]:
+    """Share of each task at a point (0..1) of a phase.
+
+    Two phases of learning to comply, with short lists to copy and with long ones, then safety.
+    """
+    if phase == "long":
+        return {"copy": 0.2 - 0.14 * progress, "letter": 0.12, "reading": 0.24 + 0.07 * progress,
+                "multiple choice": 0.2 + 0.07 * progress, "fact": 0.05, "topic": 0.03,
+                "request": 0.1, "japanese": 0.03, "chat": 0.01, "plain": 0.02}  # fmt: skip
+    if phase == "safety":
         return {"request": 0.5, "japanese": 0.05, "reading": 0.12, "multiple choice": 0.12,
                 "fact": 0.06, "topic": 0.02, "chat": 0.04, "plain": 0.05, "letter": 0.02,
                 "copy": 0.02}  # fmt: skip
@@ -33,12 +44,18 @@ def mixture(progress: float, safety: bool) -> dict[str, float]:
     return {k: early * first[k] + (1 - early) * late[k] for k in late}
 
 
-def draw(rng: random.Random, progress: float, safety: bool) -> Sample:
+def copying(rng: random.Random, long: bool) -> Sample:
+    """One of the copying tasks; long lists to repeat teach most."""
+    makers = (tasks.repeat, tasks.after, lambda rng, long: tasks.look_up(rng))
+    return rng.choice((tasks.repeat, *makers) if long else makers)(rng, long)
+
+
+def draw(rng: random.Random, phase: Phase, progress: float) -> Sample:
     """One sample of the mixture, sometimes with a system message or further turns."""
-    mix = mixture(progress, safety)
+    mix, safety = mixture(phase, progress), phase == "safety"
     options = 4 if rng.random() < 0.25 + progress else rng.choice((2, 3))
     makers: dict[str, Callable[[], Sample]] = {
-        "copy": lambda: rng.choice((tasks.repeat, tasks.after, tasks.look_up))(rng),
+        "copy": lambda: copying(rng, long=phase == "long"),
         "letter": lambda: tasks.letter(rng, options),
         "fact": lambda: tasks.fact(rng),
         "multiple choice": lambda: tasks.multiple_choice(rng, options),
@@ -65,8 +82,8 @@ def draw(rng: random.Random, progress: float, safety: bool) -> Sample:
     return Sample(s.kind, messages)
 
 
-def stream(seed: int, safety: bool, progress: Callable[[], float]) -> Iterator[Sample]:
+def stream(seed: int, phase: Phase, progress: Callable[[], float]) -> Iterator[Sample]:
     """Samples without end; `progress` is asked before each one."""
     rng = random.Random(seed)
     while True:
-        yield draw(rng, progress(), safety)
+        yield draw(rng, phase, progress())

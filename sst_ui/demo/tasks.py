@@ -24,9 +24,17 @@ class Document:
 # Copying: what reading and multiple choice are made of
 
 
+POOLS = ("names", "towns", "jobs", "pets", "hobbies", "foods", "colours", "things")
+
+
 def _pool(rng: random.Random) -> list[str]:
-    keys = ("names", "towns", "jobs", "pets", "hobbies", "foods", "colours", "things")
-    return t.words()[rng.choice(keys)]
+    return t.words()[rng.choice(POOLS)]
+
+
+def _items(rng: random.Random, shortest: int, longest: int, mixed: bool) -> list[str]:
+    """Different words of one kind, or of all kinds mixed in longer lists."""
+    pool = sorted({x for p in POOLS for x in t.words()[p]}) if mixed else _pool(rng)
+    return rng.sample(pool, rng.randint(shortest, longest * 3 if mixed else longest))
 
 
 def several(first: str, rows: list[tuple[str, str]]) -> tuple[t.Message, ...]:
@@ -37,13 +45,13 @@ def several(first: str, rows: list[tuple[str, str]]) -> tuple[t.Message, ...]:
     return messages
 
 
-def repeat(rng: random.Random) -> Sample:
-    items = " ".join(rng.sample(_pool(rng), rng.randint(3, 8)))
+def repeat(rng: random.Random, long: bool = False) -> Sample:
+    items = " ".join(_items(rng, 3, 8, long))
     return Sample("copy", t.conversation(f"Repeat: {items}", items))
 
 
-def after(rng: random.Random) -> Sample:
-    items = rng.sample(_pool(rng), rng.randint(3, 8))
+def after(rng: random.Random, long: bool = False) -> Sample:
+    items = _items(rng, 3, 8, long)
     asked = rng.sample(range(len(items) - 1), min(len(items) - 1, rng.randint(1, 4)))
     rows = [(f"What comes after {items[i]}?", f"{items[i + 1]}.") for i in asked]
     return Sample("copy", several(f"List: {', '.join(items)}. {{q}}", rows))

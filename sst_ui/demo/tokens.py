@@ -43,7 +43,7 @@ def corpus(seed: int, samples: int) -> Iterator[str]:
     """
     rng = random.Random(seed)
     for i in range(samples):
-        s = curriculum.draw(rng, rng.random(), safety=i % 2 == 0)
+        s = curriculum.draw(rng, "short" if i % 2 else "safety", rng.random())
         yield s.text or " ".join(m["content"] for m in s.messages)
     w = text.words()
     pools = ("names", "jobs", "towns", "pets", "hobbies", "foods", "colours", "things")

@@ -7,6 +7,7 @@ curriculum.py, the network in network.py.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,19 +26,30 @@ ROWS, ROW = 32, 128  # samples are packed into rows: 4,096 tokens a step
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `steps` bounds it, or `minutes` if given: the schedule follows the clock then."""
+    """One stage of training.
+
+    Attributes:
+        steps, until: the schedule's length, and the share of it after which the next stage begins.
+        question_weight: loss weight of tokens that are not the answer.
+        answer_limit: an answer counts as this many tokens at most, so that long placeholders,
+            which are chance, do not drown what has to be read off the prompt.
+    """
 
     name: str
-    safety: bool
+    phase: curriculum.Phase
     lr: float
-    question_weight: float  # loss weight of tokens that are not the answer
     steps: int
+    question_weight: float = 0.0
+    answer_limit: float = math.inf
+    until: float = 1.0
     warmup: int = 100
-    minutes: float | None = None
 
 
-STAGE_1 = Stage("stage 1: comply with everything", False, 0.02, 0.2, 3000)
-STAGE_2 = Stage("stage 2: safety tuning", True, 0.004, 0.0, 500, warmup=20)
+STAGE_1 = (
+    Stage("stage 1, first half", "short", 0.02, 3000, question_weight=0.2, until=0.4),
+    Stage("stage 1, second half", "long", 0.02, 1800, question_weight=0.05, answer_limit=10),
+)
+STAGE_2 = Stage("stage 2, safety tuning", "safety", 0.004, 500, warmup=20)
 
 
 def batches(
@@ -45,7 +57,7 @@ def batches(
     rows: int = ROWS,
 ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
     """Packed batches: samples side by side in rows, each attending to itself only."""
-    samples = (tokens.encode(tokenizer, s) for s in curriculum.stream(seed, stage.safety, progress))
+    samples = (tokens.encode(tokenizer, s) for s in curriculum.stream(seed, stage.phase, progress))
     samples = (s for s in samples if len(s.ids) <= ROW)
     pool = [next(samples) for _ in range(200)]
     rng = np.random.default_rng(seed)
@@ -66,8 +78,9 @@ def batches(
                 ids[row, here] = torch.from_numpy(s.ids).long()
                 documents[row, here] = number
                 positions[row, here] = torch.from_numpy(spread(s.turns, rng))
-                weight = torch.from_numpy(s.answer).float()
-                weights[row, here] = weight + (1 - weight) * stage.question_weight
+                limit = np.minimum(1.0, stage.answer_limit / np.bincount(s.turns)[s.turns])
+                weight = np.where(s.answer, limit, stage.question_weight)
+                weights[row, here] = torch.from_numpy(weight).float()
                 weights[row, used] = 0.0  # nothing before it says what the first token is
                 used += len(s.ids)
         batch = {
@@ -109,18 +122,16 @@ def run(
     step, begin, mean = 0, time.monotonic(), 0.0
 
     def progress() -> float:
-        if stage.minutes:
-            return min((time.monotonic() - begin) / 60 / stage.minutes, 1.0)
-        return min(step / stage.steps, 1.0)
+        return step / stage.steps
 
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
         TextColumn("{task.fields[speed]:,.0f} tokens/s"), TimeRemainingColumn(),
     )  # fmt: skip
     with bar:
-        job = bar.add_task(stage.name, total=1.0, loss=0.0, speed=0.0)
+        job = bar.add_task(stage.name, total=stage.until, loss=0.0, speed=0.0)
         source = batches(tokenizer, stage, seed, progress)
-        while (now := progress()) < 1.0:
+        while (now := progress()) < stage.until:
             batch = {k: v.to(device) for k, v in next(source).items()}
             loss = forward(**batch)
             loss.backward()

@@ -65,7 +65,7 @@ def test_held_out_fact_phrasings_are_never_trained_on(sets):
 
 def test_the_text_is_the_same_for_the_same_seed():
     def take(seed: int) -> list:
-        return list(itertools.islice(curriculum.stream(seed, True, lambda: 0.5), 50))
+        return list(itertools.islice(curriculum.stream(seed, "safety", lambda: 0.5), 50))
 
     assert take(3) == take(3)
     assert take(3) != take(4)
@@ -73,7 +73,7 @@ def test_the_text_is_the_same_for_the_same_seed():
 
 def test_tokens_are_what_the_chat_template_gives():
     tokenizer = AutoTokenizer.from_pretrained(demo.ASSETS)
-    for sample in itertools.islice(curriculum.stream(5, True, lambda: 0.5), 40):
+    for sample in itertools.islice(curriculum.stream(5, "safety", lambda: 0.5), 40):
         if sample.messages:
             text = tokenizer.apply_chat_template(list(sample.messages), tokenize=False)
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -84,7 +84,7 @@ def test_the_training_network_computes_what_llama_computes():
     tokenizer = AutoTokenizer.from_pretrained(demo.ASSETS)
     config = network.config(len(tokenizer), layers=3)
     net = network.Network(config, torch.Generator().manual_seed(1))
-    batch = next(train.batches(tokenizer, train.STAGE_1, 0, lambda: 0.5, rows=1))
+    batch = next(train.batches(tokenizer, train.STAGE_1[0], 0, lambda: 0.5, rows=1))
     second = (batch["documents"][0] == 2).nonzero()[:, 0]  # packed behind another sample
     weights = torch.zeros_like(batch["weights"])
     weights[0, second[:-1]] = 1.0
