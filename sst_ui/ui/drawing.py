@@ -59,7 +59,7 @@ def draw(studio, engine: Engine, draft: Draft) -> dict:
     lang, layers = draft.language, draft.loaded.layers
     signals = engine.signals(draft.loaded.key, recipe.edits[0].directions)
     found = kernel.warnings(weights, layers)
-    notes = [notice(say(lang, f"warn.{key}", **values), "warn") for key, values in found]
+    notes = [notice(_warning(lang, key, values), "warn") for key, values in found]
     if draft.loaded.key and not signals:
         notes.append(notice(say(lang, "warn.unmeasured"), "info"))
     figure = plots.curve(
@@ -84,6 +84,11 @@ def draw(studio, engine: Engine, draft: Draft) -> dict:
         studio.recipe.text: recipes.to_yaml(recipe),
         studio.recipe.command: recipe_panel.command(recipe),
     }
+
+
+def _warning(language: str, key: str, values: dict) -> str:
+    one = key == "early" and values["first"] == values["last"]
+    return say(language, "warn.early_one" if one else f"warn.{key}", **values)
 
 
 def fill(studio, recipe: Recipe) -> tuple[dict, Form, Extras]:

@@ -167,6 +167,7 @@ class Engine:
         if found is None:
             return {}
         stats = {name: values.numpy() for name, values in found.stats.items()}
+        stats["evidence"] = maths_directions.signal(found)
         return {name: values for name, values in stats.items() if np.isfinite(values).any()}
 
     def suggestion(self, key: str, spec: DirectionSpec) -> np.ndarray | None:

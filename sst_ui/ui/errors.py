@@ -22,7 +22,9 @@ def message(error: Exception, language: str) -> str:
         return say(language, "model.replaced", name=error.name)
     if isinstance(error, UserError):
         text = str(error)
-        return text[:1].upper() + text[1:]
+        first = text.split(" ")[0]
+        named = "." in first or "_" in first  # begins with the name of a setting: leave it alone
+        return text if named else text[:1].upper() + text[1:]
     log.error("unexpected error on the screen", exc_info=error)
     return say(language, "error.internal", kind=type(error).__name__)
 

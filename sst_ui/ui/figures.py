@@ -8,7 +8,7 @@ from sst_ui.recipe import KINDS
 from sst_ui.ui import plots
 from sst_ui.ui.texts import say, t
 
-SIGNALS = ("quality", "cohens_d", "auroc", "snr", "cosine", "purity", "norm")
+SIGNALS = ("evidence", "quality", "cohens_d", "auroc", "snr", "cosine", "purity", "norm")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def create(layers: int) -> FiguresPanel:
         with gr.Tab(t("tab.curve"), id="curve"):
             signal = gr.Dropdown(
                 [(t(f"signal.{name}"), name) for name in SIGNALS],
-                value="quality",
+                value="evidence",
                 label=t("curve.signal"),
                 show_label=False,
                 container=False,
@@ -79,7 +79,7 @@ def create(layers: int) -> FiguresPanel:
                 static_columns=[0, 1],
                 column_widths=["16%", "28%", "28%", "28%"],
                 show_label=False,
-                max_height=176,
+                max_height=186,
                 buttons=[],
                 elem_id="weight-table",
             )

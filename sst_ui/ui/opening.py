@@ -26,7 +26,7 @@ def connect(page: gr.Blocks, studio, engine: Engine):
         """A window on a model: the recipe in the controls, nothing said yet."""
         updates, form, extras = fill(studio, recipe)
         known = Variants().add(recipe) if applied else Variants()
-        draft = Draft(lang, loaded, extras, known, "quality", form)
+        draft = Draft(lang, loaded, extras, known, "evidence", form)
         return {
             **updates,
             **draw(studio, engine, draft),
@@ -58,7 +58,7 @@ def connect(page: gr.Blocks, studio, engine: Engine):
         first = engine.first_recipe()
         if text := request.query_params.get("recipe"):
             try:
-                draft = Draft(lang, loaded, None, Variants(), "quality", None)
+                draft = Draft(lang, loaded, None, Variants(), "evidence", None)
                 first = read(*show(usable(draft, recipes.from_yaml(text))), loaded.spec)
                 for step in engine.resolve(loaded.key, first):
                     yield {bar.status: clock.bar(lang, step)}

@@ -1,0 +1,78 @@
+"""The studio on this machine and a Chromium that looks at it."""
+
+import contextlib
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from sst_ui.ui import Engine, build, launch_options
+from tests.browser.chromium import executable
+
+ARGUMENTS = (
+    "--no-sandbox",
+    "--headless=new",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+PATIENCE = 120_000  # milliseconds; a busy machine is slow, not wrong
+
+
+@pytest.fixture(scope="package")
+def engine(folders):
+    """An engine that opens the demo while the page is already there, as `app.py` does."""
+    engine = Engine()
+    engine.open()
+    return engine
+
+
+@pytest.fixture(scope="package")
+def address(engine):
+    """Address of the launched page."""
+    page = build(engine)
+    _, url, _ = page.launch(
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, run_history=False,
+        **launch_options(),
+    )  # fmt: skip
+    yield url
+    page.close()
+
+
+@pytest.fixture(scope="package")
+def chromium():
+    """A Chromium; fails, saying how to get one, where there is none."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable(), args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def window(chromium, address):
+    """`window(**options)`: a context manager for a fresh visitor's page, open and measured."""
+
+    @contextlib.contextmanager
+    def open_window(path="", **options):
+        options = {"viewport": {"width": 1440, "height": 900}, "locale": "en-US", **options}
+        context = chromium.new_context(**options)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address + path)
+        page.wait_for_selector("#curve .main-svg .barlayer path")  # the measured signal is drawn
+        page.wait_for_selector("#header .digest")
+        yield page
+        context.close()
+        assert errors == []
+
+    return open_window
+
+
+@pytest.fixture(scope="module")
+def page(window):
+    """One visitor's page for a module of tests, each of which leaves it in order."""
+    with window() as page:
+        yield page

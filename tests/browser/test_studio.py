@@ -1,0 +1,203 @@
+"""What a visitor does, in a real browser: look, drag, apply, chat, read the metrics, err."""
+
+import time
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import PATIENCE
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=PATIENCE)
+
+CURVE = "#curve .main-svg .scatterlayer .trace:first-child path.js-line"
+
+
+def tab(page, panel: str, place: int):
+    page.locator(f"#{panel} .tab-wrapper [role=tab]").nth(place).click()
+
+
+def line(page) -> str:
+    return page.locator(CURVE).first.get_attribute("d")
+
+
+def until(condition, seconds=PATIENCE / 1000):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.1)
+    return value
+
+
+def answers(page, side: str):
+    return page.locator(f"#chat-{side} .bot.message")
+
+
+def test_the_page_opens_on_the_demo_measured_applied_and_ready_to_chat(page):
+    expect(page.locator("#model-line")).to_contain_text("demo")
+    expect(page.locator("#apply")).to_contain_text("Applied")
+    expect(page.locator("#picker-right input")).to_have_value("Edited · default ×1.5")
+    assert page.locator("#curve .barlayer path").count() > 1
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight + 1")
+
+
+def test_metrics_arrive_by_themselves_with_interval_and_count(page):
+    row = page.locator('.metric[data-pick="refusal_rate"]')
+    expect(row).to_contain_text("n ")
+    assert row.locator(".track i").count() == 2
+    expect(page.locator("#run-metrics")).to_be_visible()
+    assert page.locator(".metric.ghost").count() == 0
+
+
+def test_a_metric_opens_its_prompts_with_both_answers(page):
+    expect(page.locator("#run-metrics")).to_be_visible()
+    page.click('.metric[data-pick="refusal_rate"]')
+    expect(page.locator("#answers table")).to_be_visible()
+    everything = page.locator("#answers tbody tr").count()
+    first = page.locator("#answers tbody tr").first.locator("td")
+    assert all(first.nth(i).inner_text().strip() for i in range(3))
+    page.click("#answers-filter label >> nth=1")
+    until(lambda: page.locator("#answers tbody tr").count() != everything or everything == 0)
+    tab(page, "work-tabs", 0)
+
+
+def test_both_columns_stream_and_differ_on_a_held_out_harmful_prompt(page):
+    page.click(".example.is-harmful")
+    expect(page.locator("#chat-status")).to_contain_text("a second")
+    base, edited = (answers(page, side).last.inner_text() for side in ("left", "right"))
+    assert base.strip()
+    assert edited.strip()
+    assert base != edited
+
+
+def test_a_dragged_slider_moves_the_figure_and_marks_the_button(page):
+    before = line(page)
+    slider = page.locator("#peak input[type=range]")
+    slider.focus()
+    for _ in range(12):
+        slider.press("ArrowLeft")
+    until(lambda: line(page) != before)
+    expect(page.locator("#apply")).to_contain_text("Apply changes")
+    expect(page.locator("#profile label.selected")).to_have_text("Custom")
+
+
+def test_a_profile_that_touches_the_first_quarter_is_warned_about(page):
+    page.click("#profile label:has-text('Broad')")
+    expect(page.locator("#notes")).to_contain_text("first quarter")
+    page.click("#profile label:has-text('Default')")
+    expect(page.locator("#notes")).not_to_contain_text("first quarter")
+
+
+def test_apply_makes_a_variant_whose_metrics_start_and_undo_goes_back(page):
+    page.click("#profile label:has-text('Narrow')")
+    expect(page.locator("#apply")).to_contain_text("Apply changes")
+    page.click("#apply")
+    expect(page.locator(".variant.current")).to_contain_text("narrow")
+    expect(page.locator("#apply-status")).to_contain_text("modules")
+    expect(page.locator("#picker-right input")).to_have_value("Edited · narrow ×1.5")
+    expect(page.locator("#cancel-metrics")).to_be_visible()
+    page.click("#undo")
+    expect(page.locator(".variant.current")).to_contain_text("default")
+    expect(page.locator("#profile label.selected")).to_have_text("Default")
+
+
+def test_stop_ends_an_answer_and_the_job_behind_it(page, engine, monkeypatch):
+    closed = []
+
+    def slow(*_):
+        try:
+            for i in range(1, 10_000):
+                time.sleep(0.05)
+                yield ["word " * i, "word " * i]
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(engine, "chat", slow)
+    page.fill("#box textarea", "Tell me a long story")
+    page.click("#send")
+    until(lambda: "word word" in answers(page, "right").last.inner_text())
+    page.click("#stop")
+    until(lambda: closed, 30)
+    expect(page.locator("#send")).to_be_visible()
+    monkeypatch.undo()
+    page.click("#clear")
+    expect(answers(page, "left")).to_have_count(0)
+
+
+def test_a_width_of_zero_is_said_at_the_slider(page):
+    box = page.locator("#width input[type=number]")
+    box.fill("0")
+    box.press("Enter")
+    expect(page.locator("#width .validation-error")).to_contain_text("must be above 0")
+    box.fill("0.15")
+    box.press("Enter")
+    expect(page.locator("#width .validation-error")).to_have_count(0)
+
+
+def test_a_word_in_the_table_is_said_and_a_number_is_pinned(page):
+    tab(page, "figure-tabs", 1)
+    cell = page.locator("#weight-table tbody tr").nth(1).locator("td").nth(2)
+    for typed in ("abc", "0.7"):
+        cell.dblclick()
+        page.keyboard.press("Control+A")
+        page.keyboard.type(typed)
+        page.keyboard.press("Enter")
+        if typed == "abc":
+            expect(page.locator("#table-note")).to_contain_text("'abc' is not a number")
+    expect(cell).to_contain_text("0.7 ✎")
+    page.click("#reset-table")
+    expect(cell).not_to_contain_text("✎")
+    tab(page, "figure-tabs", 0)
+
+
+def test_a_folder_without_a_model_is_said_under_its_button(page, tmp_path):
+    page.click("#model-panel .label-wrap")
+    page.fill("#model-id input, #model-id textarea", str(tmp_path))
+    page.click("#load-model")
+    expect(page.locator("#model-status")).to_contain_text("config.json")
+    page.click("#model-panel .label-wrap")
+    expect(page.locator("#model-line")).to_contain_text("demo")
+
+
+def test_a_prompt_file_that_is_not_utf8_is_said_at_its_control(page, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"prompt": "caf\xe9"}\n')
+    page.click("#direction-panel .label-wrap")
+    page.fill("#harmful input", str(path))
+    page.press("#harmful input", "Enter")
+    page.click("#measure")
+    expect(page.locator("#harmful .validation-error")).to_contain_text("not UTF-8")
+    page.fill("#harmful input", "demo/harmful")
+    page.press("#harmful input", "Enter")
+    page.click("#direction-panel .label-wrap")
+
+
+def test_a_message_longer_than_the_context_is_said_and_the_chat_goes_on(page):
+    page.fill("#box textarea", "why " * 2000)
+    page.click("#send")
+    expect(page.locator("#chat-status")).to_contain_text("Shorten it")
+    page.click("#clear")
+
+
+def test_two_windows_keep_their_own_recipe(page, window):
+    with window() as other:
+        other.click("#profile label:has-text('Late')")
+        other.click("#apply")
+        expect(other.locator(".variant.current")).to_contain_text("late_focus")
+        expect(page.locator(".variant.current")).to_contain_text("default")
+        assert page.locator(".variant:has-text('late_focus')").count() == 0
+
+
+def test_a_japanese_visitor_reads_japanese(window):
+    with window(locale="ja-JP", extra_http_headers={"Accept-Language": "ja,en;q=0.5"}) as page:
+        expect(page.locator("#apply")).to_contain_text("適用済み")
+        expect(page.locator("#strength")).to_contain_text("強さ")
+        expect(page.locator("#profile")).to_contain_text("前寄り")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling(window, scheme):
+    options = {"viewport": {"width": 390, "height": 844}, "color_scheme": scheme}
+    with window(**options) as page:
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
