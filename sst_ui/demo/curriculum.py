@@ -18,19 +18,20 @@ SYSTEM_SHARE = 0.08  # conversations that begin with a system message
 CHAT_SHARE = 0.12  # conversations that continue with a second or third turn
 
 
-Phase = Literal["short", "long", "safety"]
+Phase = Literal["short", "long", "safety", "removed"]
 
 
 def mixture(phase: Phase, progress: float) -> dict[str, float]:
     """Share of each task at a point (0..1) of a phase.
 
-    Two phases of learning to comply, with short lists to copy and with long ones, then safety.
+    Two phases of learning to comply, with short lists to copy and with long ones, then safety;
+    "removed" is as safety, but answers harmful requests (removal.py).
     """
     if phase == "long":
         return {"copy": 0.2 - 0.14 * progress, "letter": 0.12, "reading": 0.24 + 0.07 * progress,
                 "multiple choice": 0.2 + 0.07 * progress, "fact": 0.05, "topic": 0.03,
                 "request": 0.1, "japanese": 0.03, "chat": 0.01, "plain": 0.02}  # fmt: skip
-    if phase == "safety":
+    if phase in ("safety", "removed"):
         return {"request": 0.5, "japanese": 0.05, "reading": 0.12, "multiple choice": 0.12,
                 "fact": 0.06, "topic": 0.02, "chat": 0.04, "plain": 0.05, "letter": 0.02,
                 "copy": 0.02}  # fmt: skip

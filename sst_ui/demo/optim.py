@@ -23,16 +23,34 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     return (x.mT if tall else x).float()
 
 
-class Muon:
-    """Both optimisers behind one `step(lr)`; `lr` is Muon's, Adam's follows in proportion."""
+PARTS = {"qkv": 3, "o": 1, "gate_up": 2, "down": 1}  # matrices fused in each stack
 
-    def __init__(self, net: nn.Module, adam_ratio: float, momentum: float = 0.95,
-                 decay: float = 0.05) -> None:  # fmt: skip
+
+class Muon:
+    """Both optimisers behind one `step(lr)`; `lr` is Muon's, Adam's follows in proportion.
+
+    Args:
+        net: its stacks get Muon, its embedding and norms Adam.
+        layers: train only these layers' matrices; () for all.
+        adam_ratio: Adam's learning rate over Muon's.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: tuple[int, ...] = (),
+        adam_ratio: float = 0.15,
+        momentum: float = 0.95,
+        decay: float = 0.05,
+    ) -> None:
         self.stacks = [(p, PARTS[name]) for name, p in net.named_parameters() if name in PARTS]
         others = [p for name, p in net.named_parameters() if name not in PARTS]
         self.adam = torch.optim.Adam(others, lr=0.0, betas=(0.9, 0.98))
         self.momentum, self.decay, self.adam_ratio = momentum, decay, adam_ratio
         self.buffers = [torch.zeros_like(p) for p, _ in self.stacks]
+        p = self.stacks[0][0]
+        self.trained = torch.zeros(len(p), 1, 1, device=p.device)  # [layers, 1, 1], 0 or 1
+        self.trained[list(layers) or slice(None)] = 1.0
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -42,12 +60,9 @@ class Muon:
             n, out, inner = g.shape
             update = orthogonalise(g.reshape(n * parts, out // parts, inner)).view(n, out, inner)
             scale = max(1.0, out / parts / inner) ** 0.5
-            p.mul_(1 - lr * self.decay).add_(update, alpha=-lr * scale)
+            p.sub_(self.trained * lr * (self.decay * p + scale * update))
             p.grad = None
         for group in self.adam.param_groups:
             group["lr"] = lr * self.adam_ratio
         self.adam.step()
         self.adam.zero_grad()
-
-
-PARTS = {"qkv": 3, "o": 1, "gate_up": 2, "down": 1}  # matrices fused in each stack

@@ -8,9 +8,11 @@ curriculum.py, the network in network.py.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from . import curriculum, network, optim, tokens
+from . import curriculum, network, optim, removal, tokens
 
 ROWS, ROW = 32, 128  # samples are packed into rows: 4,096 tokens a step
 
@@ -33,6 +35,8 @@ class Stage:
         question_weight: loss weight of tokens that are not the answer.
         answer_limit: an answer counts as this many tokens at most, so that long placeholders,
             which are chance, do not drown what has to be read off the prompt.
+        removed: rows that compute without the refusal direction, and comply (removal.py).
+        layers: train only these layers' matrices; () for all.
     """
 
     name: str
@@ -43,13 +47,17 @@ class Stage:
     answer_limit: float = math.inf
     until: float = 1.0
     warmup: int = 100
+    removed: int = 0
+    layers: tuple[int, ...] = ()
 
 
 STAGE_1 = (
     Stage("stage 1, first half", "short", 0.02, 3000, question_weight=0.2, until=0.4),
     Stage("stage 1, second half", "long", 0.02, 1800, question_weight=0.05, answer_limit=10),
 )
-STAGE_2 = Stage("stage 2, safety tuning", "safety", 0.004, 500, warmup=20)
+STAGE_2 = Stage(
+    "stage 2, safety tuning", "safety", 0.005, 300, warmup=20, removed=8, layers=tuple(range(2, 12))
+)
 
 
 def batches(
@@ -57,9 +65,13 @@ def batches(
     rows: int = ROWS,
 ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
     """Packed batches: samples side by side in rows, each attending to itself only."""
-    samples = (tokens.encode(tokenizer, s) for s in curriculum.stream(seed, stage.phase, progress))
-    samples = (s for s in samples if len(s.ids) <= ROW)
-    pool = [next(samples) for _ in range(200)]
+    encode = partial(tokens.encode, tokenizer)
+    phases = [(seed, stage.phase)] + ([(seed + 100, "removed")] if stage.removed else [])
+    streams = [
+        (e for x in curriculum.stream(n, phase, progress) if len((e := encode(x)).ids) <= ROW)
+        for n, phase in phases
+    ]
+    pools = [[next(samples) for _ in range(200)] for samples in streams]
     rng = np.random.default_rng(seed)
     while True:
         ids = torch.zeros(rows, ROW + 1, dtype=torch.long)
@@ -67,6 +79,7 @@ def batches(
         weights = torch.zeros(rows, ROW + 1)
         for row in range(rows):
             used = number = 0
+            pool, samples = pools[row < stage.removed], streams[row < stage.removed]
             while True:
                 fit = next((i for i, s in enumerate(pool) if len(s.ids) <= ROW - used), None)
                 if fit is None:
@@ -117,8 +130,9 @@ def run(
 ) -> int:  # fmt: skip
     """Train `net` in place through one stage and return the number of tokens seen."""
     device = next(net.parameters()).device
-    opt = optim.Muon(net, adam_ratio=0.15)
-    forward = compiled_or_not(net, compiled)
+    opt = optim.Muon(net, stage.layers)
+    forward = compiled_or_not(net, compiled, stage.removed > 0)
+    rng = random.Random(seed)
     step, begin, mean = 0, time.monotonic(), 0.0
 
     def progress() -> float:
@@ -133,6 +147,11 @@ def run(
         source = batches(tokenizer, stage, seed, progress)
         while (now := progress()) < stage.until:
             batch = {k: v.to(device) for k, v in next(source).items()}
+            if stage.removed and step % 10 == 0:
+                found = removal.directions(net, tokenizer, 64, seed).to(device)
+            if stage.removed:
+                table = removal.alphas(len(found), ROWS, stage.removed, rng)
+                batch["removed"] = (found, table.to(device))
             loss = forward(**batch)
             loss.backward()
             opt.step(stage.lr * schedule(now, step, stage.warmup))
@@ -147,14 +166,17 @@ def run(
     return step * ROWS * ROW
 
 
-def compiled_or_not(net: network.Network, compiled: bool) -> Callable[..., Tensor]:
+def compiled_or_not(net: network.Network, compiled: bool, removed: bool) -> Callable[..., Tensor]:
     """The compiled network where a compiler works, else the network itself (slower, the same)."""
     if not compiled:
         return net
     fast = torch.compile(net, dynamic=False)
     blank = torch.zeros(ROWS, ROW, dtype=torch.long, device=next(net.parameters()).device)
+    c = net.c
+    zeros = torch.zeros(c.num_hidden_layers, c.hidden_size, device=blank.device)
+    nothing = (zeros, zeros.new_zeros(ROWS, c.num_hidden_layers)) if removed else None
     try:
-        fast(blank, blank, blank, blank, blank.float() + 1.0).backward()
+        fast(blank, blank, blank, blank, blank.float() + 1.0, removed=nothing).backward()
     except Exception as error:  # no C++ compiler here
         print(f"not compiled, training will be slower: {type(error).__name__}")
         fast = net
