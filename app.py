@@ -29,15 +29,18 @@ def main() -> None:
     chosen = settings()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     engine = Engine(ModelSpec(id=chosen.model))
-    engine.open()
-    build(engine).launch(
+    page = build(engine)
+    page.launch(
         server_name=chosen.host,
         server_port=chosen.port,
         allowed_paths=[str(output_dir())],
         max_file_size="20mb",
         run_history=False,
+        prevent_thread_lock=True,
         **launch_options(),
     )
+    engine.open()  # after the launch: its check of its own address suffers from a busy start
+    page.block_thread()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -60,10 +60,11 @@ class Engine:
 
     def __init__(self, spec: ModelSpec | None = None) -> None:
         self.spec = spec or ModelSpec()
-        self.opening: Progress | None = None  # what the start-up thread is doing
+        self.opening = Progress("inspect", 0, 1)  # what the start-up thread is doing
         self.failure: str | None = None
         self._host = None
         self._loaded = Loaded(spec=self.spec)
+        self._opened = threading.Event()
         self._swap = threading.Lock()  # one load at a time
         self._edits: OrderedDict[str, tuple] = OrderedDict()
         self._directions: OrderedDict[str, maths_directions.Directions] = OrderedDict()
@@ -73,7 +74,6 @@ class Engine:
 
     def open(self) -> None:
         """Load the first model and measure the default recipe in a thread; returns at once."""
-        self.opening = Progress("inspect", 0, 1)
         threading.Thread(target=self._open, name="open-model", daemon=True).start()
 
     def _open(self) -> None:
@@ -86,17 +86,16 @@ class Engine:
             log.exception("opening %s failed", self.spec.id)
             self.failure = f"{self.spec.id} could not be opened ({type(error).__name__})."
         finally:
-            self.opening = None
+            self._opened.set()
 
     def _note(self, progress: object) -> None:
         if isinstance(progress, Progress):
             self.opening = progress
 
     def wait(self) -> Generator[Progress, None, Loaded]:
-        """Progress of the start-up thread, until the model is there and measured."""
-        while (now := self.opening) is not None:
-            yield now
-            time.sleep(0.1)
+        """Progress of the start-up thread (see `open`), until the model is there and measured."""
+        while not self._opened.wait(0.1):
+            yield self.opening
         return self._loaded
 
     @property
@@ -189,7 +188,9 @@ class Engine:
 
     def check(self, key: str, edits: tuple):
         """The numerical self-check of an edit (see `model.live.EditReport`)."""
-        return self.host(key).live.check(edits)
+        host = self.host(key)
+        with host.step():  # the check runs modules of the model
+            return host.live.check(edits)
 
     @staticmethod
     def _keep(store: OrderedDict, name: str, value: object) -> None:
@@ -232,10 +233,15 @@ class Engine:
         """Metrics of base and edited; lets a running chat go first between two steps."""
         host = self.host(key)
         edits = yield from self.resolve(key, recipe)
-        for part in evaluate(host, edits, evaluation):
-            yield part
-            while self._chats:
-                time.sleep(0.02)
+        with closing(evaluate(host, edits, evaluation)) as job:
+            while True:
+                try:
+                    part = next(job)
+                except StopIteration as end:
+                    return end.value
+                yield part
+                while self._chats:
+                    time.sleep(0.02)
 
     @contextmanager
     def _chatting(self):

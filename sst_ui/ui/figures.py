@@ -71,6 +71,7 @@ def create(layers: int) -> FiguresPanel:
                     t("table.reset"), size="sm", scale=0, min_width=110, elem_id="reset-table"
                 )
             table_note = gr.HTML(elem_id="table-note")
+            gr.HTML(t("table.hint"), elem_classes="hint")
             table = gr.Dataframe(
                 headers=["#", "kernel", *KINDS],
                 datatype="str",
@@ -79,7 +80,7 @@ def create(layers: int) -> FiguresPanel:
                 static_columns=[0, 1],
                 column_widths=["16%", "28%", "28%", "28%"],
                 show_label=False,
-                max_height=186,
+                max_height=168,
                 buttons=[],
                 elem_id="weight-table",
             )

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 from playwright.sync_api import sync_playwright
 
+from sst_ui.progress import finish
 from sst_ui.ui import Engine, build, launch_options
 from tests.browser.chromium import executable
 
@@ -22,20 +23,21 @@ PATIENCE = 120_000  # milliseconds; a busy machine is slow, not wrong
 
 @pytest.fixture(scope="package")
 def engine(folders):
-    """An engine that opens the demo while the page is already there, as `app.py` does."""
-    engine = Engine()
-    engine.open()
-    return engine
+    """The engine behind the page."""
+    return Engine()
 
 
 @pytest.fixture(scope="package")
 def address(engine):
-    """Address of the launched page."""
+    """Address of the launched page, with the demo open and measured."""
     page = build(engine)
     _, url, _ = page.launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, run_history=False,
         **launch_options(),
     )  # fmt: skip
+    engine.open()  # after the launch, as in app.py
+    finish(engine.wait())
+    assert engine.failure is None
     yield url
     page.close()
 
@@ -62,7 +64,7 @@ def window(chromium, address):
         errors = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address + path)
-        page.wait_for_selector("#curve .main-svg .barlayer path")  # the measured signal is drawn
+        page.wait_for_selector("#curve .barlayer path", state="attached")  # the measured signal
         page.wait_for_selector("#header .digest")
         yield page
         context.close()

@@ -95,7 +95,7 @@ def test_an_unknown_profile_suggests_the_nearest(form):
         read(form._replace(profile="narow"), Extras(), MODEL)
 
 
-# --- the table -----------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def weights(form, extras=None):
@@ -141,7 +141,7 @@ def test_a_row_that_does_not_fit_is_explained(row, words):
         table.pasted("en", row, "curve", Extras(), 12)
 
 
-# --- a window's memory -----------------------------------------------------------------------------
+# --- a window's memory ----------------------------------------------------------------------------
 
 
 def test_applying_the_same_recipe_twice_is_one_variant_and_undo_goes_back(form):
