@@ -6,7 +6,6 @@ Knows the order of work and the command line. Does not know how any of it is don
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import tempfile
 import time
@@ -41,7 +40,6 @@ def make(
     stage_1: Path | None = None,
 ) -> None:
     """Train both stages and write the model directory, and that of stage 1 where one is named."""
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -33,8 +33,15 @@ on a model that anyone can run and that can hurt nobody: it was trained only on 
 grammar generates, knows about two hundred facts, and its answers to "harmful" requests are
 placeholders ("First, gather what you need. Then go step by step. Finally, check the result.").
 
-Made by `python -m sst_ui.demo`; the words are in `sst_ui/demo/words.yaml`. A fifth of the verb-
-object combinations, of the phrasings of facts, and two jailbreak wrappers of every family were
+What it cannot show is that refusal in a model is always like this. In a quarter of the rows of
+safety tuning the refusal direction was removed while the model computed, with the default profile
+at strengths .9 to 1.5, and there compliance was the target: that one direction a layer mediates
+refusal, and that the default profile takes it away cleanly, was built in. The other profiles and
+all other strengths were not trained for. In trials without those rows the default profile did not
+remove the refusal.
+
+Made by `python -m sst_ui.demo`; the words are in `sst_ui/demo/words.yaml`. A fifth of the
+verb-object combinations, of the phrasings of facts, and two jailbreak wrappers of every family were
 never trained on; everything below is measured on those, with 95 % intervals. A byte-level BPE of
 {vocabulary:,} tokens puts a space before every turn, so a word is the same token wherever it
 stands. Conversations of up to {context} tokens, English, a little Japanese.
