@@ -119,11 +119,13 @@ class Engine:
         try:
             host = yield from load(spec)
             dtype = str(next(host.model.parameters()).dtype).removeprefix("torch.")
-            self._edits.clear()
-            self._directions.clear()
+            key = f"{host.digest}:{recipes.digest(recipes.to_dict(spec))}"
+            if key != self._loaded.key:  # the same model again: windows and results stay good
+                self._edits.clear()
+                self._directions.clear()
             self._host = host
             self._loaded = Loaded(
-                key=f"{host.digest}:{time.monotonic_ns()}",
+                key=key,
                 name=host.name,
                 spec=spec,
                 layers=host.layers,
@@ -185,6 +187,10 @@ class Engine:
             edits = yield from resolve(host, recipe)
             self._keep(self._edits, name, edits)
         return self._edits[name]
+
+    def knows(self, key: str, recipe: Recipe) -> bool:
+        """Whether the recipe's edits are at hand, so that a window may open with them applied."""
+        return f"{key}:{recipe.digest()}" in self._edits
 
     def check(self, key: str, edits: tuple):
         """The numerical self-check of an edit (see `model.live.EditReport`)."""

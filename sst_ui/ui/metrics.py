@@ -91,13 +91,10 @@ def number(value: Value | None, unit: str) -> str:
     if unit == "rate":
         return f"{value.value * 100:.0f} %"
     size = abs(value.value)
-    return (
-        f"{value.value:.2f}"
-        if size >= 0.1
-        else f"{value.value:.3f}"
-        if size >= 1e-3
-        else ("0" if value.value == 0 else f"{value.value:.0e}")
-    )
+    if size == 0:
+        return "0"
+    digits = 2 if size >= 0.1 else 3 if size >= 1e-3 else 4 if size >= 1e-4 else None
+    return f"{value.value:.0e}" if digits is None else f"{value.value:.{digits}f}"
 
 
 def _row(language: str, result: MetricResult, scale: float, opened: bool) -> str:

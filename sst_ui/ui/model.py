@@ -124,8 +124,9 @@ def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.St
                         break
                     yield clock.bar(lang, step), gr.skip(), gr.update(visible=True)
         except Exception as error:
-            yield notice(message(error, lang), "bad"), gr.skip(), gr.update(visible=False)
-            return
+            text = message(error, lang)
+            yield notice(text, "bad"), gr.skip(), gr.update(visible=False)
+            raise gr.Error(text, print_exception=False) from error  # what was open stays open
         done = notice(say(lang, "model.loaded", name=current.name), "good")
         yield done, current, gr.update(visible=False)
 

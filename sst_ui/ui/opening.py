@@ -64,7 +64,7 @@ def connect(page: gr.Blocks, studio, engine: Engine):
                     yield {bar.status: clock.bar(lang, step)}
             except UserError as error:
                 said = notice(message(error, lang), "bad")
-        updates = fresh(lang, loaded, first, applied=bool(loaded.key) and not engine.failure)
+        updates = fresh(lang, loaded, first, applied=engine.knows(loaded.key, first))
         yield {**updates, bar.status: said}
 
     @guarded
