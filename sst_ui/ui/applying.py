@@ -60,7 +60,7 @@ def report_text(lang: str, name: str, report) -> str:
         name=name,
         matched=report.matched,
         expected=report.expected,
-        error=f"{report.max_error:.0e}",
+        error=f"{report.max_error:.0e}".replace("-", "−"),  # a minus, not a place to break
     )
     if report.clamped:
         text += " · " + say(lang, "apply.clamped", count=report.clamped)

@@ -142,10 +142,12 @@ def tradeoff(
             "size": [13 if p[0] == current else 9 for p in points],
             "color": [EDITED if p[0] == current else BASE for p in points],
         },
+        cliponaxis=False,
         hovertemplate="%{text}<br>%{x:.4g} · %{y:.3g}<extra></extra>",
         showlegend=False,
     )
     figure.update_layout(hovermode="closest")
+    figure.update_xaxes(tickformat="~g", exponentformat="none", rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
     return figure
 

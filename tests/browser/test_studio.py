@@ -1,5 +1,6 @@
 """What a visitor does, in a real browser: look, drag, apply, chat, read the metrics, err."""
 
+import re
 import time
 
 import pytest
@@ -36,7 +37,7 @@ def answers(page, side: str):
 def test_the_page_opens_on_the_demo_measured_applied_and_ready_to_chat(page):
     expect(page.locator("#model-line")).to_contain_text("demo")
     expect(page.locator("#apply")).to_contain_text("Applied")
-    expect(page.locator("#picker-right input")).to_have_value("Edited · default ×1.5")
+    expect(page.locator("#picker-right input")).to_have_value(re.compile("^Edited · default ×"))
     assert page.locator("#curve .barlayer path").count() > 1
     assert page.evaluate("document.documentElement.scrollHeight <= innerHeight + 1")
 
@@ -94,7 +95,7 @@ def test_apply_makes_a_variant_whose_metrics_start_and_undo_goes_back(page):
     page.click("#apply")
     expect(page.locator(".variant.current")).to_contain_text("narrow")
     expect(page.locator("#apply-status")).to_contain_text("modules")
-    expect(page.locator("#picker-right input")).to_have_value("Edited · narrow ×1.5")
+    expect(page.locator("#picker-right input")).to_have_value(re.compile("^Edited · narrow ×"))
     expect(page.locator("#cancel-metrics")).to_be_visible()
     page.click("#undo")
     expect(page.locator(".variant.current")).to_contain_text("default")

@@ -8,6 +8,7 @@ from sst_ui.paths import PRESETS
 from sst_ui.recipe import ModelSpec
 from sst_ui.ui import table
 from sst_ui.ui.form import Extras, Form, culprit, read, show
+from sst_ui.ui.model import spec
 from sst_ui.ui.state import Conversation, Turn, Variants
 
 MODEL = ModelSpec()
@@ -93,6 +94,26 @@ def test_a_bad_value_is_found_at_its_control(form, name, value):
 def test_an_unknown_profile_suggests_the_nearest(form):
     with pytest.raises(UserError, match="did you mean 'narrow'"):
         read(form._replace(profile="narow"), Extras(), MODEL)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "name"),
+    [
+        (0, "some/model", "id"),
+        (1, "v2", "revision"),
+        (2, "float16", "dtype"),
+        (3, "cuda:1", "device"),
+        (4, "4bit", "quantization"),
+        (5, True, "trust_remote_code"),
+        (6, True, "enable_thinking"),
+        (7, "plain.jinja", "chat_template"),
+    ],
+)
+def test_every_control_of_the_model_reaches_its_specification(place, value, name):
+    values = ["", "", "auto", "auto", "none", False, False, ""]
+    assert spec(*values) == ModelSpec()
+    values[place] = value
+    assert spec(*values) == ModelSpec(**{name: value})
 
 
 # --- the table ------------------------------------------------------------------------------------
