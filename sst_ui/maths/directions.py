@@ -158,16 +158,19 @@ def random(
 def signal(directions: Directions) -> np.ndarray:
     """How much each layer has to offer, [L] float64, 0 to 1; zeros where nothing was measured.
 
-    A layer is worth editing where the direction both tells held-out prompts apart (Cohen's d) and
-    is a large, clean share of the residual (quality): d alone saturates once the prompts are told
-    apart, quality alone does not know whether the direction generalises. So: the product of the
-    two, which is high only where both are; quality alone without held-out prompts.
+    A layer is worth ablating where the direction tells held-out prompts apart (Cohen's d; quality
+    where there are none) and where zero, the point an ablation moves to, is neutral. On the axis
+    with the harmless mean at 0 and the harmful one at 1, zero lies at z = -neutral / norm: at
+    z <= 0 it is as harmless as can be, from z = 1/2 on it is nearer to harmful prompts, and
+    ablating there makes the model refuse harmless ones. The last layers often separate best and
+    are of no use for that reason (an affine target is the way to use them).
     """
-    parts = [_scaled(directions.stats[name]) for name in ("quality", "cohens_d")]
-    parts = [part for part in parts if part.any()]
-    if not parts:
-        return np.zeros(directions.layers)
-    return _scaled(torch.from_numpy(np.prod(parts, axis=0)))
+    found = _scaled(directions.stats.get("cohens_d", torch.zeros(directions.layers)))
+    if not found.any():
+        found = _scaled(directions.stats.get("quality", torch.zeros(directions.layers)))
+    norms = directions.norms.double().clamp_min(1e-12)
+    zero = (-directions.neutral[:, 0].double() / norms).numpy()  # z, [L]
+    return _scaled(torch.from_numpy(found * np.clip(1 - 2 * zero.clip(min=0.0), 0.0, 1.0)))
 
 
 def _scaled(values: Tensor) -> np.ndarray:

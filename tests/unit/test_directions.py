@@ -264,21 +264,22 @@ def test_files_that_are_no_directions_are_refused(tmp_path):
         files.load(path)
 
 
-def test_the_signal_peaks_where_separation_and_quality_agree():
+def test_the_signal_follows_separation_where_zero_is_neutral():
     nan = float("nan")
     stats = {
         "quality": torch.tensor([0.1, 0.5, 0.6, 0.1]),
-        "cohens_d": torch.tensor([-3.0, 4.0, 8.0, 8.0]),
+        "cohens_d": torch.tensor([-3.0, 4.0, 6.0, 8.0]),
     }
-    both = signal(replace(random(4, 8), stats=stats))
-    assert both.argmax() == 2
-    assert both.max() == 1.0
-    assert both[0] == 0.0  # the wrong sign on held-out prompts is no signal
-    alone = signal(replace(random(4, 8), stats={"quality": stats["quality"]}))
+    flat = replace(random(4, 8), norms=torch.ones(4), neutral=torch.zeros(4, 1), stats=stats)
+    assert np.allclose(signal(flat), [0.0, 0.5, 0.75, 1.0])  # the wrong sign is no signal
+    # in the last layer zero is where harmful prompts are: harmless at -1, harmful at 0
+    late = replace(flat, neutral=torch.tensor([[0.0], [2.0], [-0.25], [-1.0]]))
+    assert np.allclose(signal(late), [0.0, 1.0, 0.75, 0.0])
+    alone = signal(replace(flat, stats={"quality": stats["quality"]}))
     assert np.allclose(alone, stats["quality"] / 0.6)
     odd = {"quality": torch.tensor([1.0, 1, 1, 1]), "cohens_d": torch.tensor([1.0, nan, 2, 1e400])}
-    assert np.isfinite(signal(replace(random(4, 8), stats=odd))).all()
-    assert not signal(random(4, 8)).any()
+    assert np.isfinite(signal(replace(flat, stats=odd))).all()
+    assert not signal(replace(flat, stats={})).any()
 
 
 @pytest.mark.parametrize("prompts", [20, 100], ids=["fewer prompts than dimensions", "more"])
