@@ -29,6 +29,7 @@ def outputs(studio) -> list:
     return [
         studio.header.line,
         studio.session.variants,
+        studio.session.saved,
         studio.variants.rows,
         studio.figures.tradeoff,
         *studio.chat.pickers,
@@ -45,6 +46,7 @@ def adopted(studio, draft: Draft, results: dict) -> dict:
     return {
         studio.header.line: header.render(lang, draft.loaded, digest, name),
         studio.session.variants: known,
+        studio.session.saved: known.saved(),
         studio.variants.rows: variants.render(lang, known, results),
         studio.figures.tradeoff: variants.tradeoff(lang, known, results),
         left: gr.Dropdown(choices=options, value=chat.BASE),

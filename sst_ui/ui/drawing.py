@@ -13,9 +13,10 @@ from sst_ui.maths import kernel
 from sst_ui.recipe import Recipe, WeightTable
 from sst_ui.ui import plots, table
 from sst_ui.ui import recipes as recipe_panel
-from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.engine import Engine
 from sst_ui.ui.form import Extras, Form, read, show
 from sst_ui.ui.html import notice
+from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import say
 

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,32 +27,10 @@ from sst_ui.model.host import inspect, load
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import DirectionSpec, Evaluation, ModelSpec, Recipe
+from sst_ui.ui.loaded import Loaded, Replaced
 
 log = logging.getLogger(__name__)
 KEPT = 64  # edits and directions kept in memory; older ones come back from the disk cache
-
-
-class Replaced(UserError):
-    """The window's model is no longer the loaded one."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"another window loaded {name}; reload this page to work with it.")
-        self.name = name
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a window needs to know of the model; safe to keep in a session."""
-
-    key: str = ""
-    name: str = ""
-    spec: ModelSpec = field(default_factory=ModelSpec)
-    layers: int = 12
-    parameters: int = 0
-    dtype: str = ""
-    device: str = ""
-    context: int = 0
-    thinking: bool = False
 
 
 class Engine:
@@ -117,6 +95,7 @@ class Engine:
         if not self._swap.acquire(blocking=False):
             raise UserError("a model is being loaded already; wait for it, or cancel it.")
         try:
+            self._make_room(spec)
             host = yield from load(spec)
             dtype = str(next(host.model.parameters()).dtype).removeprefix("torch.")
             key = f"{host.digest}:{recipes.digest(recipes.to_dict(spec))}"
@@ -137,6 +116,20 @@ class Engine:
             return self._loaded
         finally:
             self._swap.release()
+
+    def _make_room(self, spec: ModelSpec) -> None:
+        """Let go of the open model first where both together would not fit, but the new one would.
+
+        Otherwise it stays until the new one is there, so that a failed load costs nothing.
+        """
+        if self._host is None:
+            return
+        report = inspect(spec)
+        held = sum(p.numel() * p.element_size() for p in self._host.model.parameters())
+        if not report.fits and report.bytes + report.overhead <= report.free + held:
+            self._host, self._loaded = None, Loaded(spec=self._loaded.spec)
+            self._edits.clear()
+            self._directions.clear()
 
     def host(self, key: str):
         """The model, if `key` is still its key.

@@ -10,7 +10,7 @@ import logging
 import gradio as gr
 
 from sst_ui.errors import UserError
-from sst_ui.ui.engine import Replaced
+from sst_ui.ui.loaded import Replaced
 from sst_ui.ui.texts import say
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from sst_ui.metrics.results import MetricResult
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 from sst_ui.ui import metrics, variants
-from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import say
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import gradio as gr
 
 from sst_ui.model.fit import count
-from sst_ui.ui.engine import Loaded
 from sst_ui.ui.html import safe
+from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.texts import say
 
 LOGO = (  # a bell over the layers

@@ -7,9 +7,10 @@ from typing import get_args
 import gradio as gr
 
 from sst_ui.recipe import Dtype, ModelSpec, Quantization
-from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.texts import say, t
 
 

@@ -3,6 +3,8 @@
 Knows the order: model, measured signal, the default recipe applied, then its metrics.
 """
 
+from dataclasses import replace
+
 import gradio as gr
 
 from sst_ui import recipe as recipes
@@ -10,10 +12,11 @@ from sst_ui.errors import UserError
 from sst_ui.ui import applying, drawing, header, metrics, model
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import usable
-from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.form import read, show
 from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.state import Conversation, Variants
 from sst_ui.ui.texts import language as language_of
 
@@ -22,10 +25,11 @@ def connect(page: gr.Blocks, studio, engine: Engine):
     """Wire the page's load and the model panel's; returns the event of the page's load."""
     session, bar = studio.session, studio.apply
 
-    def fresh(lang: str, loaded: Loaded, recipe, applied: bool) -> dict:
-        """A window on a model: the recipe in the controls, nothing said yet."""
+    def fresh(lang: str, loaded: Loaded, recipe, applied: bool, saved=()) -> dict:
+        """A window on a model: the recipe in the controls, earlier variants, nothing said yet."""
         updates, form, extras = fill(studio, recipe)
-        known = Variants().add(recipe) if applied else Variants()
+        known = Variants.restored(saved or (), loaded.spec.id)
+        known = known.add(recipe) if applied else replace(known, current="")
         draft = Draft(lang, loaded, extras, known, "evidence", form)
         return {
             **updates,
@@ -41,7 +45,7 @@ def connect(page: gr.Blocks, studio, engine: Engine):
             studio.answers: metrics.answers(lang, None, False),
         }
 
-    def opened(request: gr.Request):
+    def opened(saved, request: gr.Request):
         """The page's first events: wait for the model, then show it measured and ready."""
         lang, clock = language_of(request), Clock()
         yield {
@@ -64,13 +68,13 @@ def connect(page: gr.Blocks, studio, engine: Engine):
                     yield {bar.status: clock.bar(lang, step)}
             except UserError as error:
                 said = notice(message(error, lang), "bad")
-        updates = fresh(lang, loaded, first, applied=engine.knows(loaded.key, first))
+        updates = fresh(lang, loaded, first, engine.knows(loaded.key, first), saved)
         yield {**updates, bar.status: said}
 
     @guarded
-    def swapped(lang, loaded: Loaded):
+    def swapped(lang, loaded: Loaded, saved):
         recipe = engine.first_recipe()
-        return fresh(lang, loaded, recipe, applied=False)
+        return fresh(lang, loaded, recipe, engine.knows(loaded.key, recipe), saved)
 
     written = [
         *drawing.outputs(studio),
@@ -87,7 +91,7 @@ def connect(page: gr.Blocks, studio, engine: Engine):
         bar.status,
     ]
     private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    shown = page.load(opened, None, written, **private)
+    shown = page.load(opened, session.saved, written, **private)
     event = model.connect(studio.model, engine, session.language, session.loaded)
-    event.success(swapped, [session.language, session.loaded], written, **private)
+    event.success(swapped, [session.language, session.loaded, session.saved], written, **private)
     return shown

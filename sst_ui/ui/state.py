@@ -3,10 +3,15 @@
 Holds no tensors, models or locks: those live in the engine, once.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.recipe import Recipe
+
+SAVED = 20  # variants that the browser keeps
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,21 @@ class Variants:
             return Variants(items, known.name)
         name = unique(title(recipe), {v.name for v in self.items})
         return Variants((*self.items, Variant(name, replace(recipe, name=name))), name)
+
+    def saved(self) -> list[str]:
+        """The latest recipes as YAML, oldest first, for the browser to keep."""
+        return [recipes.to_yaml(v.recipe) for v in self.items[-SAVED:]]
+
+    @classmethod
+    def restored(cls, texts: Sequence[str], model: str) -> "Variants":
+        """The variants of a model among saved recipes; what can no longer be read is left out."""
+        known = cls()
+        for text in texts:
+            with suppress(UserError):
+                recipe = recipes.from_yaml(text)
+                if recipe.model.id == model and len(recipe.edits) == 1:
+                    known = known.add(recipe)
+        return known
 
     def back(self) -> "Variants":
         """The variant applied before the current one becomes current (undo)."""

@@ -23,20 +23,25 @@ from sst_ui.ui import (
     weights,
 )
 from sst_ui.ui import recipes as recipe_panel
-from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.engine import Engine
 from sst_ui.ui.form import Extras, Form
+from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.state import Conversation, Variants
 from sst_ui.ui.texts import t
 
 
 @dataclass(frozen=True)
 class Session:
-    """The states of a window: small frozen data, each written by one kind of event."""
+    """The states of a window: small frozen data, each written by one kind of event.
+
+    `saved` is kept by the browser: the recipes applied so far, as YAML. They survive a restart.
+    """
 
     language: gr.State
     loaded: gr.State
     extras: gr.State
     variants: gr.State
+    saved: gr.BrowserState
     results: gr.State
     opened: gr.State
     conversation: gr.State
@@ -89,6 +94,7 @@ def _panels(engine: Engine) -> Studio:
         loaded=gr.State(Loaded()),
         extras=gr.State(Extras()),
         variants=gr.State(Variants()),
+        saved=gr.BrowserState([], storage_key="sst-studio-variants", secret="sst-studio"),
         results=gr.State({}),
         opened=gr.State(""),
         conversation=gr.State(Conversation()),

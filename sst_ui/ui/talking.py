@@ -12,9 +12,10 @@ import gradio as gr
 from sst_ui.errors import UserError
 from sst_ui.ui import plots
 from sst_ui.ui.chat import BASE, EDITED, ChatPanel
-from sst_ui.ui.engine import Engine, Loaded
+from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.html import notice
+from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.state import Conversation, Turn, Variants
 from sst_ui.ui.texts import say
 

@@ -2,10 +2,13 @@
 
 import re
 import time
+from dataclasses import replace
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect
 
+from sst_ui import recipe as recipes
 from tests.browser.conftest import PATIENCE
 
 pytestmark = pytest.mark.browser
@@ -190,6 +193,27 @@ def test_two_windows_keep_their_own_recipe(page, window):
         expect(other.locator(".variant.current")).to_contain_text("late_focus")
         expect(page.locator(".variant.current")).to_contain_text("default")
         assert page.locator(".variant:has-text('late_focus')").count() == 0
+
+
+def test_variants_survive_a_reload(window):
+    with window() as page:
+        page.click("#profile label:has-text('Early')")
+        page.click("#apply")
+        expect(page.locator(".variant.current")).to_contain_text("early_focus")
+        page.reload()
+        expect(page.locator(".variant.current")).to_contain_text("default")
+        page.click(".variant:has-text('early_focus')")
+        expect(page.locator("#profile label.selected")).to_have_text("Early")
+
+
+def test_a_link_opens_with_its_recipe(window, engine):
+    recipe = engine.first_recipe()
+    edit = recipe.edits[0]
+    weights = replace(edit.weights, profile="custom", width=0.31, strength=-0.5)
+    text = recipes.to_yaml(replace(recipe, edits=(replace(edit, weights=weights),)))
+    with window(f"?recipe={quote(text)}") as page:
+        expect(page.locator("#width input[type=number]")).to_have_value("0.31")
+        expect(page.locator(".variant.current")).to_contain_text("custom ×−0.5")
 
 
 def test_a_japanese_visitor_reads_japanese(window):

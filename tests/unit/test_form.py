@@ -176,6 +176,15 @@ def test_applying_the_same_recipe_twice_is_one_variant_and_undo_goes_back(form):
         known.back().back()
 
 
+def test_variants_come_back_from_what_the_browser_kept(form):
+    first = read(form, Extras(), MODEL)
+    second = read(form._replace(strength=0.5), Extras(overrides={"mlp": {2: 0.3}}), MODEL)
+    kept = Variants().add(first).add(second).saved()
+    known = Variants.restored(["not: a recipe", *kept], MODEL.id)
+    assert [v.recipe.digest() for v in known.items] == [first.digest(), second.digest()]
+    assert Variants.restored(kept, "another/model").items == ()
+
+
 def test_a_column_remembers_its_own_answers():
     talk = Conversation((Turn("hello", ("hi", "yo")), Turn("more")))
     assert talk.history(1) == [
