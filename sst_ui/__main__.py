@@ -248,14 +248,14 @@ def _live(console: Any, names: tuple[str, ...], replies: Generator[Any, None, An
 
     def view(texts: list[str]) -> Columns:
         width = max(20, console.width // len(names) - 2)
-        panels = [Panel(t, title=n, width=width) for n, t in zip(names, texts, strict=True)]
+        panels = [Panel(t.strip(), title=n, width=width) for n, t in zip(names, texts, strict=True)]
         return Columns(panels)
 
     if not console.is_terminal:
         for reply in replies:
             texts = reply
         for name, text in zip(names, texts, strict=True):
-            print(f"{name}: {text}")
+            print(f"{name}: {text.strip()}")
         return texts
     with Live(view(texts), console=console, refresh_per_second=12) as live:
         try:
@@ -285,7 +285,8 @@ def _with_bar(job: Generator[Any, None, Any]) -> Any:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def show(step: Any) -> None:

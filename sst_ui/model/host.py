@@ -127,6 +127,7 @@ def load(spec: ModelSpec) -> Generator[Progress, None, Host]:
     folder = yield from source.download()
     yield Progress("load", 0, 1, report.summary())
     model, tokenizer = read_model(spec, folder, report)
+    yield Progress("load", 1, 1, report.summary())
     yield Progress("hooks", 0, 1)
     host = Host(spec, model, tokenizer, name=source.name)
     host.digest = identity(
