@@ -12,6 +12,7 @@ import gradio as gr
 import numpy as np
 
 from sst_ui.errors import UserError
+from sst_ui.model.architecture import fold
 from sst_ui.ui import chat, drawing, header, talking, variants
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import checker
@@ -69,6 +70,13 @@ def report_text(lang: str, name: str, report) -> str:
     return text
 
 
+def report_more(lang: str, report) -> list[str]:
+    """What opens under that line: remarks, the modules that change and those that do not."""
+    names = {"apply.changes": report.changed, "apply.leaves": report.untouched}
+    lists = [say(lang, key, names=fold(found) or "–") for key, found in names.items()]
+    return [*report.messages, *lists]
+
+
 def connect(studio, engine: Engine):
     """Wire the jobs; returns the events after which another variant is current."""
     session, bar = studio.session, studio.apply
@@ -107,7 +115,7 @@ def connect(studio, engine: Engine):
         yield {
             **draw(studio, engine, draft),
             **adopted(studio, draft, results),
-            bar.status: notice(told, tone, report.messages),
+            bar.status: notice(told, tone, report_more(draft.language, report)),
             **idle,
         }
 
