@@ -84,6 +84,7 @@ def connect(studio, engine: Engine) -> None:
         draft = replace(draft, form=chosen, extras=extras)
         return {
             **draw(studio, engine, draft),
+            form.profile: chosen.profile,  # written back: a page still opening may have reset it
             form.peak: chosen.peak,
             form.width: chosen.width,
             form.threshold: chosen.threshold,
@@ -100,7 +101,11 @@ def connect(studio, engine: Engine) -> None:
         **LIVE,
     )
     form.profile.input(
-        pick_profile, studio.draft, [*drawn, *shapes, session.extras], validator=check, **LIVE
+        pick_profile,
+        studio.draft,
+        [*drawn, form.profile, *shapes, session.extras],
+        validator=check,
+        **LIVE,
     )
     others = [c for c in form if c not in (*shapes, form.profile)]
     gr.on(

@@ -87,6 +87,7 @@ def test_a_dragged_slider_moves_the_figure_and_marks_the_button(page):
 
 def test_a_profile_that_touches_the_first_quarter_is_warned_about(page):
     page.click("#profile label:has-text('Broad')")
+    expect(page.locator("#profile label.selected")).to_have_text("Broad")
     expect(page.locator("#notes")).to_contain_text("first quarter")
     page.click("#profile label:has-text('Default')")
     expect(page.locator("#notes")).not_to_contain_text("first quarter")
