@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.model.batch import Row, left_padded, rows_for
+from sst_ui.model.batch import Row, left_padded, out_of_memory, rows_for
 from sst_ui.model.host import Host
 from sst_ui.model.template import Message
 from sst_ui.progress import Progress
@@ -73,7 +73,7 @@ def residuals(
         try:
             found = _forward(host, [prompts[i] for i in chunk], [rows[i] for i in chunk])
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(chunk) == 1:
                 raise UserError(
@@ -160,11 +160,3 @@ def _tokens(host: Host) -> int:
     kind = "cpu" if host.device.type == "cpu" else "other"
     low, high = TOKENS[kind]
     return int(min(max(WORK[kind] / max(host.parameters, 1), low), high))
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class for it; MPS and the CPU allocator only a message."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        word in str(error).lower() for word in words
-    )
