@@ -117,10 +117,15 @@ def _row(language: str, result: MetricResult, scale: float, opened: bool) -> str
 def _interval(language: str, result: MetricResult) -> str:
     parts = []
     for key, value in (("chat.base", result.base), ("answers.edited", result.edited)):
-        if value is not None and math.isfinite(value.value):
-            parts.append(
-                f"{say(language, key)} {value.value:.4g} [{value.low:.4g}, {value.high:.4g}]"
-            )
+        if value is None or not math.isfinite(value.value):
+            continue
+        numbers = (value.value, value.low, value.high)
+        if result.unit == "rate":
+            middle, low, high = (f"{x * 100:.1f}" for x in numbers)
+            middle += " %"
+        else:
+            middle, low, high = (f"{x:.3g}" for x in numbers)
+        parts.append(f"{say(language, key)} {middle} [{low}, {high}]")
     return " · ".join(parts)
 
 
