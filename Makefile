@@ -34,7 +34,7 @@ format: $(VENV)/.tests
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-# Trains the demo model and its adapters again, from nothing (about two hours on two cores).
+# Trains the demo model again, from nothing (about an hour on one core).
 demo: $(VENV)/.studio
 	$(PY) -m sst_ui.demo
 
