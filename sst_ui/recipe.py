@@ -29,6 +29,7 @@ Position = Literal["template", "instruction"]
 Operation = Literal["ablate", "add"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
+Size = Literal["quick", "standard", "full"]
 
 
 @dataclass(frozen=True)
@@ -169,16 +170,30 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Which metrics to compute, on how many prompts each (None: all), with how long answers."""
+    """Which metrics to compute, on how many prompts each, with how long answers.
 
-    metrics: tuple[str, ...] = ()  # empty: the default list of the registry
+    Attributes:
+        metrics: names; empty for the default list of the registry. `name@prompts` measures one on
+            other prompts.
+        preset: quick, standard or full (presets/evaluation.yaml): how many prompts, how long.
+        samples: prompts of each set in place of the preset's; sets that are smaller are used whole.
+        max_new_tokens: length of the answers in place of the preset's.
+        judge: a text-classification model, by name or folder, that tells refusals from other
+            answers in place of the phrase lists; None for the phrase lists.
+        labels: a JSON lines file of corrected labels (prompt, answer, label), or None.
+    """
+
+    metrics: tuple[str, ...] = ()
+    preset: Size = "standard"
     samples: int | None = None
-    max_new_tokens: int = 48
+    max_new_tokens: int | None = None
+    judge: str | None = None
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
             raise UserError(f"evaluation.samples is {self.samples}; it must be 1 or more.")
-        if not 1 <= self.max_new_tokens <= 4096:
+        if self.max_new_tokens is not None and not 1 <= self.max_new_tokens <= 4096:
             raise UserError(
                 f"evaluation.max_new_tokens is {self.max_new_tokens}; it must be 1 to 4096."
             )

@@ -6,8 +6,10 @@ or scored, nor screens. Nothing is written.
 
 from collections.abc import Generator
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
+import yaml
 
 import sst_ui.metrics  # noqa: F401  registers the metrics
 from sst_ui.data import prompts
@@ -18,6 +20,7 @@ from sst_ui.metrics.registry import Derived, Metric, default_metrics, find
 from sst_ui.metrics.results import Goal, Item, MetricResult, Value, compare
 from sst_ui.model.host import Host
 from sst_ui.model.live import RowEdit
+from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 
@@ -71,6 +74,18 @@ def evaluate(
     return [results[row.name] for row in wanted]
 
 
+def limits(evaluation: Evaluation) -> tuple[int | None, int]:
+    """Prompts of each set (None: all) and tokens of an answer: the preset's unless said."""
+    preset = _presets()[evaluation.preset]
+    samples = preset["samples"] if evaluation.samples is None else evaluation.samples
+    return samples, evaluation.max_new_tokens or preset["max_new_tokens"]
+
+
+@cache
+def _presets() -> dict[str, dict[str, int | None]]:
+    return yaml.safe_load((PRESETS / "evaluation.yaml").read_text(encoding="utf-8"))
+
+
 def goal(edits: tuple[RowEdit, ...]) -> Goal:
     """What an edit is for, by the sign of its mean strength: remove refusal or reinforce it."""
     total = sum(float(np.mean(edit.alpha)) for edit in edits)
@@ -102,6 +117,7 @@ def _passes(
     host: Host, metrics: list[Metric], evaluation: Evaluation
 ) -> list[tuple[Task, list[Metric]]]:
     """Metrics grouped by what they read on which prompts, in the order of first use."""
+    samples, tokens = limits(evaluation)
     groups: dict[tuple[str, str], list[Metric]] = {}
     for metric in metrics:
         groups.setdefault((metric.reads, metric.prompts), []).append(metric)
@@ -109,10 +125,10 @@ def _passes(
     for (reads, name), members in groups.items():
         title = members[0].title
         try:
-            chosen = prompts.load(name, evaluation.samples)
+            chosen = prompts.load(name, samples)
         except UserError as error:
             raise UserError(f"{title}: {error}") from error
-        passes.append((prepare(host, reads, chosen, evaluation.max_new_tokens, title), members))
+        passes.append((prepare(host, reads, chosen, tokens, title), members))
     return passes
 
 

@@ -30,7 +30,11 @@ def evaluation(names, samples, tokens) -> Evaluation:
     """The metric settings of the screen (`UserError` for a bad one)."""
     for name in names or ():
         find(name)
-    return Evaluation(tuple(names or ()), int(samples or 0) or None, int(tokens or 0))
+    return Evaluation(
+        tuple(names or ()),
+        samples=int(samples or 0) or None,
+        max_new_tokens=int(tokens or 0) or None,
+    )
 
 
 def check_settings(lang, results, names, samples, tokens):

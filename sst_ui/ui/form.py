@@ -107,7 +107,7 @@ def read(values: Form, extras: Extras, model: ModelSpec) -> Recipe:
     evaluation = Evaluation(
         metrics=tuple(values.metrics or ()),
         samples=int(_number("evaluation.samples", values.metric_samples)) or None,
-        max_new_tokens=int(_number("evaluation.max_new_tokens", values.metric_tokens)),
+        max_new_tokens=int(_number("evaluation.max_new_tokens", values.metric_tokens)) or None,
     )
     return Recipe(model=model, edits=(edit,), evaluation=evaluation)
 
@@ -144,7 +144,7 @@ def show(recipe: Recipe) -> tuple[Form, Extras]:
         file=directions.file or "",
         metrics=list(recipe.evaluation.metrics),
         metric_samples=recipe.evaluation.samples or 0,
-        metric_tokens=recipe.evaluation.max_new_tokens,
+        metric_tokens=recipe.evaluation.max_new_tokens or 0,
     )
     return form, Extras(weights.curve, weights.overrides)
 

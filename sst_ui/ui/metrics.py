@@ -55,7 +55,7 @@ def create() -> MetricsPanel:
                     0, label=t("metrics.samples"), precision=0, elem_id="metric-samples"
                 )
                 tokens = gr.Number(
-                    48, label=t("metrics.tokens"), precision=0, elem_id="metric-tokens"
+                    0, label=t("metrics.tokens"), precision=0, elem_id="metric-tokens"
                 )
     return MetricsPanel(rows, progress, run, cancel, metrics, samples, tokens)
 

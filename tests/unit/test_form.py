@@ -81,7 +81,7 @@ def test_a_turned_control_comes_back_from_its_recipe(form, name):
         ("k", 99),
         ("samples", 1),
         ("harmful", "  "),
-        ("metric_tokens", 0),
+        ("metric_tokens", 5000),
     ],
 )
 def test_a_bad_value_is_found_at_its_control(form, name, value):

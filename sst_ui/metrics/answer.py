@@ -1,0 +1,39 @@
+"""An answer as metrics get it: the text, what was thought before it, and what kind of answer it is.
+
+Knows text. Does not know models or prompts. It is a string, so that a metric of one's own can
+treat it as one.
+"""
+
+from functools import cached_property
+
+from sst_ui.metrics import refusal
+from sst_ui.metrics.refusal import Label
+
+
+class Answer(str):
+    """The text of an answer without its reasoning.
+
+    Attributes:
+        reasoning: what stood in the `<think>` block before the answer; empty without one.
+        label: refused, complied, empty or looping: as given (by a judge, or a person who corrected
+            it), else by the phrase lists.
+    """
+
+    def __new__(cls, text: str, label: Label | None = None) -> "Answer":
+        answer = super().__new__(cls, refusal.without_reasoning(text))
+        answer.reasoning = getattr(text, "reasoning", None) or reasoning(text)
+        if label is not None:
+            answer.label = label
+        return answer
+
+    @cached_property
+    def label(self) -> Label:
+        return refusal.label(str(self))
+
+
+def reasoning(text: str) -> str:
+    """What stands in the `<think>` block, closed or not; empty without one."""
+    thought, closed, _ = text.rpartition("</think>")
+    if not closed and text.lstrip().startswith("<think>"):
+        thought = text
+    return thought.replace("<think>", "", 1).strip()
