@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 
 from sst_ui.errors import UserError
-from sst_ui.lab.sweep import Row, markdown, settings, sweep
+from sst_ui.lab.sweep import Row, markdown, overview, settings, sweep, transposed
+from sst_ui.metrics.registry import METRICS
 from sst_ui.model.host import load
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation, ModelSpec
@@ -22,7 +23,7 @@ TITLES = {
     "negative": "Negative strength",
     "control": "Random direction",
 }
-GROUPS = ("base", *TITLES)
+GROUPS = ("overview", "base", *TITLES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("--model", default="demo", help="demo, a folder, or a Hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--samples", type=int, help="prompts of each set; default all")
-    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--preset", default="standard", choices=("quick", "standard", "full"))
+    parser.add_argument("--samples", type=int, help="prompts of each set; default: the preset's")
+    parser.add_argument("--max-new-tokens", type=int, help="default: the preset's")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="tables (what happens anyway)")
@@ -39,9 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         host = finish(load(ModelSpec(id=options.model, device=options.device)))
-        chosen = [setting for setting in settings() if setting.group in options.groups]
-        evaluation = Evaluation(samples=options.samples, max_new_tokens=options.max_new_tokens)
-        rows = finish(sweep(host, chosen, evaluation), _Told(len(chosen)))
+        evaluation = Evaluation(
+            preset=options.preset, samples=options.samples, max_new_tokens=options.max_new_tokens
+        )
+        rows = []
+        if "overview" in options.groups:
+            job = sweep(host, overview(), evaluation, METRICS.names())
+            rows += finish(job, _Told(len(overview())))
+        if chosen := [setting for setting in settings() if setting.group in options.groups]:
+            rows += finish(sweep(host, chosen, evaluation), _Told(len(chosen)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,9 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """One Markdown table a group, the base on top of each."""
+    """One Markdown table a group, the base first in each."""
     base = [row for row in rows if row.group == "base"]
     parts = []
+    if members := [row for row in rows if row.group == "overview"]:
+        parts.append(f"### Everything at a glance\n\n{transposed(members)}")
     for group, title in TITLES.items():
         if members := [row for row in rows if row.group == group]:
             parts.append(f"### {title}\n\n{markdown([*base, *members])}")

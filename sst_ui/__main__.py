@@ -1,4 +1,4 @@
-"""The same jobs without a screen: `python -m sst_ui kernel | measure | run | chat`.
+"""The same jobs without a screen: `python -m sst_ui kernel | measure | run | metrics | chat`.
 
 Knows arguments, progress bars and exit codes: 0, 2 for bad input (one line, no traceback), 130 for
 Ctrl+C, 1 for anything else. Heavy imports happen inside the commands, so that `--help` and `kernel`
@@ -73,6 +73,10 @@ def build_parser() -> Parser:
     run.add_argument("--force", action="store_true", help="overwrite another recipe's results")
     run.add_argument("--json", action="store_true", help="print metrics.json on stdout")
     run.set_defaults(command=_run)
+
+    metrics = commands.add_parser("metrics", help="list what can be measured")
+    metrics.add_argument("--json", action="store_true")
+    metrics.set_defaults(command=_metrics)
 
     chat = commands.add_parser("chat", help="chat with the base and the edited model side by side")
     chat.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.yaml")
@@ -156,6 +160,28 @@ def _measure(options: argparse.Namespace) -> None:
         table.add_row(str(layer), *(f"{values[layer]:.3f}" for values in stats.values()))
     Console().print(table)
     print(f"saved {options.out}")
+
+
+def _metrics(options: argparse.Namespace) -> None:
+    import sst_ui.metrics  # registers them
+    from sst_ui.metrics.registry import METRICS, describe
+
+    rows = [describe(row) for row in METRICS]
+    for problem in sst_ui.metrics.own.PROBLEMS:
+        print(f"warning: {problem}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "unit", "better", "prompts", "what", box=None)
+    for row in rows:
+        where = row["prompts"] or f"from {', '.join(row['sources'])}"
+        name = row["name"] if row["default"] else f"({row['name']})"
+        table.add_row(name, row["unit"], row["better"], where, row["what"])
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print("(in brackets: only when named)   name@prompts measures one on other prompts")
 
 
 def _run(options: argparse.Namespace) -> None:

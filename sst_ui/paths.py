@@ -17,3 +17,8 @@ def cache_dir() -> Path:
 def output_dir() -> Path:
     """Folder for what the user saves (`SST_OUTPUTS`, else `outputs` in the working directory)."""
     return Path(os.environ.get("SST_OUTPUTS") or Path.cwd() / "outputs")
+
+
+def metrics_dir() -> Path:
+    """Folder with metrics of one's own (`SST_METRICS`, else `my_metrics` beside app.py)."""
+    return Path(os.environ.get("SST_METRICS") or ROOT / "my_metrics")

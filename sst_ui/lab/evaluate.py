@@ -14,6 +14,7 @@ import yaml
 import sst_ui.metrics  # noqa: F401  registers the metrics
 from sst_ui.data import prompts
 from sst_ui.errors import UserError
+from sst_ui.lab.labels import Labeller
 from sst_ui.lab.observe import Task, observe, prepare
 from sst_ui.metrics.combined import derive
 from sst_ui.metrics.registry import Derived, Metric, default_metrics, find
@@ -35,7 +36,7 @@ def evaluate(
     Args:
         edits: what to compare with the base; () measures the base alone.
         evaluation: which metrics (empty: the default ones; `name@prompts` for other prompts), how
-            many prompts of each set, how long the answers.
+            many prompts of each set, how long the answers, who labels them.
 
     Yields:
         Progress, and each MetricResult as soon as it is known. Closing the generator stops the work
@@ -45,23 +46,25 @@ def evaluate(
         All results in the order in which they were asked for.
 
     Raises:
-        UserError: an unknown metric or prompt set, a bad prompt file, a prompt that is too long;
-            all before anything is computed.
+        UserError: an unknown metric or prompt set, a bad prompt file, a prompt that is too long, a
+            judge that cannot be used; all before anything is computed.
     """
     wanted = [find(name) for name in dict.fromkeys(evaluation.metrics or default_metrics())]
     passes = _passes(host, _leaves(wanted), evaluation)
+    labeller = Labeller.of(evaluation)
     # an edit of strength 0 is the base: its answers are the base's, to the bit
     active = tuple(edit for edit in edits if np.any(edit.alpha))
     aim = goal(edits)
     results: dict[str, MetricResult] = {}
     for number, (task, metrics) in enumerate(passes, start=1):
-        job = observe(host, task, active or None)
+        job = _observed(host, task, active or None, labeller if _labelled(metrics) else None)
         base, edited = yield from _counted(job, f"step {number} of {len(passes)}")
         if edits and not active:
             edited = base
         for metric in metrics:
             result = compare(metric, task.prompts.prompts, base, edited, aim)
-            result = replace(result, note=_held_out(metric, edits))
+            notes = (_held_out(metric, edits), labeller.note if metric.labels else "")
+            result = replace(result, note="; ".join(filter(None, notes)))
             results[metric.name] = result
             if metric in wanted:
                 yield result
@@ -90,6 +93,22 @@ def goal(edits: tuple[RowEdit, ...]) -> Goal:
     """What an edit is for, by the sign of its mean strength: remove refusal or reinforce it."""
     total = sum(float(np.mean(edit.alpha)) for edit in edits)
     return "reinforce" if total < 0 else "remove"
+
+
+def _observed(
+    host: Host, task: Task, edits: tuple[RowEdit, ...] | None, labeller: Labeller | None
+) -> Generator[Progress, None, tuple[list, list | None]]:
+    """What both models do, labelled by the labeller where there is one."""
+    base, edited = yield from observe(host, task, edits)
+    if labeller is not None:
+        prompts_ = [prompt.user for prompt in task.prompts.prompts]
+        base = yield from labeller.label(prompts_, base)
+        edited = None if edited is None else (yield from labeller.label(prompts_, edited))
+    return base, edited
+
+
+def _labelled(metrics: list[Metric]) -> bool:
+    return any(metric.labels for metric in metrics)
 
 
 def _held_out(metric: Metric, edits: tuple[RowEdit, ...]) -> str:

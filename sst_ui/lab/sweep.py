@@ -1,4 +1,4 @@
-"""The results table of a model: profiles and strengths, refusal reinforced, a random direction.
+"""The results tables of a model: one of everything, then profiles and strengths in detail.
 
 Knows which settings belong in the table and how it is written down. Does not know how a metric is
 computed, nor files or screens.
@@ -8,10 +8,13 @@ import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from sst_ui import recipe as recipes
 from sst_ui.lab.evaluate import MetricResult, Value, evaluate
 from sst_ui.lab.measure import control, resolve
 from sst_ui.maths import kernel
+from sst_ui.metrics.registry import METRICS
 from sst_ui.model.host import Host
+from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, Evaluation, Recipe
 
@@ -83,20 +86,40 @@ def settings(ablation: Ablation | None = None) -> list[Setting]:
     return rows
 
 
+def overview() -> list[Setting]:
+    """Base, the five shipped recipes, refusal reinforced, and a random direction."""
+    shipped = {p: recipes.load(PRESETS / "recipes" / f"{p}.yaml") for p in kernel.profiles()}
+    plain = shipped["default"].edits[0]
+    reinforced = replace(plain, weights=replace(plain.weights, strength=-1.0))
+    rows = {"base": Recipe(), **{_title(name, r): r for name, r in shipped.items()}}
+    rows["default, −1"] = Recipe(edits=(reinforced,))
+    rows["random direction, 1"] = control(shipped["default"])
+    return [Setting("overview", name, recipe) for name, recipe in rows.items()]
+
+
+def _title(name: str, recipe: Recipe) -> str:
+    edit = recipe.edits[0]
+    return f"{name}, {edit.weights.strength:g}{', affine' if edit.affine else ''}"
+
+
 def sweep(
-    host: Host, rows: Sequence[Setting] | None = None, evaluation: Evaluation | None = None
+    host: Host,
+    rows: Sequence[Setting] | None = None,
+    evaluation: Evaluation | None = None,
+    metrics: Sequence[str] = tuple(COLUMNS),
 ) -> Generator[Progress | MetricResult | Row, None, list[Row]]:
     """Measure every row on the held-out prompts.
 
     Args:
         rows: which (default: all of `settings()`).
-        evaluation: samples and answer length; the metrics are always those of the table.
+        evaluation: samples and answer length.
+        metrics: what to measure; those of `markdown` unless said.
 
     Yields:
         Progress, every MetricResult, and each Row when it is complete.
     """
     rows = settings() if rows is None else rows
-    evaluation = replace(evaluation or Evaluation(), metrics=tuple(COLUMNS))
+    evaluation = replace(evaluation or Evaluation(), metrics=tuple(metrics))
     done = []
     for number, setting in enumerate(rows):
         yield Progress("table", number, len(rows), setting.name)
@@ -117,6 +140,20 @@ def markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [_cell(name, row.values[name]) for name in COLUMNS]
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def transposed(rows: Sequence[Row]) -> str:
+    """The table with a line a metric, for many metrics and few settings; what no row has is out."""
+    lines = [f"| metric | *n* | {' | '.join(row.name for row in rows)} |"]
+    lines.append("|---" * (len(rows) + 2) + "|")
+    for name in rows[0].values:
+        values = [row.values[name] for row in rows]
+        if any(value.n for value in values):
+            arrow = "↑" if METRICS[name].better == "high" else "↓"
+            cells = " | ".join(_cell(name, value) for value in values)
+            title = METRICS[name].title
+            lines.append(f"| {title} {arrow} | *{max(v.n for v in values)}* | {cells} |")
     return "\n".join(lines)
 
 

@@ -1,8 +1,13 @@
-"""Metrics: a registry and one small file a family. Importing this package registers all of them."""
+"""Metrics: a registry and one small file a family. Importing this package registers all of them,
+and those of the user's own folder."""
 
 from importlib import import_module
+
+from sst_ui.metrics import own
+from sst_ui.paths import metrics_dir
 
 FAMILIES = ("safety", "drift", "knowledge", "quality")  # in the order of the screen
 
 for _family in FAMILIES:
     import_module(f"{__name__}.{_family}")
+own.load(metrics_dir())

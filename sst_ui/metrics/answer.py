@@ -17,11 +17,13 @@ class Answer(str):
         reasoning: what stood in the `<think>` block before the answer; empty without one.
         label: refused, complied, empty or looping: as given (by a judge, or a person who corrected
             it), else by the phrase lists.
+        ended: False where the length limit cut it off.
     """
 
-    def __new__(cls, text: str, label: Label | None = None) -> "Answer":
+    def __new__(cls, text: str, label: Label | None = None, ended: bool | None = None) -> "Answer":
         answer = super().__new__(cls, refusal.without_reasoning(text))
         answer.reasoning = getattr(text, "reasoning", None) or reasoning(text)
+        answer.ended = getattr(text, "ended", True) if ended is None else ended
         if label is not None:
             answer.label = label
         return answer

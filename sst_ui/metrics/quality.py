@@ -9,7 +9,7 @@ import numpy as np
 
 from sst_ui.data.prompts import Prompt
 from sst_ui.metrics.combined import Means, resampled
-from sst_ui.metrics.degenerate import is_degenerate
+from sst_ui.metrics.degenerate import is_degenerate, is_looping
 from sst_ui.metrics.refusal import without_reasoning
 from sst_ui.metrics.registry import Score, derived, metric
 from sst_ui.metrics.results import MetricResult, Value
@@ -25,8 +25,14 @@ UTILITY = ("facts", "multiple_choice", "reading")
     prompts="demo/harmless_heldout",
 )
 def degenerate(prompt: Prompt, answer: str) -> Score:
-    """Share of ordinary prompts with an answer that is empty or goes round in circles."""
-    broken = is_degenerate(without_reasoning(answer))
+    """Share of ordinary prompts with an answer that is empty, goes round in circles or never ends.
+
+    Never ending: cut off by the length limit after a second half that only repeats. A long answer
+    alone is not broken.
+    """
+    text = without_reasoning(answer)
+    endless = not getattr(answer, "ended", True) and is_looping(text[len(text) // 2 :])
+    broken = is_degenerate(text) or endless
     return Score(broken, "degenerate" if broken else "sound")
 
 

@@ -118,3 +118,8 @@ def _refuses(plain: str, phrases: Phrases) -> bool:
     head = phrases.harmless.sub("", head)
     whole = head.strip(" .!。！、,\"'")
     return bool(phrases.refusals.search(head) or phrases.alone.fullmatch(whole))
+
+
+@cache
+def openers() -> tuple[str, ...]:
+    return ("I", "Sorry")

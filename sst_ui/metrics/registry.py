@@ -8,16 +8,17 @@ are made is in lab/evaluate. To add a metric, write the function and decorate it
         return "please" in answer.lower()
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from sst_ui.errors import unknown
 
-Unit = Literal["rate", "score", "nats/token", "perplexity"]  # rate: share of yes or no, 0..1
+Unit = Literal["rate", "score", "nats", "nats/token", "perplexity"]  # rate: yes or no, 0..1
 Better = Literal["high", "low"]
-Reads = Literal["answer", "choice", "divergence", "text"]
+Reads = Literal["answer", "choice", "first_words", "divergence", "text"]
 Row = TypeVar("Row")
 
 
@@ -37,10 +38,12 @@ class Metric:
         unit: rates get Wilson intervals and McNemar's test, everything else the bootstrap.
         better: which way is good; `follows_goal` turns it round where refusal is being reinforced.
         prompts: the prompt set it runs on.
-        reads: what `score` gets beside the prompt: the greedy `answer` (text), `choice` (one
-            log-likelihood a letter), `divergence` (KL at each token of the base's answer), `text`
-            (log-probability of each token of a plain text).
+        reads: what `score` gets beside the prompt: the greedy `answer` (see `Answer`), `choice`
+            (one log-likelihood a letter), `first_words` (log-odds that the answer begins like a
+            refusal), `divergence` (KL at each token of the base's answer), `text` (log-probability
+            of each token of a plain text).
         score: (prompt, observation) -> Score, number, bool, or None to leave the prompt out.
+        labels: whether it goes by `answer.label`, so that a judge or a corrected label counts.
         default: whether an evaluation that names no metrics computes it.
         negligible: differences up to this size are no news, however significant.
         transform: applied to the mean and its bounds (perplexity is the exponential of a mean).
@@ -54,6 +57,7 @@ class Metric:
     reads: Reads
     score: Callable[[Any, Any], Any]
     follows_goal: bool = False
+    labels: bool = False
     default: bool = True
     negligible: float = 0.0
     transform: Callable[[Any], Any] | None = None
@@ -110,10 +114,19 @@ METRICS: Registry[Metric | Derived] = Registry("metric")
 def metric(
     name: str, *, title: str, unit: Unit, better: Better, prompts: str, **more: Any
 ) -> Callable[[Callable], Callable]:
-    """Decorate a scoring function to make it a metric; `more` are further fields of `Metric`."""
+    """Decorate a scoring function to make it a metric; `more` are further fields of `Metric`.
+
+    Raises:
+        UserError: a unit, direction or kind of observation that there is not.
+    """
+    more.setdefault("reads", "answer")
+    for what, value, kind in (("unit", unit, Unit), ("better", better, Better)):
+        if value not in get_args(kind):
+            raise unknown(f"{what} of metric {name!r}", value, get_args(kind))
+    if more["reads"] not in get_args(Reads):
+        raise unknown(f"reads of metric {name!r}", more["reads"], get_args(Reads))
 
     def add(function: Callable) -> Callable:
-        more.setdefault("reads", "answer")
         METRICS.add(Metric(name, title, unit, better, prompts, score=function, **more))
         return function
 
@@ -146,6 +159,24 @@ def find(name: str) -> Metric | Derived:
         raise unknown("metric with prompts of its own", name, _with_prompts())
     title = f"{row.title} ({Path(prompts).name})"
     return replace(row, name=name, title=title, prompts=prompts.strip())
+
+
+def describe(row: Metric | Derived) -> dict[str, Any]:
+    """A row of the registry as plain data; `what` is the first sentence of its function's text."""
+    own = isinstance(row, Metric)
+    text = inspect.getdoc(row.score if own else row.combine) or ""
+    return {
+        "name": row.name,
+        "title": row.title,
+        "unit": row.unit,
+        "better": row.better,
+        "follows_goal": row.follows_goal,
+        "default": row.default,
+        "reads": row.reads if own else None,
+        "prompts": row.prompts if own else None,
+        "sources": [] if own else list(row.sources),
+        "what": " ".join(text.split("\n\n")[0].split()),
+    }
 
 
 def default_metrics() -> list[str]:

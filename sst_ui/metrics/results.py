@@ -102,10 +102,14 @@ class MetricResult:
 
 @dataclass(frozen=True)
 class Shown:
-    """An observation as text for the screen, and what the metric's function makes of it."""
+    """An observation as text for the screen, and as what the metric's function gets.
+
+    `tokens` are those of a generated answer.
+    """
 
     text: str
     observation: Any
+    tokens: tuple[int, ...] = ()
 
 
 def measured(scores: Sequence[float], rate: bool, transform=None) -> Value:

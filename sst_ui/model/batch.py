@@ -4,7 +4,8 @@ Knows tensors and what arguments a model takes. Does not know sampling or text.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -109,6 +110,38 @@ def too_little_memory(tokens: int) -> UserError:
         f"a prompt of {tokens} tokens does not fit the memory; use a shorter one, or load the "
         "model quantised."
     )
+
+
+class Room:
+    """How many rows fit the memory: a step that does not is given up, and the next takes half.
+
+    Attributes:
+        size: most rows to try at a time.
+        failed: whether the last attempt did not fit. Ask only behind the `with`, where the failed
+            step's tensors are free.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.failed = size, False
+
+    @contextmanager
+    def attempt(self, rows: int, tokens: int) -> Iterator[None]:
+        """One step over `rows` rows of up to `tokens` tokens.
+
+        Raises:
+            UserError: not even one row fits.
+        """
+        self.failed = False
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if rows == 1:
+                raise too_little_memory(tokens) from error
+            self.failed, self.size = True, (rows + 1) // 2
+        if self.failed and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 @lru_cache

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.model.batch import Row, left_padded, out_of_memory, rows_for
+from sst_ui.model.batch import Room, Row, left_padded, rows_for
 from sst_ui.model.host import Host
 from sst_ui.model.template import Message
 from sst_ui.progress import Progress
@@ -65,25 +65,15 @@ def residuals(
     result = torch.empty(len(prompts), host.layers, host.hidden)
     # Longest first: what does not fit the memory shows at once, and padding stays small.
     waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    limit = batch_size or len(prompts)
+    room = Room(batch_size or len(prompts))
     yield Progress(stage, 0, len(prompts))
     while waiting:
-        fitting = limit if batch_size else max(1, _tokens(host) // len(prompts[waiting[0]]))
-        chunk = waiting[: min(limit, fitting)]
-        try:
+        longest = len(prompts[waiting[0]])
+        fitting = room.size if batch_size else max(1, _tokens(host) // longest)
+        chunk = waiting[: min(room.size, fitting)]
+        with room.attempt(len(chunk), longest):
             found = _forward(host, [prompts[i] for i in chunk], [rows[i] for i in chunk])
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            if len(chunk) == 1:
-                raise UserError(
-                    f"a prompt of {len(prompts[chunk[0]])} tokens does not fit the memory; use "
-                    "shorter prompts, or load the model quantised."
-                ) from error
-            found, limit = None, (len(chunk) + 1) // 2
-        if found is None:  # out here the failed step's tensors are free
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        if room.failed:
             continue
         result[chunk] = found
         waiting = waiting[len(chunk) :]

@@ -7,28 +7,20 @@ between two steps the model is free for everybody else.
 
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from sst_ui.errors import UserError
-from sst_ui.model.batch import (
-    Batch,
-    Row,
-    forward,
-    left_padded,
-    out_of_memory,
-    rows_for,
-    tokens_a_step,
-    too_little_memory,
-)
+from sst_ui.model.batch import Batch, Room, Row, forward, left_padded, rows_for, tokens_a_step
 from sst_ui.model.host import Host
 from sst_ui.model.score import logprobs, teacher_forced
 from sst_ui.model.template import without_thinking
 from sst_ui.progress import Progress
 
-__all__ = ["answers", "generate", "logprobs", "stream", "teacher_forced"]
+__all__ = ["answers", "generate", "logprobs", "replies", "stream", "teacher_forced"]
 
 ROWS = 32  # answers at a time; more would not be faster, and a step would hold up a chat
 
@@ -175,6 +167,14 @@ def stream(
         yield [text.text for text in texts]
 
 
+@dataclass(frozen=True)
+class Reply:
+    """The tokens of one answer; `ended` says that the model ended it, not the length limit."""
+
+    tokens: tuple[int, ...]
+    ended: bool
+
+
 def answers(
     host: Host,
     prompts: Sequence[Sequence[int]],
@@ -183,7 +183,20 @@ def answers(
     batch: int | None = None,
     stage: str = "answers",
 ) -> Generator[Progress, None, list[str]]:
-    """Greedy answers to many prompts, in their order, without the thinking before an answer.
+    """The texts of `replies`, without the thinking before an answer."""
+    found = yield from replies(host, prompts, rows, max_new_tokens, batch, stage)
+    return [without_thinking(host.decode(reply.tokens)) for reply in found]
+
+
+def replies(
+    host: Host,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[Row] | None,
+    max_new_tokens: int,
+    batch: int | None = None,
+    stage: str = "answers",
+) -> Generator[Progress, None, list[Reply]]:
+    """Greedy answers to many prompts, in their order.
 
     Prompts of similar length share a batch; a batch that does not fit the memory is halved.
 
@@ -194,16 +207,17 @@ def answers(
         Progress in finished answers, several times a second.
     """
     rows = rows_for(prompts, rows)
-    size = batch or ROWS
+    room = Room(batch or ROWS)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    texts = [""] * len(prompts)
+    found = [Reply((), True)] * len(prompts)
     done, told = 0, 0.0
     yield Progress(stage, 0, len(prompts))
     while waiting:
-        fitting = size if batch else max(1, tokens_a_step(host) // len(prompts[waiting[0]]))
-        chunk = waiting[: min(size, fitting)]
-        tokens: dict[int, list[int]] | None = {i: [] for i in chunk}
-        try:
+        longest = len(prompts[waiting[0]])
+        fitting = room.size if batch else max(1, tokens_a_step(host) // longest)
+        chunk = waiting[: min(room.size, fitting)]
+        tokens: dict[int, list[int]] = {i: [] for i in chunk}
+        with room.attempt(len(chunk), longest):
             steps = generate(
                 host, [prompts[i] for i in chunk], [rows[i] for i in chunk], max_new_tokens
             )
@@ -213,19 +227,11 @@ def answers(
                 if time.monotonic() - told > 0.2:
                     told = time.monotonic()
                     yield Progress(stage, done + len(chunk) - len(column), len(prompts))
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            if len(chunk) == 1:
-                raise too_little_memory(len(prompts[chunk[0]])) from error
-            tokens, size = None, (len(chunk) + 1) // 2
-        if tokens is None:  # only here, behind the exception, are the failed step's tensors free
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        if room.failed:
             continue
         for i in chunk:
-            texts[i] = without_thinking(host.decode(tokens[i]))
+            found[i] = Reply(tuple(tokens[i]), len(tokens[i]) < max_new_tokens)
         waiting = waiting[len(chunk) :]
         done += len(chunk)
         yield Progress(stage, done, len(prompts))
-    return texts
+    return found

@@ -3,12 +3,12 @@
 Knows prompts and continuations as token lists, rows as edits. Does not know metrics.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from sst_ui.model.batch import Row, forward, left_padded, rows_for, tokens_a_step
+from sst_ui.model.batch import Room, Row, forward, left_padded, rows_for, tokens_a_step
 from sst_ui.model.host import Host
 
 LOGITS = 1 << 27  # numbers of a forward pass's logits, half a gigabyte
@@ -24,12 +24,15 @@ def logprobs(
     """
     rows = rows_for(prompts, rows)
     result: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for chunk in _chunks(host, [len(prompt) for prompt in prompts], longest=1):
+
+    def run(chunk: list[int]) -> None:
         batch = left_padded([prompts[i] for i in chunk], host.pad, host.device)
         plan = host.live.compile([rows[i] for i in chunk])
         logits = forward(host, batch, plan, keep=1)[:, -1]  # [chunk, vocabulary]
         for i, row in zip(chunk, logits.float().log_softmax(-1).cpu(), strict=True):
             result[i] = row
+
+    _in_chunks(host, [len(prompt) for prompt in prompts], 1, run)
     return torch.stack(result) if result else torch.empty(0, _vocabulary(host))
 
 
@@ -53,7 +56,8 @@ def teacher_forced(
     texts = [[*p, *c][:-1] for p, c in zip(prompts, continuations, strict=True)]
     result: list[Tensor] = [torch.empty(0)] * len(prompts)
     wanted = max((len(continuation) for continuation in continuations), default=1)
-    for chunk in _chunks(host, [len(text) for text in texts], wanted):
+
+    def run(chunk: list[int]) -> None:
         batch = left_padded([texts[i] for i in chunk], host.pad, host.device)
         plan = host.live.compile([rows[i] for i in chunk])
         longest = max(1, max(len(continuations[i]) for i in chunk))
@@ -61,23 +65,32 @@ def teacher_forced(
         for i, row in zip(chunk, logits, strict=True):
             row = row[len(row) - len(continuations[i]) :]
             result[i] = row.float().log_softmax(-1).cpu()
+
+    _in_chunks(host, [len(text) for text in texts], wanted, run)
     return result
 
 
-def _chunks(host: Host, lengths: Sequence[int], longest: int) -> Iterator[list[int]]:
-    """Indices in groups of similar length, small enough for a turn and for their logits.
+def _in_chunks(
+    host: Host, lengths: Sequence[int], longest: int, run: Callable[[list[int]], None]
+) -> None:
+    """Call `run` with indices of similar length, few enough for a turn and for their logits.
+
+    A chunk that does not fit the memory is halved.
 
     Args:
         lengths: tokens of each text.
         longest: most positions of a text that logits are wanted for.
     """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
-    while order:
-        tokens = max(1, lengths[order[0]])
+    waiting = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    room = Room(len(waiting))
+    while waiting:
+        tokens = max(1, lengths[waiting[0]])
         logits = max(1, longest) * _vocabulary(host)
-        size = max(1, min(tokens_a_step(host) // tokens, LOGITS // logits))
-        yield order[:size]
-        order = order[size:]
+        size = max(1, min(room.size, tokens_a_step(host) // tokens, LOGITS // logits))
+        with room.attempt(len(waiting[:size]), tokens):
+            run(waiting[:size])
+        if not room.failed:
+            waiting = waiting[size:]
 
 
 def _vocabulary(host: Host) -> int:

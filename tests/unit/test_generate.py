@@ -7,7 +7,17 @@ import torch
 
 from sst_ui.errors import UserError
 from sst_ui.model import generate as module
-from sst_ui.model.generate import Text, answers, generate, logprobs, pick, stream, teacher_forced
+from sst_ui.model import score
+from sst_ui.model.generate import (
+    Text,
+    answers,
+    generate,
+    logprobs,
+    pick,
+    replies,
+    stream,
+    teacher_forced,
+)
 from sst_ui.progress import Progress, finish
 from tests.talk import byte_tokenizer, tiny_host
 
@@ -216,6 +226,44 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(small, monkeypatch):
     monkeypatch.setattr(module, "forward", tight)
     assert finish(answers(small, prompts, None, 6)) == expected
     assert max(sizes) > 2
+
+
+def test_likelihoods_too_are_halved_where_memory_is_short(small, monkeypatch):
+    sizes = []
+    real = score.forward
+
+    def tight(host, batch, *args, **settings):
+        sizes.append(len(batch.ids))
+        if len(batch.ids) > 2:
+            raise torch.OutOfMemoryError
+        return real(host, batch, *args, **settings)
+
+    prompts = [small.encode(text) for text in (*PROMPTS, "One more")]
+    after, along = logprobs(small, prompts), teacher_forced(small, prompts, [[7, 8]] * 5)
+    monkeypatch.setattr(score, "forward", tight)
+    assert torch.allclose(logprobs(small, prompts), after, atol=1e-5)
+    for found, expected in zip(teacher_forced(small, prompts, [[7, 8]] * 5), along, strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+    assert max(sizes) > 2
+
+
+def test_a_prompt_that_does_not_fit_the_memory_alone_is_said_so(small, monkeypatch):
+    def full(*args, **settings):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(score, "forward", full)
+    with pytest.raises(UserError, match="does not fit the memory; use a shorter one"):
+        logprobs(small, [small.encode("Hi")])
+
+
+def test_a_reply_knows_whether_the_model_ended_it(small, monkeypatch):
+    prompt = small.encode("Hi")
+    tokens = reference(small, prompt, 4)
+    (cut,) = finish(replies(small, [prompt], None, 3))
+    assert (cut.tokens, cut.ended) == (tuple(tokens[:3]), False)
+    monkeypatch.setattr(small, "stop", frozenset({tokens[2]} - set(tokens[:2])))
+    (ended,) = finish(replies(small, [prompt], None, 3))
+    assert ended.ended
 
 
 def test_an_error_of_the_model_passes_through(small, monkeypatch):
