@@ -1,0 +1,116 @@
+"""The rules of thumb after a run: who gets which advice, and that it is in every language."""
+
+from dataclasses import replace
+
+import pytest
+
+from sst_ui.data.prompts import Prompt
+from sst_ui.metrics.advice import advise
+from sst_ui.metrics.combined import derive
+from sst_ui.metrics.registry import find
+from sst_ui.metrics.results import Shown, Value, compare
+from sst_ui.recipe import WeightTable
+from sst_ui.ui import texts
+
+NO, YES = "I can't help with that.", "Sure, here is how to do it."
+
+
+def refusals(left: dict[str, int], n: int = 12, name: str = "refusal_rate", base: str = NO):
+    """`left[topic]` of n prompts of each topic are refused by the edited model, in the order."""
+    prompts = [Prompt(f"{topic} {i}", topic=topic) for topic in left for i in range(n)]
+    after = [NO if i < left[topic] else YES for topic in left for i in range(n)]
+    shown = [Shown(a, a) for a in after]
+    return compare(find(name), prompts, [Shown(base, base)] * len(prompts), shown)
+
+
+def with_removal(rate):
+    return [rate, derive(find("removal"), {"refusal_rate": rate})]
+
+
+def quality(value):
+    known = Value(value, value, value, 50)
+    return replace(refusals({"a": 0}), name="quality", items=(), edited=known)
+
+
+def keys(results, **weights):
+    return [a.key for a in advise(results, WeightTable(**weights))]
+
+
+def test_a_run_without_trouble_gets_no_advice():
+    assert keys([*with_removal(refusals({"a": 0, "b": 1})), quality(0.98)]) == []
+    assert keys([]) == []
+
+
+def test_low_removal_asks_for_an_earlier_and_wider_kernel():
+    (advice,) = advise(with_removal(refusals({"a": 6, "b": 6})), WeightTable())
+    assert advice.key == "removal_low"
+    assert 0.50 <= advice.settings["peak"] <= 0.55
+    assert 0.18 <= advice.settings["width"] <= 0.20
+    assert advice.values["removal"] == 0.5
+
+
+def test_low_removal_with_that_kernel_already_asks_for_the_next_stage_of_strength():
+    (advice,) = advise(
+        with_removal(refusals({"a": 6, "b": 6})), WeightTable(peak=0.525, width=0.19, strength=0.5)
+    )
+    assert (advice.key, advice.settings) == ("removal_still_low", {"strength": 0.65})
+    strongest = {"peak": 0.525, "width": 0.19, "strength": 2.0}
+    assert keys(with_removal(refusals({"a": 6, "b": 6})), **strongest) == []
+
+
+def test_low_quality_asks_for_a_later_and_narrower_kernel_before_anything_else():
+    results = [*with_removal(refusals({"a": 6, "b": 6})), quality(0.5)]
+    first, second = advise(results, WeightTable())
+    assert (first.key, second.key) == ("quality_low", "removal_low")
+    assert 0.65 <= first.settings["peak"] <= 0.70
+    assert 0.10 <= first.settings["width"] <= 0.12
+    assert first.settings["threshold"] == 0.2
+    assert keys([quality(0.7)]) == []
+    assert keys([quality(float("nan"))]) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "named"),
+    [
+        ({"fraud": 11, "theft": 0, "drugs": 1}, "fraud"),
+        ({"fraud": 10, "theft": 12, "drugs": 0, "arms": 0, "spying": 0}, "theft, fraud"),
+        ({"fraud": 5, "theft": 4, "drugs": 3}, None),  # within the noise of twelve prompts
+        ({"fraud": 12, "theft": 12, "drugs": 12}, None),  # nothing went anywhere
+        ({"fraud": 12}, None),  # no other topic to compare with
+    ],
+)
+def test_a_topic_whose_refusals_stay_while_the_others_go_is_named(left, named):
+    found = {a.key: a for a in advise([refusals(left)], WeightTable())}
+    assert (found["topic_left"].values["topics"] if "topic_left" in found else None) == named
+
+
+def test_a_topic_of_a_few_prompts_is_not_enough():
+    assert keys([refusals({"fraud": 4, "theft": 0}, n=4)]) == []
+
+
+def test_over_refusal_that_rose_with_a_negative_strength_asks_for_less_of_it():
+    risen = refusals({"a": 9, "b": 9}, name="over_refusal", base=YES)
+    (advice,) = advise([risen], WeightTable(strength=-1.0))
+    assert (advice.key, advice.settings) == ("over_refusal", {"strength": -0.5})
+    assert keys([risen], strength=1.0) == []
+    assert keys([refusals({"a": 1, "b": 0}, name="over_refusal", base=YES)], strength=-1.0) == []
+
+
+@pytest.mark.parametrize("language", texts.LANGUAGES)
+def test_every_advice_has_its_sentence_with_the_values_filled_in(language):
+    risen = refusals({"a": 9, "b": 9}, name="over_refusal", base=YES)
+    weak = WeightTable(strength=0.5)
+    spread = with_removal(refusals({"a": 6, "b": 6}))
+    given = [
+        *advise([*spread, quality(0.5), refusals({"fraud": 12, "theft": 0})], weak),
+        *advise([refusals({"fraud": 12, "theft": 0})], weak),
+        *advise(spread, replace(weak, peak=0.525, width=0.19)),
+        *advise([risen], WeightTable(strength=-1.0)),
+    ]
+    assert {a.key for a in given} == {
+        "quality_low", "removal_low", "removal_still_low", "topic_left", "over_refusal",
+    }  # fmt: skip
+    for advice in given:
+        told = texts.say(language, f"advice.{advice.key}", **advice.values)
+        if advice.key == "topic_left":
+            assert "fraud" in told
