@@ -13,7 +13,7 @@ import torch
 
 from sst_ui.data.prompts import load as load_prompts
 from sst_ui.errors import UserError
-from sst_ui.lab import observe
+from sst_ui.lab import labels, observe, readers
 from sst_ui.lab.evaluate import MetricResult, evaluate, goal
 from sst_ui.maths.directions import random
 from sst_ui.model.generate import answers, logprobs
@@ -162,8 +162,8 @@ def test_perplexity_is_that_of_the_rewritten_model(small, write):
 
 def test_metrics_on_the_same_prompts_share_one_pass(small, chats, monkeypatch):
     passes = []
-    real = observe.answers
-    monkeypatch.setattr(observe, "answers", lambda *a, **k: passes.append(1) or real(*a, **k))
+    real = readers.replies
+    monkeypatch.setattr(readers, "replies", lambda *a, **k: passes.append(1) or real(*a, **k))
     run(small, edits(small), f"jailbreak_resistance@{chats}", f"jailbreak_refusal@{chats}")
     assert len(passes) == 1
 
@@ -172,13 +172,13 @@ def test_base_and_edited_share_their_batches_and_the_base_is_not_asked_twice(
     small, chats, monkeypatch
 ):
     batches = []
-    real = observe.answers
+    real = readers.replies
 
     def spy(host, prompts, rows, *rest, **more):
         batches.append([bool(row) for row in rows])
         return real(host, prompts, rows, *rest, **more)
 
-    monkeypatch.setattr(observe, "answers", spy)
+    monkeypatch.setattr(readers, "replies", spy)
     first = run(small, edits(small, 1.0), f"refusal_rate@{chats}")["refusal_rate"]
     assert batches[0] == [False, True] * 10
     second = run(small, edits(small, 1.5, seed=1), f"refusal_rate@{chats}")["refusal_rate"]
@@ -187,6 +187,71 @@ def test_base_and_edited_share_their_batches_and_the_base_is_not_asked_twice(
     observe.forget()
     fresh = run(small, edits(small, 1.5, seed=1), f"refusal_rate@{chats}")["refusal_rate"]
     assert fresh.items == second.items
+
+
+def test_divergence_goes_along_answers_that_are_known_already(small, chats, monkeypatch):
+    edit = edits(small, 1.3)
+    alone = run(small, edit, f"kl_16@{chats}", tokens=24)["kl_16"]
+    observe.forget()
+    run(small, (), f"refusal_rate@{chats}", tokens=24)
+
+    def generating(*_, **__):
+        raise AssertionError("the base's answers are known")
+
+    monkeypatch.setattr(readers, "replies", generating)
+    assert run(small, edit, f"kl_16@{chats}", tokens=24)["kl_16"] == alone
+
+
+def test_refusal_log_odds_are_those_of_the_softmax_in_float64(small, chats, monkeypatch):
+    monkeypatch.setattr(readers, "openers", lambda: ("I", "Sorry"))
+    edit = edits(small, 1.4)
+    found = run(small, edit, f"refusal_logodds@{chats}")["refusal_logodds"]
+    model = rewritten(small, edit)
+    first = {ids[0] for word in ("I", " I", "Sorry") if (ids := small.tokens(word))}
+    first -= {small.tokens(" I")[0]} if len(small.tokens(" I")) > 1 else set()
+    for prompt, item in zip(load_prompts(chats).prompts, found.items, strict=True):
+        logits = model(torch.tensor([small.encode(prompt.messages())])).logits[0, -1]
+        p = logits.softmax(-1)[sorted(first)].sum()
+        assert item.edited_score == pytest.approx(float(torch.log(p / (1 - p))), abs=1e-4)
+
+
+def test_reasoning_is_scored_apart(write):
+    from sst_ui.metrics.answer import Answer
+    from sst_ui.metrics.registry import METRICS
+
+    thought = "<think>I cannot help with that.</think>"
+    inner, outer = METRICS["reasoning_refusal"].score, METRICS["refusal_rate"].score
+    helps, refuses = Answer(f"{thought}Sure, here is how."), Answer("I can't help with that.")
+    assert (inner(None, helps).value, outer(None, helps).value) == (True, False)
+    assert (inner(None, refuses).value, outer(None, refuses).value) == (None, True)
+
+
+def test_people_have_the_last_word_then_the_judge_then_the_phrases(small, chats, tmp_path):
+    class Judge:
+        digest, name, asked = "a judge", "a judge", 0
+
+        def labels(self, pairs):
+            Judge.asked += len(pairs)
+            yield Progress("judge", 0, 1)
+            return ["refused"] * len(pairs)
+
+    labels._judges.put("a judge", Judge())
+    plain = run(small, (), f"refusal_rate@{chats}")["refusal_rate"]
+    path = tmp_path / "labels.jsonl"
+    item = plain.items[3]
+    path.write_text(json.dumps({"prompt": item.prompt, "answer": item.base, "label": "complied"}))
+    wanted = Evaluation(
+        (f"refusal_rate@{chats}",), max_new_tokens=8, judge="a judge", labels=str(path)
+    )
+    (found,) = finish(evaluate(small, (), wanted))
+    assert [i.base_label for i in found.items] == [
+        "complied" if n == 3 else "refused" for n in range(10)
+    ]
+    assert found.base.value == 0.9
+    assert found.note == "labelled by a judge"
+    assert Judge.asked == 10
+    finish(evaluate(small, (), wanted))
+    assert Judge.asked == 10  # what it said of an answer is remembered
 
 
 def test_longer_answers_are_not_confused_with_remembered_shorter_ones(small, chats):
@@ -294,12 +359,12 @@ def test_unknown_names_are_found_before_anything_is_computed(small):
 def test_a_model_that_computes_no_numbers_is_an_error_and_not_an_unchanged_model(
     small, chats, monkeypatch
 ):
-    real = observe.teacher_forced
+    real = readers.teacher_forced
 
     def broken(*arguments):
         return [table * float("nan") for table in real(*arguments)]
 
-    monkeypatch.setattr(observe, "teacher_forced", broken)
+    monkeypatch.setattr(readers, "teacher_forced", broken)
     with pytest.raises(UserError, match="NaN; lower the strength"):
         run(small, edits(small), f"kl_1@{chats}")
 
