@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sst_ui.errors import UserError
-from sst_ui.progress import Progress, finish
+from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, build, load, to_dict
+from sst_ui.terminal import live, with_bar
 
 
 class Parser(argparse.ArgumentParser):
@@ -146,7 +147,7 @@ def _measure(options: argparse.Namespace) -> None:
         host = yield from load_host(_model_spec(options))
         return (yield from measure(host, spec))
 
-    directions = _with_bar(job())
+    directions = with_bar(job())
     directions.save(options.out)
     stats = {name: values.tolist() for name, values in directions.stats.items()}
     if options.json:
@@ -189,7 +190,7 @@ def _run(options: argparse.Namespace) -> None:
 
     from sst_ui.lab.run import run
 
-    outcome = _with_bar(run(recipe, options.out, force=options.force))
+    outcome = with_bar(run(recipe, options.out, force=options.force))
     if options.json:
         print(json.dumps([result.to_json() for result in outcome.results], ensure_ascii=False))
         return
@@ -233,7 +234,7 @@ def _chat(options: argparse.Namespace) -> None:
         host = yield from load_host(recipe.model)
         return host, (yield from resolve(host, recipe))
 
-    host, edits = _with_bar(job())
+    host, edits = with_bar(job())
     console = Console()
     console.print("[dim]One message a line. /clear starts anew, /exit or Ctrl+D leaves.[/dim]")
     names, rows = ("base", "edited"), [(), edits]
@@ -252,7 +253,7 @@ def _chat(options: argparse.Namespace) -> None:
             continue
         turns = [[*history, {"role": "user", "content": text}] for history in histories]
         try:
-            answers = _live(
+            answers = live(
                 console, names, chat(host, rows, turns, options.max_new_tokens, options.temperature)
             )
         except UserError as error:  # a message too long must not end the conversation
@@ -264,67 +265,10 @@ def _chat(options: argparse.Namespace) -> None:
         ]
 
 
-def _live(console: Any, names: tuple[str, ...], replies: Generator[Any, None, Any]) -> list[str]:
-    """Show columns of text as they grow; Ctrl+C stops the answer and keeps what is there."""
-    from rich.columns import Columns
-    from rich.live import Live
-    from rich.panel import Panel
-
-    texts = [""] * len(names)
-
-    def view(texts: list[str]) -> Columns:
-        width = max(20, console.width // len(names) - 2)
-        panels = [Panel(t.strip(), title=n, width=width) for n, t in zip(names, texts, strict=True)]
-        return Columns(panels)
-
-    if not console.is_terminal:
-        for reply in replies:
-            texts = reply
-        for name, text in zip(names, texts, strict=True):
-            print(f"{name}: {text.strip()}")
-        return texts
-    with Live(view(texts), console=console, refresh_per_second=12) as live:
-        try:
-            for reply in replies:
-                texts = reply
-                live.update(view(texts))
-        except KeyboardInterrupt:
-            replies.close()
-    return texts
-
-
 def _writable(path: Path) -> None:
     """Fail before the long work, not after it, when the result cannot be saved."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UserError(f"cannot write {path}: give a file name in an existing folder.")
-
-
-def _with_bar(job: Generator[Any, None, Any]) -> Any:
-    """Run a job under a progress bar on stderr and return its result."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(step: Any) -> None:
-            if isinstance(step, Progress):
-                if step.stage not in tasks:
-                    tasks[step.stage] = bar.add_task(step.stage, total=step.total)
-                bar.update(tasks[step.stage], completed=step.done, total=step.total)
-
-        try:
-            return finish(job, show)
-        finally:
-            job.close()
 
 
 if __name__ == "__main__":

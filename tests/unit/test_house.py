@@ -23,7 +23,7 @@ FLOOR = {
     "maths": 2,
     "data": 3, "model": 3, "metrics": 3,
     "lab": 4,
-    "demo": 5, "ui": 5,
+    "demo": 5, "ui": 5, "terminal": 5,
     "__main__": 6, "app": 6,
 }  # fmt: skip
 PEERS = {"data", "model", "metrics"}  # may use one another
