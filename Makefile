@@ -41,6 +41,7 @@ demo: $(VENV)/.studio
 # Nothing else should run meanwhile: it compares times.
 bench: $(VENV)/.studio $(VENV)/.tests
 	$(OFFLINE) $(PY) -m benchmarks.live_edit
+	$(OFFLINE) $(PY) -m benchmarks.evaluate
 	$(OFFLINE) $(PY) -m benchmarks.sweep
 
 clean:

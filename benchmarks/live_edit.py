@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from statistics import median
 
 import torch
 
+from benchmarks.clock import short, timed
 from benchmarks.methods import Live, Reload, Rewrite, random_qwen2
 from benchmarks.peak import Peak
 from sst_ui.maths import directions as direction_files
@@ -89,8 +89,8 @@ def measure(
     for turn in range(repeats + 1):
         strength = STRENGTHS[turn % len(STRENGTHS)]
         for way, method in ways.items():
-            seconds = _timed(host, lambda m=method, s=strength: m.change(s))
-            answer = _timed(host, lambda m=method: m.first_token(prompt))
+            seconds = timed(host.device, lambda m=method, s=strength: m.change(s))
+            answer = timed(host.device, lambda m=method: m.first_token(prompt))
             if turn:  # the first turn warms up
                 change[way].append(seconds)
                 first[way].append(answer)
@@ -126,7 +126,7 @@ def _side_by_side(
 
     def speed(work: Callable[[], int]) -> float:
         counted = []
-        seconds = _timed(host, lambda: counted.append(work()))
+        seconds = timed(host.device, lambda: counted.append(work()))
         return counted[0] / seconds
 
     together, in_turn = [], []
@@ -172,16 +172,6 @@ def _host(folder: Path, device: str, dtype: str) -> Host:
     return finish(load(ModelSpec(id=str(folder), device=device, dtype=dtype)))
 
 
-def _timed(host: Host, work: Callable[[], object]) -> float:
-    """Seconds of a piece of work, the device's queue emptied before and after."""
-    wait = torch.cuda.synchronize if host.device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - start
-
-
 def markdown(results: Sequence[Result]) -> str:
     """The README's table: the live edit in numbers, the others as multiples of it."""
     lines = ["| | live edit | rewrite in place | reload |", "|---|---|---|---|"]
@@ -202,17 +192,11 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def _times(values: dict[str, float]) -> list[str]:
-    return [f"{_short(values[way] / values['live'])}×" for way in WAYS[1:]]
+    return [f"{short(values[way] / values['live'])}×" for way in WAYS[1:]]
 
 
 def _time(seconds: float) -> str:
-    return f"{_short(seconds)} s" if seconds >= 1 else f"{_short(1e3 * seconds)} ms"
-
-
-def _short(number: float) -> str:
-    """Two significant digits, written out: 0.98, 1.4, 23, 1,900."""
-    rounded = float(f"{number:.2g}")
-    return f"{rounded:.2g}" if rounded < 10 else f"{rounded:,.0f}"
+    return f"{short(seconds)} s" if seconds >= 1 else f"{short(1e3 * seconds)} ms"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
