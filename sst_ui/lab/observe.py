@@ -60,8 +60,9 @@ def observe(
     seen = (yield from readers.READERS[task.reads](host, task, rows)) if rows else []
     if base is None:
         base, *seen = seen
-        _memory.put(key, base)
-        if task.reads == "answer" and task.max_new_tokens >= readers.TOKENS:
+        if host.digest:
+            _memory.put(key, base)
+        if host.digest and task.reads == "answer" and task.max_new_tokens >= readers.TOKENS:
             _memory.put(_opening(host, task), [shown.tokens for shown in base])
     return base, None if edits is None else seen[0]
 
@@ -82,7 +83,8 @@ def _written(host: Host, task: Task) -> Generator[Progress, None, list[list[int]
     written = _memory.get(_opening(host, task)) if host.digest else None
     if written is None:
         written = yield from readers.openings(host, task)
-        _memory.put(_opening(host, task), written)
+        if host.digest:
+            _memory.put(_opening(host, task), written)
     end = min(host.stop, default=host.pad)  # predicted, never read: any end token will do
     short = [list(tokens[: readers.TOKENS]) for tokens in written]
     return [ids if len(ids) == readers.TOKENS else [*ids, end] for ids in short]
