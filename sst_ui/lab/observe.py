@@ -34,7 +34,11 @@ def prepare(host: Host, reads: Reads, prompts: PromptSet, max_new_tokens: int, t
         if reads == "choice" and not prompt.choices:
             raise UserError(f"{where} has no 'choices'; {title} needs multiple choice questions.")
         try:
-            ids = _plain(host, prompt.text) if reads == "text" else host.encode(prompt.messages())
+            ids = (
+                _plain(host, prompt.text)
+                if reads == "text"
+                else host.encode(prompts.messages(prompt))
+            )
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         tokens.append(tuple(ids))

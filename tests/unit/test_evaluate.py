@@ -149,6 +149,30 @@ def test_letters_are_read_from_the_first_token_by_likelihood(small, write):
     assert found.items[0].prompt == "alpha\nA. alpha\nB. bear\nC. cat\nD. dog\nAnswer:"
 
 
+def test_worked_examples_go_before_the_question_as_turns(small, write):
+    path = write(
+        "some",
+        {"prompt": "egg", "choices": ["x", "y"], "answer": 1, "subject": "a"},
+        {"prompt": "fish", "choices": ["x", "y"], "answer": 0, "subject": "b"},
+    )
+    shots = write(
+        "shots",
+        {"prompt": "cat", "choices": ["p", "q"], "answer": 0, "subject": "a"},
+        {"prompt": "dog", "choices": ["p", "q"], "answer": 1, "subject": "b"},
+    )
+    few = f"{path}?shots=1&shots_file={shots}"
+    found = run(small, (), f"multiple_choice@{few}")["multiple_choice"]
+    turns = [
+        {"role": "user", "content": "dog\nA. p\nB. q\nAnswer:"},
+        {"role": "assistant", "content": "B"},
+        {"role": "user", "content": "fish\nA. x\nB. y\nAnswer:"},
+    ]
+    after = logprobs(small, [small.encode(turns)])[0]
+    letters = [after[small.tokens(letter)[0]] for letter in "AB"]
+    assert found.items[1].base == ("A. x", "B. y")[int(letters[1] > letters[0])]
+    assert list(found.topics()) == ["a", "b"]
+
+
 def test_perplexity_is_that_of_the_rewritten_model(small, write):
     texts = write("texts", *({"text": " ".join(WORDS[i:])} for i in range(5)))
     edit = edits(small, 1.2)
