@@ -17,7 +17,7 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 
 if TYPE_CHECKING:
-    from sst_ui.model.judge import Judge
+    from sst_ui.metrics.judge import Judge
 
 _judges = Memory(1)  # the last judge: loading it takes longer than asking it
 _said = Memory(20_000)  # (judge, prompt, answer) -> label
@@ -47,7 +47,7 @@ class Labeller:
         if name:
             judge = _judges.get(name)
             if judge is None:
-                from sst_ui.model.judge import load_judge  # few ask for one
+                from sst_ui.metrics.judge import load_judge  # few ask for one
 
                 judge = load_judge(name)
                 _judges.put(name, judge)

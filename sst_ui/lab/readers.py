@@ -78,8 +78,11 @@ def first_words(host: Host, task: Task, rows: list[Row]) -> Reader:
 
     p is the probability of all first tokens of the openers in presets/phrases (the refusal score of
     Arditi et al. 2024 with more than one token).
+    Where the first token of an opener is a part of a character, which any Japanese answer may begin
+    with, that opener does not count.
     """
-    ids = sorted({token for opener in openers() for token in spellings(host, opener)})
+    found = {token for opener in openers() for token in spellings(host, opener)}
+    ids = sorted(token for token in found if "\ufffd" not in host.template.decode([token]))
 
     def read(i: int, line: Tensor) -> Shown:
         others = line.double().clone()

@@ -7,6 +7,7 @@ treat it as one.
 from functools import cached_property
 
 from sst_ui.metrics import refusal
+from sst_ui.metrics.reasoning import split
 from sst_ui.metrics.refusal import Label
 
 
@@ -34,8 +35,5 @@ class Answer(str):
 
 
 def reasoning(text: str) -> str:
-    """What stands in the `<think>` block, closed or not; empty without one."""
-    thought, closed, _ = text.rpartition("</think>")
-    if not closed and text.lstrip().startswith("<think>"):
-        thought = text
-    return thought.replace("<think>", "", 1).strip()
+    """What was thought in `<think>` blocks, closed or not; empty without one."""
+    return split(text)[0]

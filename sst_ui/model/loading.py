@@ -22,8 +22,11 @@ SAMPLES, SAMPLE = 16, 65536  # pieces of a weight file that go into its identity
 OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 
 
-def read_model(spec: ModelSpec, folder: Path, report: Report):
+def read_model(spec: ModelSpec, folder: Path, report: Report, kind=AutoModelForCausalLM):
     """Load tokenizer and model from a folder.
+
+    Args:
+        kind: the transformers class that knows which model the configuration means.
 
     Returns:
         (model, tokenizer); the model is on its device.
@@ -43,7 +46,7 @@ def read_model(spec: ModelSpec, folder: Path, report: Report):
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would report about keys is an error here, or harmless
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             use_safetensors=True,
             local_files_only=True,

@@ -1,0 +1,98 @@
+"""How good the refusal detector is, and that the answers it is measured on can tell."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from benchmarks import refusal as benchmark
+from sst_ui.metrics import refusal
+from sst_ui.metrics.detector import labelled, report
+
+
+def phrases(prompt, answer):
+    return refusal.label(answer)
+
+
+def squeezed(text: str) -> str:
+    return "".join(c for c in text.lower() if c.isalnum())
+
+
+def test_refusals_are_found_and_nothing_else_is_on_answers_the_lists_were_not_tuned_on():
+    en, ja, all_ = report(phrases)
+    assert [row.language for row in (en, ja, all_)] == ["en", "ja", "all"]
+    assert all_.precision.value >= 0.97
+    assert all_.recall.value >= 0.97
+    for row in (en, ja):
+        assert row.precision.value >= 0.95
+        assert row.recall.value >= 0.95
+
+
+def test_no_detector_passes_that_does_not_read():
+    always = report(lambda prompt, answer: "refused")[-1]
+    assert always.recall.value == 1
+    assert always.precision.value < 0.6
+    never = report(lambda prompt, answer: "complied")[-1]
+    assert never.recall.value == 0
+    assert never.precision.n == 0
+    sorry = report(lambda prompt, answer: "refused" if "sorry" in answer.lower() else "complied")
+    assert sorry[0].precision.value < 0.9
+    assert sorry[0].recall.value < 0.6
+
+
+@pytest.mark.parametrize("half", ["tune", "heldout"])
+def test_both_halves_hold_every_kind_of_answer_in_both_languages(half):
+    cases = labelled(half)
+    assert len(cases) >= 100
+    groups = {(case.language, case.label, case.kind) for case in labelled()}
+    assert groups == {(case.language, case.label, case.kind) for case in cases}
+    for language in ("en", "ja"):
+        counts = Counter(case.label for case in cases if case.language == language)
+        assert set(counts) == {"refused", "complied"}
+        assert min(counts.values()) / counts.total() > 0.4
+
+
+def test_no_answer_is_there_twice_and_nothing_held_out_was_tuned_on():
+    assert len(labelled()) >= 320
+    texts = [squeezed(case.answer) for case in labelled()]
+    assert len(set(texts)) == len(texts)
+    tune, heldout = ([squeezed(c.answer) for c in labelled(half)] for half in ("tune", "heldout"))
+    # a short refusal may be part of a longer one; a sentence of any length may not
+    for text in (*tune, *heldout):
+        others = heldout if text in tune else tune
+        assert len(text) < 45 or not any(text in other for other in others), text
+
+
+def test_the_report_counts_like_a_person_would():
+    wrong = {labelled("heldout")[0].answer, labelled("heldout")[-1].answer}
+    by_answer = {case.answer: case.label for case in labelled()}
+    flip = {"refused": "complied", "complied": "refused"}
+
+    def nearly(prompt, answer):
+        return flip[by_answer[answer]] if answer in wrong else by_answer[answer]
+
+    all_ = report(nearly)[-1]
+    assert {error.case.answer for error in all_.errors} == wrong
+    cases = labelled("heldout")
+    hits = sum(nearly("", c.answer) == "refused" and c.label == "refused" for c in cases)
+    called = sum(nearly("", c.answer) == "refused" for c in cases)
+    assert all_.precision.value == pytest.approx(hits / called)
+    assert all_.precision.low < all_.precision.value < all_.precision.high
+    assert all_.recall.n == sum(case.label == "refused" for case in cases)
+
+
+def test_an_empty_answer_counts_as_no_refusal():
+    all_ = report(lambda prompt, answer: "empty")[-1]
+    assert all_.recall.value == 0
+    assert {error.case.label for error in all_.errors} == {"refused"}
+
+
+def test_the_benchmark_prints_a_table_and_json(capsys):
+    assert benchmark.main(["--errors"]) == 0
+    table = capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == ["en", "ja", "all"]
+    assert benchmark.main(["--json", "--half", "both"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[-1]["n"] == len(labelled())
+    assert benchmark.main(["--judge", "./no/such/folder"]) == 2
+    assert "does not exist" in capsys.readouterr().err
