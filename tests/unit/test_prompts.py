@@ -137,7 +137,7 @@ def test_utf_16_is_named_as_not_utf_8(write):
 
 def test_other_formats_and_missing_files_are_told_apart(write, tmp_path):
     with pytest.raises(UserError, match="JSON lines"):
-        prompts.load(write("prompt\nhello", name="set.csv"))
+        prompts.load(write("prompt\nhello", name="set.xlsx"))
     with pytest.raises(UserError, match="there is no prompt file"):
         prompts.load(tmp_path / "absent.jsonl")
 

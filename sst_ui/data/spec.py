@@ -1,0 +1,276 @@
+"""The string that names a prompt set, taken apart: `NAME?key=value&key=value`.
+
+Knows the keys and the presets of public data sets (presets/datasets.yaml). Opens no prompt file
+and asks no network.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import yaml
+
+from sst_ui.data.prompt import Prompt
+from sst_ui.errors import UserError, unknown
+from sst_ui.paths import PRESETS
+from sst_ui.recipe import build
+
+PUBLIC, HUB = "public/", "hf:"
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+COLUMNS = tuple(f.name for f in fields(Prompt))
+_PLAIN = ("config", "split", "revision", "slice", "unanswerable", "shots_split", "shots_file")
+_KEYS = (*_PLAIN, "file", "shots", *COLUMNS)
+_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_SPLIT = re.compile(r"[^\[\]]*(\[[^\[\]]*\])?")
+_RANGE = re.compile(r"\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A public data set and how its columns become prompts: one entry of presets/datasets.yaml.
+
+    Attributes:
+        id: on the Hugging Face Hub.
+        columns: field of a prompt -> column, or several columns joined by commas.
+        where: column -> value that a row must have.
+        set: field of a prompt -> fixed text, in which {subject} and {topic} are filled in.
+        unanswerable: the answer that says that the passage does not hold one.
+        shots: worked examples before each question, from `shots_split`.
+        about: language -> what it holds, in a sentence.
+    """
+
+    title: str
+    id: str
+    split: str
+    columns: Mapping[str, str]
+    about: Mapping[str, str]
+    licence: str
+    config: str = ""
+    where: Mapping[str, str] = field(default_factory=dict)
+    set: Mapping[str, str] = field(default_factory=dict)
+    unanswerable: str = ""
+    shots: int = 0
+    shots_split: str = ""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Where rows come from and what becomes of them; the string `text` says all of it.
+
+    Attributes:
+        place: path of a file or folder, or an id on the Hub where `hub` is true.
+        split: as the `datasets` library writes it, `test[:200]`; a single file has none.
+        slice: `:200`, `10:20` or `10%:20%` of the rows of a file, before `where`.
+        columns: field -> column as given; an empty one says that the field is not there.
+        where: column -> values, one of which a row must have.
+        preset: name of the preset it came from.
+    """
+
+    text: str
+    place: str
+    hub: bool = False
+    config: str = ""
+    split: str = ""
+    revision: str = ""
+    slice: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    set: Mapping[str, str] = field(default_factory=dict)
+    unanswerable: str = ""
+    shots: int = 0
+    shots_split: str = ""
+    shots_file: str = ""
+    preset: str = ""
+
+    @property
+    def title(self) -> str:
+        """How messages call the data: the id, or the name of the file."""
+        return self.place if self.hub else Path(self.place).name
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the rows are read by the `datasets` library: from the Hub or a folder."""
+        return self.hub or Path(self.place).is_dir()
+
+    def bounds(self, rows: int) -> range:
+        """The rows that `slice` chooses out of so many."""
+        match = _RANGE.fullmatch(self.slice.strip("[]") or ":")
+        first, last = (_place(part, rows) for part in match.groups())
+        return range(rows)[first:last]
+
+    @property
+    def enough(self) -> int | None:
+        """How many rows are enough to read from the start; None where only the end tells."""
+        match = _RANGE.fullmatch(self.slice.strip("[]") or ":")
+        return int(match[2]) if match[2] and match[2].isdecimal() and _first(match[1]) else None
+
+
+@cache
+def presets() -> Mapping[str, Preset]:
+    """The public data sets that are known by name, `public/...`."""
+    return {
+        PUBLIC + name: build(Preset, entry, f"datasets.yaml: {name}")
+        for name, entry in _datasets()["public"].items()
+    }
+
+
+def shipped_about() -> Mapping[str, Mapping[str, str]]:
+    """What the sets that come along hold: name -> language -> a sentence."""
+    return _datasets()["shipped"]
+
+
+@cache
+def _datasets() -> Mapping[str, Any]:
+    return yaml.safe_load((PRESETS / "datasets.yaml").read_text(encoding="utf-8"))
+
+
+def parse(text: str, shipped: Mapping[str, Path]) -> Spec:
+    """Take the name of a prompt set apart.
+
+    Args:
+        text: `NAME?key=value&...`, NAME being a shipped set, `public/...`, a path or `hf:ID`.
+        shipped: names of the sets that come with the studio, and their files.
+
+    Raises:
+        UserError: an unknown name or key, a missing file, a value that cannot be.
+    """
+    text = text.strip()
+    name, query = (text, "") if _exists(text) else text.partition("?")[::2]
+    spec = _override(_named(name.strip(), text, shipped), _pairs(query, text))
+    _check(spec)
+    return spec
+
+
+def _named(name: str, text: str, shipped: Mapping[str, Path]) -> Spec:
+    """What the name alone says."""
+    if name in shipped:
+        return Spec(text, str(shipped[name]))
+    if name.startswith(PUBLIC):
+        if name not in presets():
+            raise unknown("public prompt set", name, presets())
+        preset = presets()[name]
+        same = ("config", "split", "columns", "set", "unanswerable", "shots", "shots_split")
+        where = {column: (value,) for column, value in preset.where.items()}
+        return Spec(
+            text,
+            preset.id,
+            hub=True,
+            where=where,
+            preset=name,
+            **{key: getattr(preset, key) for key in same},
+        )
+    if name.startswith(HUB):
+        if not _ID.fullmatch(place := name.removeprefix(HUB)):
+            raise UserError(f"{place!r} is no id of a data set; write hf:owner/name.")
+        return Spec(text, place, hub=True)
+    return Spec(text, _file(name, [*shipped, *presets()]))
+
+
+def _file(name: str, known: Iterable[str]) -> str:
+    """The path of a prompt file or of a data set's folder."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() in FORMATS and not path.is_file():
+        raise UserError(f"there is no prompt file {name!r}.")
+    if path.is_file() and path.suffix.lower() not in FORMATS:
+        raise UserError(
+            f"cannot read prompts from {name!r}: a prompt file is JSON lines (.jsonl, one object"
+            f' with a "prompt" on each line), or one of {", ".join(FORMATS[1:])}.'
+        )
+    if _exists(name) or path.suffix.lower() in FORMATS:
+        return str(path)
+    error = unknown("prompt set", name, known)
+    if "/" in name and _ID.fullmatch(name):
+        error = UserError(f"{error} For a data set on the Hugging Face Hub write hf:{name}.")
+    raise error
+
+
+def _pairs(query: str, text: str) -> list[tuple[str, str]]:
+    for part in query.split("&") if query else ():
+        if "=" not in part:
+            raise UserError(
+                f"{text!r}: {part!r} is no key=value; write ?prompt=column, for example."
+            )
+    return parse_qsl(query, keep_blank_values=True)
+
+
+def _override(spec: Spec, pairs: list[tuple[str, str]]) -> Spec:
+    """The spec with what the query says in place of what the preset says."""
+    changes: dict[str, Any] = {}
+    columns, where, fixed = dict(spec.columns), {}, dict(spec.set)
+    for key, value in pairs:
+        kind, dot, rest = key.partition(".")
+        if dot and kind == "where":
+            where[rest] = (*where.get(rest, ()), value)
+        elif dot and kind == "set":
+            if rest not in COLUMNS or rest in ("answer", "choices", "answerable", "aliases"):
+                raise unknown(
+                    "key", key, [f"set.{name}" for name in ("system", "topic", "subject")]
+                )
+            fixed[rest] = value
+        elif key in COLUMNS:
+            columns[key] = value
+        elif key == "shots":
+            if not value.isdecimal() or int(value) > 50:
+                raise UserError(f"{spec.text!r}: shots is {value!r}; it must be 0 to 50.")
+            changes[key] = int(value)
+        elif key == "file":
+            _file(value, ())
+            changes |= {"place": str(Path(value).expanduser()), "hub": False}
+        elif key in _PLAIN:
+            changes[key] = value.strip()
+        else:
+            raise unknown("key", key, [*_KEYS, "where.COLUMN", "set.FIELD"])
+    if spec.preset and changes.get("hub") is False and not Path(changes["place"]).is_dir():
+        # A file is one split already; which part of it the preset takes still holds.
+        part = spec.split.partition("[")[2].rstrip("]")
+        changes = {"split": "", "config": "", "slice": part, **changes}
+    return replace(spec, columns=columns, where={**spec.where, **where}, set=fixed, **changes)
+
+
+def _check(spec: Spec) -> None:
+    if not _RANGE.fullmatch(spec.slice.strip("[]") or ":"):
+        raise UserError(
+            f"{spec.text!r}: slice is {spec.slice!r}; write slice=:200, slice=100:200 or"
+            " slice=10%:20%."
+        )
+    if spec.slice and "[" in spec.split:
+        raise UserError(f"{spec.text!r} slices twice, in split and in slice; one is enough.")
+    if not all(_SPLIT.fullmatch(part.strip()) for part in spec.split.split("+")):
+        raise UserError(f"{spec.text!r}: split is {spec.split!r}; write split=test[:200].")
+    if not spec.has_splits:
+        for key in ("split", "config", "revision"):
+            if getattr(spec, key):
+                raise UserError(
+                    f"{spec.title} is one file and has no {key}; for a part of it write slice=:200."
+                )
+    if spec.shots and not (spec.shots_file or (spec.has_splits and spec.shots_split)):
+        raise UserError(
+            f"{spec.text!r} takes {spec.shots} worked examples, which need a source: add"
+            + (
+                " shots_split=dev"
+                if spec.has_splits
+                else " shots_file=dev.jsonl (or .csv, .parquet)"
+            )
+            + ", or shots=0."
+        )
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).expanduser().exists()
+    except (OSError, ValueError):  # longer than a name may be, or a zero byte in it
+        return False
+
+
+def _first(part: str | None) -> bool:
+    return part is None or part.isdecimal()
+
+
+def _place(part: str | None, rows: int) -> int | None:
+    if part is None:
+        return None
+    return round(rows * int(part[:-1]) / 100) if part.endswith("%") else int(part)
