@@ -4,14 +4,16 @@ Knows how a list of results looks. A row is a button: it opens the prompts and b
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import gradio as gr
 
 from sst_ui.lab.evaluate import limits
-from sst_ui.metrics.registry import METRICS
+from sst_ui.metrics.registry import METRICS, Metric
 from sst_ui.metrics.results import MetricResult
 from sst_ui.recipe import Evaluation, Size
+from sst_ui.ui import uploading
 from sst_ui.ui.board import Board
 from sst_ui.ui.html import CLICKS, safe
 from sst_ui.ui.numbers import exact, interval, number, scale, spark, track
@@ -36,6 +38,7 @@ class MetricsPanel:
     metric_tokens: gr.Number
     judge: gr.Textbox
     labels: gr.Textbox
+    upload: uploading.UploadPanel
     files: tuple[gr.DownloadButton, ...]
 
 
@@ -82,6 +85,7 @@ def create() -> MetricsPanel:
                 elem_id="judge",
             )
             labels = gr.Textbox(label=t("metrics.labels"), max_lines=1, elem_id="labels-file")
+            upload = uploading.create("metrics", ("metrics",), _targets())
         progress = gr.HTML(elem_id="metrics-progress")
         rows = gr.HTML(render(Board("en", Variants(), {})), elem_id="metrics", js_on_load=CLICKS)
         advice = gr.HTML(elem_id="advice", js_on_load=CLICKS)
@@ -99,7 +103,7 @@ def create() -> MetricsPanel:
             )
     return MetricsPanel(
         rows, progress, run, cancel, advice, limit, metrics, preset, samples, tokens, judge, labels,
-        files,
+        upload, files,
     )  # fmt: skip
 
 
@@ -112,8 +116,16 @@ def told_limits(language: str, wanted: Evaluation) -> str:
 
 def title(language: str, name: str, fallback: str) -> str:
     """A metric's title in the visitor's language, else the registry's."""
-    key = f"metric.{name}"
-    return say(language, key) if has(key) else fallback
+    bare, other, prompts = name.partition("@")
+    if not has(key := f"metric.{bare}"):
+        return fallback
+    text = say(language, key)
+    return f"{text} ({Path(prompts.partition('?')[0]).name})" if other else text
+
+
+def _targets() -> list[tuple[str, str]]:
+    """Metrics with prompts of their own, which others can take the place of."""
+    return [(title("en", m.name, m.title), m.name) for m in METRICS if isinstance(m, Metric)]
 
 
 def verdict(result: MetricResult) -> str:

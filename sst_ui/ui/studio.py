@@ -1,7 +1,7 @@
 """The whole screen: panels in their places, states of a window, and who is wired to whom.
 
 Knows where things are. What happens is in `editing`, `applying`, `opening`, `talking`,
-`evaluating`, `inspecting` and `advising`.
+`evaluating`, `inspecting`, `advising` and `adopting`.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from sst_ui.ui import (
+    adopting,
     advising,
     answers,
     api,
@@ -99,6 +100,7 @@ def build(engine: Engine) -> gr.Blocks:
         evaluating.connect(studio, engine, [*changed, opened], interrupts)
         inspecting.connect(studio)
         advising.connect(studio, engine)
+        adopting.connect(studio, engine)
         api.connect(engine)
     return page
 
