@@ -8,6 +8,7 @@ of them counts wherever that answer is read.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,6 +38,7 @@ class Correction:
             raise unknown("label", self.label, LABELS)
 
 
+@lru_cache(65_536)  # every panel that shows results asks for the same answers
 def key(prompt: str, answer: str) -> str:
     """Twelve hex digits that stand for an answer to a prompt; its reasoning does not count."""
     return recipes.digest([prompt.strip(), without_reasoning(answer)])

@@ -13,7 +13,8 @@ import numpy as np
 
 from sst_ui.errors import UserError
 from sst_ui.model.architecture import fold
-from sst_ui.ui import chat, drawing, header, talking, variants
+from sst_ui.ui import chat, dashboard, drawing, header, talking
+from sst_ui.ui.board import Board
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import checker
 from sst_ui.ui.engine import Engine
@@ -31,14 +32,13 @@ def outputs(studio) -> list:
         studio.header.line,
         studio.session.variants,
         studio.session.saved,
-        studio.variants.rows,
-        studio.figures.tradeoff,
+        *dashboard.outputs(studio),
         *studio.chat.pickers,
     ]
 
 
-def adopted(studio, draft: Draft, results: dict) -> dict:
-    """Updates after the current variant changed: header, list, trade-off, the columns' choices."""
+def adopted(studio, draft: Draft, board: Board) -> dict:
+    """Updates after the current variant changed: header, results, the columns' choices."""
     lang, known = draft.language, draft.variants
     now = known.now
     digest, name = (now.recipe.digest(), now.name) if now else ("", "")
@@ -48,8 +48,7 @@ def adopted(studio, draft: Draft, results: dict) -> dict:
         studio.header.line: header.render(lang, draft.loaded, digest, name),
         studio.session.variants: known,
         studio.session.saved: known.saved(),
-        studio.variants.rows: variants.render(lang, known, results),
-        studio.figures.tradeoff: variants.tradeoff(lang, known, results),
+        **dashboard.refresh(studio, replace(board, language=lang, variants=known)),
         left: gr.Dropdown(choices=options, value=chat.BASE),
         right: gr.Dropdown(choices=options, value=chat.EDITED),
     }
@@ -97,10 +96,15 @@ def connect(studio, engine: Engine):
                     shown = time.monotonic()
                     yield {bar.status: clock.bar(lang, step), **busy}
 
+    inputs = [*studio.draft, *studio.board]
+
+    def split(values) -> tuple[Draft, Board]:
+        cut = len(studio.draft)
+        return Draft.of(*values[:cut]), Board.of(*values[cut:])
+
     @guarded
     def apply(*values):
-        *values, results = values
-        draft = Draft.of(*values)
+        draft, board = split(values)
         try:
             recipe = draft.recipe()
             edits = yield from watched(draft.language, engine.resolve(draft.loaded.key, recipe))
@@ -114,7 +118,7 @@ def connect(studio, engine: Engine):
         tone = "good" if report.matched == report.expected else "warn"
         yield {
             **draw(studio, engine, draft),
-            **adopted(studio, draft, results),
+            **adopted(studio, draft, board),
             bar.status: notice(told, tone, report_more(draft.language, report)),
             **idle,
         }
@@ -142,32 +146,30 @@ def connect(studio, engine: Engine):
             )
         yield {**updates, bar.status: notice(told, "good"), **idle}
 
-    def bring_back(draft: Draft, known: Variants, results) -> dict:
+    def bring_back(draft: Draft, known: Variants, board: Board) -> dict:
         """A variant's settings into the controls, and the variant into chat and metrics."""
         updates, form, extras = fill(studio, known.now.recipe)
         draft = replace(draft, form=form, extras=extras, variants=known)
         return {
             **updates,
             **draw(studio, engine, draft),
-            **adopted(studio, draft, results),
+            **adopted(studio, draft, board),
             bar.status: "",
         }
 
     @guarded
     def undo(*values):
-        *values, results = values
-        draft = Draft.of(*values)
+        draft, board = split(values)
         try:
             known = draft.variants.back()
         except UserError:
             return {bar.status: notice(say(draft.language, "apply.nothing"), "info")}
-        return bring_back(draft, known, results)
+        return bring_back(draft, known, board)
 
     @guarded
     def pick(lang, event: gr.EventData, *values):
-        *values, results = values
-        draft = Draft.of(lang, *values)
-        return bring_back(draft, replace(draft.variants, current=event.pick), results)
+        draft, board = split((lang, *values))
+        return bring_back(draft, replace(draft.variants, current=event.pick), board)
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     job = {**private, "concurrency_id": "jobs", "concurrency_limit": 4}
@@ -176,11 +178,10 @@ def connect(studio, engine: Engine):
     check = checker(engine, with_prompts=True)
 
     def check_apply(*values):
-        return [*check(*values[:-1]), gr.validate(True, "")]
+        rest = [gr.validate(True, "")] * len(studio.board)
+        return [*check(*values[: len(studio.draft)]), *rest]
 
-    applied = bar.apply.click(
-        apply, [*studio.draft, session.results], changed, validator=check_apply, **job
-    )
+    applied = bar.apply.click(apply, inputs, changed, validator=check_apply, **job)
     measured = studio.direction.measure.click(
         measure, studio.draft, changed, validator=check, **job
     )
@@ -191,6 +192,6 @@ def connect(studio, engine: Engine):
         cancels=[applied, measured],
         **private,
     )
-    undone = bar.undo.click(undo, [*studio.draft, session.results], back, **private)
-    picked = studio.variants.rows.click(pick, [*studio.draft, session.results], back, **private)
+    undone = bar.undo.click(undo, inputs, back, **private)
+    picked = studio.variants.rows.click(pick, inputs, back, **private)
     return [applied, undone, picked]

@@ -17,6 +17,7 @@ from sst_ui.ui.engine import Engine
 from sst_ui.ui.form import Extras, Form, read, show
 from sst_ui.ui.html import notice
 from sst_ui.ui.loaded import Loaded
+from sst_ui.ui.metrics import told_limits
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import say
 
@@ -50,6 +51,7 @@ def outputs(studio) -> list:
         studio.apply.apply,
         studio.recipe.text,
         studio.recipe.command,
+        studio.metrics.limits,
     ]
 
 
@@ -84,6 +86,7 @@ def draw(studio, engine: Engine, draft: Draft) -> dict:
         ),
         studio.recipe.text: recipes.to_yaml(recipe),
         studio.recipe.command: recipe_panel.command(recipe),
+        studio.metrics.limits: told_limits(lang, recipe.evaluation),
     }
 
 

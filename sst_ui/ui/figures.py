@@ -24,6 +24,7 @@ class FiguresPanel:
     use: gr.Button
     probe: gr.Plot
     tradeoff: gr.Plot
+    compare: gr.Plot
 
 
 def create(layers: int) -> FiguresPanel:
@@ -100,6 +101,14 @@ def create(layers: int) -> FiguresPanel:
                 elem_id="tradeoff",
                 buttons=[],
             )
+        with gr.Tab(t("tab.compare"), id="compare", elem_id="compare-tab"):
+            compare = gr.Plot(
+                plots.empty(say("en", "compare.empty")),
+                show_label=False,
+                container=False,
+                elem_id="compare",
+                buttons=[],
+            )
     return FiguresPanel(
-        tabs, curve, signal, table, table_note, reset, row, target, use, probe, tradeoff
+        tabs, curve, signal, table, table_note, reset, row, target, use, probe, tradeoff, compare
     )

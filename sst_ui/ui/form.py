@@ -5,20 +5,23 @@ Knows controls by name. Does not know components, models or windows.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from sst_ui.errors import UserError, unknown
 from sst_ui.maths import kernel
+from sst_ui.metrics.registry import find
 from sst_ui.recipe import (
     Ablation,
     DirectionSpec,
     Evaluation,
     ModelSpec,
     Recipe,
+    Size,
     WeightTable,
 )
 
 OWN_PROFILES = ("measured", "model", "custom")  # beside the named ones of presets/profiles.yaml
+MEASURING = ("metrics", "metric_preset", "metric_samples", "metric_tokens", "judge", "labels")
 
 
 class Form(NamedTuple):
@@ -47,8 +50,11 @@ class Form(NamedTuple):
     harmless: Any
     file: Any
     metrics: Any
+    metric_preset: Any
     metric_samples: Any
     metric_tokens: Any
+    judge: Any
+    labels: Any
 
 
 @dataclass(frozen=True)
@@ -104,12 +110,32 @@ def read(values: Form, extras: Extras, model: ModelSpec) -> Recipe:
         norm_preserving=bool(values.norm_preserving),
         affine=bool(values.affine),
     )
-    evaluation = Evaluation(
-        metrics=tuple(values.metrics or ()),
-        samples=int(_number("evaluation.samples", values.metric_samples)) or None,
-        max_new_tokens=int(_number("evaluation.max_new_tokens", values.metric_tokens)) or None,
+    return Recipe(model=model, edits=(edit,), evaluation=evaluation(*measuring(values)))
+
+
+def measuring(values: Form) -> tuple:
+    """The controls (or their values) that say what is measured, as `evaluation` takes them."""
+    return tuple(getattr(values, name) for name in MEASURING)
+
+
+def evaluation(metrics, preset, samples, tokens, judge, labels) -> Evaluation:
+    """What to measure, as the controls of `MEASURING` say.
+
+    Raises:
+        UserError: a value is missing or out of range, an unknown metric or preset.
+    """
+    for name in metrics or ():
+        find(name)
+    if preset not in get_args(Size):
+        raise unknown("evaluation.preset", preset, get_args(Size))
+    return Evaluation(
+        metrics=tuple(metrics or ()),
+        preset=preset,
+        samples=int(_number("evaluation.samples", samples)) or None,
+        max_new_tokens=int(_number("evaluation.max_new_tokens", tokens)) or None,
+        judge=(judge or "").strip() or None,
+        labels=(labels or "").strip() or None,
     )
-    return Recipe(model=model, edits=(edit,), evaluation=evaluation)
 
 
 def show(recipe: Recipe) -> tuple[Form, Extras]:
@@ -143,8 +169,11 @@ def show(recipe: Recipe) -> tuple[Form, Extras]:
         harmless=directions.harmless,
         file=directions.file or "",
         metrics=list(recipe.evaluation.metrics),
+        metric_preset=recipe.evaluation.preset,
         metric_samples=recipe.evaluation.samples or 0,
         metric_tokens=recipe.evaluation.max_new_tokens or 0,
+        judge=recipe.evaluation.judge or "",
+        labels=recipe.evaluation.labels or "",
     )
     return form, Extras(weights.curve, weights.overrides)
 

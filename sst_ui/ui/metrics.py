@@ -1,18 +1,27 @@
-"""The metrics panel: base → edited with intervals, filled in while they are computed.
+"""The metrics panel: base → edited with interval, n and verdict, filled in while they are computed.
 
-Knows how results look. A row is a button: it opens the prompts and both answers.
+Knows how a list of results looks. A row is a button: it opens the prompts and both answers.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
 
 import gradio as gr
 
-from sst_ui.metrics.registry import METRICS
-from sst_ui.metrics.results import MetricResult, Value
+from sst_ui.lab.evaluate import limits
+from sst_ui.metrics.registry import METRICS, Metric
+from sst_ui.metrics.results import MetricResult
+from sst_ui.recipe import Evaluation, Size
+from sst_ui.ui import uploading
+from sst_ui.ui.board import Board
 from sst_ui.ui.html import CLICKS, safe
+from sst_ui.ui.numbers import exact, interval, number, scale, spark, track
+from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import has, say, t
+
+LEGEND = {"better": "verdict.better", "worse": "verdict.worse", "same": "metrics.noise"}
+MARKS = {"better": "✓", "worse": "✗", "same": "≈", "none": "="}
 
 
 @dataclass(frozen=True)
@@ -21,9 +30,16 @@ class MetricsPanel:
     progress: gr.HTML
     run: gr.Button
     cancel: gr.Button
+    advice: gr.HTML
+    limits: gr.HTML
     metrics: gr.Dropdown
+    metric_preset: gr.Radio
     metric_samples: gr.Number
     metric_tokens: gr.Number
+    judge: gr.Textbox
+    labels: gr.Textbox
+    upload: uploading.UploadPanel
+    files: tuple[gr.DownloadButton, ...]
 
 
 def create() -> MetricsPanel:
@@ -39,9 +55,21 @@ def create() -> MetricsPanel:
                 visible=False,
                 min_width=70,
             )
-        progress = gr.HTML(elem_id="metrics-progress")
-        rows = gr.HTML(render("en", []), elem_id="metrics", js_on_load=CLICKS)
         with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
+            preset = gr.Radio(
+                [(t(f"preset.{name}"), name) for name in get_args(Size)],
+                value="standard",
+                label=t("metrics.preset"),
+                elem_id="metric-preset",
+            )
+            limit = gr.HTML(elem_id="metric-limits", elem_classes="hint")
+            with gr.Row(elem_classes="pair"):
+                samples = gr.Number(
+                    0, label=t("metrics.samples"), precision=0, elem_id="metric-samples"
+                )
+                tokens = gr.Number(
+                    0, label=t("metrics.tokens"), precision=0, elem_id="metric-tokens"
+                )
             metrics = gr.Dropdown(
                 [(title("en", row.name, row.title), row.name) for row in METRICS],
                 value=[],
@@ -50,159 +78,133 @@ def create() -> MetricsPanel:
                 elem_id="metric-names",
                 allow_custom_value=True,
             )
-            with gr.Row(elem_classes="pair"):
-                samples = gr.Number(
-                    0, label=t("metrics.samples"), precision=0, elem_id="metric-samples"
+            judge = gr.Textbox(
+                label=t("metrics.judge"),
+                placeholder=t("metrics.judge.hint"),
+                max_lines=1,
+                elem_id="judge",
+            )
+            labels = gr.Textbox(label=t("metrics.labels"), max_lines=1, elem_id="labels-file")
+            upload = uploading.create("metrics", ("metrics",), _targets())
+        progress = gr.HTML(elem_id="metrics-progress")
+        rows = gr.HTML(render(Board("en", Variants(), {})), elem_id="metrics", js_on_load=CLICKS)
+        advice = gr.HTML(elem_id="advice", js_on_load=CLICKS)
+        with gr.Row(elem_id="metric-files"):
+            gr.HTML(t("metrics.files"))
+            files = tuple(
+                gr.DownloadButton(
+                    t(f"metrics.files.{kind}"),
+                    size="sm",
+                    visible=False,
+                    elem_id=f"download-{kind}",
+                    min_width=40,
                 )
-                tokens = gr.Number(
-                    0, label=t("metrics.tokens"), precision=0, elem_id="metric-tokens"
-                )
-    return MetricsPanel(rows, progress, run, cancel, metrics, samples, tokens)
+                for kind in ("csv", "items", "json", "labels")
+            )
+    return MetricsPanel(
+        rows, progress, run, cancel, advice, limit, metrics, preset, samples, tokens, judge, labels,
+        upload, files,
+    )  # fmt: skip
+
+
+def told_limits(language: str, wanted: Evaluation) -> str:
+    """How much these settings measure, in words."""
+    samples, tokens = limits(wanted)
+    key = "metrics.limits.all" if samples is None else "metrics.limits"
+    return safe(say(language, key, samples=samples, tokens=tokens))
 
 
 def title(language: str, name: str, fallback: str) -> str:
     """A metric's title in the visitor's language, else the registry's."""
-    key = f"metric.{name}"
-    return say(language, key) if has(key) else fallback
+    bare, other, prompts = name.partition("@")
+    if not has(key := f"metric.{bare}"):
+        return fallback
+    text = say(language, key)
+    return f"{text} ({Path(prompts.partition('?')[0]).name})" if other else text
 
 
-def render(
-    language: str, results: Sequence[MetricResult], opened: str = "", pending: bool = False
-) -> str:
-    """All rows as HTML; `opened` names the one whose answers are shown."""
+def _targets() -> list[tuple[str, str]]:
+    """Metrics with prompts of their own, which others can take the place of."""
+    return [(title("en", m.name, m.title), m.name) for m in METRICS if isinstance(m, Metric)]
+
+
+def verdict(result: MetricResult) -> str:
+    """The verdict's name on the screen: better, worse, same (within noise) or none (unchanged)."""
+    if result.verdict != "same" or result.edited is None:
+        return result.verdict or "none"
+    moved = any(item.base_score != item.edited_score for item in result.items)
+    return "same" if moved or result.base.value != result.edited.value else "none"
+
+
+def render(board: Board, pending: bool = False) -> str:
+    """All rows as HTML; the opened metric's is marked. `pending`: more are being computed."""
+    lang, results = board.language, board.now
     if not results and not pending:
-        return f'<p class="empty">{say(language, "metrics.none")}</p>'
-    scales = {r.unit: _scale(r.unit, results) for r in results}
-    rows = [_row(language, r, scales[r.unit], r.name == opened) for r in results]
+        return f'<p class="empty">{say(lang, "metrics.none")}</p>'
+    ends = {}
+    for unit in {r.unit for r in results}:
+        rows = [r for _, found in board.measured for r in found.values() if r.unit == unit]
+        ends[unit] = scale(unit, [v for r in rows for v in (r.base, r.edited)])
+    rows = [_row(board, r, ends[r.unit]) for r in results]
     if pending:
         rows.append('<div class="metric ghost"><i></i><i></i></div>' * (1 if results else 4))
+    verdicts = "".join(
+        f'<span class="v-{name}">{MARKS[name]} {say(lang, key)}</span>'
+        for name, key in LEGEND.items()
+    )
     legend = (
-        f'<div class="legend"><span class="is-base">{say(language, "chat.base")}</span>'
-        f'<span class="is-edited">{say(language, "answers.edited")}</span>'
-        f"<span>95 %</span></div>"
+        f'<div class="legend"><span class="is-base">{say(lang, "chat.base")}</span>'
+        f'<span class="is-edited">{say(lang, "answers.edited")} [95 %]</span>{verdicts}</div>'
     )
     return legend + "".join(rows)
 
 
-def number(value: Value | None, unit: str) -> str:
-    """A value as people read it: rates as per cent, the rest with three digits."""
-    if value is None or not math.isfinite(value.value):
-        return "–"
-    if unit == "rate":
-        return f"{value.value * 100:.0f} %"
-    size = abs(value.value)
-    if size == 0:
-        return "0"
-    digits = 2 if size >= 0.1 else 3 if size >= 1e-3 else 4 if size >= 1e-4 else None
-    return f"{value.value:.0e}" if digits is None else f"{value.value:.{digits}f}"
-
-
-def _row(language: str, result: MetricResult, scale: float, opened: bool) -> str:
-    better = say(language, f"metrics.better.{'higher' if result.better == 'high' else 'lower'}")
-    verdict = result.verdict or "same"
-    n = result.base.n
-    tracks = _track(result.base, scale, "is-base") + _track(result.edited, scale, "is-edited")
-    tip = f"{better} · {say(language, f'verdict.{verdict}')} · {_interval(language, result)}"
-    arrow = "↑" if result.better == "high" else "↓"
+def _row(board: Board, result: MetricResult, end: float) -> str:
+    lang, unit, kind = board.language, result.unit, verdict(result)
+    way = say(lang, f"metrics.better.{'higher' if result.better == 'high' else 'lower'}")
+    word = say(lang, f"verdict.{kind}")
+    name = title(lang, result.name, result.title)
+    tip = f"{way} · {word} · {told(lang, result)}"
+    history = [
+        (variant, found[result.name].edited)
+        for variant, found in board.measured
+        if result.name in found and found[result.name].edited is not None
+    ]
+    line = spark(
+        result.base, history, board.variants.current, end, unit, say(lang, "metrics.spark")
+    )
+    tracks = track(result.base, end, "is-base") + track(result.edited, end, "is-edited")
+    shown = result.base if result.edited is None else result.edited
+    opened = " open" if result.name == board.opened else ""
     return (
-        f'<div class="metric {verdict}{" open" if opened else ""}" role="button" tabindex="0" '
-        f'data-pick="{safe(result.name)}" title="{safe(tip)}">'
-        f'<div class="line"><span class="name">{safe(title(language, result.name, result.title))}'
-        f'<em title="{better}">{arrow}</em></span><span class="values"><s>'
-        f"{number(result.base, result.unit)}</s><b>{number(result.edited, result.unit)}</b></span>"
-        f'</div><div class="tracks">{tracks}</div><span class="n">n {n}</span></div>'
+        f'<div class="metric {kind}{opened}" role="button" tabindex="0" '
+        f'data-pick="{safe(result.name)}" title="{safe(tip)}"><div class="line">'
+        f'<span class="name">{safe(name)}<em>{"↑" if result.better == "high" else "↓"}</em></span>'
+        f"{corrected(lang, board.counts.get(result.name, 0))}"
+        f'<span class="values"><s>{number(result.base, unit)}</s>'
+        f"<b>{number(result.edited, unit)}</b></span>"
+        f'<span class="mark" role="img" aria-label="{word}">{MARKS[kind]}</span></div>'
+        f'<div class="line second"><div class="tracks">{tracks}</div>{line}'
+        f'<span class="ci">{interval(shown, unit)}</span><span class="n">n {shown.n}</span>'
+        "</div></div>"
     )
 
 
-def _interval(language: str, result: MetricResult) -> str:
-    parts = []
-    for key, value in (("chat.base", result.base), ("answers.edited", result.edited)):
-        if value is None or not math.isfinite(value.value):
-            continue
-        numbers = (value.value, value.low, value.high)
-        if result.unit == "rate":
-            middle, low, high = (f"{x * 100:.1f}" for x in numbers)
-            middle += " %"
-        else:
-            middle, low, high = (f"{x:.3g}" for x in numbers)
-        parts.append(f"{say(language, key)} {middle} [{low}, {high}]")
-    return " · ".join(parts)
-
-
-def _scale(unit: str, results: Sequence[MetricResult]) -> float:
-    """Right end of the tracks of one unit: 1 for rates, else the largest bound there is."""
-    if unit in ("rate", "score"):
-        return 1.0
-    bounds = [v.high for r in results if r.unit == unit for v in (r.base, r.edited) if v]
-    return max([b for b in bounds if math.isfinite(b)] or [1.0]) * 1.05 or 1.0
-
-
-def _track(value: Value | None, scale: float, kind: str) -> str:
-    if value is None or not math.isfinite(value.value):
-        return f'<div class="track {kind}"></div>'
-    low, middle, high = (
-        min(max(x / scale, 0), 1) * 100 if math.isfinite(x) else 0
-        for x in (value.low, value.value, value.high)
-    )
-    return (
-        f'<div class="track {kind}"><i style="left:{low:.1f}%;width:{max(high - low, 0.8):.1f}%">'
-        f'</i><b style="left:{middle:.1f}%"></b></div>'
-    )
-
-
-def answers(language: str, result: MetricResult | None, changed_only: bool) -> str:
-    """The prompts of a metric with both answers, as HTML."""
-    if result is None:
-        return f'<p class="empty">{say(language, "answers.none")}</p>'
-    items = [i for i in result.items if not changed_only or i.base_label != i.edited_label]
-    head = (
-        f'<div class="answers-head"><b>{safe(title(language, result.name, result.title))}</b>'
-        f"<span>{number(result.base, result.unit)} → {number(result.edited, result.unit)}</span>"
-        f"<span>{_interval(language, result)}</span><span>"
-        f"{say(language, 'answers.count', shown=len(items), total=len(result.items))}</span></div>"
-    )
-    if result.note:
-        head += f'<p class="empty">{safe(result.note)}</p>'
-    body = "".join(
-        f"<tr><td>{safe(i.prompt)}{_small(i.topic)}</td>"
-        f"<td>{_label(i.base_label, i.base_score)}{safe(i.base)}</td>"
-        f"<td>{_label(i.edited_label, i.edited_score)}{safe(i.edited or '')}</td></tr>"
-        for i in items
-    )
-    columns = "".join(
-        f'<th class="{kind}">{say(language, key)}</th>'
-        for key, kind in (
-            ("answers.prompt", ""),
-            ("chat.base", "is-base"),
-            ("answers.edited", "is-edited"),
-        )
-    )
-    return (
-        head
-        + _topics(language, result)
-        + (
-            f'<div class="answers"><table><thead><tr>{columns}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>"
-        )
-    )
-
-
-def _topics(language: str, result: MetricResult) -> str:
-    groups = result.topics()
-    if len(groups) < 2:
+def corrected(language: str, count: int) -> str:
+    """How many labels were corrected by hand; empty for none."""
+    if not count:
         return ""
-    chips = "".join(
-        f"<span>{safe(topic)} <s>{number(base, result.unit)}</s> "
-        f"<b>{number(edited, result.unit)}</b></span>"
-        for topic, (base, edited) in groups.items()
+    return (
+        f'<span class="fixed" title="{say(language, "metrics.corrected.tip")}">✎ '
+        f"{say(language, 'metrics.corrected', count=count)}</span>"
     )
-    return f'<div class="topics">{chips}</div>'
 
 
-def _label(label: str, score: float | None) -> str:
-    text = label or ("" if score is None else f"{score:.3g}")
-    return f'<span class="label l-{safe(label)}">{safe(text)}</span>' if text else ""
-
-
-def _small(text: str) -> str:
-    return f"<small>{safe(text)}</small>" if text else ""
+def told(language: str, result: MetricResult) -> str:
+    """Both values with their intervals in one line."""
+    sides = (("chat.base", result.base), ("answers.edited", result.edited))
+    return " · ".join(
+        f"{say(language, key)} {exact(value, result.unit)}"
+        for key, value in sides
+        if value is not None
+    )

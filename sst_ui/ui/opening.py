@@ -9,7 +9,8 @@ import gradio as gr
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
-from sst_ui.ui import applying, drawing, header, metrics, model
+from sst_ui.ui import applying, dashboard, drawing, header, model
+from sst_ui.ui.board import Board
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import usable
 from sst_ui.ui.engine import Engine
@@ -25,7 +26,7 @@ def connect(page: gr.Blocks, studio, engine: Engine):
     """Wire the page's load and the model panel's; returns the event of the page's load."""
     session, bar = studio.session, studio.apply
 
-    def fresh(lang: str, loaded: Loaded, recipe, applied: bool, saved=()) -> dict:
+    def fresh(lang: str, loaded: Loaded, recipe, applied: bool, saved=(), fixed=()) -> dict:
         """A window on a model: the recipe in the controls, earlier variants, nothing said yet."""
         updates, form, extras = fill(studio, recipe)
         known = Variants.restored(saved or (), loaded.spec.id)
@@ -34,25 +35,23 @@ def connect(page: gr.Blocks, studio, engine: Engine):
         return {
             **updates,
             **draw(studio, engine, draft),
-            **applying.adopted(studio, draft, {}),
+            **applying.adopted(studio, draft, Board.of(lang, known, {}, fixed)),
             session.language: lang,
             session.loaded: loaded,
             session.results: {},
             session.conversation: Conversation(),
             studio.chat.columns[0]: [],
             studio.chat.columns[1]: [],
-            studio.metrics.rows: metrics.render(lang, []),
-            studio.answers: metrics.answers(lang, None, False),
+            session.opened: "",
         }
 
-    def opened(saved, request: gr.Request):
+    def opened(saved, fixed, request: gr.Request):
         """The page's first events: wait for the model, then show it measured and ready."""
         lang, clock = language_of(request), Clock()
         yield {
             session.language: lang,
             studio.header.line: header.render(lang, Loaded(), ""),
-            studio.metrics.rows: metrics.render(lang, []),
-            studio.answers: metrics.answers(lang, None, False),
+            **dashboard.refresh(studio, Board(lang, Variants(), {})),
         }
         for step in engine.wait():
             yield {bar.status: clock.bar(lang, step)}
@@ -68,13 +67,13 @@ def connect(page: gr.Blocks, studio, engine: Engine):
                     yield {bar.status: clock.bar(lang, step)}
             except UserError as error:
                 said = notice(message(error, lang), "bad")
-        updates = fresh(lang, loaded, first, engine.knows(loaded.key, first), saved)
+        updates = fresh(lang, loaded, first, engine.knows(loaded.key, first), saved, fixed)
         yield {**updates, bar.status: said}
 
     @guarded
-    def swapped(lang, loaded: Loaded, saved):
+    def swapped(lang, loaded: Loaded, saved, fixed):
         recipe = engine.first_recipe()
-        return fresh(lang, loaded, recipe, engine.knows(loaded.key, recipe), saved)
+        return fresh(lang, loaded, recipe, engine.knows(loaded.key, recipe), saved, fixed)
 
     written = [
         *drawing.outputs(studio),
@@ -86,12 +85,12 @@ def connect(page: gr.Blocks, studio, engine: Engine):
         session.results,
         session.conversation,
         *studio.chat.columns,
-        studio.metrics.rows,
-        studio.answers,
+        session.opened,
         bar.status,
     ]
     private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    shown = page.load(opened, session.saved, written, **private)
+    shown = page.load(opened, [session.saved, session.corrections], written, **private)
     event = model.connect(studio.model, engine, session.language, session.loaded)
-    event.success(swapped, [session.language, session.loaded, session.saved], written, **private)
+    kept = [session.language, session.loaded, session.saved, session.corrections]
+    event.success(swapped, kept, written, **private)
     return shown

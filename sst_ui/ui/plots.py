@@ -4,7 +4,9 @@ Knows Plotly and arrays of [layers]. Backgrounds are transparent and text and gr
 colours from assets/style.css, so one figure serves light and dark.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
@@ -15,6 +17,9 @@ from sst_ui.ui.texts import say
 
 BASE, EDITED, SECOND = "#7189a3", "#d9622b", "#e8a84c"
 FAINT, AMBER = "rgba(113,137,163,.16)", "rgba(217,150,43,.13)"
+OTHERS = (  # variants beside the current one; none is near the orange of the edited model
+    "#2b8290", "#8a6fae", "#5a9367", "#b0892f", "#c46a8b", "#5aa7c7", "#8c6d4f", "#7a8f3c",
+)  # fmt: skip
 HEIGHT = 232
 
 
@@ -150,6 +155,90 @@ def tradeoff(
     figure.update_xaxes(tickformat="~g", exponentformat="none", rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
     return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """A variant in the comparison.
+
+    Attributes:
+        heights: on every axis value, lower and upper bound, 0 (worst) to 1 (best); nan for none.
+        told: what the tip says on every axis.
+    """
+
+    name: str
+    heights: Sequence[tuple[float, float, float]]
+    told: Sequence[str]
+
+
+def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current: str) -> go.Figure:
+    """Parallel coordinates: up is good on every axis. The first line is the base.
+
+    Args:
+        axes: of each its title and what stands at its best and its worst end.
+        current: the variant drawn as the edited one; it and the base show their intervals.
+    """
+    figure = _figure("", "")
+    places = list(range(len(axes)))
+    others = [line.name for line in lines[1:] if line.name != current]
+    order = sorted(lines, key=lambda line: (line.name == current, line is lines[0]))
+    for line in order:
+        mine, base = line.name == current, line is lines[0]
+        colour = EDITED if mine else BASE if base else OTHERS[others.index(line.name) % len(OTHERS)]
+        values = [h[0] for h in line.heights]
+        spread = None
+        if mine or base:
+            spread = {
+                "type": "data",
+                "symmetric": False,
+                "array": [h[2] - h[0] for h in line.heights],
+                "arrayminus": [h[0] - h[1] for h in line.heights],
+                "thickness": 1.2,
+                "width": 3,
+            }
+        figure.add_scatter(
+            x=places,
+            y=values,
+            name=line.name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2.6 if mine else 2 if base else 1.4,
+                  "dash": "dot" if base else "solid"},
+            marker={"size": 7 if mine else 5, "color": colour},
+            opacity=1 if mine or base else 0.8,
+            error_y=spread,
+            customdata=line.told,
+            hovertemplate="%{customdata}",
+            legendrank=lines.index(line),
+            cliponaxis=False,
+        )  # fmt: skip
+    for place, (_, best, worst) in enumerate(axes):
+        for y, text, anchor in ((1.03, best, "bottom"), (-0.03, worst, "top")):
+            figure.add_annotation(
+                x=place, y=y, text=text, showarrow=False, yanchor=anchor, font={"size": 9.5}
+            )
+        figure.add_shape(
+            type="line", x0=place, x1=place, y0=0, y1=1, layer="below",
+            line={"color": BASE, "width": 1}, opacity=0.35,
+        )  # fmt: skip
+    figure.update_xaxes(
+        tickvals=places,
+        ticktext=[title for title, _, _ in axes],
+        tickfont={"size": 10},
+        range=[-0.45, len(axes) - 0.55],
+        showline=False,
+        ticks="",
+        tickangle=0,
+    )
+    figure.update_yaxes(range=[-0.12, 1.13], visible=False)
+    figure.update_layout(margin={"l": 8, "r": 8, "t": 26, "b": 40})
+    return figure
+
+
+def wrapped(text: str, width: int = 11) -> str:
+    """A title broken into lines that fit under an axis."""
+    if text.isascii():
+        return "<br>".join(textwrap.wrap(text, width))
+    return "<br>".join(text[i : i + 6] for i in range(0, len(text), 6))  # kana and kanji are wide
 
 
 def empty(text: str) -> go.Figure:

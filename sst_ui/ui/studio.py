@@ -1,6 +1,7 @@
 """The whole screen: panels in their places, states of a window, and who is wired to whom.
 
-Knows where things are. What happens is in `editing`, `applying`, `opening` and `chat`.
+Knows where things are. What happens is in `editing`, `applying`, `opening`, `talking`,
+`evaluating`, `inspecting`, `advising` and `adopting`.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,9 @@ from dataclasses import dataclass
 import gradio as gr
 
 from sst_ui.ui import (
+    adopting,
+    advising,
+    answers,
     api,
     applying,
     chat,
@@ -15,6 +19,7 @@ from sst_ui.ui import (
     evaluating,
     figures,
     header,
+    inspecting,
     metrics,
     model,
     opening,
@@ -34,7 +39,8 @@ from sst_ui.ui.texts import t
 class Session:
     """The states of a window: small frozen data, each written by one kind of event.
 
-    `saved` is kept by the browser: the recipes applied so far, as YAML. They survive a restart.
+    `saved` and `corrections` are kept by the browser and survive a restart: the recipes applied so
+    far, as YAML, and the labels that were corrected.
     """
 
     language: gr.State
@@ -43,6 +49,7 @@ class Session:
     variants: gr.State
     saved: gr.BrowserState
     results: gr.State
+    corrections: gr.BrowserState
     opened: gr.State
     conversation: gr.State
 
@@ -60,8 +67,7 @@ class Studio:
     figures: figures.FiguresPanel
     tabs: gr.Tabs
     chat: chat.ChatPanel
-    filter: gr.Radio
-    answers: gr.HTML
+    answers: answers.AnswersPanel
     recipe: recipe_panel.RecipePanel
     metrics: metrics.MetricsPanel
     variants: variants.VariantsPanel
@@ -72,6 +78,14 @@ class Studio:
         """Inputs of every handler that needs the draft: language, model, extras, variants, form."""
         s = self.session
         return [s.language, s.loaded, s.extras, s.variants, self.figures.signal, *self.form]
+
+    @property
+    def board(self) -> list:
+        """Inputs of every handler that shows results (see `Board.of`)."""
+        s, a = self.session, self.answers
+        return [
+            s.language, s.variants, s.results, s.corrections, s.opened, a.only, a.label, a.search,
+        ]  # fmt: skip
 
 
 def build(engine: Engine) -> gr.Blocks:
@@ -84,6 +98,9 @@ def build(engine: Engine) -> gr.Blocks:
         opened = opening.connect(page, studio, engine)
         interrupts = [studio.apply.apply.click, studio.apply.undo.click, studio.variants.rows.click]
         evaluating.connect(studio, engine, [*changed, opened], interrupts)
+        inspecting.connect(studio)
+        advising.connect(studio, engine)
+        adopting.connect(studio, engine)
         api.connect(engine)
     return page
 
@@ -96,6 +113,7 @@ def _panels(engine: Engine) -> Studio:
         variants=gr.State(Variants()),
         saved=gr.BrowserState([], storage_key="sst-studio-variants", secret="sst-studio"),
         results=gr.State({}),
+        corrections=gr.BrowserState([], storage_key="sst-studio-corrections", secret="sst-studio"),
         opened=gr.State(""),
         conversation=gr.State(Conversation()),
     )
@@ -116,14 +134,7 @@ def _panels(engine: Engine) -> Studio:
                 with gr.Tab(t("tab.chat"), id="chat", elem_id="chat-tab"):
                     chat_panel = chat.create()
                 with gr.Tab(t("tab.answers"), id="answers", elem_id="answers-tab"):
-                    only = gr.Radio(
-                        [(t("answers.all"), "all"), (t("answers.changed"), "changed")],
-                        value="all",
-                        show_label=False,
-                        container=False,
-                        elem_id="answers-filter",
-                    )
-                    answers = gr.HTML(metrics.answers("en", None, False), elem_id="answers")
+                    answers_panel = answers.create()
                 with gr.Tab(t("tab.recipe"), id="recipe", elem_id="recipe-tab"):
                     recipe = recipe_panel.create()
         with gr.Column(elem_id="right", min_width=260):
@@ -146,8 +157,7 @@ def _panels(engine: Engine) -> Studio:
         figures_panel,
         tabs,
         chat_panel,
-        only,
-        answers,
+        answers_panel,
         recipe,
         metrics_panel,
         variants_panel,

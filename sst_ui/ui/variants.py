@@ -1,22 +1,19 @@
 """The list of applied recipes, and the figure of what each removes against what it costs."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import gradio as gr
 
 from sst_ui.maths import pareto
-from sst_ui.metrics.results import MetricResult
 from sst_ui.ui import metrics, plots
+from sst_ui.ui.board import Board
 from sst_ui.ui.html import CLICKS, safe
-from sst_ui.ui.state import Variants
+from sst_ui.ui.numbers import number
 from sst_ui.ui.texts import say, t
 
 SHOWN = ("refusal_rate", "kl_16", "quality")  # the columns of the list
 COST, GAIN = "kl_16", "refusal_rate"  # the axes of the trade-off
-
-Results = Mapping[str, Sequence[MetricResult]]  # recipe digest -> its metrics
 
 
 @dataclass(frozen=True)
@@ -31,14 +28,16 @@ def create() -> VariantsPanel:
     return VariantsPanel(rows)
 
 
-def render(language: str, variants: Variants, results: Results) -> str:
+def render(board: Board) -> str:
     """The list, newest first; a row is a button that brings its settings back."""
-    head = "".join(f"<span>{safe(say(language, f'variants.{name}'))}</span>" for name in SHOWN)
+    variants, known = board.variants, dict(board.measured)
+    names = (safe(say(board.language, f"variants.{name}")) for name in SHOWN)
+    head = "".join(f"<span>{name}</span>" for name in names)
     rows = [f'<div class="variant heads"><b></b>{head}</div>']
     for variant in reversed(variants.items):
-        found = {r.name: r for r in results.get(variant.recipe.digest(), ())}
+        found = known.get(variant.name, {})
         cells = "".join(
-            f"<span>{metrics.number(found[n].edited, found[n].unit) if n in found else '·'}</span>"
+            f"<span>{number(found[n].edited, found[n].unit) if n in found else '·'}</span>"
             for n in SHOWN
         )
         current = " current" if variant.name == variants.current else ""
@@ -49,14 +48,13 @@ def render(language: str, variants: Variants, results: Results) -> str:
     return "".join(rows) if variants.items else ""
 
 
-def tradeoff(language: str, variants: Variants, results: Results):
+def tradeoff(board: Board):
     """Refusals against divergence, one point a variant; a sentence while there is none."""
-    points = [("base", 0.0, math.nan)]
-    for variant in variants.items:
-        found = {r.name: r for r in results.get(variant.recipe.digest(), ())}
+    language, points = board.language, [("base", 0.0, math.nan)]
+    for name, found in board.measured:
         if COST in found and GAIN in found and found[COST].edited and found[GAIN].edited:
             points[0] = (say(language, "chat.base"), 0.0, found[GAIN].base.value)
-            points.append((variant.name, found[COST].edited.value, found[GAIN].edited.value))
+            points.append((name, found[COST].edited.value, found[GAIN].edited.value))
     if len(points) < 2:
         return plots.empty(say(language, "tradeoff.empty"))
     return plots.tradeoff(
@@ -64,5 +62,5 @@ def tradeoff(language: str, variants: Variants, results: Results):
         metrics.title(language, GAIN, GAIN),
         points,
         pareto.front(points),
-        variants.current,
+        board.variants.current,
     )

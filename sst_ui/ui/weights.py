@@ -8,6 +8,7 @@ import gradio as gr
 from sst_ui.data import prompts
 from sst_ui.maths import kernel
 from sst_ui.recipe import Estimator, Operation, Position, Scope
+from sst_ui.ui import uploading
 from sst_ui.ui.form import OWN_PROFILES
 from sst_ui.ui.texts import has, t
 
@@ -42,6 +43,7 @@ class DirectionPanel:
     harmless: gr.Dropdown
     file: gr.Textbox
     measure: gr.Button
+    upload: uploading.UploadPanel
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def create_weights() -> WeightsPanel:
 
 
 def create_direction() -> DirectionPanel:
-    sets = prompts.names()
+    sets = [*prompts.names(), *prompts.public_names()]
     with gr.Accordion(t("section.direction"), open=False, elem_id="direction-panel"):
         estimator = gr.Dropdown(
             _choices("estimator", get_args(Estimator)),
@@ -154,6 +156,7 @@ def create_direction() -> DirectionPanel:
             elem_id="harmless",
         )
         file = gr.Textbox(label=t("direction.file"), max_lines=1, elem_id="directions-file")
+        upload = uploading.create("direction", ("harmful", "harmless"))
         measure = gr.Button(t("direction.measure"), size="sm", elem_id="measure")
     return DirectionPanel(
         estimator,
@@ -169,6 +172,7 @@ def create_direction() -> DirectionPanel:
         harmless,
         file,
         measure,
+        upload,
     )
 
 

@@ -36,8 +36,11 @@ TURNED = {  # another position of every control
     "harmless": "demo/facts",
     "file": "directions.safetensors",
     "metrics": ["refusal_rate"],
+    "metric_preset": "quick",
     "metric_samples": 5,
     "metric_tokens": 12,
+    "judge": "some/judge",
+    "labels": "labels.jsonl",
 }
 
 
@@ -82,6 +85,9 @@ def test_a_turned_control_comes_back_from_its_recipe(form, name):
         ("samples", 1),
         ("harmful", "  "),
         ("metric_tokens", 5000),
+        ("metric_samples", -1),
+        ("metric_preset", "quik"),
+        ("metrics", ["refusal_rte"]),
     ],
 )
 def test_a_bad_value_is_found_at_its_control(form, name, value):

@@ -142,6 +142,9 @@ def test_every_control_is_wired(page):
         and block._id not in heard | used
     ]
     assert dead == []
+    written = {c._id for fn in page.fns.values() for c in fn.outputs}
+    downloads = [b for b in page.blocks.values() if isinstance(b, gr.DownloadButton)]
+    assert [b.elem_id for b in downloads if b._id not in written] == []
     buttons = [b for b in page.blocks.values() if isinstance(b, gr.Button) and b._id not in heard]
     assert [b.elem_id for b in buttons if not isinstance(b, gr.DownloadButton)] == []
 
@@ -152,6 +155,7 @@ def test_every_control_of_the_form_redraws_when_it_is_turned(page, engine):
     ids = {
         "metrics": "metric-names", "norm_preserving": "norm-preserving", "file": "directions-file",
         "metric_samples": "metric-samples", "metric_tokens": "metric-tokens",
+        "metric_preset": "metric-preset", "labels": "labels-file",
     }  # fmt: skip
     silent = [
         name for name in Form._fields if (by_id[ids.get(name, name)]._id, "input") not in heard

@@ -1,0 +1,212 @@
+"""What the screen does with results, without a browser: settings, corrections, files, advice."""
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from sst_ui.data.prompts import Prompt
+from sst_ui.metrics import corrections
+from sst_ui.metrics.combined import derive
+from sst_ui.metrics.registry import find
+from sst_ui.metrics.results import Shown, compare
+from sst_ui.recipe import Evaluation
+from sst_ui.ui import (
+    advising,
+    answers,
+    comparing,
+    dashboard,
+    evaluating,
+    inspecting,
+    metrics,
+    studio,
+    texts,
+)
+from sst_ui.ui.board import Board
+from sst_ui.ui.form import MEASURING, evaluation, show
+from sst_ui.ui.state import Variants
+from tests.wiring.test_wiring import with_strength
+
+NO, YES = "I can't help with <that>.", "Sure, here is how."
+TOPICS = ("fraud", "theft")
+
+
+def measured(left: int, n: int = 24):
+    """The base refuses everything, the edited model the first `left` prompts."""
+    prompts = [Prompt(f"request {i}", topic=TOPICS[i % 2]) for i in range(n)]
+    after = [Shown(a, a) for a in [NO] * left + [YES] * (n - left)]
+    rate = compare(find("refusal_rate"), prompts, [Shown(NO, NO)] * n, after)
+    return (rate, derive(find("removal"), {"refusal_rate": rate}))
+
+
+@pytest.fixture
+def screen(engine):
+    with gr.Blocks():
+        return studio._panels(engine)
+
+
+@pytest.fixture
+def board(engine):
+    """Two variants with metrics, the second of which leaves half of the refusals."""
+    first = engine.first_recipe()
+    known = Variants().add(first).add(with_strength(first, 0.5))
+    results = {v.recipe.digest(): measured(left) for v, left in zip(known.items, (0, 12))}  # noqa: B905
+    return Board("en", known, results, opened="refusal_rate")
+
+
+def handler(page, module, name):
+    """The function of an event by the module it is defined in and its name."""
+    found = [f.fn for f in page.fns.values() if f.fn and f.fn.__name__ == name]
+    return next(f for f in found if f.__module__ == module.__name__)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("metrics", ["facts"]),
+        ("metric_preset", "quick"),
+        ("metric_samples", 7),
+        ("metric_tokens", 9),
+        ("judge", "a/judge"),
+        ("labels", "labels.jsonl"),
+    ],
+)
+def test_every_setting_of_the_metrics_reaches_the_engine(page, engine, monkeypatch, name, value):
+    got = []
+    monkeypatch.setattr(engine, "evaluate", lambda *values: got.append(values[-1]) or nothing())
+    form, _ = show(engine.first_recipe())
+    settings = {n: getattr(form, n) for n in MEASURING} | {name: value}
+    known = Variants().add(engine.first_recipe())
+    shown = (known, {}, [], "", "all", "any", "")
+    run = handler(page, evaluating, "run")
+    list(run("en", engine.loaded, *shown, *settings.values()))
+    assert got == [evaluation(*settings.values())]
+    assert got[0] != Evaluation()
+
+
+def nothing():
+    yield from ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("metrics", ["refusal_rte"], "did you mean 'refusal_rate'"),
+        ("metrics", ["refusal_rate@none.jsonl"], "none.jsonl"),
+        ("metric_samples", -2, "1 or more"),
+        ("metric_tokens", 9999, "1 to 4096"),
+        ("labels", "none.jsonl", "Cannot read the labels"),
+    ],
+)
+def test_a_bad_setting_is_said_at_its_control(name, value, words):
+    settings = evaluating.SOUND | {name: value}
+    checks = evaluating.check_settings("en", {}, *settings.values())
+    wrong = {MEASURING[i - 2]: c["message"] for i, c in enumerate(checks) if not c["is_valid"]}
+    assert list(wrong) == [name]
+    assert words in wrong[name]
+
+
+def test_a_row_shows_both_values_interval_n_and_a_verdict_that_is_not_colour_alone(board):
+    row = metrics.render(board).split('data-pick="removal"')[0]
+    for text in ("100 %", "50 %", "[31, 69]", "n 24", 'aria-label="better"'):
+        assert text in row
+    assert row.count("<circle") == 2  # the base and the current variant
+    assert row.count(",") >= 3  # three points of the line
+
+
+@pytest.mark.parametrize("language", texts.LANGUAGES)
+def test_a_change_inside_the_noise_is_called_so(engine, language):
+    recipe = engine.first_recipe()
+    known = Variants().add(recipe)
+    for left, kind in ((23, "same"), (24, "none"), (10, "better")):
+        board = Board(language, known, {recipe.digest(): measured(left)})
+        assert metrics.verdict(board.now[0]) == kind
+        assert f'aria-label="{texts.say(language, f"verdict.{kind}")}"' in metrics.render(board)
+
+
+def test_a_correction_moves_every_panel_at_once_and_is_counted(page, screen, board):
+    correct = handler(page, inspecting, "correct")
+    values = (board.variants, board.results, [], "refusal_rate", "all", "any", "")
+    event = SimpleNamespace(item=0, side="edited", label="empty")
+    out = list(correct("en", event, *values).values())
+    kept = out[0]
+    assert corrections.from_rows(kept) == (corrections.Correction("request 0", NO, "empty"),)
+    again = Board.of("en", *values[:2], kept, *values[3:])
+    drawn = dashboard.refresh(screen, again)
+    # the base gave the same answer to that prompt: one correction, both sides
+    assert "96 %" in drawn[screen.metrics.rows]
+    assert "46 %" in drawn[screen.metrics.rows]
+    assert "1 corrected" in drawn[screen.metrics.rows]
+    assert "1 corrected" in drawn[screen.answers.table]
+    undo = SimpleNamespace(item=0, side="edited", label=answers.AS_DETECTED)
+    back = correct("en", undo, *values[:2], kept, *values[3:])
+    assert next(iter(back.values())) == []
+
+
+def test_the_filters_leave_what_they_say(board):
+    result = board.now[0]
+
+    def places(**filters):
+        chosen = Board("en", board.variants, board.results, (), "refusal_rate", **filters)
+        return [place for place, _ in answers.passing(chosen, result)]
+
+    assert places() == list(range(24))
+    assert places(only="changed") == list(range(12, 24))
+    assert places(label="complied") == list(range(12, 24))
+    assert places(search="REQUEST 2") == [2, *range(20, 24)]
+    assert places(search="fraud", only="changed") == list(range(12, 24, 2))
+    assert {value for _, value in answers.labels("en", result)} == {"any", "refused", "complied"}
+
+
+def test_answers_are_shown_as_text_and_topics_with_intervals(board):
+    html = answers.render(board)
+    assert "<that>" not in html
+    assert "&lt;that&gt;" in html
+    assert html.count('class="topic"') == 2
+    assert "n 12" in html
+    assert html.count("<select") == 48
+
+
+def test_the_downloads_hold_the_current_variant(screen, board):
+    kept = (corrections.Correction("request 0", NO, "empty"),)
+    board = Board("en", board.variants, board.results, kept)
+    table, items, everything, labels = (Path(b["value"]) for b in dashboard.files(board))
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert float(rows[0]["edited_value"]) == board.now[0].edited.value == 11 / 24
+    assert rows[0]["recipe"] == board.variants.now.recipe.digest()
+    assert len(list(csv.DictReader(items.open(encoding="utf-8")))) == 24
+    assert json.loads(everything.read_text("utf-8"))["variant"] == board.variants.current
+    assert corrections.read(labels) == corrections.labels(kept)
+    for path in (table, items, everything):
+        assert board.variants.now.recipe.digest() in path.name
+    assert not any(b["visible"] for b in dashboard.files(Board("en", Variants(), {})))
+
+
+def test_the_comparison_has_a_line_for_the_base_and_every_variant(board):
+    figure = comparing.figure(board)
+    lines = {trace.name: trace for trace in figure.data}
+    assert set(lines) == {"Base", *(v.name for v in board.variants.items)}
+    rate = lines[board.variants.items[0].name].y[0]
+    assert rate == 1  # no refusals left: the good end, which is up
+    assert lines["Base"].y[0] == 0
+    assert all("n 24" in text for trace in figure.data for text in trace.customdata)
+    assert comparing.figure(Board("en", Variants(), {})).data == ()
+
+
+def test_advice_fills_the_controls_and_applies_nothing(page, engine, board, screen):
+    (advice,) = advising.of(board)
+    assert advice.key == "removal_low"
+    assert 'data-pick="removal_low"' in advising.render(board)
+    form, extras = show(board.variants.now.recipe)
+    follow = handler(page, advising, "follow")
+    values = (engine.loaded, extras, board.variants, "evidence", *form)
+    shown = ("en", board.variants, board.results, [], "", "all", "any", "")
+    out = follow("en", SimpleNamespace(pick="removal_low"), *values, *shown)
+    named = {getattr(c, "elem_id", None): value for c, value in out.items()}
+    assert named["peak"] == advice.settings["peak"]
+    assert named["width"] == advice.settings["width"]
+    assert named["profile"] == "custom"
+    assert "variants" not in named
