@@ -105,6 +105,13 @@ def _load_builder(spec: Spec) -> Any:
     try:
         return load_dataset_builder(place, spec.config or None, revision=revision)
     except ValueError as error:
+        if earlier := re.search(
+            r"find cache for .*Available configs in the cache: (.*)", said(error)
+        ):
+            raise UserError(
+                f"{_unreachable(spec)} The earlier download here has other configurations:"
+                f" {earlier[1]}. {_instead(spec)}"
+            ) from error
         if "onfig" not in str(error):
             raise
         names = get_dataset_config_names(place, revision=revision)
@@ -161,16 +168,21 @@ def _reachable(spec: Spec) -> None:
             raise UserError(f"{_unreachable(spec)} {_instead(spec)}") from error
 
 
+def said(error: BaseException) -> str:
+    """The message of an error of others, on one line and not too long."""
+    return " ".join(str(error).split())[:300]
+
+
 def _reason(spec: Spec, error: Exception) -> str:
     """One sentence for an error of the library, the Hub or the network."""
-    said = " ".join(str(error).split())[:300]
+    message = said(error)
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if "gated" in said or "GatedRepoError" in kinds:
+    if "gated" in message or "GatedRepoError" in kinds:
         return (
             f"the data set {spec.title} is gated: accept its terms at https://huggingface.co/"
             f"datasets/{spec.place} and log in with `hf auth login` (or set HF_TOKEN)."
         )
-    if spec.revision and ("RevisionNotFoundError" in kinds or "Revision" in said):
+    if spec.revision and ("RevisionNotFoundError" in kinds or "Revision" in message):
         return f"the data set {spec.title} has no revision {spec.revision!r}."
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
         return (
@@ -185,12 +197,12 @@ def _reason(spec: Spec, error: Exception) -> str:
         or type(error).__module__.split(".")[0] in network
     ):
         return _unreachable(spec)
-    if "scripts are no longer supported" in said:
+    if "scripts are no longer supported" in message:
         return f"{spec.title} comes as a program, and programs of data sets are not run."
-    if "corresponds to no data" in said:
+    if "corresponds to no data" in message:
         return f"the split {spec.split!r} of {spec.title} selects no rows."
     cause = error.__cause__ if kinds & {"DatasetGenerationError"} and error.__cause__ else error
-    return f"cannot read {spec.title}: {' '.join(str(cause).split())[:300].rstrip('.')}."
+    return f"cannot read {spec.title}: {said(cause).rstrip('.')}."
 
 
 def _unreachable(spec: Spec) -> str:

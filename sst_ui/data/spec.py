@@ -4,6 +4,7 @@ Knows the keys and the presets of public data sets (presets/datasets.yaml). Open
 and asks no network.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -94,7 +95,7 @@ class Spec:
     @property
     def has_splits(self) -> bool:
         """Whether the rows are read by the `datasets` library: from the Hub or a folder."""
-        return self.hub or Path(self.place).is_dir()
+        return self.hub or os.path.isdir(self.place)
 
     def bounds(self, rows: int) -> range:
         """The rows that `slice` chooses out of so many."""
@@ -139,7 +140,7 @@ def parse(text: str, shipped: Mapping[str, Path]) -> Spec:
         UserError: an unknown name or key, a missing file, a value that cannot be.
     """
     text = text.strip()
-    name, query = (text, "") if _exists(text) else text.partition("?")[::2]
+    name, query = (text, "") if os.path.exists(_path(text)) else text.partition("?")[::2]
     spec = _override(_named(name.strip(), text, shipped), _pairs(query, text))
     _check(spec)
     return spec
@@ -172,16 +173,17 @@ def _named(name: str, text: str, shipped: Mapping[str, Path]) -> Spec:
 
 def _file(name: str, known: Iterable[str]) -> str:
     """The path of a prompt file or of a data set's folder."""
-    path = Path(name).expanduser()
-    if path.suffix.lower() in FORMATS and not path.is_file():
+    path = _path(name)
+    is_format = Path(path).suffix.lower() in FORMATS
+    if os.path.isdir(path) or (is_format and os.path.isfile(path)):
+        return path
+    if is_format:
         raise UserError(f"there is no prompt file {name!r}.")
-    if path.is_file() and path.suffix.lower() not in FORMATS:
+    if os.path.isfile(path):
         raise UserError(
             f"cannot read prompts from {name!r}: a prompt file is JSON lines (.jsonl, one object"
             f' with a "prompt" on each line), or one of {", ".join(FORMATS[1:])}.'
         )
-    if _exists(name) or path.suffix.lower() in FORMATS:
-        return str(path)
     error = unknown("prompt set", name, known)
     if "/" in name and _ID.fullmatch(name):
         error = UserError(f"{error} For a data set on the Hugging Face Hub write hf:{name}.")
@@ -218,13 +220,12 @@ def _override(spec: Spec, pairs: list[tuple[str, str]]) -> Spec:
                 raise UserError(f"{spec.text!r}: shots is {value!r}; it must be 0 to 50.")
             changes[key] = int(value)
         elif key == "file":
-            _file(value, ())
-            changes |= {"place": str(Path(value).expanduser()), "hub": False}
+            changes |= {"place": _file(value, ()), "hub": False}
         elif key in _PLAIN:
             changes[key] = value.strip()
         else:
             raise unknown("key", key, [*_KEYS, "where.COLUMN", "set.FIELD"])
-    if spec.preset and changes.get("hub") is False and not Path(changes["place"]).is_dir():
+    if spec.preset and changes.get("hub") is False and not os.path.isdir(changes["place"]):
         # A file is one split already; which part of it the preset takes still holds.
         part = spec.split.partition("[")[2].rstrip("]")
         changes = {"split": "", "config": "", "slice": part, **changes}
@@ -259,11 +260,9 @@ def _check(spec: Spec) -> None:
         )
 
 
-def _exists(name: str) -> bool:
-    try:
-        return bool(name) and Path(name).expanduser().exists()
-    except (OSError, ValueError):  # longer than a name may be, or a zero byte in it
-        return False
+def _path(name: str) -> str:
+    """A name as a path; os.path answers no for what cannot be one, where pathlib raises."""
+    return name if "\0" in name else os.path.expanduser(name)
 
 
 def _first(part: str | None) -> bool:

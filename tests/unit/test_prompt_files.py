@@ -286,3 +286,9 @@ def test_a_question_mark_in_a_file_name_is_no_query(write):
 def test_an_id_without_its_prefix_gets_the_prefix_suggested():
     with pytest.raises(UserError, match="write hf:cais/mmlu"):
         prompts.load("cais/mmlu")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 300, "~\0", "~nobody", "~nobody/x.csv", "?prompt=x"])
+def test_what_cannot_be_a_path_is_an_unknown_name(name):
+    with pytest.raises(UserError, match=r"is unknown|there is no prompt file"):
+        prompts.load(name)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import datasets
 import huggingface_hub
@@ -222,6 +223,21 @@ def test_an_unreachable_set_is_named_with_the_way_that_needs_no_network(text, al
         prompts.load(text)
     assert re.search(alternative, str(e.value))
     assert "demo/harmful" in str(e.value)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_what_was_downloaded_once_is_read_without_a_network(folders, tmp_path, monkeypatch):
+    """The library keeps a data set under owner___name, configuration, version and commit."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    root = shutil.copytree(folders["cais/mmlu"], tmp_path / "mmlu")  # named as the id is
+    built = datasets.load_dataset_builder(str(root), "all")
+    built.download_and_prepare()
+    kept = tmp_path / "cais___mmlu" / "all" / "0.0.0" / ("c" * 40)
+    shutil.copytree(built.cache_dir, kept)
+    online = prompts.load(f"public/mmlu?file={root}")
+    assert prompts.load("public/mmlu").digest == online.digest
+    with pytest.raises(UserError, match=r"cannot be reached.*other configurations: \['all'\]"):
+        prompts.load("public/mmlu?config=astronomy")
 
 
 class Response:
