@@ -23,6 +23,7 @@ from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.form import MEASURING, evaluation, measuring
 from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.inspecting import DRAWN
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.texts import say
 
@@ -134,7 +135,7 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
         for event in (*triggers, again)
     ]
     for event in running:  # with what was corrected or filtered in the meantime
-        event.then(show, studio.board, shown, **PRIVATE)
+        event.then(show, studio.board, shown, **DRAWN)
     for listen in interrupts:
         listen(None, None, None, cancels=running, **PRIVATE)
     panel.cancel.click(
