@@ -65,8 +65,8 @@ def connect(studio) -> None:
         [session.opened, panel.table, panel.label, studio.tabs, studio.metrics.rows],
         **DRAWN,
     )
-    gr.on(
-        [panel.only.input, panel.label.input, panel.search.input],
+    gr.on(  # a textbox that is emptied has no input event, only a change
+        [panel.only.input, panel.label.input, panel.search.change],
         refilter,
         studio.board,
         panel.table,
