@@ -103,7 +103,8 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
             yield {panel.rows: metrics.render(board), panel.progress: told, **resting}
             return
         done = {**board.results, f"done:{digest}": wanted}
-        yield {panel.progress: "", session.results: done, **resting}
+        rows = metrics.render(board)
+        yield {panel.rows: rows, panel.progress: "", session.results: done, **resting}
 
     @guarded
     def show(lang, *values):
