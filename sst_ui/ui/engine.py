@@ -47,6 +47,7 @@ class Engine:
         self._edits: OrderedDict[str, tuple] = OrderedDict()
         self._directions: OrderedDict[str, maths_directions.Directions] = OrderedDict()
         self._chats = 0
+        self._stopped: OrderedDict[str, tuple] = OrderedDict()
 
     # --- opening and swapping the model -------------------------------------------------------
 
@@ -241,6 +242,19 @@ class Engine:
                 yield part
                 while self._chats:
                     time.sleep(0.02)
+
+    def stop(self, job: str) -> None:
+        """Tell a job of some window, by the name it gave itself, that nobody waits for it now.
+
+        Gradio closes a cancelled generator only between two steps, and sends on what it yields
+        until then; a job that asks `stopped` is quiet at once.
+        """
+        if job:
+            self._keep(self._stopped, job, ())
+
+    def stopped(self, job: str) -> bool:
+        """Whether a job was told to stop."""
+        return job in self._stopped
 
     @contextmanager
     def _chatting(self):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from uuid import uuid4
 
 import gradio as gr
 
@@ -23,10 +24,12 @@ from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.form import MEASURING, evaluation, measuring
 from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.inspecting import DRAWN
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.texts import say
 
 PACE = 0.1  # seconds between two updates of the progress bar
+LATE = 0.4  # seconds in which what was sent before a cancel arrives
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 SOUND = dict(zip(MEASURING, ((), "standard", 0, 0, "", ""), strict=True))
 
@@ -67,8 +70,10 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
     resting = {panel.cancel: gr.update(visible=False), panel.run: gr.update(visible=True)}
 
     @guarded
-    def run(lang, loaded: Loaded, *values):
+    def run(lang, loaded: Loaded, earlier: str, *values):
         """Metrics of the current variant, row by row as they finish."""
+        engine.stop(earlier)
+        mine = uuid4().hex
         cut = len(studio.board) - 1
         board = Board.of(lang, *values[:cut])
         if board.variants.now is None:
@@ -79,10 +84,12 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
             yield {panel.rows: metrics.render(board), panel.progress: "", **resting}
             return
         board = replace(board, results={**board.results, digest: ()})
-        yield {panel.rows: metrics.render(board, pending=True), **working}
+        yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
         try:
             with closing(engine.evaluate(loaded.key, recipe, wanted)) as job:
                 for part in job:
+                    if engine.stopped(mine):
+                        return
                     if isinstance(part, MetricResult):
                         found.append(part)
                         board = replace(board, results={**board.results, digest: tuple(found)})
@@ -96,17 +103,21 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
             yield {panel.rows: metrics.render(board), panel.progress: told, **resting}
             return
         done = {**board.results, f"done:{digest}": wanted}
-        yield {panel.progress: "", session.results: done, **resting}
+        rows = metrics.render(board)
+        yield {panel.rows: rows, panel.progress: "", session.results: done, **resting}
 
     @guarded
     def show(lang, *values):
         return dashboard.refresh(studio, Board.of(lang, *values))
 
     @guarded
-    def stop(lang, *values):
+    def stop(lang, job, *values):
+        engine.stop(job)
         told = notice(say(lang, "metrics.cancelled"), "info")
         board = Board.of(lang, *values)
-        return {**dashboard.refresh(studio, board), panel.progress: told, **resting}
+        yield {**dashboard.refresh(studio, board), panel.progress: told, **resting}
+        time.sleep(LATE)
+        yield {panel.progress: told, panel.rows: metrics.render(board)}
 
     @guarded
     def forget(lang, results, *settings):
@@ -125,8 +136,8 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
     running = [
         event.success(
             run,
-            [session.language, session.loaded, *studio.board[1:], *settings],
-            [*buttons, session.results],
+            [session.language, session.loaded, session.job, *studio.board[1:], *settings],
+            [*buttons, session.results, session.job],
             concurrency_id="metrics",
             concurrency_limit=4,
             **PRIVATE,
@@ -134,12 +145,12 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
         for event in (*triggers, again)
     ]
     for event in running:  # with what was corrected or filtered in the meantime
-        event.then(show, studio.board, shown, **PRIVATE)
+        event.then(show, studio.board, shown, **DRAWN)
     for listen in interrupts:
         listen(None, None, None, cancels=running, **PRIVATE)
     panel.cancel.click(
         stop,
-        studio.board,
+        [session.language, session.job, *studio.board[1:]],
         [*shown, panel.progress, panel.cancel, panel.run],
         cancels=running,
         **PRIVATE,

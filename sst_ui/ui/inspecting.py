@@ -14,6 +14,8 @@ from sst_ui.ui.board import Board
 from sst_ui.ui.errors import guarded
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+# One after the other: what is drawn last has read what was clicked before it.
+DRAWN = {**PRIVATE, "concurrency_id": "board", "concurrency_limit": 1}
 
 
 def connect(studio) -> None:
@@ -61,17 +63,17 @@ def connect(studio) -> None:
         open_metric,
         studio.board,
         [session.opened, panel.table, panel.label, studio.tabs, studio.metrics.rows],
-        **PRIVATE,
+        **DRAWN,
     )
-    gr.on(
-        [panel.only.input, panel.label.input, panel.search.input],
+    gr.on(  # a textbox that is emptied has no input event, only a change
+        [panel.only.input, panel.label.input, panel.search.change],
         refilter,
         studio.board,
         panel.table,
         trigger_mode="always_last",
-        **PRIVATE,
+        **DRAWN,
     )
-    panel.table.click(search_topic, studio.board, [panel.search, panel.table], **PRIVATE)
+    panel.table.click(search_topic, studio.board, [panel.search, panel.table], **DRAWN)
     panel.table.select(
-        correct, studio.board, [session.corrections, *dashboard.outputs(studio)], **PRIVATE
+        correct, studio.board, [session.corrections, *dashboard.outputs(studio)], **DRAWN
     )

@@ -230,7 +230,10 @@ def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current
         tickangle=0,
     )
     figure.update_yaxes(range=[-0.12, 1.13], visible=False)
-    figure.update_layout(margin={"l": 8, "r": 8, "t": 26, "b": 40})
+    wide = sum(6 * len(line.name) + 46 for line in lines)  # pixels, about
+    top = 26 + 17 * (wide // 660)  # the legend takes another row
+    figure.update_layout(margin={"l": 8, "r": 8, "t": top, "b": 40})
+    figure.update_layout(legend={"y": 0.995, "yanchor": "top", "yref": "container"})
     return figure
 
 

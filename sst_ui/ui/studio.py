@@ -40,7 +40,8 @@ class Session:
     """The states of a window: small frozen data, each written by one kind of event.
 
     `saved` and `corrections` are kept by the browser and survive a restart: the recipes applied so
-    far, as YAML, and the labels that were corrected.
+    far, as YAML, and the labels that were corrected. `job` names the metrics now
+    being computed.
     """
 
     language: gr.State
@@ -50,6 +51,7 @@ class Session:
     saved: gr.BrowserState
     results: gr.State
     corrections: gr.BrowserState
+    job: gr.State
     opened: gr.State
     conversation: gr.State
 
@@ -114,6 +116,7 @@ def _panels(engine: Engine) -> Studio:
         saved=gr.BrowserState([], storage_key="sst-studio-variants", secret="sst-studio"),
         results=gr.State({}),
         corrections=gr.BrowserState([], storage_key="sst-studio-corrections", secret="sst-studio"),
+        job=gr.State(""),
         opened=gr.State(""),
         conversation=gr.State(Conversation()),
     )

@@ -108,7 +108,7 @@ def test_the_comparison_has_a_line_for_the_base_and_the_variant(page):
     names = page.locator("#compare .legendtext")
     expect(names.first).to_be_visible()
     until(lambda: names.count() >= 2)
-    assert {"Base", "default ×1"} <= set(names.all_inner_texts())
+    assert {"Base", "default ×1"} <= set(names.all_text_contents())
     tab(page, "figure-tabs", 0)
 
 

@@ -82,9 +82,32 @@ def test_every_setting_of_the_metrics_reaches_the_engine(page, engine, monkeypat
     known = Variants().add(engine.first_recipe())
     shown = (known, {}, [], "", "all", "any", "")
     run = handler(page, evaluating, "run")
-    list(run("en", engine.loaded, *shown, *settings.values()))
+    list(run("en", engine.loaded, "", *shown, *settings.values()))
     assert got == [evaluation(*settings.values())]
     assert got[0] != Evaluation()
+
+
+def test_a_run_that_was_stopped_says_nothing_more(page, engine, monkeypatch):
+    """A cancelled generator is closed only between two of its steps: until then it is silent."""
+    closed = []
+
+    def endless(*values):
+        try:
+            while True:
+                yield measured(1)[0]
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(engine, "evaluate", endless)
+    known = Variants().add(engine.first_recipe())
+    run = handler(page, evaluating, "run")
+    shown = (known, {}, [], "", "all", "any", "")
+    steps = run("en", engine.loaded, "", *shown, *evaluating.SOUND.values())
+    job = next(v for c, v in next(steps).items() if isinstance(c, gr.State))
+    next(steps)
+    engine.stop(job)
+    assert list(steps) == []
+    assert closed
 
 
 def nothing():
