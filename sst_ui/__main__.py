@@ -215,7 +215,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _value(value: Any) -> str:
-    if value is None:
+    if value is None or not value.n:
         return "–"
     return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
 

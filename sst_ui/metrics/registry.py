@@ -157,7 +157,8 @@ def find(name: str) -> Metric | Derived:
         return row
     if isinstance(row, Derived):
         raise unknown("metric with prompts of its own", name, _with_prompts())
-    title = f"{row.title} ({Path(prompts).name})"
+    place, query, settings = prompts.partition("?")
+    title = f"{row.title} ({Path(place).name}{query}{settings})"
     return replace(row, name=name, title=title, prompts=prompts.strip())
 
 
