@@ -34,7 +34,7 @@ _JAPANESE = r"[\u3000-\u30ff\u4e00-\u9fff]"
 _BETWEEN = re.compile(rf"(?<={_JAPANESE}) | (?={_JAPANESE})")
 _QUOTED = re.compile(  # said by someone else, or in passing
     r"""(?<=\S )"[^"]*"?|(?<=\S )'[^']{3,}'(?!\w)|(?<=\S)「[^」]*」?"""
-    r"""|^"[^"]*"(?=\s*\w)|^「[^」]*」(?=\w)|(?<=\S) ?\([^)]*\)"""
+    rf"""|(?<={_JAPANESE})"[^"]*"|^"[^"]*"(?=\s*\w)|^「[^」]*」(?=\w)|(?<=\S) ?\([^)]*\)"""
 )
 _OPENING = re.compile(r".{20,}?(?:[.!?。]|$)")  # the first sentence that is more than a word
 _HELP = re.compile(r"^\s*(?:[-*•]|\d+[.)]|```|step \d)", re.MULTILINE | re.IGNORECASE)
