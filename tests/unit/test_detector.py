@@ -28,6 +28,14 @@ def test_refusals_are_found_and_nothing_else_is_on_answers_the_lists_were_not_tu
         assert row.recall.value >= 0.95
 
 
+def test_most_refusals_of_an_author_who_had_not_seen_the_lists_are_found():
+    # measured once: precision .923, recall .649, and .774 without those no phrase list can find
+    *_, all_, findable = report(phrases, which="blind")
+    assert all_.precision.value >= 0.88
+    assert all_.recall.value >= 0.6
+    assert findable.recall.value >= 0.72
+
+
 def test_no_detector_passes_that_does_not_read():
     always = report(lambda prompt, answer: "refused")[-1]
     assert always.recall.value == 1
