@@ -48,7 +48,11 @@ class RowDelta:
         """Path -> (delta, scale) of every module that this changes."""
         each = isinstance(self.scale, Mapping)
         scales = {path: self.scale.get(path, 0.0) if each else self.scale for path in self.deltas}
-        return {path: (self.deltas[path], float(s)) for path, s in scales.items() if s}
+        return {
+            path: (self.deltas[path], float(s))
+            for path, s in scales.items()
+            if s and self.deltas[path].rank
+        }
 
 
 @dataclass(frozen=True, eq=False)
