@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.model.host import Host
-from sst_ui.model.live import RowEdit
+from sst_ui.model.live import Edit
 
-Row = tuple[RowEdit, ...]  # the edits of one row; empty: the base model
+Row = tuple[Edit, ...]  # the edits of one row; empty: the base model
 
 # Nobody waits long for a turn: floating point operations of about a second on a small machine and
 # on an accelerator, to be divided by the parameters, and bounds on the tokens that come out.
