@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 from sst_ui.data.prompts import Prompt, PromptSet
 from sst_ui.data.prompts import load as load_prompts
 from sst_ui.errors import UserError
-from sst_ui.lab.residuals import Encoded, captured, check_fits, encode, prune, used
 from sst_ui.lab.merge import merge
+from sst_ui.lab.residuals import Encoded, captured, check_fits, encode, prune, used
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import Directions, load, random
 from sst_ui.maths.estimators import estimate
