@@ -1,4 +1,4 @@
-"""The same jobs without a screen: `python -m sst_ui kernel | measure | run | merge | metrics | chat`.
+"""The same jobs without a screen: `python -m sst_ui kernel | measure | run | merge | ...`.
 
 Knows arguments, progress bars and exit codes: 0, 2 for bad input (one line, no traceback), 130 for
 Ctrl+C, 1 for anything else. Heavy imports happen inside the commands, so that `--help` and `kernel`
