@@ -195,7 +195,7 @@ def _moments(
     for task, (name, shifts, labels) in plans.items():
         asked = conversations(host, name, spec.samples)
         identity = [utility.digest, safety.digest, spec.target, spec.fisher, labels]
-        tokens = [(c.prompt, c.response) for c in asked]
+        tokens = [[list(p), list(r)] for p, r in asked]
         path = _path(host, digest([FORMULAS, host.digest, identity, tokens]))
         found[task] = _read(path)
         if found[task] is None:
@@ -222,7 +222,7 @@ def conversations(host: Host, name: str, samples: int | None) -> list[Conversati
             )
         ids = host.encode(chosen.messages(prompt))
         response = [*host.tokens(prompt.assistant), *sorted(host.stop)[:1]]
-        found.append(Conversation(tuple(ids), tuple(response)))
+        found.append((tuple(ids), tuple(response)))
     return found
 
 
