@@ -190,7 +190,9 @@ def _note(done: str, cosine: float) -> str:
 
 def _filtered(module: Module, g: Filter, parts: Spectrum) -> Change:
     g = scaled(g, module.weight)
-    return Change(parts.edit(g), kept=parts.kept(g), size=parts.size(g))
+    kl = parts.predicted_kl(g)  # nan after a forward-only pass
+    kl = None if math.isnan(kl) else kl
+    return Change(parts.edit(g), kept=parts.kept(g), size=parts.size(g), kl=kl)
 
 
 def _dense(module: Module) -> tuple[Tensor, Tensor]:
@@ -207,11 +209,12 @@ def _whole(module: Module, dense: Tensor) -> Change:
 
 def _finish(module: Module, change: Change, rank: int | None) -> Merged:
     """Truncate, and say what was lost."""
-    space, kl = module.core, None
+    space, kl = module.core, change.kl
     if change.edit is not None:
         total = space.utility + change.edit
         delta, error = space.delta(total, rank)
-        whole, kl = float(total.norm()), _cost(module, change.edit)
+        whole = float(total.norm())
+        kl = _cost(module, change.edit) if kl is None else kl
     elif change.dense is not None:
         whole = float(change.dense.double().norm())
         left, right, error = truncate(change.dense, sum(space.ranks) if rank is None else rank)
