@@ -18,7 +18,7 @@ from sst_ui.maths import baselines, pencil
 from sst_ui.maths.lowrank import Delta, core, truncate
 from sst_ui.maths.methods import Dial, Registry, Words
 from sst_ui.maths.module import Change, Merged, Module, Record, spectrum
-from sst_ui.maths.subspace import Filter, Mode, Spectrum, Target, scaled, soft, top
+from sst_ui.maths.subspace import HIGHEST, Filter, Mode, Spectrum, Target, scaled, soft, top
 
 __all__ = ["METHODS", "Merged", "Module", "Record", "merge", "spectrum"]
 
@@ -27,7 +27,7 @@ ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 METHODS = Registry()
 method = METHODS.method
 
-Mu = Annotated[float, Dial(0, 1e6, 0.1, "price of utility; 0 keeps the whole edit", log=True)]
+Mu = Annotated[float, Dial(0, HIGHEST, 0.1, "price of utility; 0 keeps the whole edit", log=True)]
 K = Annotated[int, Dial(0, 4096, 1, "directions kept in each module")]
 Towards = Annotated[Target, Words("target: add the safety edit, or move towards it")]
 Sides = Annotated[Mode, Words("Fisher: both sides (kfac), inputs only, or the exact block")]
