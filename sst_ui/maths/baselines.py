@@ -45,7 +45,7 @@ def ties(deltas: Sequence[Tensor], weights: Sequence[float], density: float) -> 
     mass = torch.zeros_like(elected)
     share = torch.zeros_like(elected)
     for part, weight in zip(parts, weights, strict=True):
-        agrees = (part.sign() == elected) & (elected != 0)
+        agrees = part.sign() == elected
         mass += torch.where(agrees, part, 0)
         share += agrees * abs(weight)
     return torch.where(share > 0, mass / share, 0)

@@ -18,7 +18,7 @@ from sst_ui.maths import baselines, pencil
 from sst_ui.maths.lowrank import Delta, core, truncate
 from sst_ui.maths.methods import Dial, Registry, Words
 from sst_ui.maths.module import Change, Merged, Module, Record, spectrum
-from sst_ui.maths.subspace import Filter, Mode, Spectrum, Target, scaled, soft, top
+from sst_ui.maths.subspace import HIGHEST, Filter, Mode, Spectrum, Target, scaled, soft, top
 
 __all__ = ["METHODS", "Merged", "Module", "Record", "merge", "spectrum"]
 
@@ -27,7 +27,7 @@ ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 METHODS = Registry()
 method = METHODS.method
 
-Mu = Annotated[float, Dial(0, 1e6, 0.1, "price of utility; 0 keeps the whole edit", log=True)]
+Mu = Annotated[float, Dial(0, HIGHEST, 0.1, "price of utility; 0 keeps the whole edit", log=True)]
 K = Annotated[int, Dial(0, 4096, 1, "directions kept in each module")]
 Towards = Annotated[Target, Words("target: add the safety edit, or move towards it")]
 Sides = Annotated[Mode, Words("Fisher: both sides (kfac), inputs only, or the exact block")]
@@ -190,7 +190,9 @@ def _note(done: str, cosine: float) -> str:
 
 def _filtered(module: Module, g: Filter, parts: Spectrum) -> Change:
     g = scaled(g, module.weight)
-    return Change(parts.edit(g), kept=parts.kept(g), size=parts.size(g))
+    kl = parts.predicted_kl(g)  # nan after a forward-only pass
+    kl = None if math.isnan(kl) else kl
+    return Change(parts.edit(g), kept=parts.kept(g), size=parts.size(g), kl=kl)
 
 
 def _dense(module: Module) -> tuple[Tensor, Tensor]:
@@ -207,11 +209,12 @@ def _whole(module: Module, dense: Tensor) -> Change:
 
 def _finish(module: Module, change: Change, rank: int | None) -> Merged:
     """Truncate, and say what was lost."""
-    space, kl = module.core, None
+    space, kl = module.core, change.kl
     if change.edit is not None:
         total = space.utility + change.edit
         delta, error = space.delta(total, rank)
-        whole, kl = float(total.norm()), _cost(module, change.edit)
+        whole = float(total.norm())
+        kl = _cost(module, change.edit) if kl is None else kl
     elif change.dense is not None:
         whole = float(change.dense.double().norm())
         left, right, error = truncate(change.dense, sum(space.ranks) if rank is None else rank)

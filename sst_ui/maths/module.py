@@ -73,13 +73,17 @@ class Merged:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What a method returns: one of an edit E [q, p] in the core, or a total, dense or factored."""
+    """What a method returns: one of an edit E [q, p] in the core, or a total, dense or factored.
+
+    The numbers are `Record`'s; a method that knows its own predicted KL says so.
+    """
 
     edit: Tensor | None = None
     dense: Tensor | None = None
     delta: Delta | None = None
     kept: float | None = None
     size: float | None = None
+    kl: float | None = None
     note: str = ""
 
 

@@ -83,6 +83,34 @@ def spectrum_kl(module, parts, g):
     return 0.5 * e @ fisher @ e
 
 
+def test_the_exact_block_is_merged_and_priced_by_itself():
+    module, utility, _ = build()
+    draw = np.random.default_rng(8)
+    blocks = [draw.normal(size=(80, 25)) for _ in range(2)]
+    blocks = [torch.tensor(b.T @ b / 80) for b in blocks]
+    module = replace(
+        module,
+        safety=replace(module.safety, block=blocks[0]),
+        utility=replace(module.utility, block=blocks[1]),
+    )
+    merged = merge(module, "sst", mode="block", mu=2.0, damping=0.0)
+    f_s, f_u = (b.numpy() for b in blocks)
+    f_s = f_s * float(module.utility.g.trace() / module.safety.g.trace())
+    e = np.linalg.solve(f_s + 2 * f_u, f_s @ module.core.safety.numpy().reshape(-1))
+    edit = module.core.u.numpy() @ e.reshape(5, 5) @ module.core.r.numpy().T
+    assert np.allclose(dense(merged), utility + edit, atol=1e-8)
+    assert merged.record.kl == pytest.approx(0.5 * e @ f_u @ e)
+
+
+def test_after_forward_passes_only_there_is_an_edit_and_no_predicted_kl():
+    module, _, _ = build()
+    forward = {t: replace(getattr(module, t), g=None) for t in ("safety", "utility")}
+    merged = merge(replace(module, **forward), "sst", mode="input", mu=2.0)
+    assert np.allclose(dense(merged), dense(merge(module, "sst", mode="input", mu=2.0)))
+    assert merged.record.kl is None
+    assert merge(replace(module, **forward), "task_arithmetic").record.kl is None
+
+
 def test_free_sst_is_task_arithmetic_and_a_high_price_leaves_the_utility_adapter():
     module, utility, safety = build(weight=0.7)
     plain = dense(merge(module, "task_arithmetic"))
@@ -394,6 +422,13 @@ def test_the_registry_holds_the_methods_of_the_field_with_typed_controls():
     assert (choice.kind, choice.choices) == ("choice", ("additive", "interpolating"))
     assert METHODS["sst_topk"].parameters[0].kind == "int"
     assert typing.get_type_hints(METHODS["sst"].run)["mu"] is float
+
+
+def test_a_slider_may_give_a_whole_number_as_a_float():
+    module, _, _ = build()
+    assert np.array_equal(
+        dense(merge(module, "sst_topk", k=5.0)), dense(merge(module, "sst_topk", k=5))
+    )
 
 
 def test_bad_input_says_what_to_do():
