@@ -103,9 +103,12 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
     safety = read_adapter(spec.safety, host)
     yield Progress("adapters", 2, 2)
     needs = METHODS[spec.method].needs
-    key = (host.digest, utility.digest, safety.digest, spec.fisher, spec.samples)
-    key = (*key, spec.utility_prompts, spec.safety_prompts) if "moments" in needs else key[:3]
-    found = _kept.get(key)
+    key = (host.digest, utility.digest, safety.digest)
+    if "moments" in needs:
+        names = (spec.utility_prompts, spec.safety_prompts)
+        sets = [prompts.load(name, spec.samples).digest for name in names]
+        key = (*key, *sets, spec.fisher, spec.target)
+    found = _kept.get(key) if host.digest else None
     if found is None:
         cores = {
             path: core(utility.deltas.get(path), safety.deltas.get(path))
