@@ -1,45 +1,39 @@
 """LoRA adapters as PEFT stores them: from a folder or the Hub to deltas, and back.
 
-Knows adapter_config.json, adapter_model.safetensors and how module names of an adapter belong to a
-loaded model. Does not know merging or how deltas are applied. Every tensor of a file is accounted
-for by name: an adapter that would be read in part is an error, as is one that lacks a part.
+Knows how an adapter's settings and factors become deltas of the loaded model. Does not know merging
+or how deltas are applied. An adapter that would be read in part is an error, as is one that lacks a
+part.
 """
 
 import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.maths.lowrank import Delta
-from sst_ui.model import hub
 from sst_ui.model.architecture import fold
 from sst_ui.model.host import Host
 from sst_ui.model.lora_config import LoraSettings, settings_for
+from sst_ui.model.lora_files import (
+    CONFIG,
+    WEIGHTS,
+    check_copies,
+    check_files,
+    finder,
+    local_file,
+    read_factors,
+)
 from sst_ui.model.roles import is_conv1d, shape_of
-from sst_ui.model.source import Source, check_safetensors, find_files
+from sst_ui.model.source import check_safetensors, find_files
 from sst_ui.recipe import ModelSpec, digest
-
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-FACTOR = re.compile(r"^base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight$")
-COPY = re.compile(r"^(?:base_model\.model\.)?(.+?)(?:\.base_layer)?\.weight$")
-# What else a tensor's name can tell, and what it means.
-FOREIGN = {
-    "lora_magnitude_vector": "DoRA, which is no low-rank change",
-    "lora_embedding_": "a LoRA of the embedding, and only linear modules can be merged",
-    "modules_to_save": "whole retrained modules beside the low-rank changes",
-    ".bias": "biases, and only weights can be merged",
-}
-SENSES = re.compile(r"vision|visual|audio")  # towers whose layers may have the text model's names
-SAME = 2**-7  # a copy of a base weight in bfloat16 is as near as this, relatively
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +72,14 @@ def read_adapter(adapter: str, host: Host, revision: str | None = None) -> Adapt
     if not adapter.strip():
         raise UserError("no adapter given; give a folder with a PEFT adapter, or a Hub id.")
     source = find_files(ModelSpec(id=adapter, revision=revision), CONFIG)
-    _check(source)
+    check_files(source)
     data = source.read(CONFIG)
     settings = LoraSettings(data, source.name)
-    weights = _local(source, WEIGHTS)
+    weights = local_file(source, WEIGHTS)
     check_safetensors(weights)
-    factors, copies = _read(weights, source.name)
+    factors, copies = read_factors(weights, source.name)
     deltas = _deltas(factors, settings, host)
-    _check_copies(copies, host, source.name)
+    check_copies(copies, host, source.name)
     notes = [f"The setting {key} is not known here and was left out." for key in settings.unknown]
     mine = host.spec.id.rstrip("/\\")
     if settings.base and _last(settings.base) != _last(mine):
@@ -154,60 +148,10 @@ def write_adapter(folder: str | Path, deltas: Mapping[str, Delta], host: Host) -
     return folder
 
 
-def _check(source: Source) -> None:
-    files, name = source.files, source.name
-    if CONFIG not in files:
-        kind = "a model, not an adapter" if "config.json" in files else "no PEFT adapter"
-        raise UserError(f"{name} is {kind}: it has no {CONFIG}.")
-    if WEIGHTS not in files:
-        if PICKLE in files:
-            raise UserError(
-                f"{name} has its weights as a pickle ({PICKLE}), which can run any code when "
-                "opened. Only safetensors are read; convert it once, where you trust the file: "
-                "load it with PEFT and save_pretrained(folder)."
-            )
-        raise UserError(f"{name} has no weights: {WEIGHTS} is not there.")
-
-
-def _local(source: Source, name: str) -> Path:
-    if source.folder is not None:
-        return source.folder / name
-    return Path(hub.fetch(source.spec.id, name, source.commit))
-
-
-def _read(path: Path, name: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """({module in the adapter -> {"A": .., "B": ..}}, {module -> copy of a base weight})."""
-    factors: dict[str, dict[str, Tensor]] = {}
-    copies: dict[str, Tensor] = {}
-    with safe_open(path, "pt") as file:
-        for key in file.keys():  # noqa: SIM118, it is no mapping
-            tensor = file.get_tensor(key)
-            if not tensor.is_floating_point():
-                raise UserError(f"{key} of {name} holds {tensor.dtype}, no floating-point numbers.")
-            if not bool(tensor.float().isfinite().all()):
-                raise UserError(
-                    f"{key} of {name} holds NaN or infinite numbers; the adapter is damaged."
-                )
-            if foreign := next((why for part, why in FOREIGN.items() if part in key), None):
-                raise UserError(f"{name} holds {key}: {foreign}. Only plain LoRA can be merged.")
-            if found := FACTOR.match(key):
-                factors.setdefault(found[1], {})[found[2]] = tensor
-            elif (found := COPY.match(key)) and "lora_" not in key:
-                copies[found[1]] = tensor
-            else:
-                raise UserError(f"{name} holds {key}, which is no part of a LoRA adapter.")
-    if not factors:
-        raise UserError(f"{name} holds no LoRA factors.")
-    for module, pair in factors.items():
-        if missing := [letter for letter in "AB" if letter not in pair]:
-            raise UserError(f"{name} lacks {module}.lora_{missing[0]}.weight.")
-    return factors, copies
-
-
 def _deltas(
     factors: Mapping[str, Mapping[str, Tensor]], settings: LoraSettings, host: Host
 ) -> dict[str, Delta]:
-    name, find = settings.name, _finder(host)
+    name, find = settings.name, finder(host)
     places = {module: find(module) for module in factors}
     if lost := sorted(module for module, path in places.items() if path is None):
         known = fold(host.architecture.matrices)
@@ -262,48 +206,6 @@ def _check_turned(deltas: Mapping[str, Delta], settings: LoraSettings, host: Hos
             f"weights of {host.name} are {stored}; correct it in {CONFIG}, or check that the "
             "adapter belongs to this model."
         )
-
-
-def _check_copies(copies: Mapping[str, Tensor], host: Host, name: str) -> None:
-    """PEFT stores the embeddings of the base beside some adapters: fine if they are the base's."""
-    find = _finder(host, {path: None for path, _ in host.model.named_modules()})
-    for module, copy in copies.items():
-        path = find(module)
-        weight = None if path is None else getattr(host.model.get_submodule(path), "weight", None)
-        if weight is None:
-            raise UserError(f"{name} holds {module}.weight, which {host.name} does not have.")
-        same = weight.shape == copy.shape and torch.allclose(
-            weight.detach().float().cpu(), copy.float(), rtol=SAME, atol=1e-6
-        )
-        if not same:
-            raise UserError(
-                f"{name} holds {module}.weight {list(copy.shape)}, which differs from the "
-                f"{list(weight.shape)} of {host.name}: the embeddings were retrained or resized, "
-                "and only low-rank changes of linear modules can be merged."
-            )
-
-
-def _finder(host: Host, known: Mapping | None = None) -> Callable[[str], str | None]:
-    """Adapter's module name -> the model's: as it stands, else by layer and what follows, since
-    wrappers put different words in front (`language_model.model.`, `model.`)."""
-    known = host.architecture.matrices if known is None else known
-    layers = host.architecture.layer_names[0].split(".")[-2]  # `layers`, or `h` in GPT-2
-
-    def short(path: str) -> str:
-        found = re.search(rf"(?:^|\.)({layers}\.\d+\..+)$", path)
-        return found[1] if found else path.rpartition(".")[2]
-
-    shorts: dict[str, list[str]] = {}
-    for path in known:
-        shorts.setdefault(short(path), []).append(path)
-
-    def find(module: str) -> str | None:
-        if module in known:
-            return module
-        there = shorts.get(short(module), ())
-        return there[0] if len(there) == 1 and not SENSES.search(module) else None
-
-    return find
 
 
 def _last(name: str) -> str:

@@ -57,14 +57,14 @@ class RowDelta:
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """y' = y + factor ∘ ((x Aᵀ) Bᵀ), on some rows of the batch.
+    """y' = y + ((x Aᵀ) ∘ factor) Bᵀ on some rows of the batch: those with the same deltas.
 
     Attributes:
         rows: numbers of the rows it acts on.
         index: the same as a tensor, or None when it is all of them, in order.
-        b: [out, r].
+        b: [out, r], the factors of all deltas side by side.
         a: [r, in].
-        factor: [n, 1, 1].
+        factor: [n, 1, r], each row's scale of each delta.
     """
 
     rows: tuple[int, ...]
@@ -74,10 +74,17 @@ class LowRank:
     factor: Tensor
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """[n, tokens, in] and [n, tokens, out] -> [n, tokens, out]; float32 or better inside."""
+        """[rows, tokens, in] and [rows, tokens, out] -> the same as y; float32 or better inside."""
         exact = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-        change = (x.to(exact) @ self.a.to(exact).mT) @ self.b.to(exact).mT
-        return (y.to(exact) + self.factor.to(exact) * change).to(y.dtype)
+        index = None if self.index is None else self.index.to(y.device)
+        some = x if index is None else x.index_select(0, index)
+        inner = (some.to(exact) @ self.a.to(exact).mT) * self.factor.to(exact)
+        change = inner @ self.b.to(exact).mT
+        if index is None:
+            return (y.to(exact) + change).to(y.dtype)
+        if y.dtype == exact:
+            return y.index_add(0, index, change)
+        return y.index_copy(0, index, (y.index_select(0, index).to(exact) + change).to(y.dtype))
 
 
 @dataclass(eq=False)
@@ -116,13 +123,12 @@ class DeltaHooks:
         Raises:
             UserError: a module that the model lacks, or a delta of another shape.
         """
-        groups: dict[str, dict[tuple[int, Delta], list[tuple[int, float]]]] = {}
+        groups: dict[str, dict[tuple[Delta, ...], list[tuple[int, Sequence[float]]]]] = {}
         for row, edits in enumerate(rows):
             for path, scaled in summed(edits).items():
                 self._fits(path, scaled)
-                for slot, (delta, scale) in enumerate(scaled):
-                    members = groups.setdefault(path, {}).setdefault((slot, delta), [])
-                    members.append((row, scale))
+                deltas, scales = zip(*scaled, strict=True)
+                groups.setdefault(path, {}).setdefault(deltas, []).append((row, scales))
         return {path: self._ops(path, group, len(rows)) for path, group in groups.items()}
 
     def _fits(self, path: str, scaled: Sequence[Scaled]) -> None:
@@ -143,11 +149,16 @@ class DeltaHooks:
     def _ops(self, path: str, group: dict, size: int) -> tuple[LowRank, ...]:
         device = device_of(self.architecture.matrices[path])
         ops = []
-        for (_, delta), members in sorted(group.items(), key=lambda item: item[0][0]):
+        for deltas, members in group.items():
             rows = tuple(row for row, _ in members)
-            factor = torch.tensor([scale for _, scale in members], device=device)[:, None, None]
-            index = index_of(rows, size, device)
-            ops.append(LowRank(rows, index, *self._on(delta, device), factor))
+            ranks = torch.tensor([delta.rank for delta in deltas])
+            scales = torch.tensor([scales for _, scales in members])  # [n, deltas]
+            factor = scales.repeat_interleave(ranks, dim=1)[:, None].to(device)
+            sides = [self._on(delta, device) for delta in deltas]
+            b, a = sides[0]
+            if len(sides) > 1:
+                b, a = (torch.cat([side[i] for side in sides], dim=1 - i) for i in (0, 1))
+            ops.append(LowRank(rows, index_of(rows, size, device), b, a, factor))
         return tuple(ops)
 
     def _on(self, delta: Delta, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -164,12 +175,7 @@ class DeltaHooks:
                 return None
             x, y = by_rows(args[0], plan.size), by_rows(output, plan.size)
             for op in ops:
-                if op.index is None:
-                    y = op(x, y)
-                else:
-                    index = op.index.to(y.device)
-                    some = op(x.index_select(0, index), y.index_select(0, index))
-                    y = y.index_copy(0, index, some)
+                y = op(x, y)
             return y.reshape(output.shape)
 
         return hook

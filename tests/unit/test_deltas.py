@@ -147,9 +147,13 @@ def test_rows_that_share_a_delta_share_one_product(llama):
     plan = live.compile([(RowDelta(deltas),), (), (RowDelta(deltas, 0.3),)])
     (op,) = plan.deltas[path]
     assert op.rows == (0, 2)
-    assert op.factor.flatten().tolist() == pytest.approx([1.0, 0.3])
+    assert op.factor[:, 0].unique(dim=1).flatten().tolist() == pytest.approx([1.0, 0.3])
     twice = live.compile([(RowDelta(deltas, 0.5), RowDelta(deltas, 0.25))])
-    assert [op.factor.item() for op in twice.deltas[path]] == [0.75]
+    assert [op.factor.unique().tolist() for op in twice.deltas[path]] == [[0.75]]
+    other = random_deltas(model, 1, rank=2, only="layers.1.mlp.up_proj")
+    rows = [(RowDelta(deltas), RowDelta(other, scale)) for scale in (0.25, 0.5)]
+    (op,) = live.compile(rows).deltas[path]  # two deltas side by side are one product as well
+    assert op.factor[:, 0].tolist() == [[1, 1, 1, 0.25, 0.25], [1, 1, 1, 0.5, 0.5]]
 
 
 @pytest.mark.parametrize("options", [{}, {"norm_preserving": True}], ids=["plain", "norm"])
