@@ -27,7 +27,7 @@ Target = Literal["additive", "interpolating"]
 Mode = Literal["kfac", "input", "block"]
 Filter = Callable[[Tensor], Tensor]
 
-LOWEST, HIGHEST = 1e-12, 1e15  # where the search for a μ ends
+LOWEST, HIGHEST = 1e-12, 1e12  # where the search for a μ ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +268,7 @@ def mu_for_budget(
         μ by bisection of its logarithm; 0 if the whole edit is within the budget.
 
     Raises:
-        UserError: a budget that is not above 0, or moments without gradients.
+        UserError: a budget that is not above 0 or is too small, or moments without gradients.
     """
     if not kl > 0:
         raise UserError(f"the KL budget is {kl}; it must be above 0, for example 0.05.")
@@ -286,6 +286,8 @@ def mu_for_budget(
     high = 1.0
     while cost(high) > kl and high < HIGHEST:
         high *= 10
+    if cost(high) > kl:
+        raise UserError(f"no price keeps the predicted KL within {kl:g}; give a larger budget.")
     low = high / 10
     while cost(low) <= kl and low > LOWEST:
         high, low = low, low / 10

@@ -293,6 +293,11 @@ def test_a_budget_above_the_whole_edit_keeps_it(model):
     assert mu_for_budget(model, 1.1 * total(model, soft(0.0))[0]) == 0
 
 
+def test_a_budget_that_no_price_can_keep_is_refused(model):
+    with pytest.raises(UserError, match="no price keeps the predicted KL within 1e-60"):
+        mu_for_budget(model, 1e-60)
+
+
 def test_a_module_that_only_one_adapter_has():
     case = Case()
     only_utility, only_safety = core(case.utility, None), core(None, case.safety)
