@@ -12,11 +12,13 @@ from torch import nn
 
 from sst_ui.errors import UserError
 from sst_ui.maths.lowrank import Core, Delta
+from sst_ui.maths.lowrank import core as core_of
 from sst_ui.model import fisher
 from sst_ui.model.fisher import moments
 from sst_ui.model.fisher_step import Step
 from sst_ui.model.host import Host
 from sst_ui.model.live import RowDelta
+from sst_ui.model.score import teacher_forced
 from sst_ui.progress import Progress, finish
 from tests.talk import byte_tokenizer
 from tests.tiny import tiny
@@ -254,6 +256,29 @@ def test_labels_drawn_from_the_model_give_the_true_fisher_matrix():
     assert (given - true).norm() > 0.5 * true.norm()  # one label is something else
     again = finish(moments(host, {"lm_head": core}, many, labels="sampled", seed=2, batch_size=500))
     assert not torch.equal(again["lm_head"].g, found["lm_head"].g)
+
+
+def test_the_exact_block_predicts_what_a_small_edit_costs(tiny_host):
+    host = tiny_host("llama")
+    noise = torch.Generator().manual_seed(0)
+    change = some_delta(host.model, "lm_head", 1)
+    delta = Delta(0.1 * change.b.float(), change.a.float())
+    space = core_of(None, delta)
+    talks = [
+        (prompt, torch.randint(5, 261, (12,), generator=noise).tolist())
+        for prompt in ([5, 30 + i, 60 + i, 90 + i] for i in range(60))
+    ]
+    job = moments(host, {"lm_head": space}, talks * 8, labels="sampled", mode="block")
+    block = finish(job)["lm_head"].block
+    flat = space.safety.flatten()
+    predicted = float(flat @ block @ flat) / 2  # nats a token
+    prompts, responses = zip(*talks, strict=True)
+    base = torch.cat(teacher_forced(host, prompts, responses)).double()
+    rows = [(RowDelta({"lm_head": delta}),)] * len(talks)
+    edited = torch.cat(teacher_forced(host, prompts, responses, rows)).double()
+    measured = float((base.exp() * (base - edited)).sum(-1).mean())
+    assert measured > 1e-3
+    assert predicted == pytest.approx(measured, rel=0.15)
 
 
 def test_bfloat16_models_give_nearly_the_same(tiny_host):
