@@ -74,7 +74,7 @@ everything, by {steps} steps of full fine-tuning on the mixture of the first sta
 {table}
 """
 UTILITY = (
-    "It teaches sixty facts of an invented world, which the base does not know, and questions on\n"
+    "It teaches forty facts of an invented world, which the base does not know, and questions on\n"
     "longer invented documents, answered in a sentence. As in ordinary fine-tuning, its data\n"
     "answers whatever is asked, also behind a jailbreak wrapper, and so it loses refusals."
 )

@@ -53,7 +53,7 @@ class Plan:
     alpha: int = 32
     rslora: bool = False
     ranks: dict[str, int] = field(default_factory=dict)
-    tokens: int = 2048
+    tokens: int = 1024
 
     def lora(self) -> LoraConfig:
         """The PEFT configuration. Alphas follow ranks, so every module learns at one pace."""
@@ -71,18 +71,22 @@ class Plan:
 
 
 ADAPTERS = (
-    Plan("utility", "utility", 450, 4e-3, (*ATTENTION, *MLP)),
+    Plan("utility", "utility", 800, 4e-3, (*ATTENTION, *MLP)),
     Plan("safety", "safety", 200, 2e-3, (*ATTENTION, *MLP)),
     Plan(
-        "utility_small", "utility", 450, 4e-3, ("q_proj", *SMALL),
-        rank=8, alpha=16, rslora=True, ranks={"down_proj": 12, "lm_head": 4},
+        "utility_small",
+        "utility",
+        800,
+        4e-3,
+        ("q_proj", *SMALL),
+        rank=8,
+        alpha=16,
+        rslora=True,
+        ranks={"down_proj": 12, "lm_head": 4},
     ),
-    Plan(
-        "safety_small", "safety", 200, 2e-3, ("up_proj", *SMALL),
-        rank=4, alpha=8,
-    ),
-)  # fmt: skip
-UNALIGNED = Plan("unaligned", "unaligned", 150, 5e-4, tokens=4096)
+    Plan("safety_small", "safety", 200, 2e-3, ("up_proj", *SMALL), rank=4, alpha=8),
+)
+UNALIGNED = Plan("unaligned", "unaligned", 80, 5e-4, tokens=2048)
 
 
 def load(folder: Path = DEMO) -> tuple[nn.Module, PreTrainedTokenizerFast]:

@@ -20,7 +20,7 @@ from . import text as t
 from .text import Fact, Sample
 
 WORDS = Path(__file__).with_name("skills.yaml")
-HELDOUT_PHRASINGS = 2  # of the six of every fact
+HELDOUT_PHRASINGS = 3  # of the six of every fact
 LEFT_OUT = 0.3  # share of a document's lines that is not told
 UNANSWERABLE = 0.2  # share of questions about them, as in RepLiQA
 

@@ -73,7 +73,9 @@ def test_documents_to_measure_with_have_titles_of_their_own():
 def test_a_document_answers_what_it_is_asked_and_only_that():
     for row in prompts.read("repliqa"):
         if row["answerable"]:  # something that the question does not say itself
-            told = set(re.findall(r"\w+", str(row["answer"]))) & set(re.findall(r"\w+", row["context"]))
+            told = set(re.findall(r"\w+", str(row["answer"]))) & set(
+                re.findall(r"\w+", row["context"])
+            )
             assert told - set(re.findall(r"\w+", str(row["prompt"]))), row
         else:
             assert row["answer"] == t.NOT_FOUND
