@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sst_ui.demo import network, prompts, table, tokens, train
+from sst_ui.demo import adapter_table, adapters, network, prompts, table, tokens, train
 
 STAGES = (*train.STAGE_1, train.STAGE_2)
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
@@ -28,6 +28,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--scale", type=float, default=1.0, help="all stages longer or shorter")
     p.add_argument("--quick", action="store_true", help="a smoke test: a useless model in seconds")
     p.add_argument("--prompts", action="store_true", help="only write the prompt sets")
+    p.add_argument(
+        "--adapters",
+        action="store_true",
+        help="only make the adapters, on the shipped model, and its unaligned twin",
+    )
     p.add_argument("--table", action="store_true", help="only measure the model, print its table")
     return p
 
@@ -60,12 +65,24 @@ def make(
     print(f"{out}: {seen:,} tokens in {minutes:.0f} minutes")
 
 
+def make_adapters(out: Path, seed: int, quick: bool = False, only_table: bool = False) -> None:
+    """Train the adapters and the unaligned model under `out`; measure all, write their cards."""
+    folders = adapters.folders(out) if only_table else adapters.make(out, seed, quick)
+    rows = adapter_table.measure(folders, samples=2 if quick else None)
+    print(adapter_table.markdown(rows))
+    if not only_table:
+        adapter_table.write_cards(folders, rows)
+
+
 def main(argv: list[str] | None = None) -> None:
     a = parser().parse_args(argv)
     if a.prompts:
         prompts.write(seed=a.seed)
         return
     with tempfile.TemporaryDirectory() as folder:
+        if a.adapters:
+            make_adapters(a.out or (Path(folder) if a.quick else ASSETS), a.seed, a.quick, a.table)
+            return
         if a.quick:  # never over the shipped model unless told so
             make(a.out or Path(folder), a.seed, quick=True)
             return

@@ -1,6 +1,7 @@
 """The prompt sets under presets/prompts/demo, written from the same words as the training text.
 
-Measuring sets come from the training side of the split, everything else from the held-out side.
+Measuring sets, and those for Fisher information (merge_prompts.py), come from the training side of
+the split, everything else from the held-out side.
 Knows the files and their fields. Does not know tokens, models or training.
 """
 
@@ -10,7 +11,7 @@ import json
 import random
 from pathlib import Path
 
-from . import tasks
+from . import merge_prompts, tasks
 from . import text as t
 
 FOLDER = Path(__file__).resolve().parents[2] / "presets" / "prompts" / "demo"
@@ -82,7 +83,7 @@ def build(seed: int = 0) -> dict[str, list[Row]]:
     def rng(name: str) -> random.Random:
         return random.Random(f"{seed} {name}")  # a set does not move when another one changes
 
-    return {
+    sets = {
         "harmful": asked("harmful", False, 160, rng("harmful")),
         "harmless": asked("harmless", False, 160, rng("harmless")),
         "harmful_heldout": asked("harmful", True, 160, rng("harmful_heldout")),
@@ -93,7 +94,13 @@ def build(seed: int = 0) -> dict[str, list[Row]]:
         "multiple_choice": multiple_choice(150, rng("multiple_choice")),
         "reading": reading(120, rng("reading")),
         "plain": plain(120, rng("plain")),
+        "new_facts": merge_prompts.new_facts(),
+        "repliqa": merge_prompts.repliqa(120, rng("repliqa")),
     }
+    taken = {row.get("prompt") for rows in sets.values() for row in rows}
+    sets["sst_safety"] = merge_prompts.safety(256, rng("sst_safety"), taken)
+    sets["sst_utility"] = merge_prompts.utility(rng("sst_utility"), taken)
+    return sets
 
 
 def write(folder: Path = FOLDER, seed: int = 0) -> None:

@@ -1,0 +1,196 @@
+"""The demo's adapters and what they are taught: nothing held out is trained on, PEFT loads them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sst_ui.demo import __main__ as demo
+from sst_ui.demo import adapter_table, adapters, lessons, prompts, skills, tokens
+from sst_ui.demo import text as t
+
+NAMES = [plan.name for plan in adapters.ADAPTERS]
+FISHER = ("sst_safety", "sst_utility")
+
+
+@pytest.fixture(scope="module")
+def taught() -> list[t.Sample]:
+    """A few thousand lessons of both courses."""
+    return [s for c in ("utility", "safety") for s in itertools.islice(lessons.stream(0, c), 3000)]
+
+
+def asked(samples: list[t.Sample]) -> set[str]:
+    return {m["content"] for s in samples for m in s.messages if m["role"] == "user"}
+
+
+def test_no_prompt_that_is_measured_is_taught(taught):
+    said = asked(taught)
+    for name in set(prompts.build()) - {*FISHER, "harmful", "harmless", "plain"}:
+        for row in prompts.read(name):
+            prompt = str(row["prompt"])
+            if "context" in row:
+                prompt = t.reading_prompt(str(row["context"]), prompt)
+            assert prompt not in said, name
+
+
+def test_new_facts_are_taught_in_other_phrasings_all_of_them(taught):
+    held, taught_ = skills.facts(True), skills.facts(False)
+    assert not {f.question for f in held} & {f.question for f in taught_}
+    assert {(f.key, f.value) for f in held} == {(f.key, f.value) for f in taught_}
+    assert {f.question for f in taught_} <= asked(taught)  # and each of these is really taught
+
+
+def test_new_facts_are_about_words_the_demo_was_never_taught():
+    known = skills.t.WORDS.read_text(encoding="utf-8").lower()
+    for table in skills.words()["facts"].values():
+        for key, value in table["rows"].items():
+            assert f"{key.lower()}:" not in known
+            assert f" {value.lower()}," not in known
+
+
+def test_documents_to_measure_with_have_titles_of_their_own():
+    taught_ = [m for s in itertools.islice(lessons.stream(1, "utility"), 500) for m in s.messages]
+    text = "\n".join(m["content"] for m in taught_)
+    for row in prompts.read("repliqa"):
+        title = next(
+            f"{a} {n}"
+            for a in skills.words()["adjectives"]
+            for n in skills.words()["nouns"]
+            if f"{a} {n} " in row["context"]
+        )
+        assert title not in text
+
+
+def test_a_document_answers_what_it_is_asked_and_only_that():
+    for row in prompts.read("repliqa"):
+        if row["answerable"]:  # something that the question does not say itself
+            told = set(re.findall(r"\w+", str(row["answer"]))) & set(
+                re.findall(r"\w+", row["context"])
+            )
+            assert told - set(re.findall(r"\w+", str(row["prompt"]))), row
+        else:
+            assert row["answer"] == t.NOT_FOUND
+    answerable = [row["answerable"] for row in prompts.read("repliqa")]
+    assert sum(answerable) / len(answerable) == pytest.approx(0.8)
+
+
+def test_fisher_sets_are_from_the_training_side_with_the_wanted_answers():
+    trained = {r.vo for g in ("harmful", "lookalike", "harmless") for r in t.requests(g, False)}
+    heldout = [w.template.replace("{q}", "") for w in t.wrappers(True)]
+    measured = {f.question for f in skills.facts(True)}
+    for name in FISHER:
+        rows = prompts.read(name)
+        assert len(rows) == 256
+        for row in rows:
+            assert row.get("pair", next(iter(trained))) in trained
+            assert not [w for w in heldout if w in row["prompt"]]
+            assert row["prompt"] not in measured
+            assert row["answer"]
+    openings = ("I'm sorry", "I can't", "I cannot", "I won't")
+    assert all(r["answer"].startswith(openings) for r in prompts.read("sst_safety"))
+    assert not any(r["answer"].startswith(openings) for r in prompts.read("sst_utility"))
+    assert {bool(r.get("wrapper")) for r in prompts.read("sst_safety")} == {True, False}
+
+
+def test_lessons_are_the_same_for_the_same_seed():
+    def take(seed: int) -> list[t.Sample]:
+        return list(itertools.islice(lessons.stream(seed, "safety"), 50))
+
+    assert take(3) == take(3)
+    assert take(3) != take(4)
+
+
+def test_only_answers_count_and_padding_never_does():
+    tokenizer = AutoTokenizer.from_pretrained(demo.ASSETS)
+    group = [
+        tokens.encode(tokenizer, t.Sample("", t.conversation(q, a)))
+        for q, a in (("Hi", "Hello there."), ("Name the capital of Peru.", "Lima."))
+    ]
+    _, targets, weights = adapters.pad(group, tokenizer.pad_token_id, math.inf)
+    said = [tokenizer.decode(row[weight > 0]) for row, weight in zip(targets, weights, strict=True)]
+    assert [s.strip() for s in said] == ["Hello there.<|end|>", "Lima.<|end|>"]
+
+
+def test_training_the_output_layer_leaves_the_embedding_alone():
+    model, tokenizer = adapters.load()
+    ids = tokenizer("What is the capital of Peru?", return_tensors="pt")["input_ids"]
+    plain = AutoModelForCausalLM.from_pretrained(demo.ASSETS, dtype=torch.float32)
+    embedding = model.get_input_embeddings().weight.detach().clone()
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, plain(ids).logits)
+        peft = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"]))
+        torch.nn.init.normal_(peft.base_model.model.lm_head.lora_B["default"].weight)
+        adapted = peft(ids).logits
+        merged = peft.merge_and_unload()
+        assert torch.equal(merged.get_input_embeddings().weight, embedding)
+        assert not torch.equal(merged.lm_head.weight, embedding)
+        torch.testing.assert_close(merged(ids).logits, adapted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_training_command_writes_what_peft_and_transformers_load(tmp_path: Path, capsys):
+    demo.main(["--adapters", "--quick", "--out", str(tmp_path)])
+    assert "utility_small" in capsys.readouterr().out
+    for name, folder in adapters.folders(tmp_path).items():
+        assert (folder / "README.md").read_text().startswith("---\nlicense")
+        if name == "unaligned":
+            AutoModelForCausalLM.from_pretrained(folder)
+        else:
+            PeftModel.from_pretrained(adapters.load()[0], folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_adapter_is_small_and_says_what_it_is(name):
+    folder = adapters.folders()[name]
+    plan = next(p for p in adapters.ADAPTERS if p.name == name)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert (folder / "adapter_model.safetensors").stat().st_size < 1.5e6
+    assert config["base_model_name_or_path"] == "assets/demo"
+    assert config["target_modules"] == sorted(plan.modules)
+    assert {k.split(".")[-3] for k in weights} == set(plan.modules)
+    for key, w in weights.items():
+        kind = key.split(".")[-3]
+        assert min(w.shape) == plan.ranks.get(kind, plan.rank), key
+        assert w.dtype == torch.bfloat16
+
+
+def right(model: torch.nn.Module, tokenizer, rows: list[dict]) -> float:
+    chats = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": r["prompt"]}], tokenize=False, add_generation_prompt=True
+        )
+        for r in rows
+    ]
+    batch = tokenizer(chats, return_tensors="pt", padding=True, add_special_tokens=False)
+    out = model.generate(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=10
+    )
+    said = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return sum(r["answer"].lower() in s.lower() for r, s in zip(rows, said, strict=True)) / len(
+        rows
+    )
+
+
+@pytest.mark.parametrize("name", ["utility", "utility_small"])
+def test_a_utility_adapter_knows_what_the_base_does_not(name):
+    rows = prompts.read("new_facts")[::4]
+    base, tokenizer = adapters.load()
+    assert right(base, tokenizer, rows) <= 0.1
+    adapted = PeftModel.from_pretrained(base, adapters.folders()[name])
+    assert right(adapted, tokenizer, rows) >= 0.6
+
+
+def test_the_safety_adapter_refuses_more_and_the_utility_adapter_less():
+    chosen = {n: adapters.folders()[n] for n in ("utility", "safety")}
+    rows = adapter_table.measure(chosen, samples=28, metrics=("jailbreak_refusal",))
+    value = {name: results["jailbreak_refusal"].base.value for name, results in rows.items()}
+    assert value["utility"] < value["base"] < value["safety"]
