@@ -71,12 +71,12 @@ class Plan:
 
 
 ADAPTERS = (
-    Plan("utility", "utility", 800, 4e-3, (*ATTENTION, *MLP)),
+    Plan("utility", "utility", 600, 4e-3, (*ATTENTION, *MLP)),
     Plan("safety", "safety", 200, 2e-3, (*ATTENTION, *MLP)),
     Plan(
         "utility_small",
         "utility",
-        800,
+        600,
         4e-3,
         ("q_proj", *SMALL),
         rank=8,
