@@ -4,7 +4,8 @@ Knows which metrics share a prompt set, and so one pass over it. Does not know h
 or scored, nor screens. Nothing is written.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 
@@ -25,7 +26,7 @@ from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 
-__all__ = ["Item", "MetricResult", "Value", "evaluate", "goal"]
+__all__ = ["Item", "MetricResult", "Value", "evaluate", "evaluate_rows", "goal"]
 
 
 def evaluate(
@@ -49,32 +50,60 @@ def evaluate(
         UserError: an unknown metric or prompt set, a bad prompt file, a prompt that is too long, a
             judge that cannot be used; all before anything is computed.
     """
+    with closing(evaluate_rows(host, [edits] if edits else [], evaluation)) as job:
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                return end.value[0]
+            yield step[0] if isinstance(step, tuple) else step
+
+
+def evaluate_rows(
+    host: Host, rows: Sequence[tuple[Edit, ...]], evaluation: Evaluation
+) -> Generator[Progress | tuple[MetricResult, ...], None, list[list[MetricResult]]]:
+    """The same for many edits at once: all rows and the base share every batch.
+
+    Args:
+        rows: the edits of each row; none at all measures the base alone.
+
+    Yields:
+        Progress, and of each metric its results as a tuple, one a row (or the base's alone).
+
+    Returns:
+        For each row its results, in the order in which they were asked for.
+    """
     wanted = [find(name) for name in dict.fromkeys(evaluation.metrics or default_metrics())]
     passes = _passes(host, _leaves(wanted), evaluation)
     labeller = Labeller.of(evaluation)
     # an edit of strength 0 is the base: its answers are the base's, to the bit
-    active = tuple(edit for edit in edits if _acts(edit))
-    aim = goal(edits)
-    results: dict[str, MetricResult] = {}
+    active = [tuple(edit for edit in edits if _acts(edit)) for edits in rows]
+    aims = [goal(edits) for edits in rows] or [goal(())]
+    results: dict[str, tuple[MetricResult, ...]] = {}
     for number, (task, metrics) in enumerate(passes, start=1):
-        job = _observed(host, task, active or None, labeller if _labelled(metrics) else None)
-        base, edited = yield from _counted(job, f"step {number} of {len(passes)}")
-        if edits and not active:
-            edited = base
+        labels = labeller if _labelled(metrics) else None
+        job = _observed(host, task, [edits for edits in active if edits], labels)
+        base, seen = yield from _counted(job, f"step {number} of {len(passes)}")
+        left = iter(seen)
+        columns = [next(left) if edits else base for edits in active] or [None]
         for metric in metrics:
-            result = compare(metric, task.prompts.prompts, base, edited, aim)
-            notes = (_held_out(metric, edits), labeller.note if metric.labels else "")
-            result = replace(result, note="; ".join(filter(None, notes)))
-            results[metric.name] = result
+            found = []
+            for edited, edits, aim in zip(columns, rows or [()], aims, strict=True):
+                result = compare(metric, task.prompts.prompts, base, edited, aim)
+                notes = (_held_out(metric, edits), labeller.note if metric.labels else "")
+                found.append(replace(result, note="; ".join(filter(None, notes))))
+            results[metric.name] = tuple(found)
             if metric in wanted:
-                yield result
+                yield results[metric.name]
         for row in wanted:
             ready = isinstance(row, Derived) and results.keys() >= set(row.sources)
             if ready and row.name not in results:
-                sources = {name: results[name] for name in row.sources}
-                results[row.name] = derive(row, sources, aim)
+                results[row.name] = tuple(
+                    derive(row, {name: results[name][place] for name in row.sources}, aim)
+                    for place, aim in enumerate(aims)
+                )
                 yield results[row.name]
-    return [results[row.name] for row in wanted]
+    return [[results[row.name][place] for row in wanted] for place in range(len(aims))]
 
 
 def limits(evaluation: Evaluation) -> tuple[int | None, int]:
@@ -103,15 +132,18 @@ def _acts(edit: Edit) -> bool:
 
 
 def _observed(
-    host: Host, task: Task, edits: tuple[Edit, ...] | None, labeller: Labeller | None
-) -> Generator[Progress, None, tuple[list, list | None]]:
-    """What both models do, labelled by the labeller where there is one."""
-    base, edited = yield from observe(host, task, edits)
+    host: Host, task: Task, rows: Sequence[tuple[Edit, ...]], labeller: Labeller | None
+) -> Generator[Progress, None, tuple[list, list[list]]]:
+    """What all of them do, labelled by the labeller where there is one."""
+    base, seen = yield from observe(host, task, rows)
     if labeller is not None:
         prompts_ = [prompt.user for prompt in task.prompts.prompts]
         base = yield from labeller.label(prompts_, base)
-        edited = None if edited is None else (yield from labeller.label(prompts_, edited))
-    return base, edited
+        labelled = []
+        for edited in seen:
+            labelled.append((yield from labeller.label(prompts_, edited)))
+        seen = labelled
+    return base, seen
 
 
 def _labelled(metrics: list[Metric]) -> bool:

@@ -4,7 +4,7 @@ Knows what was observed of the base already: it is kept in memory, since it does
 edit. How each kind of observation is made is in `readers`. Does not know metrics.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from sst_ui.data.prompts import PromptSet
 from sst_ui.errors import UserError
@@ -46,29 +46,29 @@ def prepare(host: Host, reads: Reads, prompts: PromptSet, max_new_tokens: int, t
 
 
 def observe(
-    host: Host, task: Task, edits: Row | None
-) -> Generator[Progress, None, tuple[Seen, Seen | None]]:
-    """Observe the base and, unless `edits` is None, the edited model.
+    host: Host, task: Task, rows: Sequence[Row]
+) -> Generator[Progress, None, tuple[Seen, list[Seen]]]:
+    """Observe the base and every edited row, side by side in the same batches.
 
-    Both sit in the same batches, unless the base is known already: then only the edited rows run.
+    If the base is known already, only the edited rows run.
 
     Returns:
-        observations of the base and of the edited model, one a prompt.
+        observations of the base, and those of each row, one a prompt.
     """
     if task.reads == "divergence":
         written = yield from _written(host, task)
-        return (yield from readers.divergence(host, task, edits, written))
+        return (yield from readers.divergence(host, task, rows, written))
     key = (host.digest, task.prompts.digest, task.reads, task.max_new_tokens)
     base = _memory.get(key) if host.digest else None
-    rows: list[Row] = ([()] if base is None else []) + ([] if edits is None else [edits])
-    seen = (yield from readers.READERS[task.reads](host, task, rows)) if rows else []
+    asked: list[Row] = ([()] if base is None else []) + list(rows)
+    seen = (yield from readers.READERS[task.reads](host, task, asked)) if asked else []
     if base is None:
         base, *seen = seen
         if host.digest:
             _memory.put(key, base)
         if host.digest and task.reads == "answer" and task.max_new_tokens >= readers.TOKENS:
             _memory.put(_opening(host, task), [shown.tokens for shown in base])
-    return base, None if edits is None else seen[0]
+    return base, seen
 
 
 def forget() -> None:

@@ -133,9 +133,9 @@ def text(host: Host, task: Task, rows: list[Row]) -> Reader:
 
 
 def divergence(
-    host: Host, task: Task, edits: Row | None, written: list[list[int]]
-) -> Generator[Progress, None, tuple[Seen, Seen | None]]:
-    """KL(base ‖ edited) at each token of the base's own greedy answer, both read in one batch.
+    host: Host, task: Task, rows: Sequence[Row], written: list[list[int]]
+) -> Generator[Progress, None, tuple[Seen, list[Seen]]]:
+    """KL(base ‖ row) at each token of the base's own greedy answer, all read in one batch.
 
     Args:
         written: the tokens of those answers.
@@ -144,27 +144,32 @@ def divergence(
     for ids in written:
         pieces = tuple(host.decode([token]) or "(end)" for token in ids)
         base.append(Shown(host.decode(ids), Divergence(np.zeros(len(ids)), pieces)))
-    if edits is None:
-        return base, None
-    edited: Seen = [_UNSEEN] * len(base)
+    if not rows:
+        return base, []
+    side = len(rows) + 1  # the base is read beside them
+    seen: list[Seen] = [[_UNSEEN] * len(base) for _ in rows]
     done = 0
-    for group in _groups(host, task.tokens, 2, columns=TOKENS):
+    for group in _groups(host, task.tokens, side, columns=TOKENS):
         yield Progress(task.title, done, len(task.tokens))
         distributions = teacher_forced(
             host,
-            [task.tokens[i] for i in group for _ in range(2)],
-            [written[i] for i in group for _ in range(2)],
-            [(), edits] * len(group),
+            [task.tokens[i] for i in group for _ in range(side)],
+            [written[i] for i in group for _ in range(side)],
+            [(), *rows] * len(group),
         )
-        for place, i in enumerate(group):
-            before, after = distributions[2 * place : 2 * place + 2]  # [T, vocabulary]
-            _sound(after)
-            said = host.decode(after.argmax(-1).tolist())
+        before: Tensor | None = None
+        for place, distribution in enumerate(distributions):  # [T, vocabulary]
+            i, r = group[place // side], place % side - 1
+            if r < 0:
+                before = distribution
+                continue
+            _sound(distribution)
+            said = host.decode(distribution.argmax(-1).tolist())
             pieces = base[i].observation.tokens
-            edited[i] = Shown(said, Divergence(kl_by_token(before, after), pieces))
+            seen[r][i] = Shown(said, Divergence(kl_by_token(before, distribution), pieces))
         done += len(group)
     yield Progress(task.title, done, len(task.tokens))
-    return base, edited
+    return base, seen
 
 
 def openings(host: Host, task: Task) -> Generator[Progress, None, list[tuple[int, ...]]]:

@@ -83,8 +83,8 @@ def measured(host: Host, edits: tuple[RowEdit, ...], *metrics: str) -> dict[str,
 def seen(host: Host, edits: tuple[RowEdit, ...] | None, reads: str, name: str) -> list:
     """What the metrics are made of, one observation a prompt: of the edited model, or the base."""
     task = prepare(host, reads, load_prompts(name), 1, name)
-    base, edited = finish(observe(host, task, edits))
-    return [shown.observation for shown in (base if edits is None else edited)]
+    base, rows = finish(observe(host, task, [] if edits is None else [edits]))
+    return [shown.observation for shown in (rows[0] if rows else base)]
 
 
 # --- multiple choice --------------------------------------------------------------------------
