@@ -139,7 +139,7 @@ def combine(host: Host, pair: Pair, spec: Merge) -> Outcome:
     weights = table(host, spec)
     modules = [replace(m, weight=weights[m.name]) for m in pair.modules]
     if spec.budget is not None:
-        found = spectra(modules, parameters)
+        found = spectra(modules, towards(spec, parameters))
         active = {name: weights[name] for name in found}
         parameters["mu"] = subspace.mu_for_budget(found, spec.budget, active)
     merged = {m.name: merging.merge(m, spec.method, spec.rank, **parameters) for m in modules}
@@ -148,6 +148,12 @@ def combine(host: Host, pair: Pair, spec: Merge) -> Outcome:
         {name: m.record for name, m in merged.items()},
         parameters,
     )
+
+
+def towards(spec: Merge, parameters: Mapping[str, object]) -> dict[str, object]:
+    """The parameters with the target that the method aims at; Fisher averaging has its own."""
+    target = "interpolating" if spec.method == "fisher" else spec.target
+    return {**parameters, "target": target}
 
 
 def spectra(modules: list[Module], parameters: Mapping[str, object]) -> dict:

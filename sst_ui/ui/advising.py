@@ -13,7 +13,7 @@ from sst_ui.ui.board import Board
 from sst_ui.ui.drawing import Draft, draw
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded
-from sst_ui.ui.form import Form
+from sst_ui.ui.form import Form, split
 from sst_ui.ui.html import notice, safe
 from sst_ui.ui.texts import say
 
@@ -22,8 +22,10 @@ SHAPE = ("peak", "width", "threshold")
 
 def of(board: Board) -> list[Advice]:
     """Advice on the current variant's metrics."""
-    now = board.variants.now
-    return advise(board.now, now.recipe.edits[0].weights) if now and now.recipe.edits else []
+    merge, ablation = split(board.variants.now.recipe) if board.variants.now else (None, None)
+    if ablation is None or merge is not None:  # the advice is about an ablation of the base
+        return []
+    return advise(board.now, ablation.weights)
 
 
 def render(board: Board) -> str:

@@ -13,6 +13,7 @@ from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import MetricResult
 from sst_ui.progress import finish
+from sst_ui.recipe import Ablation
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import message
 
@@ -25,7 +26,10 @@ def connect(engine: Engine) -> None:
     def weights(recipe: str) -> list[list[float]]:
         """Alpha of every (layer, module kind) cell, attention first."""
         with _clear():
-            edit = recipes.from_yaml(recipe).edits[0]
+            edits = recipes.from_yaml(recipe).edits
+            edit = next((edit for edit in edits if isinstance(edit, Ablation)), None)
+            if edit is None:
+                raise UserError("the recipe has no ablation, so there is no such table.")
             return kernel.table(edit.weights, engine.loaded.layers).tolist()
 
     def compare(message: str, recipe: str, max_new_tokens: int = 64) -> Iterator[dict]:

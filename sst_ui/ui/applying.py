@@ -127,7 +127,7 @@ def connect(studio, engine: Engine):
     def measure(*values):
         draft = Draft.of(*values)
         try:
-            spec = draft.recipe().edits[0].directions
+            spec = draft.ablation().directions
             yield from watched(draft.language, engine.measure(draft.loaded.key, spec))
             signals = engine.signals(draft.loaded.key, spec)
             updates = draw(studio, engine, draft)
@@ -146,9 +146,26 @@ def connect(studio, engine: Engine):
             )
         yield {**updates, bar.status: notice(told, "good"), **idle}
 
+    @guarded
+    def predict(*values):
+        """The Fisher statistics of the two adapters; what follows from them is drawn live."""
+        draft = Draft.of(*values)
+        on = replace(draft, form=draft.form._replace(merge_on=True))
+        try:
+            merge = on.recipe().edits[0]
+            yield from watched(draft.language, engine.merges.prepare(draft.loaded.key, merge))
+            updates = drawing.draw_rest(studio, engine, on)
+        except Exception as error:
+            yield {bar.status: notice(message(error, draft.language), "bad"), **idle}
+            return
+        told = notice(say(draft.language, "merge.done"), "good")
+        shown = gr.update(selected="merge")
+        switched = {studio.form.merge_on: True, studio.figures.tabs: shown}
+        yield {**updates, **switched, bar.status: told, **idle}
+
     def bring_back(draft: Draft, known: Variants, board: Board) -> dict:
         """A variant's settings into the controls, and the variant into chat and metrics."""
-        updates, form, extras = fill(studio, known.now.recipe)
+        updates, form, extras = fill(studio, known.now.recipe, draft)
         draft = replace(draft, form=form, extras=extras, variants=known)
         return {
             **updates,
@@ -174,7 +191,7 @@ def connect(studio, engine: Engine):
     private = {"api_visibility": "private", "show_progress": "hidden"}
     job = {**private, "concurrency_id": "jobs", "concurrency_limit": 4}
     changed = [*drawn, *outputs(studio), bar.status, bar.cancel, bar.undo]
-    back = [*changed, *studio.form, session.extras]
+    back = [*changed, *studio.form, *studio.merge.decades.values(), session.extras]
     check = checker(engine, with_prompts=True)
 
     def check_apply(*values):
@@ -185,11 +202,18 @@ def connect(studio, engine: Engine):
     measured = studio.direction.measure.click(
         measure, studio.draft, changed, validator=check, **job
     )
+    predicted = studio.merge.predict.click(
+        predict,
+        studio.draft,
+        [*changed, studio.form.merge_on, studio.figures.tabs],
+        validator=check,
+        **job,
+    )
     bar.cancel.click(
         lambda lang: {bar.status: notice(say(lang, "stage.stopped")), **idle},
         session.language,
         [bar.status, bar.cancel, bar.undo],
-        cancels=[applied, measured],
+        cancels=[applied, measured, predicted],
         **private,
     )
     undone = bar.undo.click(undo, inputs, back, **private)

@@ -12,6 +12,8 @@ from sst_ui.errors import UserError
 from sst_ui.ui.texts import t
 
 BASE = "base"  # the picker's value for the untouched model
+UTILITY = "utility"  # ... for the utility adapter alone, where the current variant merges
+MERGED = "merged"  # ... for its merge without its ablation
 EDITED = "edited"  # ... and for whichever variant is current
 EXAMPLES = (  # label, prompt set of the demo, which prompt
     ("harmful", "demo/harmful_heldout", 0),

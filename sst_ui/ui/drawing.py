@@ -3,18 +3,18 @@
 Knows how to turn a recipe into updates of components. Touches no model: a slider ends here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gradio as gr
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.maths import kernel
-from sst_ui.recipe import Recipe, WeightTable
-from sst_ui.ui import plots, table
+from sst_ui.recipe import Ablation, Recipe, WeightTable
+from sst_ui.ui import merge_drawing, merge_panel, plots, table
 from sst_ui.ui import recipes as recipe_panel
 from sst_ui.ui.engine import Engine
-from sst_ui.ui.form import Extras, Form, read, show
+from sst_ui.ui.form import Extras, Form, ablation, read, show
 from sst_ui.ui.html import notice
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.metrics import told_limits
@@ -32,14 +32,19 @@ class Draft:
     variants: Variants
     signal: str
     form: Form
+    view: str = "budget"
 
     @classmethod
-    def of(cls, language, loaded, extras, variants, signal, *form) -> "Draft":
-        return cls(language, loaded, extras, variants, signal, Form(*form))
+    def of(cls, language, loaded, extras, variants, signal, view, *form) -> "Draft":
+        return cls(language, loaded, extras, variants, signal, Form(*form), view)
 
     def recipe(self) -> Recipe:
         """The recipe that the controls say (`UserError` for a bad value)."""
         return read(self.form, self.extras, self.loaded.spec)
+
+    def ablation(self) -> Ablation:
+        """The ablation that the controls say, switched on or not."""
+        return ablation(self.form, self.extras)
 
 
 def outputs(studio) -> list:
@@ -52,15 +57,16 @@ def outputs(studio) -> list:
         studio.recipe.text,
         studio.recipe.command,
         studio.metrics.limits,
+        *merge_drawing.outputs(studio),
     ]
 
 
 def draw(studio, engine: Engine, draft: Draft) -> dict:
     """Updates of everything that follows from the draft."""
-    recipe = draft.recipe()
-    weights = recipe.edits[0].weights
+    edit = draft.ablation()
+    weights = edit.weights
     lang, layers = draft.language, draft.loaded.layers
-    signals = engine.signals(draft.loaded.key, recipe.edits[0].directions)
+    signals = engine.signals(draft.loaded.key, edit.directions)
     found = kernel.warnings(weights, layers)
     notes = [notice(_warning(lang, key, values), "warn") for key, values in found]
     if draft.loaded.key and not signals:
@@ -74,12 +80,20 @@ def draw(studio, engine: Engine, draft: Draft) -> dict:
         weights.overrides,
         any(key == "early" for key, _ in found),
     )
-    now = draft.variants.now
-    clean = now is not None and now.recipe.digest() == recipe.digest()
     return {
         studio.figures.curve: figure,
         studio.figures.table: table.rows(weights, layers),
         studio.weights.notes: "".join(notes),
+        **draw_rest(studio, engine, draft),
+    }
+
+
+def draw_rest(studio, engine: Engine, draft: Draft) -> dict:
+    """Everything but the ablation's own figure and table: all that a merge's control changes."""
+    recipe, lang, now = draft.recipe(), draft.language, draft.variants.now
+    clean = now is not None and now.recipe.digest() == recipe.digest()
+    return {
+        **merge_drawing.draw(studio, engine, draft, recipe),
         studio.apply.apply: gr.Button(
             say(lang, "apply.clean" if clean else "apply.dirty"),
             elem_classes=["clean"] if clean else ["dirty"],
@@ -95,9 +109,13 @@ def _warning(language: str, key: str, values: dict) -> str:
     return say(language, "warn.early_one" if one else f"warn.{key}", **values)
 
 
-def fill(studio, recipe: Recipe) -> tuple[dict, Form, Extras]:
-    """Updates that put a recipe's settings into the controls, with the values they then have."""
-    form, extras = show(recipe)
+def fill(studio, recipe: Recipe, now: Draft | None = None) -> tuple[dict, Form, Extras]:
+    """Updates that put a recipe's settings into the controls, with the values they then have.
+
+    Args:
+        now: what the controls hold; an edit that the recipe lacks stays there, switched off.
+    """
+    form, extras = show(recipe, now and now.form, now and now.extras)
     updates = {}
     for name in Form._fields:
         component, value = getattr(studio.form, name), getattr(form, name)
@@ -106,6 +124,7 @@ def fill(studio, recipe: Recipe) -> tuple[dict, Form, Extras]:
             updates[component] = gr.Slider(minimum=low, maximum=high, value=value)
         else:
             updates[component] = value
+    updates |= merge_panel.places(studio.merge, form)
     updates[studio.session.extras] = extras
     return updates, form, extras
 
@@ -123,7 +142,7 @@ def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
         _, peak, width = kernel.recommended(draft.loaded.name, draft.loaded.parameters)
         chosen = WeightTable(peak=peak, width=width)
     elif name == "measured":
-        signal = engine.suggestion(draft.loaded.key, draft.recipe().edits[0].directions)
+        signal = engine.suggestion(draft.loaded.key, draft.ablation().directions)
         if signal is None:
             raise UserError(say(draft.language, "warn.unmeasured"))
         peak, width = kernel.suggest(signal)
@@ -131,4 +150,4 @@ def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
     else:
         chosen = kernel.profile(name)
     form = form._replace(peak=chosen.peak, width=chosen.width, threshold=chosen.threshold)
-    return form, Extras(None, draft.extras.overrides)
+    return form, replace(draft.extras, curve=None)

@@ -17,8 +17,9 @@ from sst_ui.ui import recipes as recipe_panel
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
-from sst_ui.ui.form import Extras, Form, culprit, show
+from sst_ui.ui.form import Extras, Form, culprit, show, split
 from sst_ui.ui.html import notice
+from sst_ui.ui.merge_form import FACTORS
 from sst_ui.ui.texts import say
 
 LIVE = {  # a dragged slider: only the newest position counts, nothing spins
@@ -27,6 +28,7 @@ LIVE = {  # a dragged slider: only the newest position counts, nothing spins
     "concurrency_limit": None,
     "api_visibility": "private",
 }
+ABLATED, MERGED = ("harmful", "harmless"), ("utility_set", "safety_set")  # prompts that are read
 
 
 def checker(engine: Engine, with_prompts: bool = False):
@@ -36,15 +38,17 @@ def checker(engine: Engine, with_prompts: bool = False):
     def check(*values):
         draft, wrong, text = Draft.of(*values), None, ""
         try:
-            recipe = draft.recipe()
+            draft.recipe()
+            ablation = draft.ablation()
         except UserError as error:
             wrong = culprit(draft.form, draft.extras, draft.loaded.spec, sound)
             text = message(error, draft.language)
         else:
-            spec = recipe.edits[0].directions
-            for name in ("harmful", "harmless") if with_prompts and not spec.file else ():
+            read = () if ablation.directions.file or not draft.form.ablation_on else ABLATED
+            read += MERGED if draft.form.merge_on else ()
+            for name in read if with_prompts else ():
                 try:
-                    prompts.load(getattr(spec, name))
+                    prompts.load(getattr(draft.form, name))
                 except UserError as error:
                     wrong, text = name, message(error, draft.language)
                     break
@@ -107,7 +111,8 @@ def connect(studio, engine: Engine) -> None:
         validator=check,
         **LIVE,
     )
-    others = [c for c in form if c not in (*shapes, form.profile)]
+    mine = [*shapes, form.profile, *studio.merge.controls.values()]
+    others = [c for c in form if c not in mine]
     gr.on(
         [*[c.input for c in others], panel.signal.input],
         redraw,
@@ -122,8 +127,9 @@ def connect(studio, engine: Engine) -> None:
     @guarded
     def type_cell(lang, cells, *values):
         draft = Draft.of(lang, *values)
-        weights = draft.recipe().edits[0].weights
+        weights = draft.ablation().weights
         edited = table.typed(draft.language, cells, weights, draft.loaded.layers)
+        edited = replace(edited, extras=replace(edited.extras, merge=draft.extras.merge))
         draft = replace(draft, extras=edited.extras)
         return {
             **draw(studio, engine, draft),
@@ -155,7 +161,8 @@ def connect(studio, engine: Engine) -> None:
 
     @guarded
     def reset(*values):
-        draft = replace(Draft.of(*values), extras=Extras())
+        draft = Draft.of(*values)
+        draft = replace(draft, extras=Extras(merge=draft.extras.merge))
         return {
             **draw(studio, engine, draft),
             session.extras: draft.extras,
@@ -181,7 +188,7 @@ def connect(studio, engine: Engine) -> None:
     def load_text(draft: Draft, text: str) -> dict:
         try:
             recipe = usable(draft, recipes.from_yaml(text or ""))
-            updates, values, extras = fill(studio, recipe)
+            updates, values, extras = fill(studio, recipe, draft)
             draft = replace(draft, form=values, extras=extras)
             drawing_updates = draw(studio, engine, draft)
         except UserError as error:
@@ -206,7 +213,13 @@ def connect(studio, engine: Engine) -> None:
     def download(lang, text):
         return recipe_panel.written(text)
 
-    loaded_text = [*drawn, *form, session.extras, studio.recipe.status]
+    loaded_text = [
+        *drawn,
+        *form,
+        *studio.merge.decades.values(),
+        session.extras,
+        studio.recipe.status,
+    ]
     rest = studio.draft[1:]
     studio.recipe.use.click(
         use, [session.language, studio.recipe.text, *rest], loaded_text, **private
@@ -221,14 +234,15 @@ def connect(studio, engine: Engine) -> None:
 
 
 def usable(draft: Draft, recipe: recipes.Recipe) -> recipes.Recipe:
-    """The recipe, if this window can show it: this model, one edit at most, its layers."""
+    """The recipe, if this window can show it: this model and its layers, edits as in `split`."""
     lang, loaded = draft.language, draft.loaded
     if recipe.model.id != loaded.spec.id:
         raise UserError(
             say(lang, "recipe.other_model", model=recipe.model.id, loaded=loaded.spec.id)
         )
-    if len(recipe.edits) > 1:
-        raise UserError(say(lang, "recipe.one_edit", count=len(recipe.edits)))
-    for edit in recipe.edits:
-        kernel.table(edit.weights, loaded.layers)
+    merge, ablation = split(recipe)
+    if ablation is not None:
+        kernel.table(ablation.weights, loaded.layers)
+    if merge is not None:
+        kernel.table(merge.weights, loaded.layers, FACTORS)
     return recipe

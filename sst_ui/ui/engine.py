@@ -23,11 +23,13 @@ from sst_ui.lab.evaluate import evaluate
 from sst_ui.lab.measure import measure, resolve
 from sst_ui.lab.residuals import probe
 from sst_ui.maths import directions as maths_directions
+from sst_ui.maths.merging import METHODS
 from sst_ui.model.host import inspect, load
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
-from sst_ui.recipe import Ablation, DirectionSpec, Evaluation, ModelSpec, Recipe
+from sst_ui.recipe import Ablation, DirectionSpec, Evaluation, Merge, ModelSpec, Recipe
 from sst_ui.ui.loaded import Loaded, Replaced
+from sst_ui.ui.merges import Merges
 
 log = logging.getLogger(__name__)
 KEPT = 64  # edits and directions kept in memory; older ones come back from the disk cache
@@ -48,6 +50,7 @@ class Engine:
         self._directions: OrderedDict[str, maths_directions.Directions] = OrderedDict()
         self._chats = 0
         self._stopped: OrderedDict[str, tuple] = OrderedDict()
+        self.merges = Merges(self)
 
     # --- opening and swapping the model -------------------------------------------------------
 
@@ -178,6 +181,8 @@ class Engine:
             for edit in recipe.edits:
                 if isinstance(edit, Ablation) and self.directions(key, edit.directions) is None:
                     yield from self.measure(key, edit.directions)
+                if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
+                    yield from self.merges.prepare(key, edit)
             edits = yield from resolve(host, recipe)
             self._keep(self._edits, name, edits)
         return self._edits[name]
@@ -223,10 +228,17 @@ class Engine:
     def probe(
         self, key: str, recipe: Recipe, messages: list[dict[str, str]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """[layers] position of a conversation on the recipe's direction: base, edited."""
+        """[layers] position of a conversation on the refusal direction: base, edited.
+
+        The direction is that of the recipe's ablation, else the default one of the base model.
+        """
         host = self.host(key)
         edits = finish(self.resolve(key, recipe))
-        directions = edits[0].directions
+        used = (*recipe.edits, *self.first_recipe().edits)
+        spec = next(edit.directions for edit in used if isinstance(edit, Ablation))
+        if self.directions(key, spec) is None:
+            finish(self.measure(key, spec))
+        directions = self.directions(key, spec)
         return probe(host, messages, directions), probe(host, messages, directions, edits)
 
     def evaluate(self, key: str, recipe: Recipe, evaluation: Evaluation) -> Generator:

@@ -9,6 +9,7 @@ from sst_ui.ui import plots
 from sst_ui.ui.texts import say, t
 
 SIGNALS = ("evidence", "quality", "cohens_d", "auroc", "snr", "cosine", "purity", "norm")
+VIEWS = ("budget", "spectrum", "kept")  # of a merge
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class FiguresPanel:
     probe: gr.Plot
     tradeoff: gr.Plot
     compare: gr.Plot
+    merge: gr.Plot
+    merge_view: gr.Radio
 
 
 def create(layers: int) -> FiguresPanel:
@@ -109,6 +112,23 @@ def create(layers: int) -> FiguresPanel:
                 elem_id="compare",
                 buttons=[],
             )
+        with gr.Tab(t("tab.merge"), id="merge", elem_id="merge-tab"):
+            merge_view = gr.Radio(
+                [(t(f"merge.view.{name}"), name) for name in VIEWS],
+                value="budget",
+                label=t("tab.merge"),
+                show_label=False,
+                container=False,
+                elem_id="merge-view",
+            )
+            merge = gr.Plot(
+                plots.empty(say("en", "merge.off")),
+                show_label=False,
+                container=False,
+                elem_id="merge",
+                buttons=[],
+            )
     return FiguresPanel(
-        tabs, curve, signal, table, table_note, reset, row, target, use, probe, tradeoff, compare
-    )
+        tabs, curve, signal, table, table_note, reset, row, target, use, probe, tradeoff, compare,
+        merge, merge_view,
+    )  # fmt: skip

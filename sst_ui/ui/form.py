@@ -3,9 +3,10 @@
 Knows controls by name. Does not know components, models or windows.
 """
 
+from collections import namedtuple
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 from sst_ui.errors import UserError, unknown
 from sst_ui.maths import kernel
@@ -14,103 +15,101 @@ from sst_ui.recipe import (
     Ablation,
     DirectionSpec,
     Evaluation,
+    Merge,
     ModelSpec,
     Recipe,
     Size,
     WeightTable,
 )
+from sst_ui.ui import merge_form
+from sst_ui.ui.merge_form import number, text
 
 OWN_PROFILES = ("measured", "model", "custom")  # beside the named ones of presets/profiles.yaml
 MEASURING = ("metrics", "metric_preset", "metric_samples", "metric_tokens", "judge", "labels")
 
 
-class Form(NamedTuple):
-    """Every control that is part of a recipe: as components in `build`, as values in handlers."""
-
-    profile: Any
-    strength: Any
-    peak: Any
-    width: Any
-    threshold: Any
-    attention: Any
-    mlp: Any
-    operation: Any
-    norm_preserving: Any
-    affine: Any
-    estimator: Any
-    k: Any
-    scope: Any
-    layer: Any
-    winsorize: Any
-    position: Any
-    shrinkage: Any
-    seed: Any
-    samples: Any
-    harmful: Any
-    harmless: Any
-    file: Any
-    metrics: Any
-    metric_preset: Any
-    metric_samples: Any
-    metric_tokens: Any
-    judge: Any
-    labels: Any
+ABLATION = (
+    "ablation_on", "profile", "strength", "peak", "width", "threshold", "attention", "mlp",
+    "operation", "norm_preserving", "affine", "estimator", "k", "scope", "layer", "winsorize",
+    "position", "shrinkage", "seed", "samples", "harmful", "harmless", "file",
+)  # fmt: skip
+# Every control that is part of a recipe: as components in `build`, as values in handlers.
+Form = namedtuple("Form", (*ABLATION, *MEASURING, *merge_form.FIELDS))
 
 
 @dataclass(frozen=True)
 class Extras:
-    """The part of a weight table that no single control shows: a pasted curve, pinned cells."""
+    """The part of a recipe that no single control shows.
+
+    Attributes:
+        curve, overrides: of the ablation's table, a pasted curve and pinned cells.
+        merge: what the merge's controls were filled from (see `merge_form.read`).
+    """
 
     curve: tuple[float, ...] | None = None
     overrides: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    merge: Merge = field(default_factory=merge_form.first)
 
 
 def read(values: Form, extras: Extras, model: ModelSpec) -> Recipe:
-    """The recipe that the controls say.
+    """The recipe that the controls say: what is switched on, a merge before an ablation.
 
     Raises:
         UserError: a value is missing or out of range, naming it as the recipe does.
+    """
+    edits: tuple[Ablation | Merge, ...] = ()
+    if values.merge_on:
+        edits = (merge_form.read(values, extras.merge),)
+    if values.ablation_on:
+        edits = (*edits, ablation(values, extras))
+    return Recipe(model=model, edits=edits, evaluation=evaluation(*measuring(values)))
+
+
+def ablation(values: Form, extras: Extras) -> Ablation:
+    """The ablation that the controls say, switched on or not.
+
+    Raises:
+        UserError: as `read`.
     """
     known = (*kernel.profiles(), *OWN_PROFILES)
     if values.profile not in known:
         raise unknown("profile", values.profile, known)
     weights = WeightTable(
         profile=values.profile,
-        peak=_number("weights.peak", values.peak),
-        width=_number("weights.width", values.width),
-        threshold=_number("weights.threshold", values.threshold),
-        strength=_number("weights.strength", values.strength),
+        peak=number("weights.peak", values.peak),
+        width=number("weights.width", values.width),
+        threshold=number("weights.threshold", values.threshold),
+        strength=number("weights.strength", values.strength),
         modules={
-            "attention": _number("weights.modules.attention", values.attention),
-            "mlp": _number("weights.modules.mlp", values.mlp),
+            "attention": number("weights.modules.attention", values.attention),
+            "mlp": number("weights.modules.mlp", values.mlp),
         },
         curve=extras.curve,
         overrides=extras.overrides,
     )
-    winsorize = _number("directions.winsorize", values.winsorize)
+    winsorize = number("directions.winsorize", values.winsorize)
     single = values.scope == "single"
     directions = DirectionSpec(
         estimator=values.estimator,
-        harmful=_text("directions.harmful", values.harmful),
-        harmless=_text("directions.harmless", values.harmless),
-        k=int(_number("directions.k", values.k)),
+        harmful=text("directions.harmful", values.harmful),
+        harmless=text("directions.harmless", values.harmless),
+        k=int(number("directions.k", values.k)),
         scope=values.scope,
-        layer=_number("directions.layer", values.layer) if single else None,
+        layer=number("directions.layer", values.layer) if single else None,
         winsorize=winsorize if winsorize < 1 else None,
         position=values.position,
-        shrinkage=_number("directions.shrinkage", values.shrinkage),
-        samples=int(_number("directions.samples", values.samples)) or None,
-        seed=int(_number("directions.seed", values.seed)),
+        shrinkage=number("directions.shrinkage", values.shrinkage),
+        samples=int(number("directions.samples", values.samples)) or None,
+        seed=int(number("directions.seed", values.seed)),
         file=(values.file or "").strip() or None,
     )
-    edit = Ablation(
+    return Ablation(
         directions=directions,
         weights=weights,
         operation=values.operation,
         norm_preserving=bool(values.norm_preserving),
         affine=bool(values.affine),
     )
-    return Recipe(model=model, edits=(edit,), evaluation=evaluation(*measuring(values)))
 
 
 def measuring(values: Form) -> tuple:
@@ -131,56 +130,94 @@ def evaluation(metrics, preset, samples, tokens, judge, labels) -> Evaluation:
     return Evaluation(
         metrics=tuple(metrics or ()),
         preset=preset,
-        samples=int(_number("evaluation.samples", samples)) or None,
-        max_new_tokens=int(_number("evaluation.max_new_tokens", tokens)) or None,
+        samples=int(number("evaluation.samples", samples)) or None,
+        max_new_tokens=int(number("evaluation.max_new_tokens", tokens)) or None,
         judge=(judge or "").strip() or None,
         labels=(labels or "").strip() or None,
     )
 
 
-def show(recipe: Recipe) -> tuple[Form, Extras]:
-    """The controls' values for a recipe with at most one edit; the inverse of `read`."""
-    edit = recipe.edits[0] if recipe.edits else Ablation(weights=WeightTable(strength=0.0))
-    if not isinstance(edit, Ablation):
+def split(recipe: Recipe) -> tuple[Merge | None, Ablation | None]:
+    """The recipe's merge and its ablation.
+
+    Raises:
+        UserError: edits that the controls cannot show: two of a kind, or a merge after an ablation.
+    """
+    kinds = [type(edit) for edit in recipe.edits]
+    if kinds not in ([], [Merge], [Ablation], [Merge, Ablation]):
+        names = ", ".join(kind.__name__.lower() for kind in kinds)
         raise UserError(
-            "this recipe merges adapters, which the screen has no controls for yet; run it with "
-            "`python -m sst_ui run` or `python -m sst_ui merge`."
+            f"the recipe's edits are {names}; the screen shows one merge, one ablation, or a merge "
+            "and then an ablation. Run it with: python -m sst_ui run recipe.yaml"
         )
-    weights, directions = edit.weights, edit.directions
+    found: dict[type, Any] = dict(zip(kinds, recipe.edits, strict=True))
+    return found.get(Merge), found.get(Ablation)
+
+
+def show(
+    recipe: Recipe, now: Form | None = None, extras: Extras | None = None
+) -> tuple[Form, Extras]:
+    """The controls' values for a recipe; the inverse of `read`.
+
+    Args:
+        now, extras: what the controls hold; an edit that the recipe lacks stays there, switched
+            off. Without them it has its defaults.
+
+    Raises:
+        UserError: as `split`, or an unknown profile.
+    """
+    merge, edit = split(recipe)
     known = (*kernel.profiles(), *OWN_PROFILES)
-    if weights.profile not in known:
-        raise unknown("profile", weights.profile, known)
-    form = Form(
-        profile=weights.profile,
-        strength=weights.strength,
-        peak=weights.peak,
-        width=weights.width,
-        threshold=weights.threshold,
-        attention=weights.modules.get("attention", 1.0),
-        mlp=weights.modules.get("mlp", 1.0),
-        operation=edit.operation,
-        norm_preserving=edit.norm_preserving,
-        affine=edit.affine,
-        estimator=directions.estimator,
-        k=directions.k,
-        scope=directions.scope,
-        layer=directions.layer or 0,
-        winsorize=1.0 if directions.winsorize is None else directions.winsorize,
-        position=directions.position,
-        shrinkage=directions.shrinkage,
-        seed=directions.seed,
-        samples=directions.samples or 0,
-        harmful=directions.harmful,
-        harmless=directions.harmless,
-        file=directions.file or "",
-        metrics=list(recipe.evaluation.metrics),
-        metric_preset=recipe.evaluation.preset,
-        metric_samples=recipe.evaluation.samples or 0,
-        metric_tokens=recipe.evaluation.max_new_tokens or 0,
-        judge=recipe.evaluation.judge or "",
-        labels=recipe.evaluation.labels or "",
-    )
-    return form, Extras(weights.curve, weights.overrides)
+    if edit is not None and edit.weights.profile not in known:
+        raise unknown("profile", edit.weights.profile, known)
+    kept = {} if now is None else now._asdict()
+    before = extras or Extras()
+    if edit is not None or now is None:
+        kept |= _shown(edit or Ablation())
+        weights = (edit or Ablation()).weights
+        before = replace(before, curve=weights.curve, overrides=weights.overrides)
+    if merge is not None or now is None:
+        before = replace(before, merge=merge or before.merge)
+        kept |= merge_form.show(before.merge)
+    kept |= {
+        "ablation_on": edit is not None,
+        "merge_on": merge is not None,
+        "metrics": list(recipe.evaluation.metrics),
+        "metric_preset": recipe.evaluation.preset,
+        "metric_samples": recipe.evaluation.samples or 0,
+        "metric_tokens": recipe.evaluation.max_new_tokens or 0,
+        "judge": recipe.evaluation.judge or "",
+        "labels": recipe.evaluation.labels or "",
+    }
+    return Form(**kept), before
+
+
+def _shown(edit: Ablation) -> dict[str, Any]:
+    weights, directions = edit.weights, edit.directions
+    return {
+        "profile": weights.profile,
+        "strength": weights.strength,
+        "peak": weights.peak,
+        "width": weights.width,
+        "threshold": weights.threshold,
+        "attention": weights.modules.get("attention", 1.0),
+        "mlp": weights.modules.get("mlp", 1.0),
+        "operation": edit.operation,
+        "norm_preserving": edit.norm_preserving,
+        "affine": edit.affine,
+        "estimator": directions.estimator,
+        "k": directions.k,
+        "scope": directions.scope,
+        "layer": directions.layer or 0,
+        "winsorize": 1.0 if directions.winsorize is None else directions.winsorize,
+        "position": directions.position,
+        "shrinkage": directions.shrinkage,
+        "seed": directions.seed,
+        "samples": directions.samples or 0,
+        "harmful": directions.harmful,
+        "harmless": directions.harmless,
+        "file": directions.file or "",
+    }
 
 
 def culprit(values: Form, extras: Extras, model: ModelSpec, sound: Form) -> str | None:
@@ -192,19 +229,3 @@ def culprit(values: Form, extras: Extras, model: ModelSpec, sound: Form) -> str 
             continue
         return name
     return None
-
-
-def _number(name: str, value: Any) -> float:
-    if value is None or isinstance(value, bool):
-        raise UserError(f"{name} is empty; type a number.")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{name} is {value!r}; type a number.") from None
-
-
-def _text(name: str, value: Any) -> str:
-    text = str(value or "").strip()
-    if not text:
-        raise UserError(f"{name} is empty; choose a prompt set or type the path of a file.")
-    return text

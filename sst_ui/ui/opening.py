@@ -79,6 +79,7 @@ def connect(page: gr.Blocks, studio, engine: Engine):
         *drawing.outputs(studio),
         *applying.outputs(studio),
         *studio.form,
+        *studio.merge.decades.values(),
         session.language,
         session.loaded,
         session.extras,

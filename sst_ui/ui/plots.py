@@ -44,7 +44,7 @@ def curve(
     layers = np.arange(len(alpha))
     used = np.any(alpha != 0, axis=1)
     top, bottom = max(1.12, alpha.max() * 1.12), min(0.0, alpha.min() * 1.12)
-    figure = _figure(say(language, "curve.layer"), say(language, "curve.weight"))
+    figure = blank(say(language, "curve.layer"), say(language, "curve.weight"))
     if signal is not None:
         ceiling = max(float(np.nanmax(signal)), 1e-9) * 1.12
         figure.add_bar(
@@ -102,7 +102,7 @@ def curve(
 
 def probe(language: str, base: np.ndarray, edited: np.ndarray) -> go.Figure:
     """Projection of the last message on each layer's direction, [layers] for base and edited."""
-    figure = _figure(say(language, "curve.layer"), say(language, "probe.axis"))
+    figure = blank(say(language, "curve.layer"), say(language, "probe.axis"))
     for values, colour, name in (
         (base, BASE, say(language, "chat.base")),
         (edited, EDITED, say(language, "answers.edited")),
@@ -126,7 +126,7 @@ def tradeoff(
     current: str,
 ) -> go.Figure:
     """Variants as points (name, x, y); the Pareto front's names are joined by a line."""
-    figure = _figure(x_title, y_title)
+    figure = blank(x_title, y_title)
     best = sorted((p for p in points if p[0] in front), key=lambda p: p[1])
     figure.add_scatter(
         x=[p[1] for p in best],
@@ -178,7 +178,7 @@ def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current
         axes: of each its title and what stands at its best and its worst end.
         current: the variant drawn as the edited one; it and the base show their intervals.
     """
-    figure = _figure("", "")
+    figure = blank("", "")
     places = list(range(len(axes)))
     others = [line.name for line in lines[1:] if line.name != current]
     order = sorted(lines, key=lambda line: (line.name == current, line is lines[0]))
@@ -246,7 +246,7 @@ def wrapped(text: str, width: int = 11) -> str:
 
 def empty(text: str) -> go.Figure:
     """A sentence where a figure will be."""
-    figure = _figure("", "")
+    figure = blank("", "")
     figure.add_annotation(
         x=0.5, y=0.5, xref="paper", yref="paper", text=text, showarrow=False, font={"size": 13}
     )
@@ -255,7 +255,8 @@ def empty(text: str) -> go.Figure:
     return figure
 
 
-def _figure(x_title: str, y_title: str) -> go.Figure:
+def blank(x_title: str, y_title: str) -> go.Figure:
+    """An empty figure in the look of the studio."""
     figure = go.Figure()
     axis = {"zeroline": False, "title": {"standoff": 6, "font": {"size": 11}}, "fixedrange": True}
     figure.update_layout(

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
-from sst_ui.recipe import Recipe
+from sst_ui.maths.merging import METHODS
+from sst_ui.recipe import Merge, Recipe
+from sst_ui.ui.form import split
 
 SAVED = 20  # variants that the browser keeps
 
@@ -59,7 +61,8 @@ class Variants:
         for text in texts:
             with suppress(UserError):
                 recipe = recipes.from_yaml(text)
-                if recipe.model.id == model and len(recipe.edits) == 1:
+                split(recipe)
+                if recipe.model.id == model and recipe.edits:
                     known = known.add(recipe)
         return known
 
@@ -97,15 +100,31 @@ class Conversation:
 
 
 def title(recipe: Recipe) -> str:
-    """A short name that says what the recipe does: profile, strength, and what is unusual."""
-    edit = recipe.edits[0] if recipe.edits else None
-    if edit is None:
-        return "base"
-    marks = [edit.weights.profile, f"×{edit.weights.strength:g}"]
-    marks += [edit.operation] if edit.operation != "ablate" else []
-    marks += ["affine"] if edit.affine else []
-    marks += ["random"] if edit.directions.estimator == "random" else []
-    return " ".join(marks).replace("-", "−")
+    """A short name that says what the recipe does: method, profile, strength, what is unusual."""
+    merge, edit = split(recipe)
+    parts = [_merged(merge)] if merge else []
+    if edit is not None:
+        marks = [edit.weights.profile, f"×{edit.weights.strength:g}"]
+        marks += [edit.operation] if edit.operation != "ablate" else []
+        marks += ["affine"] if edit.affine else []
+        marks += ["random"] if edit.directions.estimator == "random" else []
+        parts.append(" ".join(marks))
+    return " + ".join(parts).replace("-", "−") or "base"
+
+
+def _merged(merge: Merge) -> str:
+    """Method and the number that says how far it goes."""
+    if merge.weights.strength == 0:
+        return "utility adapter"
+    method = METHODS[merge.method]
+    marks = [method.name]
+    values = method.check(merge.parameters)
+    if merge.budget is not None:
+        marks.append(f"≤{merge.budget:g} nats")
+    else:
+        marks += [f"{sign} {values[n]:g}" for n, sign in (("mu", "μ"), ("k", "k")) if n in values]
+    marks += [f"×{merge.weights.strength:g}"] if merge.weights.strength != 1 else []
+    return " ".join(marks)
 
 
 def unique(name: str, taken: set[str]) -> str:

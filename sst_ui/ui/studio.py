@@ -1,6 +1,6 @@
 """The whole screen: panels in their places, states of a window, and who is wired to whom.
 
-Knows where things are. What happens is in `editing`, `applying`, `opening`, `talking`,
+Knows where things are. What happens is in `editing`, `merging`, `applying`, `opening`, `talking`,
 `evaluating`, `inspecting`, `advising` and `adopting`.
 """
 
@@ -20,6 +20,9 @@ from sst_ui.ui import (
     figures,
     header,
     inspecting,
+    merge_panel,
+    merging,
+    methods,
     metrics,
     model,
     opening,
@@ -54,6 +57,7 @@ class Session:
     job: gr.State
     opened: gr.State
     conversation: gr.State
+    methods: gr.State
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,24 @@ class Studio:
     model: model.ModelPanel
     weights: weights.WeightsPanel
     direction: weights.DirectionPanel
+    merge: merge_panel.MergePanel
+    edits: gr.Tabs
     apply: weights.ApplyBar
     figures: figures.FiguresPanel
     tabs: gr.Tabs
     chat: chat.ChatPanel
     answers: answers.AnswersPanel
     recipe: recipe_panel.RecipePanel
+    methods: methods.MethodsPanel
     metrics: metrics.MetricsPanel
     variants: variants.VariantsPanel
     form: Form
 
     @property
     def draft(self) -> list:
-        """Inputs of every handler that needs the draft: language, model, extras, variants, form."""
-        s = self.session
-        return [s.language, s.loaded, s.extras, s.variants, self.figures.signal, *self.form]
+        """Inputs of every handler that needs the draft (see `Draft.of`)."""
+        s, f = self.session, self.figures
+        return [s.language, s.loaded, s.extras, s.variants, f.signal, f.merge_view, *self.form]
 
     @property
     def board(self) -> list:
@@ -96,6 +103,8 @@ def build(engine: Engine) -> gr.Blocks:
         studio = _panels(engine)
         changed = applying.connect(studio, engine)
         editing.connect(studio, engine)
+        merging.connect(studio, engine, changed)
+        methods.connect(studio, engine)
         talking.connect(studio.chat, engine, studio.session, studio.figures.probe)
         opened = opening.connect(page, studio, engine)
         interrupts = [studio.apply.apply.click, studio.apply.undo.click, studio.variants.rows.click]
@@ -119,14 +128,19 @@ def _panels(engine: Engine) -> Studio:
         job=gr.State(""),
         opened=gr.State(""),
         conversation=gr.State(Conversation()),
+        methods=gr.State(()),
     )
     top = header.create()
     with gr.Row(elem_id="studio"):
         with gr.Column(elem_id="left", min_width=260):
             with gr.Column(elem_id="controls", min_width=240):
                 model_panel = model.create()
-                weights_panel = weights.create_weights()
-                direction_panel = weights.create_direction()
+                with gr.Tabs(elem_id="edit-tabs", selected="ablation") as edits:
+                    with gr.Tab(t("tab.ablation"), id="ablation"):
+                        weights_panel = weights.create_weights()
+                        direction_panel = weights.create_direction()
+                    with gr.Tab(t("tab.merge"), id="merge"):
+                        merge = merge_panel.create()
             apply_bar = weights.create_apply()
         with gr.Column(elem_id="middle", min_width=300):
             figures_panel = figures.create(engine.loaded.layers)
@@ -140,13 +154,17 @@ def _panels(engine: Engine) -> Studio:
                     answers_panel = answers.create()
                 with gr.Tab(t("tab.recipe"), id="recipe", elem_id="recipe-tab"):
                     recipe = recipe_panel.create()
+                with gr.Tab(t("tab.methods"), id="methods", elem_id="methods-tab"):
+                    methods_panel = methods.create()
         with gr.Column(elem_id="right", min_width=260):
             metrics_panel = metrics.create()
             variants_panel = variants.create()
     sources = (weights_panel, direction_panel, metrics_panel)
     form = Form(
         **{
-            name: next(getattr(panel, name) for panel in sources if hasattr(panel, name))
+            name: merge.controls[name]
+            if name in merge.controls
+            else next(getattr(panel, name) for panel in sources if hasattr(panel, name))
             for name in Form._fields
         }
     )
@@ -156,12 +174,15 @@ def _panels(engine: Engine) -> Studio:
         model_panel,
         weights_panel,
         direction_panel,
+        merge,
+        edits,
         apply_bar,
         figures_panel,
         tabs,
         chat_panel,
         answers_panel,
         recipe,
+        methods_panel,
         metrics_panel,
         variants_panel,
         form,

@@ -10,10 +10,12 @@ from dataclasses import replace
 import gradio as gr
 
 from sst_ui.errors import UserError
+from sst_ui.lab.versus import utility_only
 from sst_ui.ui import plots
-from sst_ui.ui.chat import BASE, EDITED, ChatPanel
+from sst_ui.ui.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
+from sst_ui.ui.form import split
 from sst_ui.ui.html import notice
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.state import Conversation, Turn, Variants
@@ -28,18 +30,34 @@ def view(conversation: Conversation, column: int) -> list[dict[str, str]]:
 
 
 def choices(language: str, variants: Variants) -> list[tuple[str, str]]:
-    """What a column can answer as: the base, the current variant, or any earlier one."""
+    """What a column can answer as: the base, the current variant, or any earlier one.
+
+    Of a variant that merges also the utility adapter alone, and the merge without the ablation.
+    """
     edited = say(language, "answers.edited")
+    found = [(say(language, "chat.base"), BASE)]
     if variants.now:
         edited = f"{edited} · {variants.now.name}"
+        merge, ablation = split(variants.now.recipe)
+        if merge is not None:
+            found.append((say(language, "chat.utility"), UTILITY))
+        if merge is not None and ablation is not None:
+            found.append((say(language, "chat.merged"), MERGED))
+            edited += f" ({say(language, 'chat.merged_ablated')})"
     named = [(v.name, f"variant:{v.name}") for v in variants.items]
-    return [(say(language, "chat.base"), BASE), (edited, EDITED), *named]
+    return [*found, (edited, EDITED), *named]
 
 
 def recipe_of(choice: str, variants: Variants):
     """The recipe a picker's value stands for; None is the base."""
+    now = variants.now.recipe if variants.now else None
     if choice == EDITED:
-        return variants.now.recipe if variants.now else None
+        return now
+    if choice in (UTILITY, MERGED):
+        merge, _ = split(now) if now else (None, None)
+        if merge is None:
+            return None
+        return replace(now, edits=(utility_only(merge) if choice == UTILITY else merge,))
     found = variants.get(choice.removeprefix("variant:"))
     return found.recipe if found else None
 

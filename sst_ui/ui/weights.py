@@ -15,6 +15,7 @@ from sst_ui.ui.texts import has, t
 
 @dataclass(frozen=True)
 class WeightsPanel:
+    ablation_on: gr.Checkbox
     profile: gr.Radio
     strength: gr.Slider
     peak: gr.Slider
@@ -65,7 +66,11 @@ def _slider(low, high, value, key, step=0.01, **more) -> gr.Slider:
 
 def create_weights() -> WeightsPanel:
     with gr.Group(elem_id="weights-panel", elem_classes="panel"):
-        gr.HTML(t("section.weights"), elem_classes="title")
+        with gr.Row(elem_classes="head"):
+            gr.HTML(t("section.weights"), elem_classes="title")
+            ablation_on = gr.Checkbox(
+                True, label=t("edit.on"), elem_id="ablation_on", container=False, min_width=90
+            )
         profile = gr.Radio(
             _choices("profile", (*kernel.profiles(), *OWN_PROFILES)),
             value="default",
@@ -96,6 +101,7 @@ def create_weights() -> WeightsPanel:
             affine = gr.Checkbox(False, label=t("weights.affine"), elem_id="affine")
         notes = gr.HTML(elem_id="notes")
     return WeightsPanel(
+        ablation_on,
         profile,
         strength,
         peak,

@@ -1,0 +1,129 @@
+"""From a merge's controls to its point on the curve, live; and what an applied merge really costs.
+
+Knows events. A slider ends in maths: nothing here loads or runs a model, but for the measured cost,
+which follows an Apply in its own time.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+
+import gradio as gr
+
+from sst_ui.maths.merging import METHODS
+from sst_ui.ui import drawing, merge_drawing
+from sst_ui.ui.drawing import Draft, draw_rest
+from sst_ui.ui.editing import LIVE, checker
+from sst_ui.ui.engine import Engine
+from sst_ui.ui.errors import guarded
+from sst_ui.ui.form import split
+from sst_ui.ui.merge_form import own
+from sst_ui.ui.merge_panel import dialled, places
+
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def connect(studio, engine: Engine, changed: Sequence) -> None:
+    """Wire the merge's controls.
+
+    Args:
+        changed: events after whose success another variant is current; its cost is then measured.
+    """
+    panel, session, figures = studio.merge, studio.session, studio.figures
+    controls, sliders = panel.controls, list(panel.decades.values())
+    drawn = drawing.outputs(studio)
+    check = checker(engine)
+
+    @guarded
+    def turn(*values):
+        draft = Draft.of(*values)
+        return {**draw_rest(studio, engine, draft), **places(panel, draft.form)}
+
+    @guarded
+    def switch(*values):
+        draft = Draft.of(*values)
+        tab = gr.update(selected="merge" if draft.form.merge_on else "curve")
+        return {**draw_rest(studio, engine, draft), figures.tabs: tab}
+
+    @guarded
+    def choose(*values):
+        """Another method: its own parameters at their defaults."""
+        draft = Draft.of(*values)
+        method = METHODS[draft.form.method]
+        fresh = {f"p_{name}": row.default for name, row in own(method.name).items()}
+        form = draft.form._replace(**fresh)
+        draft = replace(draft, form=form)
+        written = {controls[name]: value for name, value in fresh.items()}
+        return {**draw_rest(studio, engine, draft), **written, **places(panel, form)}
+
+    special = (controls["merge_on"], controls["method"])
+    others = [c for c in controls.values() if c not in special]
+    gr.on(
+        [c.input for c in others],
+        turn,
+        studio.draft,
+        [*drawn, *sliders],
+        validator=check,
+        **LIVE,
+    )
+    controls["merge_on"].input(
+        switch, studio.draft, [*drawn, figures.tabs], validator=check, **LIVE
+    )
+    controls["method"].input(
+        choose, studio.draft, [*drawn, *sliders, *_dials(controls)], validator=check, **LIVE
+    )
+    for name, slider in panel.decades.items():
+        slider.input(
+            _slid(studio, engine, name),
+            [session.language, slider, *studio.draft[1:]],
+            [*drawn, controls[name]],
+            **LIVE,
+        )
+
+    @guarded
+    def look(*values):
+        draft = Draft.of(*values)
+        return merge_drawing.draw(studio, engine, draft, draft.recipe())[figures.merge]
+
+    figures.merge_view.input(look, studio.draft, figures.merge, **LIVE)
+
+    @guarded
+    def measure(*values):
+        """The applied merge's real cost, laid over the prediction."""
+        draft = Draft.of(*values)
+        merge = split(draft.variants.now.recipe)[0] if draft.variants.now else None
+        if merge is None:
+            return
+        if engine.merges.cost(draft.loaded.key, merge) is None:
+            with closing(engine.merges.measure(draft.loaded.key, merge)) as job:
+                for _ in job:
+                    pass
+        yield {figures.merge: merge_drawing.draw(studio, engine, draft, draft.recipe())[
+            figures.merge]}  # fmt: skip
+
+    for event in changed:
+        event.success(
+            measure,
+            studio.draft,
+            [figures.merge],
+            concurrency_id="metrics",
+            concurrency_limit=4,
+            **PRIVATE,
+        )
+
+
+def _slid(studio, engine: Engine, name: str):
+    """A handler of one slider of decades: the number follows it, and the point on the curve."""
+
+    @guarded
+    def slide(lang, place, *values):
+        draft, number = Draft.of(lang, *values), dialled(name, float(place))
+        draft = replace(draft, form=draft.form._replace(**{name: number}))
+        control = studio.merge.controls[name]
+        return {**draw_rest(studio, engine, draft), control: number}
+
+    return slide
+
+
+def _dials(controls) -> list:
+    return [c for name, c in controls.items() if name.startswith("p_")]
