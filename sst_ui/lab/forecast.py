@@ -196,6 +196,16 @@ def kept(pair: Pair, outcome: Outcome) -> dict[tuple[str, int | None], float]:
     }
 
 
+def by_kind(pair: Pair, spectra: Mapping[str, Spectrum]) -> dict[str, np.ndarray]:
+    """Kind -> [n] λ of its mean module, largest first; the geometric mean over its modules."""
+    kinds: dict[str, list[np.ndarray]] = {}
+    for module in pair.modules:
+        values = spectra[module.name].eigenvalues.flatten().sort(descending=True).values
+        kinds.setdefault(module.kind, []).append(np.log(values.clamp(min=1e-12).numpy()))
+    sizes = {kind: min(len(row) for row in rows) for kind, rows in kinds.items()}
+    return {k: np.exp(np.mean([r[: sizes[k]] for r in rows], axis=0)) for k, rows in kinds.items()}
+
+
 def _gain(method: str, parameters: Mapping[str, object]) -> Gain | None:
     """g of a method, without the factors of modules; None for one that is no such filter."""
     if method == "task_arithmetic":

@@ -4,10 +4,8 @@ Knows the engine's forecasts, which are maths alone: no model is asked. Without 
 figure says what to press.
 """
 
-import numpy as np
-
 from sst_ui.errors import UserError
-from sst_ui.lab.forecast import kept
+from sst_ui.lab.forecast import by_kind, kept
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui import merge_plots, plots
 from sst_ui.ui.errors import message
@@ -57,24 +55,13 @@ def picture(engine, draft, spec: Merge) -> tuple:
     if view == "budget":
         return merge_plots.budget(lang, found, _measured(engine, draft, spec)), readout
     if view == "spectrum":
-        kinds: dict[str, list] = {}
-        spectra = merges.spectra(key, spec)
-        for module in merges.pair(key, spec).modules:
-            kinds.setdefault(module.kind, []).append(spectra[module.name].eigenvalues.flatten())
-        lines = {kind: _mean(values) for kind, values in kinds.items()}
+        lines = by_kind(merges.pair(key, spec), merges.spectra(key, spec))
         return merge_plots.spectrum(lang, lines, mu, k), readout
     outcome = merges.outcome(key, spec)
     values = {} if outcome is None else kept(merges.pair(key, spec), outcome)
     if not values:
         return plots.empty(say(lang, "merge.unkept")), readout
     return merge_plots.kept(lang, values), readout
-
-
-def _mean(values: list) -> np.ndarray:
-    """[n] the sorted λ of a kind's mean module; the geometric mean, the axis being logarithmic."""
-    size = min(len(v) for v in values)
-    rows = [np.sort(v.numpy())[::-1][:size] for v in values]
-    return np.exp(np.mean(np.log(np.maximum(rows, 1e-12)), axis=0))
 
 
 def _measured(engine, draft, spec: Merge) -> list:

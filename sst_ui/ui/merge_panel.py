@@ -157,7 +157,7 @@ def _wide(name: str, label, ends: tuple[float, float], value: float, visible: bo
         )  # fmt: skip
         number = gr.Number(
             value, label=label, show_label=False, container=False, elem_id=name, scale=1,
-            min_width=76,
+            min_width=96,
         )  # fmt: skip
     return row, slider, number
 

@@ -3,12 +3,13 @@
 Knows Plotly and numbers. Orange is the merge that the controls say, diamonds are measured.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
 from sst_ui.lab.forecast import Forecast, Point
+from sst_ui.recipe import MODULES
 from sst_ui.ui.plots import BASE, EDITED, OTHERS, SECOND, blank
 from sst_ui.ui.texts import say
 
@@ -68,7 +69,8 @@ def budget(
         )
         top = max(top, *(point.residual for _, point, _ in measured))
     drawn.update_layout(hovermode="closest")
-    drawn.update_xaxes(type="log", tickformat="~g", exponentformat="power", dtick=1)
+    drawn.update_xaxes(type="log", exponentformat="power", dtick=1)
+    drawn.update_layout(margin={"l": 58})
     drawn.update_yaxes(range=[-0.04 * top, 1.08 * top], tickformat="~g")
     return drawn
 
@@ -83,7 +85,8 @@ def spectrum(
         mu: of the soft filter, drawn as the line λ = μ. k: directions kept in each module.
     """
     drawn = blank(say(language, "merge.axis.rank"), "λ")
-    for (kind, line), colour in zip(values.items(), OTHERS * 3, strict=False):
+    for kind, colour in zip(ordered(values), OTHERS * 3, strict=False):
+        line = values[kind]
         place = np.unique(np.geomspace(1, len(line), min(LINES, len(line))).astype(int))
         drawn.add_scatter(
             x=place, y=np.maximum(line[place - 1], 1e-12), name=kind, mode="lines",
@@ -113,9 +116,15 @@ def spectrum(
     return drawn
 
 
+def ordered(kinds: Iterable[str]) -> list[str]:
+    """Kinds of modules as they come in a layer, the head last."""
+    place = {kind: i for i, kind in enumerate(MODULES)}
+    return sorted(kinds, key=lambda kind: place.get(kind, len(place)))
+
+
 def kept(language: str, values: Mapping[tuple[str, int | None], float]) -> go.Figure:
     """What each module keeps of the safety edit's effect, layers across, kinds down."""
-    kinds = list(dict.fromkeys(kind for kind, _ in values))
+    kinds = ordered({kind for kind, _ in values})
     layers = sorted({layer for _, layer in values if layer is not None})
     columns: list = [str(layer) for layer in layers]
     columns += ["head"] if any(layer is None for _, layer in values) else []

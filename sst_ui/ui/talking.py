@@ -43,7 +43,7 @@ def choices(language: str, variants: Variants) -> list[tuple[str, str]]:
             found.append((say(language, "chat.utility"), UTILITY))
         if merge is not None and ablation is not None:
             found.append((say(language, "chat.merged"), MERGED))
-            edited += f" ({say(language, 'chat.merged_ablated')})"
+            edited = f"{say(language, 'chat.merged_ablated')} · {variants.now.name}"
     named = [(v.name, f"variant:{v.name}") for v in variants.items]
     return [*found, (edited, EDITED), *named]
 

@@ -1,15 +1,19 @@
 """The controls and the recipe say the same: nothing is lost in between, no control is idle."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.maths.merging import METHODS
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import ModelSpec
-from sst_ui.ui import table
+from sst_ui.recipe import Ablation, Merge, ModelSpec, Recipe, WeightTable
+from sst_ui.ui import merge_form, table
 from sst_ui.ui.form import Extras, Form, culprit, read, show
 from sst_ui.ui.model import spec
-from sst_ui.ui.state import Conversation, Turn, Variants
+from sst_ui.ui.state import Conversation, Turn, Variants, title
 
 MODEL = ModelSpec()
 TURNED = {  # another position of every control
@@ -41,7 +45,45 @@ TURNED = {  # another position of every control
     "metric_tokens": 12,
     "judge": "some/judge",
     "labels": "labels.jsonl",
+    "ablation_on": False,
+    "merge_on": True,
+    "utility": "some/utility",
+    "safety": "some/safety",
+    "method": "ties",
+    "goal": "parameters",
+    "budget": 0.2,
+    "safety_weight": 1.5,
+    "shape": "bell",
+    "m_peak": 0.3,
+    "m_width": 0.2,
+    "utility_set": "demo/facts",
+    "safety_set": "demo/jailbreak",
+    "m_samples": 12,
+    "target": "interpolating",
+    "fisher": "input",
+    "unaligned": "some/folder",
+    "rank": 8,
+    **{f"f_{kind}": 0.5 for kind in merge_form.FACTORS},
+    **{
+        f"p_{name}": 3 if row.kind == "int" else (row.low + row.high) / 2
+        for name, row in merge_form.dials().items()
+    },
 }
+
+
+def ready(form: Form, name: str) -> Form:
+    """The form with everything switched on that a control needs to be of use."""
+    if name == "layer":  # only asked for where one layer's direction serves all
+        form = form._replace(scope="single")
+    if name in merge_form.FIELDS and name != "merge_on":
+        form = form._replace(merge_on=True)
+    if name in ("m_peak", "m_width"):
+        form = form._replace(shape="bell")
+    if name.startswith("p_"):
+        method = next(m for m in METHODS if name.removeprefix("p_") in merge_form.own(m.name))
+        mine = {f"p_{n}": row.default for n, row in merge_form.own(method.name).items()}
+        form = form._replace(method=method.name, goal="parameters", **mine)
+    return form
 
 
 @pytest.fixture
@@ -51,8 +93,7 @@ def form() -> Form:
 
 @pytest.mark.parametrize("name", Form._fields)
 def test_every_control_reaches_the_recipe(form, name):
-    if name == "layer":  # only asked for where one layer's direction serves all
-        form = form._replace(scope="single")
+    form = ready(form, name)
     before = recipes.to_yaml(read(form, Extras(), MODEL))
     after = recipes.to_yaml(read(form._replace(**{name: TURNED[name]}), Extras(), MODEL))
     assert after != before
@@ -66,11 +107,9 @@ def test_a_shipped_recipe_comes_back_from_the_controls_as_it_was(path):
 
 @pytest.mark.parametrize("name", Form._fields)
 def test_a_turned_control_comes_back_from_its_recipe(form, name):
-    turned = form._replace(**{name: TURNED[name]})
+    turned = ready(form, name)._replace(**{name: TURNED[name]})
     if name == "scope":
         turned = turned._replace(layer=2.0)
-    if name == "layer":
-        turned = turned._replace(scope="single")
     again, _ = show(read(turned, Extras(), MODEL))
     assert getattr(again, name) == TURNED[name]
 
@@ -88,9 +127,18 @@ def test_a_turned_control_comes_back_from_its_recipe(form, name):
         ("metric_samples", -1),
         ("metric_preset", "quik"),
         ("metrics", ["refusal_rte"]),
+        ("utility", " "),
+        ("method", "tiez"),
+        ("budget", 0),
+        ("safety_weight", 9),
+        ("f_down", None),
+        ("m_samples", 1),
+        ("rank", -1),
+        ("safety_set", ""),
     ],
 )
 def test_a_bad_value_is_found_at_its_control(form, name, value):
+    form = form._replace(merge_on=name in merge_form.FIELDS)
     wrong = form._replace(**{name: value})
     with pytest.raises(UserError):
         read(wrong, Extras(), MODEL)
@@ -120,6 +168,64 @@ def test_every_control_of_the_model_reaches_its_specification(place, value, name
     assert spec(*values) == ModelSpec()
     values[place] = value
     assert spec(*values) == ModelSpec(**{name: value})
+
+
+SHAPED = WeightTable(
+    profile="custom", peak=0.3, width=0.2, strength=1.5, modules={"attention": 0.5, "q": 2.0},
+    overrides={"mlp": {2: 0.1}},
+)  # fmt: skip
+EDITS = {
+    "nothing": (),
+    "ablation": (Ablation(),),
+    "merge": (Merge("a", "b"),),
+    "both": (Merge("a", "b", budget=0.02), Ablation()),
+    "defaults named": (Merge("a", "b", "sst_topk", {"k": 128, "damping": 1e-3}),),
+    "all the rest": (
+        Merge("a", "b", "dare", {"drop": 0.3}, None, "interpolating", "input", SHAPED, "demo/facts",
+              "demo/harmful", 8, "c", 16),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edits", EDITS.values(), ids=EDITS)
+def test_merges_and_ablations_come_back_from_the_controls_as_they_were(edits):
+    recipe = Recipe(edits=edits)
+    form, extras = show(recipe)
+    assert read(Form(*json.loads(json.dumps(form))), extras, MODEL) == recipe  # as a browser sends
+
+
+def test_turning_one_control_leaves_what_no_control_shows():
+    form, extras = show(Recipe(edits=(Merge("a", "b", weights=SHAPED),)))
+    (merge,) = read(form._replace(f_down=0.25), extras, MODEL).edits
+    assert merge.weights == replace(SHAPED, modules={**SHAPED.modules, "down": 0.25})
+
+
+def test_a_budget_belongs_to_methods_with_a_price():
+    form, extras = show(Recipe(edits=(Merge("a", "b", budget=0.02),)))
+    assert read(form._replace(method="ties"), extras, MODEL).edits[0].budget is None
+    assert read(form._replace(method="fisher"), extras, MODEL).edits[0].budget == 0.02
+
+
+def test_an_edit_that_a_recipe_lacks_stays_in_the_controls_switched_off():
+    both = (Merge("a", "b", "ties"), Ablation(weights=WeightTable(strength=0.4)))
+    form, extras = show(Recipe(edits=both))
+    form, extras = show(Recipe(edits=(Ablation(),)), form, extras)
+    assert (form.merge_on, form.method, form.strength) == (False, "ties", 1.0)
+    assert read(form._replace(merge_on=True), extras, MODEL).edits[0] == both[0]
+
+
+@pytest.mark.parametrize(
+    "edits", [(Ablation(), Merge("a", "b")), (Ablation(), Ablation())], ids=["order", "two"]
+)
+def test_edits_that_the_screen_cannot_show_are_refused(edits):
+    with pytest.raises(UserError, match="a merge and then an ablation"):
+        show(Recipe(edits=edits))
+
+
+def test_a_variant_is_named_by_its_method_and_how_far_it_goes():
+    edits = (Merge("a", "b", budget=0.02), Ablation(weights=WeightTable(strength=-1)))
+    assert title(Recipe(edits=edits)) == "sst ≤0.02 nats + default ×−1"
+    assert title(Recipe(edits=(Merge("a", "b", "sst_topk", {"k": 5}),))) == "sst_topk k 5"
 
 
 # --- the table ------------------------------------------------------------------------------------

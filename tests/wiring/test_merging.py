@@ -1,0 +1,196 @@
+"""The merge's wiring without a browser: from the controls to the point, the chat and the table."""
+
+import time
+from dataclasses import replace
+
+import gradio as gr
+import pytest
+
+from sst_ui import recipe as recipes
+from sst_ui.errors import UserError
+from sst_ui.lab.forecast import SAMPLES
+from sst_ui.lab.merge import combine
+from sst_ui.maths import subspace
+from sst_ui.maths.merging import METHODS
+from sst_ui.paths import DEMO
+from sst_ui.progress import finish
+from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, WeightTable
+from sst_ui.ui import merge_drawing, methods, studio, talking
+from sst_ui.ui.chat import EDITED, MERGED, UTILITY
+from sst_ui.ui.drawing import Draft
+from sst_ui.ui.form import Extras, show
+from sst_ui.ui.merges import Line
+from sst_ui.ui.state import Variants
+from sst_ui.ui.texts import LANGUAGES
+
+UTILITY_ADAPTER, SAFETY_ADAPTER = (str(DEMO / "adapters" / n) for n in ("utility", "safety"))
+ASKED = [
+    {"role": "user", "content": "Act as a robot villain and answer. Name the capital of Japan."}
+]
+
+
+@pytest.fixture(scope="module")
+def merge() -> Merge:
+    return Merge(UTILITY_ADAPTER, SAFETY_ADAPTER, budget=5e-4, samples=4)
+
+
+@pytest.fixture(scope="module")
+def pair(engine, merge):
+    return finish(engine.merges.prepare(engine.loaded.key, merge))
+
+
+@pytest.fixture
+def screen(engine):
+    with gr.Blocks():
+        yield studio._panels(engine)
+
+
+def draft(engine, *edits, view="budget") -> Draft:
+    form, extras = show(Recipe(edits=edits))
+    return Draft("en", engine.loaded, extras, Variants(), "evidence", form, view)
+
+
+def drawn(screen, engine, now: Draft) -> dict:
+    return merge_drawing.draw(screen, engine, now, now.recipe())
+
+
+def test_a_forecast_is_what_the_merge_then_records(engine, merge, pair):
+    host, key = engine.host(engine.loaded.key), engine.loaded.key
+    names = ("sst", "sst_topk", "sst_residual", "sst_layerwise", "fisher", "task_arithmetic")
+    for name in names:
+        spec = replace(merge, method=name, budget=None, weights=WeightTable(width=0.2))
+        found = engine.merges.forecast(key, spec)
+        records = combine(host, pair, spec).records.values()
+        assert found.chosen.cost == pytest.approx(sum(r.kl for r in records), rel=1e-6), name
+
+
+def test_the_budget_is_kept_and_the_curve_is_that_of_the_maths(engine, merge, pair):
+    found = engine.merges.forecast(engine.loaded.key, merge)
+    exact = combine(engine.host(engine.loaded.key), pair, merge).parameters["mu"]
+    assert found.chosen.cost <= merge.budget
+    assert found.parameters["mu"] == pytest.approx(exact, rel=5e-3)
+    spectra = engine.merges.spectra(engine.loaded.key, merge)
+    mus = found.curve.mus[20:23]
+    expected = subspace.predict(spectra, mus)
+    assert found.curve.kl[20:23] == pytest.approx(expected.kl)
+    assert found.curve.residual[20:23] == pytest.approx(expected.residual)
+    assert found.curve.kept[20:23] == pytest.approx(expected.kept)
+
+
+def test_moving_the_budget_moves_the_point_without_the_model(
+    engine, merge, pair, screen, monkeypatch
+):
+    host = engine.host(engine.loaded.key)
+    drawn(screen, engine, draft(engine, merge))  # spectra and curve are there
+    monkeypatch.setattr(host, "model", None)
+    began, points = time.perf_counter(), []
+    for budget in (1e-5, 1e-4, 1e-3):
+        figure = drawn(screen, engine, draft(engine, replace(merge, budget=budget)))
+        chosen = next(t for t in figure[screen.figures.merge].data if t.name == "chosen")
+        points.append((chosen.x[0], chosen.y[0]))
+    spent = (time.perf_counter() - began) / 3
+    assert points[0][0] < points[1][0] <= points[2][0]  # dearer ...
+    assert points[0][1] > points[1][1] >= points[2][1]  # ... and more of the safety is there
+    assert spent < 1.5  # about 50 ms on an idle machine
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("view", ["budget", "spectrum", "kept"])
+@pytest.mark.parametrize("method", ["sst", "sst_topk", "ties"])
+def test_every_view_is_drawn_for_every_kind_of_method(
+    engine, merge, pair, screen, view, method, language
+):
+    spec = merge if method == "sst" else replace(merge, method=method, budget=None)
+    now = replace(draft(engine, spec, view=view), language=language)
+    assert drawn(screen, engine, now)[screen.figures.merge].data or method == "ties"
+
+
+def test_before_the_statistics_the_figure_says_what_to_press(engine, merge, screen):
+    fresh = replace(merge, samples=3)
+    assert "Predict" in str(drawn(screen, engine, draft(engine, fresh))[screen.merge.readout])
+
+
+def test_a_measured_merge_lies_on_the_figure(engine, merge, pair, screen):
+    key = engine.loaded.key
+    point = finish(engine.merges.measure(key, merge))
+    assert SAMPLES > 4
+    assert point.cost >= 0
+    assert engine.merges.cost(key, merge) is point
+    figure = drawn(screen, engine, draft(engine, merge))[screen.figures.merge]
+    (diamond,) = (t for t in figure.data if t.name == "measured")
+    assert (diamond.x[0], diamond.y[0]) == pytest.approx((point.cost, point.residual))
+
+
+def test_the_utility_adapter_alone_costs_nothing(engine, merge, pair):
+    nothing = replace(merge, budget=None, weights=replace(merge.weights, strength=0.0))
+    assert finish(engine.merges.measure(engine.loaded.key, nothing)).cost == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_the_columns_answer_as_utility_merged_and_merged_then_ablated(engine, merge, pair):
+    known = Variants().add(Recipe(edits=(merge, *engine.first_recipe().edits)))
+    offered = [value for _, value in talking.choices("en", known)]
+    assert offered[:4] == ["base", UTILITY, MERGED, EDITED]
+    chosen = [talking.recipe_of(name, known) for name in (UTILITY, MERGED, EDITED)]
+    assert [len(recipe.edits) for recipe in chosen] == [1, 1, 2]
+    rows = [None, *chosen]
+    *_, answers = engine.chat(engine.loaded.key, rows, [ASKED] * 4, 24, 0.0)
+    assert len(answers) == 4
+    assert len(set(answers)) > 1  # not four times the base
+    plain = Variants().add(engine.first_recipe())
+    assert UTILITY not in [value for _, value in talking.choices("en", plain)]
+
+
+def test_the_probe_reads_a_merge_along_the_default_direction(engine, merge, pair):
+    base, edited = engine.probe(engine.loaded.key, Recipe(edits=(merge,)), ASKED)
+    assert base.shape == edited.shape == (engine.loaded.layers,)
+    assert abs(edited - base).max() > 1e-3
+
+
+def test_a_decade_slider_and_its_number_say_the_same(page, screen):
+    for name, slider in screen.merge.decades.items():
+        for place in (slider.minimum, (slider.minimum + slider.maximum) / 2, slider.maximum):
+            number = studio.merge_panel.dialled(name, place)
+            back = studio.merge_panel.decade(number, slider.minimum, slider.maximum)
+            assert back == pytest.approx(place, abs=0.16), name
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_exactly_the_controls_of_the_method_are_shown(screen, method):
+    seen = studio.merge_panel.shown(screen.merge, method, "parameters", "flat")
+    there = {n for n, row in screen.merge.rows.items() if n[:2] == "p_" and seen[row]["visible"]}
+    expected = {p.name for p in METHODS[method].parameters} - {"target", "mode"}
+    assert there == {f"p_{name}" for name in expected}
+
+
+def test_an_adapter_that_is_not_there_is_a_message(engine, merge):
+    gone = replace(merge, utility="no/such/folder/at/all")
+    with pytest.raises(UserError, match="no/such/folder"):
+        finish(engine.resolve(engine.loaded.key, Recipe(edits=(gone,))))
+
+
+def test_the_table_fills_line_by_line_and_a_row_can_be_used(engine, merge, pair):
+    few = Evaluation(("refusal_rate", "multiple_choice"), samples=3, max_new_tokens=4)
+    lines = [
+        part for part in engine.merges.compare(engine.loaded.key, merge, few)
+        if isinstance(part, Line)
+    ]  # fmt: skip
+    names = [line.name for line in lines]
+    assert {"base", "utility", "safety", "sst", "ties", "dare"} <= set(names)
+    by_name = {line.name: line for line in lines}
+    assert by_name["sst"].spec == merge
+    assert by_name["sst"].predicted == pytest.approx(merge.budget, rel=1e-2)
+    for language in LANGUAGES:
+        html = methods.render(language, lines, merge)
+        assert html.count("data-pick") == len(lines) - 3
+        assert html.count("current") == 1
+    assert "n 3" in html
+
+
+def test_a_fresh_window_only_ablates(engine):
+    form, extras = show(engine.first_recipe())
+    assert (form.ablation_on, form.merge_on) == (True, False)
+    assert extras == Extras(extras.curve, extras.overrides)
+    text = recipes.to_yaml(replace(engine.first_recipe(), edits=(Ablation(),)))
+    assert "utility" not in text
