@@ -137,7 +137,7 @@ def test_the_columns_answer_as_utility_merged_and_merged_then_ablated(engine, me
     rows = [None, *chosen]
     *_, answers = engine.chat(engine.loaded.key, rows, [ASKED] * 4, 24, 0.0)
     assert len(answers) == 4
-    assert len(set(answers)) > 1  # not four times the base
+    assert answers[2] != answers[0]  # the safety adapter's refusal, against the base's answer
     plain = Variants().add(engine.first_recipe())
     assert UTILITY not in [value for _, value in talking.choices("en", plain)]
 
