@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,12 +135,12 @@ def in_child(way: str, rank: int, layers: int, shape: Shape = LLAMA_8B) -> Readi
     """A reading in a process of its own, so that no other way's memory hides this one's."""
     command = [sys.executable, "-m", "benchmarks.sst", "--read", way, "--rank", str(rank)]
     command += ["--layers", str(layers), "--shape", json.dumps(asdict(shape))]
-    start = time.perf_counter()
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
         raise RuntimeError(f"measuring {way} at rank {rank} failed:\n{run.stderr}")
-    print(f"{way}, rank {rank}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    return Reading(**json.loads(run.stdout.splitlines()[-1]))
+    reading = Reading(**json.loads(run.stdout.splitlines()[-1]))
+    print(f"{way}, rank {rank}: {reading}", file=sys.stderr, flush=True)  # minutes lie between them
+    return reading
 
 
 def in_here(way: str, rank: int, layers: int, shape: Shape = LLAMA_8B) -> Reading:
@@ -214,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sst", description=__doc__)
     parser.add_argument("--rank", type=int, default=16, help="of both adapters")
-    parser.add_argument("--ranks", type=int, nargs="*", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--ranks", type=int, nargs="*", default=[4, 8, 16, 32, 64], help="growth")
     parser.add_argument("--layers", type=int, default=1, help="measured; the time counts for 32")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; slow ways run once")
     parser.add_argument("--skip-svd", action="store_true", help="PEFT's svd takes minutes a layer")
