@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     print(markdown(r))
     print(
-        f"\nMedians of {r.repeats} ({WAYS['svd'].title} once), {r.threads} threads, float32 "
+        f"\nMedians of {r.repeats} (`svd` once), threads: {r.threads}, float32 "
         f"factors, torch {torch.__version__}; measured {r.measured} of {r.shape.layers} layers. "
         f"The exact sums of studio and PEFT differ by {r.disagreement:.1e}. "
         f"Demo adapters, after the Fisher pass: {_time(studio.first)} for the first merge, "
