@@ -1,18 +1,21 @@
 """The benchmarks run, and compare ways that give the same answer. Their numbers are not tested."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
-from benchmarks import evaluate, live_edit, sweep
+from benchmarks import evaluate, live_edit, mergers, sst, sweep
 from benchmarks.peak import Peak
 from benchmarks.plain import Plain
 from sst_ui.data.prompts import load as load_prompts
 from sst_ui.lab.evaluate import Value
 from sst_ui.lab.measure import measure
 from sst_ui.lab.sweep import COLUMNS, Row
+from sst_ui.maths.lowrank import Delta
+from sst_ui.model.adapters import write_adapter
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import DirectionSpec
@@ -51,7 +54,6 @@ def test_the_table_has_a_row_for_every_measurement(result):
 
 
 def test_the_peak_counts_memory_that_was_given_back():
-    torch = pytest.importorskip("torch")
     peak = Peak(torch.device("cpu"))
     block = torch.ones(50_000_000)  # 200 MB
     del block
@@ -137,3 +139,125 @@ def test_untrained_models_are_compared_by_token(tiny, tmp_path):
     sizes = evaluate.Sizes(prompts=2, tokens=4, questions=2, repeats=1)
     result = evaluate.measure("random", folder, "cpu", "float32", sizes, untrained=True)
     assert result.differ == {"studio": 0, "batch": 0}
+
+
+SMALL = mergers.Shape(hidden=64, inner=96, heads=4, kv_heads=2, layers=3)
+
+
+@pytest.fixture(scope="module")
+def merged() -> sst.Result:
+    return sst.measure(SMALL, 4, [2, 4], layers=1, repeats=1, read=sst.in_here)
+
+
+def test_the_modules_of_an_8b_layer_have_llamas_shapes():
+    parameters = sum(out * inp for out, inp in mergers.LLAMA_8B.modules().values())
+    assert parameters == 218_103_808  # a Llama-3.1-8B layer without its two norms of 4,096
+
+
+def test_exact_sums_of_the_studio_and_of_peft_are_the_same_change(merged):
+    assert merged.disagreement < 1e-6
+    assert merged.ways["sum"].error < 1e-6
+    assert merged.ways["cat"].error < 1e-6
+
+
+def test_truncations_of_the_studio_and_of_peft_lose_the_least_that_can_be_lost(merged):
+    layer = mergers.random_layer(SMALL, 4, seed=0)
+    dropped = whole = 0.0
+    for kind in SMALL.modules():
+        energy = torch.linalg.svdvals(layer.exact(kind)).square()
+        dropped += float(energy[4:].sum())
+        whole += float(energy.sum())
+    best = (dropped / whole) ** 0.5
+    assert best > 0.1
+    for way in ("sum_r", "svd", "svd_thin"):
+        assert merged.ways[way].error == pytest.approx(best, rel=1e-5)
+
+
+def test_a_wrong_sum_has_an_error():
+    layer = mergers.random_layer(SMALL, 4, seed=0)
+    assert mergers.error(layer.utility, layer.exact) > 0.1
+    nothing = {k: Delta(0 * d.b, d.a) for k, d in layer.utility.items()}
+    assert mergers.error(nothing, layer.exact) == pytest.approx(1)
+
+
+def test_every_way_gives_all_seven_modules_at_the_rank_that_the_table_names():
+    layer = mergers.random_layer(SMALL, 4, seed=0)
+    for way in mergers.WAYS.values():
+        method = way.make(layer)
+        method.run()
+        ranks = {kind: delta.rank for kind, delta in method.result().items()}
+        assert ranks == dict.fromkeys(SMALL.modules(), 8 if way.full else 4)
+
+
+def test_the_layers_that_are_measured_count_for_all(monkeypatch):
+    monkeypatch.setattr(sst, "timed", lambda _, work: work() or 2.0)
+    assert sst.in_here("sst", 2, 1, SMALL).seconds == 2.0 * SMALL.layers
+
+
+def test_slow_ways_of_merging_run_once_and_the_others_every_round():
+    asked = []
+
+    def read(way: str, rank: int, layers: int, shape: mergers.Shape) -> sst.Reading:
+        asked.append((way, rank))
+        return sst.Reading(float(len(asked)), 1.0, None)
+
+    result = sst.measure(SMALL, 4, [2, 4], 1, 3, ("sst", "svd"), read)
+    assert asked == [("sst", 4), ("svd", 4), ("sst", 2), *[("sst", 4), ("sst", 2)] * 2]
+    assert result.ways["sst"].seconds == 4
+    assert set(result.growth) == {2, 4}
+
+
+def test_a_merge_is_weighed_in_a_process_of_its_own():
+    reading = sst.in_child("sum", 2, 1, SMALL)
+    assert reading.seconds > 0
+    assert reading.error < 1e-6
+
+
+def test_a_dense_decomposition_takes_more_memory_than_a_core():
+    shape = mergers.Shape(hidden=512, inner=768, heads=8, kv_heads=2, layers=1)
+    core, dense = (sst.in_here(way, 4, 1, shape).memory for way in ("sst", "svd"))
+    assert dense > core + 768 * 768 * 4  # at least the right singular vectors
+
+
+def test_the_tables_of_merging_name_every_way_and_every_rank(merged):
+    text = sst.markdown(merged)
+    for way in merged.ways:
+        assert f"| {mergers.WAYS[way].title} |" in text
+    assert "| SST, exact | rank 2 | rank 4 |" in text
+    ways, growth = text.split("\n\n")
+    assert {line.count("|") for line in ways.splitlines()} == {6}
+    assert {line.count("|") for line in growth.splitlines()} == {4}
+
+
+def test_the_demos_merge_is_timed_and_printed_for_a_program(
+    merged, tiny_host, tmp_path, monkeypatch, capsys
+):
+    host = tiny_host("llama")
+    path, prompts = "model.layers.0.mlp.up_proj", tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "How?", "answer": "So."}\n{"prompt": "Why?", "answer": "No."}')
+    out, inp = host.model.get_submodule(path).weight.shape
+    for seed, name in enumerate(("utility", "safety")):
+        torch.manual_seed(seed)
+        delta = Delta(0.03 * torch.randn(out, 2), torch.randn(2, inp))
+        write_adapter(tmp_path / name, {path: delta}, host)
+    sets = {"utility_prompts": str(prompts), "safety_prompts": str(prompts)}
+    made = sst.Merge
+    monkeypatch.setattr(sst, "Merge", lambda *a, **k: made(*a, **(sets | k)))
+    times = sst.demo(host, str(tmp_path / "utility"), str(tmp_path / "safety"))
+    assert min(asdict(times).values()) > 0
+    monkeypatch.setattr(sst, "load", lambda _: iter(()))
+    monkeypatch.setattr(sst, "demo", lambda *_: times)
+    asked = []
+    monkeypatch.setattr(sst, "measure", lambda *a: asked.append(a) or merged)
+    assert sst.main(["--skip-svd", "--json", "--rank", "8", "--ranks", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["demo"] == asdict(times)
+    assert found["ways"]["cat"]["error"] < 1e-6
+    shape, *numbers, ways = asked[0]
+    assert (shape, numbers) == (mergers.LLAMA_8B, [8, [2], 1, 3])
+    assert not {"svd", "svd_thin"} & set(ways)
+
+
+def test_missing_adapters_are_one_line_and_exit_code_2(tmp_path, capsys):
+    assert sst.main(["--adapters", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
