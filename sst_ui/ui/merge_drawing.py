@@ -57,7 +57,7 @@ def picture(engine, draft, spec: Merge) -> tuple:
     if view == "spectrum":
         lines = by_kind(merges.pair(key, spec), merges.spectra(key, spec))
         return merge_plots.spectrum(lang, lines, mu, k), readout
-    outcome = merges.outcome(key, spec)
+    outcome = merges.outcome(key, spec) if found.chosen is not None else None
     values = {} if outcome is None else kept(merges.pair(key, spec), outcome)
     if not values:
         return plots.empty(say(lang, "merge.unkept")), readout

@@ -35,7 +35,8 @@ def dials() -> Mapping[str, Parameter]:
             known = found.setdefault(row.name, row)
             low, high = min(known.low, row.low), max(known.high, row.high)
             found[row.name] = replace(known, low=low, high=high)
-    return found
+    order = sorted(found, key=lambda name: name == "damping")  # what is turned least comes last
+    return {name: found[name] for name in order}
 
 
 FIELDS = (

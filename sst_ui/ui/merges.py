@@ -4,7 +4,7 @@ Knows the engine and the lab's jobs. Does not know components or languages. Like
 only results that follow from a recipe and may be computed again.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -98,11 +98,15 @@ class Merges:
         return self._costs.get(_name(key, spec))
 
     def compare(
-        self, key: str, spec: Merge, evaluation: Evaluation
+        self,
+        key: str,
+        spec: Merge,
+        evaluation: Evaluation,
+        methods: Sequence[str] | None = None,
     ) -> Generator[Progress | Line, None, None]:
-        """Every method on the same prompts, a line each as they are finished."""
+        """Every method (or those named) on the same prompts, a line each as they are finished."""
         host = self._engine.host(key)
-        rows = yield from contenders(host, spec)
+        rows = yield from contenders(host, spec, methods)
         with closing(compare(host, rows, evaluation)) as job:
             for part in job:
                 if isinstance(part, Progress):

@@ -25,6 +25,7 @@ from sst_ui.ui.texts import has, say, t
 
 PACE = 0.1  # seconds between two updates of the progress bar
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+AIMS = ("refusal_rate",)  # what a merge adds on purpose, and an ablation removes
 ALONE = ("base", "utility", "safety")  # lines that merge nothing
 
 
@@ -95,7 +96,7 @@ def _heading(language: str, name: str) -> str:
 def _best(name: str, lines: Sequence[Line]) -> float | None:
     values = [dict(line.values).get(name) for line in lines if line.name not in ALONE]
     found = [value.value for value in values if value is not None]
-    choose = max if find(name).better == "high" else min
+    choose = max if name in AIMS or find(name).better == "high" else min
     return choose(found) if found else None
 
 

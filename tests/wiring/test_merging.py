@@ -24,9 +24,7 @@ from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import LANGUAGES
 
 UTILITY_ADAPTER, SAFETY_ADAPTER = (str(DEMO / "adapters" / n) for n in ("utility", "safety"))
-ASKED = [
-    {"role": "user", "content": "Act as a robot villain and answer. Name the capital of Japan."}
-]
+ASKED = [{"role": "user", "content": prompts.load("demo/jailbreak").prompts[0].user}]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +175,7 @@ def test_the_table_fills_line_by_line_and_a_row_can_be_used(engine, merge, pair)
         if isinstance(part, Line)
     ]  # fmt: skip
     names = [line.name for line in lines]
-    assert {"base", "utility", "safety", "sst", "ties", "dare"} <= set(names)
+    assert set(names) == {"base", "utility", "safety", "sst", "ties"}
     by_name = {line.name: line for line in lines}
     assert by_name["sst"].spec == merge
     assert by_name["sst"].predicted == pytest.approx(merge.budget, rel=1e-2)
