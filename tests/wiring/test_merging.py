@@ -7,6 +7,7 @@ import gradio as gr
 import pytest
 
 from sst_ui import recipe as recipes
+from sst_ui.data import prompts
 from sst_ui.errors import UserError
 from sst_ui.lab.forecast import SAMPLES
 from sst_ui.lab.merge import combine
