@@ -172,7 +172,7 @@ def test_an_adapter_that_is_not_there_is_a_message(engine, merge):
 def test_the_table_fills_line_by_line_and_a_row_can_be_used(engine, merge, pair):
     few = Evaluation(("refusal_rate", "multiple_choice"), samples=3, max_new_tokens=4)
     lines = [
-        part for part in engine.merges.compare(engine.loaded.key, merge, few)
+        part for part in engine.merges.compare(engine.loaded.key, merge, few, ("sst", "ties"))
         if isinstance(part, Line)
     ]  # fmt: skip
     names = [line.name for line in lines]
