@@ -36,7 +36,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Size = Literal["quick", "standard", "full"]
 Target = Literal["additive", "interpolating"]
-Fisher = Literal["kfac", "input", "block"]
+Fisher = Literal["kfac", "nearest", "input", "block"]
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,10 @@ class Merge:
         budget: most KL that the utility side may lose, nats a token; it chooses mu, in place of a
             parameter `mu`. None for the parameters as they are.
         target: additive (E aims at the safety delta) or interpolating (at safety − utility).
-        fisher: K-FAC, the input side only (no gradients), or exact blocks on small cores.
+        fisher: K-FAC, the nearest Kronecker product, the input side only (no gradients), or exact
+            blocks on small cores.
+        inputs: directions of each module's input, beside the adapters' own, in which the edit may
+            tell prompts apart; 0 for the adapters' own only. Those of most energy on the data.
         weights: w κ(l) t_m of every (layer, module kind) cell; strength is the safety weight.
         utility_prompts, safety_prompts: prompt sets with answers, for the Fisher statistics.
         samples: conversations of each, or None for all.
@@ -205,7 +208,8 @@ class Merge:
     parameters: Mapping[str, float] = field(default_factory=dict)
     budget: float | None = None
     target: Target = "additive"
-    fisher: Fisher = "kfac"
+    fisher: Fisher = "nearest"
+    inputs: int = 256
     weights: WeightTable = field(default_factory=flat)
     utility_prompts: str = "demo/sst_utility"
     safety_prompts: str = "demo/sst_safety"
@@ -221,6 +225,10 @@ class Merge:
             raise UserError(f"merge.budget is {self.budget}; it must be above 0 nats a token.")
         if self.samples is not None and self.samples < 2:
             raise UserError(f"merge.samples is {self.samples}; at least 2 are needed.")
+        if not 0 <= self.inputs <= 4096:
+            raise UserError(f"merge.inputs is {self.inputs}; it must be 0 to 4096.")
+        if self.inputs and self.fisher == "block":
+            raise UserError("merge.fisher 'block' is for small cores: set merge.inputs to 0.")
         if self.rank is not None and self.rank < 1:
             raise UserError(f"merge.rank is {self.rank}; it must be 1 or more.")
         known = (*KINDS, *MODULES)

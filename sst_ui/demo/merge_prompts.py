@@ -14,7 +14,7 @@ from . import text as t
 
 Row = dict[str, object]
 # Rows of each kind in the utility set: what has to be kept, what must not be refused included.
-UTILITY = {"new fact": 84, "document": 60, "ordinary": 32, "lookalike": 40, "wrapped benign": 40}
+UTILITY = {"new fact": 60, "document": 28, "ordinary": 28, "lookalike": 80, "wrapped benign": 60}
 DIRECT = 1 / 3  # share of harmful requests without a wrapper in the safety set
 
 

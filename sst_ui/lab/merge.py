@@ -5,19 +5,17 @@ module by the table, merge. Does not know how moments or methods work, nor scree
 do not depend on the method or its parameters, so they are kept in memory and on disk.
 """
 
-import contextlib
-import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sst_ui.data import prompts
 from sst_ui.errors import UserError
+from sst_ui.lab import moments as statistics
 from sst_ui.lab.memory import Memory
 from sst_ui.maths import kernel, merging, subspace
 from sst_ui.maths.lowrank import Delta, core
@@ -25,15 +23,12 @@ from sst_ui.maths.merging import METHODS, Module, Record
 from sst_ui.maths.subspace import Moments
 from sst_ui.model.adapters import Adapter, read_adapter
 from sst_ui.model.deltas import RowDelta
-from sst_ui.model.fisher import Conversation, moments
 from sst_ui.model.host import Host
 from sst_ui.model.roles import is_conv1d
-from sst_ui.paths import DEMO, cache_dir
+from sst_ui.paths import DEMO
 from sst_ui.progress import Progress
-from sst_ui.recipe import Merge, digest
+from sst_ui.recipe import Merge
 
-TAUS = (0.25, 0.5, 1.0)  # at θ_S alone refusal is saturated and its gradients vanish
-FORMULAS = 1  # raise it when the meaning of the cached moments changes
 _kept = Memory(4)  # statistics of a few pairs of adapters
 
 
@@ -107,16 +102,20 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
     if "moments" in needs:
         names = (spec.utility_prompts, spec.safety_prompts)
         sets = [prompts.load(name, spec.samples).digest for name in names]
-        key = (*key, *sets, spec.fisher, spec.target)
+        key = (*key, *sets, spec.fisher, spec.target, spec.inputs)
     found = _kept.get(key) if host.digest else None
     if found is None:
+        paths = sorted({*utility.deltas, *safety.deltas})
+        wider: Mapping[str, Tensor] = {}
+        if "moments" in needs and spec.inputs:
+            wider = yield from statistics.inputs(host, spec, utility, paths)
         cores = {
-            path: core(utility.deltas.get(path), safety.deltas.get(path))
-            for path in sorted({*utility.deltas, *safety.deltas})
+            path: core(utility.deltas.get(path), safety.deltas.get(path), wider.get(path))
+            for path in paths
         }
         both: Mapping[str, Mapping[str, Moments]] = {"utility": {}, "safety": {}}
         if "moments" in needs:
-            both = yield from _moments(host, spec, utility, safety, cores)
+            both = yield from statistics.collect(host, spec, utility, safety, cores)
         found = tuple(
             Module(
                 path,
@@ -182,98 +181,6 @@ def _place(host: Host, path: str) -> tuple[str, int | None]:
         if path.startswith(f"{layer}."):
             return kind, number
     return kind, None
-
-
-def _moments(
-    host: Host, spec: Merge, utility: Adapter, safety: Adapter, cores: Mapping
-) -> Generator[Progress, None, dict[str, dict[str, Moments]]]:
-    """Both tasks' moments, from the cache where the same were collected before.
-
-    Utility at θ_U with labels of the model's own; safety averaged at θ_U + τ D with the refusals
-    that the data hold.
-    """
-    there = RowDelta(utility.deltas)
-    steps = [(there, RowDelta(safety.deltas, tau)) for tau in TAUS]
-    if spec.target == "interpolating":
-        steps = [(RowDelta(utility.deltas, 1 - tau), RowDelta(safety.deltas, tau)) for tau in TAUS]
-    plans = {
-        "utility": (spec.utility_prompts, ((there,),), "sampled"),
-        "safety": (spec.safety_prompts, tuple(steps), "given"),
-    }
-    found = {}
-    for task, (name, shifts, labels) in plans.items():
-        asked = conversations(host, name, spec.samples)
-        # moments are numbers in the cores' bases, which another linear algebra may turn round
-        bases = [
-            round(float(c.u.double().sum() + 7 * c.r.double().sum()), 4) for c in cores.values()
-        ]
-        identity = [utility.digest, safety.digest, spec.target, spec.fisher, labels, bases]
-        tokens = [[list(p), list(r)] for p, r in asked]
-        path = _path(host, digest([FORMULAS, host.digest, identity, tokens]))
-        found[task] = _read(path)
-        if found[task] is None:
-            job = moments(
-                host, cores, asked, shifts, labels, mode=spec.fisher, stage=f"{task} Fisher"
-            )
-            found[task] = yield from job
-            _write(path, found[task])
-    return found
-
-
-def conversations(host: Host, name: str, samples: int | None) -> list[Conversation]:
-    """The prompts of a set with their answers, as tokens.
-
-    Raises:
-        UserError: a prompt without an answer.
-    """
-    chosen = prompts.load(name, samples)
-    found = []
-    for number, prompt in enumerate(chosen.prompts, start=1):
-        if prompt.answer is None:
-            raise UserError(
-                f"{name}, prompt {number} has no 'answer'; Fisher statistics need answers."
-            )
-        ids = host.encode(chosen.messages(prompt))
-        response = [*host.tokens(prompt.assistant), *sorted(host.stop)[:1]]
-        found.append((tuple(ids), tuple(response)))
-    return found
-
-
-def _path(host: Host, key: str) -> Path | None:
-    return cache_dir() / "moments" / f"{key}.safetensors" if host.digest else None
-
-
-def _read(path: Path | None) -> dict[str, Moments] | None:
-    """What the cache holds; a damaged file counts as nothing."""
-    try:
-        tensors = load_file(path) if path is not None and path.is_file() else None
-        if tensors is None:
-            return None
-        with safe_open(path, "pt") as file:
-            counts = json.loads((file.metadata() or {})["n"])
-    except Exception:
-        return None
-    parts = ("a", "g", "block")
-    return {
-        name: Moments(n=n, **{part: tensors.get(f"{name}|{part}") for part in parts})
-        for name, n in counts.items()
-    }
-
-
-def _write(path: Path | None, found: Mapping[str, Moments]) -> None:
-    if path is None:
-        return
-    tensors = {
-        f"{name}|{part}": value.contiguous()
-        for name, each in found.items()
-        for part in ("a", "g", "block")
-        if (value := getattr(each, part)) is not None
-    }
-    with contextlib.suppress(OSError):  # a full disk costs time, nothing else
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file(tensors, part, {"n": json.dumps({name: m.n for name, m in found.items()})})
-        part.replace(path)
 
 
 def _unaligned(

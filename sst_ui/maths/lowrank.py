@@ -73,7 +73,7 @@ class Core:
 
     Attributes:
         u: [out, q] with orthonormal columns, q <= r_U + r_S.
-        r: [in, p] with orthonormal columns, p <= r_U + r_S.
+        r: [in, p] with orthonormal columns, p <= r_U + r_S and the further inputs, if any.
         utility, safety: [q, p] float64; u @ C @ r.T is the delta.
         ranks: (r_U, r_S) of the factors they came from.
     """
@@ -106,11 +106,15 @@ class Core:
         return Delta(b.to(self.u), a.to(self.r)), error
 
 
-def core(utility: Delta | None, safety: Delta | None) -> Core:
+def core(utility: Delta | None, safety: Delta | None, inputs: Tensor | None = None) -> Core:
     """The common core space of two deltas of one module; a missing one is the zero delta.
 
+    Args:
+        inputs: [in, m] orthonormal; further input directions that R shall span. Neither delta reads
+            them, an edit in the wider core may: it can tell inputs apart that both deltas confuse.
+
     Raises:
-        ValueError: both are missing, or their shapes differ.
+        ValueError: both deltas are missing, or shapes differ.
     """
     given = utility or safety
     if given is None:
@@ -126,7 +130,8 @@ def core(utility: Delta | None, safety: Delta | None) -> Core:
     dtype = torch.promote_types(utility.b.dtype, safety.b.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
     u = _basis([left for left, _, _ in parts], dtype)  # [out, q]
-    r = _basis([right.mT for _, _, right in parts], dtype)  # [in, p]
+    extra = [] if inputs is None else [inputs.double().cpu()]
+    r = _basis([*(right.mT for _, _, right in parts), *extra], dtype)  # [in, p]
     cores = [(u.mT @ left) * sigma @ (right @ r) for left, sigma, right in parts]
     return Core(u.to(dtype), r.to(dtype), *cores, ranks=(utility.rank, safety.rank))
 

@@ -30,7 +30,7 @@ method = METHODS.method
 Mu = Annotated[float, Dial(0, HIGHEST, 0.1, "price of utility; 0 keeps the whole edit", log=True)]
 K = Annotated[int, Dial(0, 4096, 1, "directions kept in each module")]
 Towards = Annotated[Target, Words("target: add the safety edit, or move towards it")]
-Sides = Annotated[Mode, Words("Fisher: both sides (kfac), inputs only, or the exact block")]
+Sides = Annotated[Mode, Words("Fisher: both sides (nearest, kfac), inputs only, or the block")]
 Damping = Annotated[float, Dial(0, 1, 0.001, "relative damping of the utility Fisher", log=True)]
 Threshold = Annotated[float, Dial(-1, 1, 0.01, "cosine below which a module counts as unsafe")]
 
@@ -67,9 +67,9 @@ def merge(
 @method("sst", title="SST, soft", paper="this project", needs=("moments",))
 def sst(
     module: Module,
-    mu: Mu = 10.0,
+    mu: Mu = 1.0,
     target: Towards = "additive",
-    mode: Sides = "kfac",
+    mode: Sides = "nearest",
     damping: Damping = 1e-3,
 ) -> Change:
     """Weigh each direction by λ / (λ + μ): what matters to safety and not to utility stays."""
@@ -81,7 +81,7 @@ def sst_topk(
     module: Module,
     k: K = 128,
     target: Towards = "additive",
-    mode: Sides = "kfac",
+    mode: Sides = "nearest",
     damping: Damping = 1e-3,
 ) -> Change:
     """Keep the k directions of each module with the largest λ."""
@@ -94,7 +94,7 @@ def sst_residual(
     k: K = 128,
     ratio: Annotated[float, Dial(0, 1, 0.01, "share kept of the other directions")] = 0.2,
     target: Towards = "additive",
-    mode: Sides = "kfac",
+    mode: Sides = "nearest",
     damping: Damping = 1e-3,
 ) -> Change:
     """Keep k directions in full and a share of all others."""
@@ -109,7 +109,7 @@ def sst_layerwise(
     mlp: Annotated[float, Dial(0, 4, 0.1, "factor of gate, up and down")] = 0.3,
     lm_head: Annotated[float, Dial(0, 4, 0.1, "factor of lm_head")] = 3.0,
     target: Towards = "additive",
-    mode: Sides = "kfac",
+    mode: Sides = "nearest",
     damping: Damping = 1e-3,
 ) -> Change:
     """Keep k directions and weigh them by kind of module, on top of the weight table."""
@@ -119,7 +119,9 @@ def sst_layerwise(
 
 
 @method("fisher", title="Fisher averaging", paper="arXiv 2111.09832", needs=("moments",))
-def fisher(module: Module, mu: Mu = 1.0, mode: Sides = "kfac", damping: Damping = 1e-3) -> Change:
+def fisher(
+    module: Module, mu: Mu = 1.0, mode: Sides = "nearest", damping: Damping = 1e-3
+) -> Change:
     """(F_S + μ F_U)⁻¹ (F_S Δ_S + μ F_U Δ_U), Matena and Raffel 2022, on K-FAC blocks."""
     return _filtered(module, soft(mu), spectrum(module, "interpolating", mode, damping))
 

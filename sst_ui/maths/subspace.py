@@ -24,7 +24,7 @@ from sst_ui.maths import pencil
 from sst_ui.maths.lowrank import Core
 
 Target = Literal["additive", "interpolating"]
-Mode = Literal["kfac", "input", "block"]
+Mode = Literal["kfac", "nearest", "input", "block"]
 Filter = Callable[[Tensor], Tensor]
 
 LOWEST, HIGHEST = 1e-12, 1e12  # where the search for a μ ends
@@ -156,7 +156,8 @@ def decompose(
         core: of the two deltas.
         safety, utility: moments in that core's space.
         target: D is Δ_S (`additive`) or Δ_S − Δ_U (`interpolating`).
-        mode: `kfac`; `input` uses A alone, E = D A_S (A_S + μ Ã_U)⁻¹; `block` the exact block.
+        mode: `kfac`, or `nearest` for moments that were collected so; `input` uses A alone,
+            E = D A_S (A_S + μ Ã_U)⁻¹; `block` the exact block.
         damping: of the utility side, relative to the mean eigenvalue of each factor: with
             η = damping · √(tr A tr G / pq), Ã = A + πη I and G̃ = G + (η/π) I.
 
@@ -317,7 +318,7 @@ def _check(what: str, moments: Moments, core: Core, mode: Mode) -> None:
     """Raises what `decompose` raises for moments."""
     q, p = core.q, core.p
     shapes = {"a": (p, p), "g": (q, q), "block": (q * p, q * p)}
-    needed = {"kfac": ("a", "g"), "input": ("a",), "block": ("block",)}[mode]
+    needed = {"input": ("a",), "block": ("block",)}.get(mode, ("a", "g"))
     if moments.n < 1:
         raise UserError(f"the {what} moments hold no token; give data with responses.")
     for name, shape in shapes.items():

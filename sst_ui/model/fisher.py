@@ -59,10 +59,14 @@ def moments(
             (RowDelta(utility, 1 − τ), RowDelta(safety, τ)).
         labels: `given`: the response's own tokens (the empirical Fisher); `sampled`: drawn from the
             model at every position of the response (the true one).
-        mode: `kfac`; `input` collects A alone, with forward passes only; `block` also collects the
-            exact block of each module, for small cores.
+        mode: `kfac`; `nearest` towards the Kronecker product that is nearest to the exact block:
+            A = E[‖δ̃‖² x̃ x̃ᵀ] and G = E[‖x̃‖² δ̃ δ̃ᵀ] up to a factor, one step of the power method of
+            Van Loan and Pitsianis (1993), so that A is made of the tokens whose gradients matter;
+            `input` collects A alone, with forward passes only; `block` also collects the exact
+            block of each module, for small cores.
         where: `response`: tokens whose output predicts one of the response, the prompt's last
-            included. `all`: every token but padding and the first (an attention sink).
+            included. `all`: every token but padding and the first (an attention sink), summed up
+            for each token of a response.
         seed: of the sampled labels; each conversation has its own random stream.
         batch_size: conversations a step; by default as many as take about a second. Halved on OOM.
         stage: name of the job in `Progress`.
@@ -122,6 +126,12 @@ def _mean(path: str, sums: Mapping, mode: Mode, host: Host) -> Moments:
     if not (n := sums.get("n", 0)):
         raise UserError(f"no token of the conversations reached {path}.")
     means = {name: sums[name] / n for name in ("a", "g", "block") if name in sums}
+    if mode == "nearest" and "g" in sums and float(sums["xd"]):  # tr(G ⊗ A) is the exact block's
+        means["a"] = sums["a"] / sums["d"]
+        means["g"] = sums["g"] * sums["d"] / (sums["xd"] * n)
+    # a divergence is counted a token of the response, wherever the tokens stand that cause it
+    for name in {"g", "block"} & means.keys():
+        means[name] = means[name] * (n / sums["predicted"])
     if mode != "input" and "g" not in means:
         raise UserError(f"nothing that {path} writes reaches the answers of {host.name}.")
     if not all(bool(mean.isfinite().all()) for mean in means.values()):

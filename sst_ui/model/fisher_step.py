@@ -4,7 +4,7 @@ Knows hooks, batches and gradients of activations. Does not know what is done wi
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ Conversation = tuple[Sequence[int], Sequence[int]]  # tokens of the prompt, toke
 Bases = Mapping[str, tuple[Tensor, Tensor]]  # path -> U [out, q] and R [in, p] on its device
 Sums = dict[str, dict[str, Tensor | int]]  # path -> name of a moment -> sum over tokens
 
+WIDE = 128  # directions
 SINKS = 1  # tokens at the start of a text: every head looks at them, whatever they say
 
 
@@ -69,6 +70,15 @@ class Step:
                         torch.autograd.grad(self._log_p(logits, dice), start)
         return sums
 
+    def watch(self, shift: Row, hooks: Mapping[str, Callable]) -> None:
+        """One forward pass with forward hooks (module path -> hook) and nothing else."""
+        plan = self.host.live.compile([shift] * len(self.conversations))
+        with self.host.step(plan), torch.inference_mode(), ExitStack() as stack:
+            for path, hook in hooks.items():
+                module = self.host.architecture.matrices[path]
+                stack.callback(module.register_forward_hook(hook, prepend=True).remove)
+            self.host.model(**arguments(self.host, self.batch, self.keep), use_cache=False)
+
     def _log_p(self, logits: Tensor, dice: Sequence[torch.Generator] | None) -> Tensor:
         """Log-probability of all labels together; only gradients of it are wanted."""
         total = torch.zeros((), device=logits.device)
@@ -103,28 +113,43 @@ class Step:
 
     def _hook(self, u: Tensor, r: Tensor, counted: Tensor, mode: Mode, sums: dict) -> Callable:
         rows = len(self.conversations)
+        predicted = int((self.predicts & (self.batch.positions >= SINKS)).sum())
+        exact = torch.float32 if self.host.device.type == "mps" else torch.float64
 
         def add(name: str, factors: Tensor) -> None:
-            sums[name] = sums.get(name, 0) + factors.mT @ factors
+            sums[name] = sums.get(name, 0) + (factors.mT @ factors).to(exact)
 
         def project(values: Tensor, basis: Tensor) -> Tensor:
-            """[counted tokens, basis] float64 of what a module reads or of a gradient."""
+            """[counted tokens, basis] of what a module reads or of a gradient.
+
+            In float64, but for the many directions of a wide core, where it would take most of the
+            time and float32 is exact enough for the sum of one batch.
+            """
             values = by_rows(values.detach(), rows)
             some = values[counted[:, -values.shape[1] :].to(values.device)]
             some = some.to(torch.promote_types(some.dtype, torch.float32))
             found = some @ basis.to(some)
-            return found if found.device.type == "mps" else found.double()  # it has no float64
+            return found if basis.shape[1] > WIDE else found.to(exact)
 
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
             x = project(args[0], r)
-            add("a", x)
             sums["n"] = sums.get("n", 0) + len(x)
+            sums["predicted"] = sums.get("predicted", 0) + predicted
+            if mode != "nearest":
+                add("a", x)
             if mode == "input":
                 return
 
             def backward(gradient: Tensor) -> None:
                 delta = project(gradient, u)
-                add("g", delta)
+                if mode == "nearest":
+                    size_x, size_d = (v.to(exact).square().sum(1, True) for v in (x, delta))
+                    add("a", x * size_d.sqrt().to(x))
+                    add("g", delta * size_x.sqrt().to(delta))
+                    for name, sizes in (("d", size_d), ("xd", size_x * size_d)):
+                        sums[name] = sums.get(name, 0) + sizes.sum()
+                else:
+                    add("g", delta)
                 if mode == "block":  # vec(δ̃ x̃ᵀ) by rows
                     add("block", (delta[:, :, None] * x[:, None, :]).flatten(1))
 

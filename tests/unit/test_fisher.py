@@ -17,6 +17,7 @@ from sst_ui.model import fisher
 from sst_ui.model.fisher import moments
 from sst_ui.model.fisher_step import Step
 from sst_ui.model.host import Host
+from sst_ui.model.inputs import input_directions
 from sst_ui.model.live import RowDelta
 from sst_ui.model.score import teacher_forced
 from sst_ui.progress import Progress, finish
@@ -92,7 +93,9 @@ def expected(model, name, core, where="response"):
         deltas.append(delta[first:] @ core.u)
     x, delta = torch.cat(xs), torch.cat(deltas)
     each = torch.einsum("tq,tp->tqp", delta, x).flatten(1)
-    return x.T @ x / len(x), delta.T @ delta / len(x), each.T @ each / len(x), len(x)
+    # gradients are summed up a token of the responses, its sink left out, wherever they arise
+    predicted = sum(len(response) - (len(prompt) == 1) for prompt, response in CONVERSATIONS)
+    return x.T @ x / len(x), delta.T @ delta / predicted, each.T @ each / predicted, len(x)
 
 
 def assert_close(actual, wanted, tolerance=1e-6):
@@ -120,6 +123,48 @@ def test_moments_are_those_of_single_perturbed_tokens(name, where):
         assert_close(found[path].a, a, tolerance)
         assert_close(found[path].g, g, tolerance)
         assert_close(found[path].block, block, tolerance)
+
+
+def test_nearest_factors_are_a_step_towards_the_nearest_kronecker_product():
+    host = double_host()
+    cores = random_cores(host.model)
+    all_found = finish(moments(host, cores, CONVERSATIONS, mode="nearest", where="all"))
+    for path, core in cores.items():
+        _, _, block, _ = expected(host.model, path, core, "all")
+        q, p = core.q, core.p
+        exact = block.reshape(q, p, q, p)
+        found = all_found[path]
+        # the power method's step from the identity: partial traces of the exact block
+        over_outputs, over_inputs = torch.einsum("ipiq->pq", exact), torch.einsum("ipjp->ij", exact)
+        assert_close(found.a / found.a.trace(), over_outputs / over_outputs.trace())
+        assert_close(found.g / found.g.trace(), over_inputs / over_inputs.trace())
+        assert_close(found.a.trace() * found.g.trace(), block.trace())
+
+
+def test_input_directions_hold_the_energy_of_what_a_module_reads():
+    host = double_host()
+    paths = ["model.layers.0.mlp.down_proj", "model.layers.2.self_attn.q_proj", "lm_head"]
+    found = finish(input_directions(host, paths, CONVERSATIONS, (), count=6))
+    for path in paths:
+        basis = found[path].double()
+        assert basis.shape == (shape(host.model.get_submodule(path))[1], 6)
+        assert_close(basis.T @ basis, torch.eye(6).double(), 1e-5)
+        parts = []
+        for prompt, response in CONVERSATIONS:
+            x, _ = perturbed(host.model, path, (prompt, response))
+            parts.append(x[max(len(prompt) - 1 if "head" in path else 0, 1) :])
+        x = torch.cat(parts)
+        best = torch.linalg.svdvals(x)[:6].square().sum()
+        held = (x @ basis).square().sum()
+        assert held > 0.7 * best  # a randomised range finder, no power iterations
+
+
+def test_a_module_narrower_than_the_count_gets_every_direction():
+    host = double_host()
+    (basis,) = finish(
+        input_directions(host, ["model.layers.0.self_attn.q_proj"], CONVERSATIONS, (), 4096)
+    ).values()
+    assert torch.equal(basis, torch.eye(len(basis)))
 
 
 def test_no_weight_gets_a_gradient_and_nothing_stays_behind():

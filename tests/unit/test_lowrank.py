@@ -162,3 +162,18 @@ def test_factors_that_do_not_fit_are_named(noise):
         core(random(noise, 12, 9, 2), random(noise, 9, 12, 2))
     with pytest.raises(ValueError, match="rank"):
         truncate(torch.zeros(3, 3), -1)
+
+
+def test_further_inputs_widen_the_core_and_change_no_delta():
+    draw = torch.Generator().manual_seed(3)
+    utility, safety = (
+        Delta(torch.randn(9, 2, generator=draw), torch.randn(2, 12, generator=draw))
+        for _ in range(2)
+    )
+    extra = torch.linalg.qr(torch.randn(12, 5, generator=draw)).Q
+    wide = core(utility, safety, extra)
+    assert wide.p == 9  # 2 + 2 of the deltas, 5 further ones
+    for c, delta in ((wide.utility, utility), (wide.safety, safety)):
+        dense = wide.u.double() @ c @ wide.r.double().T
+        assert torch.allclose(dense, delta.dense().double(), atol=1e-5)
+    assert torch.allclose(wide.r @ (wide.r.T @ extra), extra, atol=1e-5)  # they are spanned
