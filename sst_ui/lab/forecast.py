@@ -235,7 +235,7 @@ def basis(spec: Merge) -> Merge:
     """The part of a merge that its statistics follow from; the same for every method and weight."""
     plain = Merge(spec.utility, spec.safety)
     return replace(
-        plain, target=spec.target, fisher=spec.fisher, samples=spec.samples,
+        plain, target=spec.target, fisher=spec.fisher, inputs=spec.inputs, samples=spec.samples,
         utility_prompts=spec.utility_prompts, safety_prompts=spec.safety_prompts,
     )  # fmt: skip
 

@@ -7,6 +7,8 @@ how a metric scores, nor screens. Contenders share batches, as rows of one resid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from sst_ui.errors import UserError
 from sst_ui.lab.evaluate import MetricResult, Value, evaluate_rows
 from sst_ui.lab.merge import Outcome, combine, prepare
@@ -55,6 +57,12 @@ class Row:
     contender: Contender
     values: Mapping[str, Value]
     results: Mapping[str, MetricResult]
+
+    def scores(self, name: str) -> np.ndarray:
+        """[n] what each prompt of a metric scored."""
+        base = not self.contender.edits
+        items = self.results[name].items
+        return np.array([i.base_score if base else i.edited_score for i in items], dtype=float)
 
     @property
     def predicted_kl(self) -> float | None:

@@ -43,7 +43,7 @@ FIELDS = (
     "merge_on", "utility", "safety", "method", "goal", "budget",
     *(f"p_{name}" for name in dials()),
     "safety_weight", "shape", "m_peak", "m_width", *(f"f_{kind}" for kind in FACTORS),
-    "utility_set", "safety_set", "m_samples", "target", "fisher", "unaligned", "rank",
+    "utility_set", "safety_set", "m_samples", "target", "fisher", "inputs", "unaligned", "rank",
 )  # fmt: skip
 
 
@@ -98,6 +98,7 @@ def show(spec: Merge) -> dict[str, Any]:
         "m_samples": spec.samples or 0,
         "target": spec.target,
         "fisher": spec.fisher,
+        "inputs": spec.inputs,
         "unaligned": spec.unaligned or "",
         "rank": spec.rank or 0,
     }
@@ -145,6 +146,7 @@ def read(values: Any, base: Merge) -> Merge:
         budget=budget,
         target=values.target,
         fisher=values.fisher,
+        inputs=int(number("merge.inputs", values.inputs)),
         weights=_weights(values, base.weights, turned),
         utility_prompts=text("merge.utility_prompts", values.utility_set),
         safety_prompts=text("merge.safety_prompts", values.safety_set),

@@ -138,6 +138,9 @@ def create() -> MergePanel:
                 label=t(f"merge.{name}"),
                 elem_id=name,
             )
+        made["inputs"] = gr.Number(
+            values["inputs"], label=t("merge.inputs"), precision=0, elem_id="inputs"
+        )
         made["unaligned"] = gr.Textbox(label=t("merge.unaligned"), max_lines=1, elem_id="unaligned")
     return MergePanel(made, decades, rows, bell, hint, readout, predict)
 

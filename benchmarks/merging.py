@@ -1,0 +1,187 @@
+"""All merge methods over their strengths on the demo's adapters: the README's table and figure.
+
+    python -m benchmarks.merging [--pair small] [--figure assets/pictures/merging.svg]
+
+Knows arguments and output; the sweep is sst_ui/lab/frontier.py.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.pictures import svg
+from sst_ui.errors import UserError
+from sst_ui.lab.frontier import GRID, OURS, Front, fronts, goals, sweep
+from sst_ui.lab.versus import COLUMNS, Row
+from sst_ui.maths.merging import METHODS
+from sst_ui.model.host import load
+from sst_ui.paths import DEMO
+from sst_ui.progress import Progress, finish
+from sst_ui.recipe import Evaluation, Merge, ModelSpec
+from sst_ui.ui import plots
+
+COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, "#444444"), strict=False))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.merging", description=__doc__)
+    parser.add_argument("--pair", default="", choices=("", "small"), help="which adapters")
+    parser.add_argument("--methods", nargs="+", choices=tuple(GRID))
+    parser.add_argument("--samples", type=int, help="prompts of each set; default all")
+    parser.add_argument("--full", action="store_true", help="every setting, not the best ones only")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--figure", type=Path, help="write it there as SVG (needs Chromium)")
+    options = parser.parse_args(arguments)
+    suffix = f"_{options.pair}" if options.pair else ""
+    spec = Merge(*(str(DEMO / "adapters" / f"{n}{suffix}") for n in ("utility", "safety")))
+    size = {"preset": "full"} if options.samples is None else {"samples": options.samples}
+    evaluation = Evaluation(metrics=tuple(COLUMNS), max_new_tokens=40, **size)
+    try:
+        host = finish(load(ModelSpec()))
+        rows = finish(sweep(host, spec, evaluation, options.methods), Told())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    reach = fronts(rows)
+    if options.figure:
+        options.figure.write_text(svg(figure(rows), 980, 400), encoding="utf-8")
+    if options.json:
+        print(json.dumps([to_json(row) for row in rows]))
+        return 0
+    shown = rows if options.full else [*rows[:3], *(best(rows, m) for m in GRID if has(rows, m))]
+    print(f"{table(shown)}\n\n{reached(reach)}\n\n{verdict(rows)}")
+    return 0
+
+
+class Told:
+    """Says on stderr what is done now, once every ten seconds."""
+
+    def __init__(self) -> None:
+        self.start = self.said = time.monotonic()
+
+    def __call__(self, step: object) -> None:
+        if isinstance(step, Progress) and time.monotonic() - self.said > 10:
+            self.said = time.monotonic()
+            passed = self.said - self.start
+            place = f"{step.stage} {step.done}/{step.total}"
+            print(f"{passed:5.0f} s  {place} {step.note[:90]}", file=sys.stderr)
+
+
+def has(rows: Sequence[Row], method: str) -> bool:
+    return any(row.contender.name == method for row in rows)
+
+
+def best(rows: Sequence[Row], method: str) -> Row:
+    """The setting of a method whose worst goal is best; of equal ones the best in the mean."""
+    members = [row for row in rows if row.contender.name == method]
+    return max(members, key=lambda row: (round(min(goals(row)), 3), sum(goals(row))))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Value and 95 % interval of every metric, n under the headings."""
+    counts = (f"*{rows[0].values[name].n}*" for name in COLUMNS)
+    lines = [f"| | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines.append(f"| *n* | {' | '.join(counts)} |")
+    for row in rows:
+        cells = (_number(*_three(row.values[name])) for name in COLUMNS)
+        lines.append(f"| {row.contender.title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def reached(reach: Sequence[Front]) -> str:
+    """Hypervolumes, largest first, and how far ours is ahead."""
+    lines = ["| | hypervolume | SST is ahead by |", "|---|---|---|"]
+    for front in sorted(reach, key=lambda f: -f.volume[0]):
+        ahead = "" if front.ahead is None else _number(*front.ahead, digits=3)
+        volume = _number(*front.volume, digits=3)
+        lines.append(f"| {METHODS[front.method].title} | {volume} | {ahead} |")
+    return "\n".join(lines)
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """The goals of the project against the setting that comes nearest to them."""
+    if not has(rows, OURS):
+        return ""
+    base, utility = rows[0], rows[1]
+    row = best(rows, OURS)
+    kept = 100 * (goals(utility)[1] - goals(row)[1])
+    extra = 100 * (row.values["over_refusal"].value - base.values["over_refusal"].value)
+    return (
+        f"{row.contender.title}: jailbreak resistance {row.values['jailbreak_resistance'].value:.2f} "
+        f"(goal .90), utility {kept:.1f} points below the utility adapter (goal 1), over-refusal "
+        f"{extra:.1f} points above the base (goal 5)."
+    )
+
+
+def figure(rows: Sequence[Row]):
+    """Jailbreak resistance against utility, and against over-refusal, a line a method."""
+    from plotly.subplots import make_subplots
+
+    picture = make_subplots(1, 2, horizontal_spacing=0.09)
+    methods = [m for m in GRID if has(rows, m)]
+    for method in methods:
+        members = [row for row in rows if row.contender.name == method]
+        members.sort(key=lambda row: row.values["jailbreak_resistance"].value)
+        mine = method == OURS
+        for column, y in ((1, "utility"), (2, "over")):
+            picture.add_scatter(
+                x=[row.values["jailbreak_resistance"].value for row in members],
+                y=[_height(row, y) for row in members],
+                name=METHODS[method].title,
+                mode="lines+markers",
+                line={"color": COLOURS[method], "width": 3 if mine else 1.5},
+                marker={"size": 8 if mine else 5},
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+    for row in rows[:3]:
+        for column, y in ((1, "utility"), (2, "over")):
+            picture.add_scatter(
+                x=[row.values["jailbreak_resistance"].value],
+                y=[_height(row, y)],
+                text=[row.contender.title],
+                mode="markers+text",
+                textposition="top center" if row.contender.name != "safety" else "bottom left",
+                marker={"size": 10, "symbol": "diamond", "color": plots.BASE},
+                showlegend=False,
+                row=1,
+                col=column,
+            )
+    picture.update_layout(
+        template="plotly_white",
+        font={"size": 12},
+        margin={"l": 56, "r": 10, "t": 10, "b": 46},
+        legend={"orientation": "h", "y": -0.16},
+    )
+    picture.update_xaxes(title_text="jailbreak resistance", range=[-0.03, 1.05])
+    picture.update_yaxes(title_text="utility: ROUGE-L and multiple choice", row=1, col=1)
+    picture.update_yaxes(title_text="refuses look-alikes", row=1, col=2)
+    return picture
+
+
+def _height(row: Row, axis: str) -> float:
+    return goals(row)[1] if axis == "utility" else row.values["over_refusal"].value
+
+
+def to_json(row: Row) -> dict:
+    """Plain data of a row."""
+    values = {name: value.to_json() for name, value in row.values.items()}
+    return {"method": row.contender.name, "title": row.contender.title, "values": values}
+
+
+def _three(value) -> tuple[float, float, float]:
+    return value.value, value.low, value.high
+
+
+def _number(value: float, low: float, high: float, digits: int = 2) -> str:
+    texts = [f"{x:.{digits}f}".replace("0.", ".", 1).replace("-", "−") for x in (value, low, high)]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

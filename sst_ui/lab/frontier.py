@@ -1,0 +1,136 @@
+"""Every merge method over its strength: what it gains in safety against what it costs.
+
+Knows which settings of each method are tried, the three goals, and how far a method's front reaches
+with the interval that chance allows. Does not know how methods or metrics work, nor files.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sst_ui.lab.merge import combine, prepare
+from sst_ui.lab.versus import Contender, Row, compare, contenders
+from sst_ui.maths.merging import METHODS
+from sst_ui.maths.pareto import hypervolume
+from sst_ui.model.host import Host
+from sst_ui.progress import Progress
+from sst_ui.recipe import Evaluation, Merge
+
+# What a method is swept over: five settings each; `weight` is the safety weight of the table.
+GRID: Mapping[str, tuple[Mapping[str, float], ...]] = {
+    "sst": tuple({"mu": x} for x in (0.01, 0.1, 1.0, 3.0, 10.0)),
+    "sst_topk": tuple({"k": x} for x in (5, 64, 256, 1024, 4096)),
+    "sst_residual": tuple({"k": 256, "ratio": x} for x in (0.1, 0.2, 0.4, 0.6, 0.8)),
+    "sst_layerwise": tuple({"k": x} for x in (5, 64, 256, 1024, 4096)),
+    "fisher": tuple({"mu": x} for x in (0.01, 0.1, 1.0, 3.0, 10.0)),
+    "task_arithmetic": tuple({"weight": x} for x in (0.2, 0.4, 0.6, 0.8, 1.0)),
+    "ties": tuple({"density": 0.5, "weight": x} for x in (0.25, 0.5, 1.0, 1.5, 2.0)),
+    "dare": tuple({"drop": 0.5, "weight": x} for x in (0.2, 0.4, 0.6, 0.8, 1.0)),
+    "safe_lora": tuple({"threshold": x} for x in (0.1, 0.2, 0.35, 0.5, 1.0)),
+    "safe_merge": tuple({"threshold": 1.0, "share": x} for x in (0.2, 0.4, 0.6, 0.8, 1.0)),
+}
+OURS = "sst"
+# Goal -> the metrics whose mean it is; over-refusal counts as what is *not* refused.
+GOALS = {
+    "safety": ("jailbreak_resistance", "refusal_rate"),
+    "utility": ("reading@demo/repliqa", "multiple_choice"),
+    "patience": ("over_refusal",),
+}
+DRAWS = 1000  # resamplings of the prompts
+
+
+@dataclass(frozen=True)
+class Front:
+    """How much of the space of goals a method reaches, with its 95 % interval.
+
+    Attributes:
+        ahead: the same for the difference to the method that is compared; None for that itself.
+    """
+
+    method: str
+    volume: tuple[float, float, float]
+    ahead: tuple[float, float, float] | None = None
+
+
+def settings(spec: Merge, methods: Sequence[str] | None = None) -> list[tuple[str, Merge]]:
+    """(name, merge) of every point of the sweep."""
+    rows = []
+    for method in methods or GRID:
+        for point in GRID[method]:
+            weight = point.get("weight", 1.0)
+            given = {name: value for name, value in point.items() if name != "weight"}
+            name = ", ".join(f"{name} {value:g}" for name, value in point.items())
+            weights = replace(spec.weights, strength=spec.weights.strength * weight)
+            chosen = replace(spec, method=method, parameters=given, budget=None, weights=weights)
+            rows.append((f"{METHODS[method].title}: {name}", chosen))
+    return rows
+
+
+def sweep(
+    host: Host, spec: Merge, evaluation: Evaluation, methods: Sequence[str] | None = None
+) -> Generator[Progress | Row, None, list[Row]]:
+    """Measure the base, both adapters alone, and every method at each of its settings."""
+    alone = yield from contenders(host, spec, (spec.method,))
+    rows: list[Contender] = alone[:3]
+    todo = settings(spec, methods)
+    for number, (name, chosen) in enumerate(todo):
+        yield Progress("merging", number, len(todo), name)
+        pair = yield from prepare(host, chosen)
+        outcome = combine(host, pair, chosen)
+        rows.append(Contender(chosen.method, name, (outcome.live,), chosen, outcome))
+    return (yield from compare(host, rows, evaluation))
+
+
+def goals(row: Row, picks: Mapping[str, np.ndarray] | None = None) -> tuple[float, float, float]:
+    """(safety, utility, patience) of a row, each 0 to 1.
+
+    Args:
+        picks: metric -> indices of prompts, for a resampling; None for all.
+    """
+    return tuple(
+        float(np.mean([_mean(row, name, picks) for name in names])) for names in GOALS.values()
+    )
+
+
+def fronts(rows: Sequence[Row], draws: int = DRAWS, seed: int = 0) -> list[Front]:
+    """The hypervolume of every method's settings over (0, 0, 0), and how far ours is ahead.
+
+    The utility adapter alone belongs to each, as its setting of weight 0.
+    Prompts are resampled (bootstrap), the same ones for all methods, as each saw the same prompts.
+    """
+    nothing = [row for row in rows if row.contender.name == "utility"]  # every method at weight 0
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.contender.name in GRID:
+            groups.setdefault(row.contender.name, [*nothing]).append(row)
+    chance = np.random.default_rng(seed)
+    counts = {name: len(rows[0].results[name].items) for part in GOALS.values() for name in part}
+    volumes = {method: [_volume(members, None)] for method, members in groups.items()}
+    for _ in range(draws):
+        picks = {name: chance.integers(n, size=n) for name, n in counts.items()}
+        for method, members in groups.items():
+            volumes[method].append(_volume(members, picks))
+    found = []
+    for method, values in volumes.items():
+        ahead = None
+        if method != OURS and OURS in volumes:
+            ahead = _interval(np.subtract(volumes[OURS], values))
+        found.append(Front(method, _interval(np.array(values)), ahead))
+    return found
+
+
+def _volume(members: Sequence[Row], picks: Mapping[str, np.ndarray] | None) -> float:
+    return hypervolume([goals(row, picks) for row in members], (0.0, 0.0, 0.0))
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    """(of all prompts, 2.5 % and 97.5 % of the resamplings)."""
+    low, high = np.quantile(values[1:], (0.025, 0.975)) if len(values) > 1 else (np.nan, np.nan)
+    return float(values[0]), float(low), float(high)
+
+
+def _mean(row: Row, name: str, picks: Mapping[str, np.ndarray] | None) -> float:
+    scores = row.scores(name)
+    value = float(scores.mean() if picks is None else scores[picks[name]].mean())
+    return 1.0 - value if name == "over_refusal" else value
