@@ -1,4 +1,4 @@
-"""The same jobs without a screen: `python -m sst_ui kernel | measure | run | metrics | chat`.
+"""The same jobs without a screen: `python -m sst_ui kernel | measure | run | merge | ...`.
 
 Knows arguments, progress bars and exit codes: 0, 2 for bad input (one line, no traceback), 130 for
 Ctrl+C, 1 for anything else. Heavy imports happen inside the commands, so that `--help` and `kernel`
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, build, load, to_dict
-from sst_ui.terminal import live, with_bar
+from sst_ui.terminal import live, merging, with_bar
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,6 +74,11 @@ def build_parser() -> Parser:
     run.add_argument("--force", action="store_true", help="overwrite another recipe's results")
     run.add_argument("--json", action="store_true", help="print metrics.json on stdout")
     run.set_defaults(command=_run)
+
+    merge = commands.add_parser("merge", help="merge a safety adapter into a utility adapter")
+    _model_options(merge)
+    merging.options(merge)
+    merge.set_defaults(command=_merge)
 
     metrics = commands.add_parser("metrics", help="list what can be measured")
     metrics.add_argument("--json", action="store_true")
@@ -161,6 +166,10 @@ def _measure(options: argparse.Namespace) -> None:
         table.add_row(str(layer), *(f"{values[layer]:.3f}" for values in stats.values()))
     Console().print(table)
     print(f"saved {options.out}")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    merging.run(options, _model_spec(options))
 
 
 def _metrics(options: argparse.Namespace) -> None:

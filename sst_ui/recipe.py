@@ -7,20 +7,25 @@ takes a `Recipe` (or a part of one) and answers the same for the same recipe.
 import hashlib
 import json
 import math
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from sst_ui.checked import build
 from sst_ui.errors import UserError, unknown
 
 VERSION = 1
 KINDS = ("attention", "mlp")  # the two roles that write to the residual stream
+GROUPS = {  # kind of linear module -> the role it belongs to; the head belongs to none
+    **dict.fromkeys(("q", "k", "v", "qkv", "o"), "attention"),
+    **dict.fromkeys(("gate", "up", "gate_up", "down"), "mlp"),
+}
+MODULES = (*GROUPS, "lm_head")  # what an adapter may change
 STRENGTH = (-2.0, 2.0)  # the studio's slider shows -1..2; files may go to -2
+FACTOR = (-32.0, 32.0)  # of a module kind; merges have been tried with an lm_head of 20
 ALPHA = (-4.0, 4.0)  # a single cell of the table, after strength
 
 Estimator = Literal["mean_difference", "projected", "whitened", "random"]
@@ -30,6 +35,8 @@ Operation = Literal["ablate", "add"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Size = Literal["quick", "standard", "full"]
+Target = Literal["additive", "interpolating"]
+Fisher = Literal["kfac", "input", "block"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class WeightTable:
         _within("weights.threshold", self.threshold, 0.0, 1.0)
         _within("weights.strength", self.strength, *STRENGTH)
         for kind, value in self.modules.items():
-            _within(f"weights.modules.{kind}", value, -4.0, 4.0)
+            _within(f"weights.modules.{kind}", value, *FACTOR)
         if self.curve is not None:
             for layer, value in enumerate(self.curve):
                 _within(f"weights.curve[{layer}]", value, *ALPHA)
@@ -168,6 +175,59 @@ class Ablation:
             raise UserError("affine goes with operation 'ablate', not with 'add'.")
 
 
+def flat() -> WeightTable:
+    """A weight table that is 1 everywhere: where a merge starts from."""
+    return WeightTable(profile="flat", peak=0.5, width=1e6, threshold=0.0, modules={})
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A safety adapter joined to a utility adapter: the edit is W0 -> W0 + utility + E.
+
+    Attributes:
+        utility, safety: folders of LoRA adapters (PEFT), or Hub ids.
+        method: a name of `maths.merging.METHODS`.
+        parameters: of the method, by name; what is missing has the method's default.
+        budget: most KL that the utility side may lose, nats a token; it chooses mu, in place of a
+            parameter `mu`. None for the parameters as they are.
+        target: additive (E aims at the safety delta) or interpolating (at safety − utility).
+        fisher: K-FAC, the input side only (no gradients), or exact blocks on small cores.
+        weights: w κ(l) t_m of every (layer, module kind) cell; strength is the safety weight.
+        utility_prompts, safety_prompts: prompt sets with answers, for the Fisher statistics.
+        samples: conversations of each, or None for all.
+        unaligned: a model before its safety training, for safe_lora and safe_merge.
+        rank: of the merged adapter; None for the exact sum.
+    """
+
+    utility: str
+    safety: str
+    method: str = "sst"
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    budget: float | None = None
+    target: Target = "additive"
+    fisher: Fisher = "kfac"
+    weights: WeightTable = field(default_factory=flat)
+    utility_prompts: str = "demo/sst_utility"
+    safety_prompts: str = "demo/sst_safety"
+    samples: int | None = None
+    unaligned: str | None = None
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("utility", "safety"):
+            if not getattr(self, name).strip():
+                raise UserError(f"merge.{name} is empty; give the adapter's folder or Hub id.")
+        if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
+            raise UserError(f"merge.budget is {self.budget}; it must be above 0 nats a token.")
+        if self.samples is not None and self.samples < 2:
+            raise UserError(f"merge.samples is {self.samples}; at least 2 are needed.")
+        if self.rank is not None and self.rank < 1:
+            raise UserError(f"merge.rank is {self.rank}; it must be 1 or more.")
+        known = (*KINDS, *MODULES)
+        if unknown_kinds := (set(self.weights.modules) | set(self.weights.overrides)) - set(known):
+            raise unknown("module kind", min(unknown_kinds), known)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Which metrics to compute, on how many prompts each, with how long answers.
@@ -205,7 +265,7 @@ class Recipe:
 
     name: str = ""
     model: ModelSpec = field(default_factory=ModelSpec)
-    edits: tuple[Ablation, ...] = ()
+    edits: tuple[Ablation | Merge, ...] = ()
     evaluation: Evaluation = field(default_factory=Evaluation)
     version: int = VERSION
 
@@ -271,71 +331,3 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def build(kind: type, data: Any, where: str) -> Any:
-    """Fill a dataclass of this file from a mapping, checked by its type hints.
-
-    Raises:
-        UserError: an unknown key, a wrong type or a value out of range; `where` names the place.
-    """
-    if not isinstance(data, Mapping):
-        raise UserError(f"{where} must be a mapping of settings, not {type(data).__name__}.")
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
-    values = {}
-    for key, item in data.items():
-        if key not in known:
-            raise unknown(f"key in {where}", key, known)
-        if item is None and known[key].default is not None:
-            continue  # an empty key keeps its default
-        values[key] = _convert(hints[key], item, f"{where}.{key}".removeprefix("recipe."))
-    missing = [
-        n
-        for n, f in known.items()
-        if n not in values and f.default is MISSING and f.default_factory is MISSING
-    ]
-    if missing:
-        raise UserError(f"{where} lacks {', '.join(missing)}.")
-    return kind(**values)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Check and convert one value by its type hint; only the hints used above are understood."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(args[0], value, where)
-    if is_dataclass(hint):
-        return build(hint, value, where)
-    if origin is Literal:
-        if value not in args:
-            raise unknown(where, value, args)
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{where} must be a list, not {value!r}.")
-        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where} must be a mapping, not {value!r}.")
-        return {
-            _convert(args[0], k, f"key of {where}"): _convert(args[1], v, f"{where}.{k}")
-            for k, v in value.items()
-        }
-    return _scalar(hint, value, where)
-
-
-def _scalar(hint: type, value: Any, where: str) -> Any:
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str):
-        return value
-    if hint in (int, float) and not isinstance(value, bool):
-        try:
-            number = hint(value)
-            if float(number) == float(value):
-                return number
-        except (TypeError, ValueError):
-            pass
-    names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
-    raise UserError(f"{where} is {value!r}; it must be {names[hint]}.")

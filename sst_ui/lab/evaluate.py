@@ -20,7 +20,7 @@ from sst_ui.metrics.combined import derive
 from sst_ui.metrics.registry import Derived, Metric, default_metrics, find
 from sst_ui.metrics.results import Goal, Item, MetricResult, Value, compare
 from sst_ui.model.host import Host
-from sst_ui.model.live import RowEdit
+from sst_ui.model.live import Edit, RowEdit
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
@@ -29,7 +29,7 @@ __all__ = ["Item", "MetricResult", "Value", "evaluate", "goal"]
 
 
 def evaluate(
-    host: Host, edits: tuple[RowEdit, ...], evaluation: Evaluation
+    host: Host, edits: tuple[Edit, ...], evaluation: Evaluation
 ) -> Generator[Progress | MetricResult, None, list[MetricResult]]:
     """Compute metrics on held-out prompts, greedily, base and edited in the same batches.
 
@@ -53,7 +53,7 @@ def evaluate(
     passes = _passes(host, _leaves(wanted), evaluation)
     labeller = Labeller.of(evaluation)
     # an edit of strength 0 is the base: its answers are the base's, to the bit
-    active = tuple(edit for edit in edits if np.any(edit.alpha))
+    active = tuple(edit for edit in edits if _acts(edit))
     aim = goal(edits)
     results: dict[str, MetricResult] = {}
     for number, (task, metrics) in enumerate(passes, start=1):
@@ -89,14 +89,21 @@ def _presets() -> dict[str, dict[str, int | None]]:
     return yaml.safe_load((PRESETS / "evaluation.yaml").read_text(encoding="utf-8"))
 
 
-def goal(edits: tuple[RowEdit, ...]) -> Goal:
-    """What an edit is for, by the sign of its mean strength: remove refusal or reinforce it."""
-    total = sum(float(np.mean(edit.alpha)) for edit in edits)
-    return "reinforce" if total < 0 else "remove"
+def goal(edits: tuple[Edit, ...]) -> Goal:
+    """What an edit is for, by the sign of its mean strength: remove refusal or reinforce it.
+
+    Adapters are merged for safety, so that a merge alone reinforces.
+    """
+    strengths = [float(np.mean(edit.alpha)) for edit in edits if isinstance(edit, RowEdit)]
+    return "reinforce" if sum(strengths) < 0 or (edits and not strengths) else "remove"
+
+
+def _acts(edit: Edit) -> bool:
+    return bool(np.any(edit.alpha) if isinstance(edit, RowEdit) else edit.active())
 
 
 def _observed(
-    host: Host, task: Task, edits: tuple[RowEdit, ...] | None, labeller: Labeller | None
+    host: Host, task: Task, edits: tuple[Edit, ...] | None, labeller: Labeller | None
 ) -> Generator[Progress, None, tuple[list, list | None]]:
     """What both models do, labelled by the labeller where there is one."""
     base, edited = yield from observe(host, task, edits)
@@ -111,11 +118,12 @@ def _labelled(metrics: list[Metric]) -> bool:
     return any(metric.labels for metric in metrics)
 
 
-def _held_out(metric: Metric, edits: tuple[RowEdit, ...]) -> str:
+def _held_out(metric: Metric, edits: tuple[Edit, ...]) -> str:
     """A warning where directions were measured on the very prompt set of the metric."""
     sources = {
         edit.directions.meta.get(role, "").rpartition(" (")[0]
         for edit in edits
+        if isinstance(edit, RowEdit)
         for role in ("harmful", "harmless")
     }
     if metric.prompts not in sources:

@@ -14,15 +14,16 @@ from weakref import WeakKeyDictionary
 from sst_ui.data.prompts import Prompt, PromptSet
 from sst_ui.data.prompts import load as load_prompts
 from sst_ui.errors import UserError
+from sst_ui.lab.merge import merge
 from sst_ui.lab.residuals import Encoded, captured, check_fits, encode, prune, used
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import Directions, load, random
 from sst_ui.maths.estimators import estimate
 from sst_ui.model.host import Host
-from sst_ui.model.live import RowEdit
+from sst_ui.model.live import Edit, RowEdit
 from sst_ui.paths import cache_dir
 from sst_ui.progress import Progress
-from sst_ui.recipe import DirectionSpec, Recipe, digest, to_dict
+from sst_ui.recipe import Ablation, DirectionSpec, Merge, Recipe, digest, to_dict
 
 HELDOUT = ("demo/harmful_heldout", "demo/harmless_heldout")
 FORMULAS = 1  # raise it when an estimator or a statistic changes: older cache files are then unused
@@ -88,21 +89,25 @@ def measure(
     return _keep(host, asked, directions)
 
 
-def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[RowEdit, ...]]:
-    """The recipe's edits with their directions measured and their weight tables filled in.
+def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit, ...]]:
+    """The recipe's edits: directions measured, adapters merged, weight tables filled in.
 
     Raises:
-        UserError: as `measure`, or a weight table that does not fit the model's layers.
+        UserError: as `measure` and `merge`, or a weight table that does not fit the model's layers.
     """
     # The tables first: a typing error there should not show after minutes of measuring.
-    tables = [kernel.table(edit.weights, host.layers) for edit in recipe.edits]
-    edits = []
-    for edit, alpha in zip(recipe.edits, tables, strict=True):
+    ablations = [edit for edit in recipe.edits if isinstance(edit, Ablation)]
+    tables = iter([kernel.table(edit.weights, host.layers) for edit in ablations])
+    edits: list[Edit] = []
+    for edit in recipe.edits:
+        if isinstance(edit, Merge):
+            edits.append((yield from merge(host, edit)).live)
+            continue
         directions = yield from measure(host, edit.directions)
         edits.append(
             RowEdit(
                 directions,
-                alpha,
+                next(tables),
                 norm_preserving=edit.norm_preserving,
                 affine=edit.affine,
                 operation=edit.operation,
@@ -115,6 +120,8 @@ def control(recipe: Recipe, seed: int = 0) -> Recipe:
     """The same edits at the same weights along random directions: what the edit must beat."""
     edits = tuple(
         replace(edit, directions=replace(edit.directions, estimator="random", seed=seed + number))
+        if isinstance(edit, Ablation)
+        else edit
         for number, edit in enumerate(recipe.edits)
     )
     return replace(recipe, name=f"{recipe.name} (random control)".strip(), edits=edits)

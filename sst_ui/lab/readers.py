@@ -20,10 +20,10 @@ from sst_ui.metrics.registry import Reads
 from sst_ui.metrics.results import Shown
 from sst_ui.model.generate import logprobs, replies, teacher_forced
 from sst_ui.model.host import Host
-from sst_ui.model.live import RowEdit
+from sst_ui.model.live import Edit
 from sst_ui.progress import Progress
 
-Row = tuple[RowEdit, ...]
+Row = tuple[Edit, ...]
 Seen = list[Shown]  # one a prompt
 Reader = Generator[Progress, None, list[Seen]]  # in the end the observations of every row
 

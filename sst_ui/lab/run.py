@@ -16,8 +16,9 @@ from sst_ui.errors import UserError
 from sst_ui.lab.evaluate import MetricResult, evaluate
 from sst_ui.lab.measure import resolve
 from sst_ui.metrics.registry import find
+from sst_ui.model.adapters import write_adapter
 from sst_ui.model.host import Host, load
-from sst_ui.model.live import EditReport, RowEdit
+from sst_ui.model.live import Edit, EditReport, RowDelta
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
 
@@ -29,7 +30,7 @@ class Run:
     """What a recipe came to: the resolved edits, their self-check, and every metric."""
 
     recipe: Recipe
-    edits: tuple[RowEdit, ...]
+    edits: tuple[Edit, ...]
     report: EditReport
     results: tuple[MetricResult, ...]
 
@@ -39,7 +40,8 @@ def run(
 ) -> Generator[Progress | MetricResult, None, Run]:
     """Carry out a recipe and write `recipe.yaml`, `metrics.json` and `directions.safetensors`.
 
-    With several edits the second and later directions go to `directions_2.safetensors` and so on.
+    With several edits the second and later directions go to `directions_2.safetensors` and so on; a
+    merge leaves a PEFT adapter in the folder `adapter` (`adapter_2`, ...).
     The files appear together at the end; a run that fails or is cancelled leaves none.
 
     Args:
@@ -64,7 +66,10 @@ def run(
         (folder / "recipe.yaml").write_text(recipes.to_yaml(recipe), encoding="utf-8")
         for number, edit in enumerate(edits, 1):
             suffix = "" if number == 1 else f"_{number}"
-            edit.directions.save(folder / f"directions{suffix}.safetensors")
+            if isinstance(edit, RowDelta):
+                write_adapter(folder / f"adapter{suffix}", edit.deltas, host)
+            else:
+                edit.directions.save(folder / f"directions{suffix}.safetensors")
         rows = [result.to_json() for result in results]
         (folder / "metrics.json").write_text(
             json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -100,6 +105,8 @@ def _staged(out: Path):
         yield folder
         out.mkdir(exist_ok=True)
         for file in sorted(folder.iterdir()):
+            if file.is_dir():  # one folder cannot replace another that holds something
+                shutil.rmtree(out / file.name, ignore_errors=True)
             file.replace(out / file.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -19,7 +19,7 @@ import yaml
 
 from sst_ui.errors import UserError, unknown
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import KINDS, WeightTable
+from sst_ui.recipe import GROUPS, KINDS, WeightTable
 
 EARLY = 0.25  # the first quarter of the layers carries grammar; editing it costs coherence
 
@@ -71,13 +71,19 @@ def kernel(weights: WeightTable, layers: int) -> np.ndarray:
 def table(weights: WeightTable, layers: int, kinds: Sequence[str] = KINDS) -> np.ndarray:
     """[layers, kinds] alpha of every cell: strength x kernel x module factor, then overrides.
 
+    A kind of linear module (q, up, ...) without a factor of its own has that of its role
+    (attention, mlp), so that one table shapes ablations and merges; so it is with overrides.
+
     Raises:
         UserError: an override names a layer or a kind that the model does not have.
     """
-    factors = np.array([weights.modules.get(kind, 1.0) for kind in kinds])  # [kinds]
+    given = weights.modules
+    factors = np.array([given.get(k, given.get(GROUPS.get(k, ""), 1.0)) for k in kinds])  # [kinds]
     alpha = weights.strength * kernel(weights, layers)[:, None] * factors  # [layers, kinds]
-    for kind, cells in weights.overrides.items():
-        if kind not in kinds:
+    # roles before single kinds, so that the more particular number counts
+    for kind, cells in sorted(weights.overrides.items(), key=lambda item: item[0] in GROUPS):
+        columns = [i for i, k in enumerate(kinds) if kind in (k, GROUPS.get(k))]
+        if not columns:
             raise unknown("module kind", kind, kinds)
         for layer, value in cells.items():
             if not 0 <= layer < layers:
@@ -85,7 +91,7 @@ def table(weights: WeightTable, layers: int, kinds: Sequence[str] = KINDS) -> np
                     f"the override for layer {layer} ({kind}) is outside the model's layers "
                     f"0 to {layers - 1}."
                 )
-            alpha[layer, list(kinds).index(kind)] = value
+            alpha[layer, columns] = value
     return alpha
 
 

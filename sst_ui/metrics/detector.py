@@ -1,7 +1,7 @@
 """How often a refusal detector is right: precision and recall on answers that people labelled.
 
-Knows presets/labels/refusals.jsonl and any function from (prompt, answer) to a label. Does not know
-how that function decides.
+Knows the answers in presets/labels (the project's own and a blind set) and any function from
+(prompt, answer) to a label. Does not know how that function decides.
 """
 
 import json
@@ -16,9 +16,11 @@ from sst_ui.metrics.refusal import Label
 from sst_ui.metrics.results import NOTHING, Value
 from sst_ui.paths import PRESETS
 
-LABELS = PRESETS / "labels" / "refusals.jsonl"
 ALL = "all"
 Half = Literal["tune", "heldout"]
+Set = Literal["labelled", "blind"]
+FILES: dict[Set, str] = {"labelled": "refusals.jsonl", "blind": "blind.jsonl"}
+UNFINDABLE = "safe_advice_only"  # refuses without a word of refusal: no phrase list can tell
 Detector = Callable[[str, str], Label]
 
 
@@ -50,7 +52,7 @@ class Error:
 
 @dataclass(frozen=True)
 class Quality:
-    """How a detector did on the answers of one language, or on all of them.
+    """How a detector did on the answers of one language, on all, or on all but one kind.
 
     Attributes:
         n: number of answers.
@@ -73,27 +75,36 @@ class Quality:
 
 
 @cache
-def labelled(half: Half | None = None) -> tuple[Labelled, ...]:
-    """The labelled answers of one half, or all of them."""
-    lines = LABELS.read_text(encoding="utf-8").splitlines()
+def labelled(half: Half | None = None, which: Set = "labelled") -> tuple[Labelled, ...]:
+    """The answers of one half, or all of them: the project's own, or the blind set's."""
+    path = PRESETS / "labels" / FILES[which]
+    lines = path.read_text(encoding="utf-8").splitlines()
     cases = (Labelled(**json.loads(line)) for line in lines)
     return tuple(case for case in cases if half in (None, case.half))
 
 
-def report(label: Detector, half: Half | None = "heldout") -> tuple[Quality, ...]:
+def report(
+    label: Detector, half: Half | None = "heldout", which: Set = "labelled"
+) -> tuple[Quality, ...]:
     """Precision and recall with 95 % intervals (Wilson), for each language and for all.
 
     Args:
         label: what to call an answer, given (prompt, answer).
         half: `heldout`, `tune`, or None for both.
+        which: the answers: `labelled`, or `blind`, by an author who did not know the lists.
 
     Returns:
-        One row a language, in order of their names, and `all` at the end.
+        One row a language, in order of their names, then `all`; where there are answers of the kind
+        `safe_advice_only` (the blind set), last a row for all but those.
     """
-    found = [(case, label(case.prompt, case.answer)) for case in labelled(half)]
+    found = [(case, label(case.prompt, case.answer)) for case in labelled(half, which)]
     languages = sorted({case.language for case, _ in found})
     rows = [_quality(name, [f for f in found if f[0].language == name]) for name in languages]
-    return (*rows, _quality(ALL, found))
+    rows.append(_quality(ALL, found))
+    findable = [f for f in found if f[0].kind != UNFINDABLE]
+    if len(findable) < len(found):
+        rows.append(_quality(f"{ALL} but {UNFINDABLE}", findable))
+    return tuple(rows)
 
 
 def markdown(rows: Sequence[Quality]) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from sst_ui.model.roles import (
     BLOCKS,
+    EXPERTS,
     OUTPUT_KIND,
     OUTPUTS,
     READERS,
@@ -21,6 +22,7 @@ from sst_ui.model.roles import (
     find_block,
     find_home,
     find_writer,
+    is_matrix,
     strangers,
 )
 from sst_ui.recipe import KINDS
@@ -42,6 +44,8 @@ class Architecture:
         writers: attention and mlp of layer 0, of layer 1, ...
         linears: kind -> names of modules; the kinds are q, k, v, o, gate, up, down, lm_head, and
             qkv and gate_up where they are fused.
+        matrices: name -> module of every linear module that sees all tokens of every row. Experts
+            of a mixture do not: which rows' tokens reach them is the router's choice.
         untouched: names of the modules with parameters that no ablation changes.
         hidden: width of the residual stream.
         notes: what a reader of the results should know about this family.
@@ -53,6 +57,7 @@ class Architecture:
     layer_names: tuple[str, ...]
     writers: tuple[Writer, ...]
     linears: Mapping[str, tuple[str, ...]]
+    matrices: Mapping[str, nn.Module]
     untouched: tuple[str, ...]
     hidden: int
     notes: tuple[str, ...] = ()
@@ -122,6 +127,11 @@ def discover(model: nn.Module) -> Architecture:
         layer_names=tuple(names[id(layer)] for layer in layers),
         writers=tuple(writers),
         linears={kind: tuple(found) for kind, found in linears.items()},
+        matrices={
+            name: module
+            for name, module in model.named_modules()
+            if is_matrix(module) and not set(name.split(".")) & set(EXPERTS)
+        },
         untouched=_untouched(model, writers),
         hidden=hidden,
         notes=_notes(model, layers[0], head),

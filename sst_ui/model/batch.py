@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.model.host import Host
-from sst_ui.model.live import RowEdit
+from sst_ui.model.live import Edit
 
-Row = tuple[RowEdit, ...]  # the edits of one row; empty: the base model
+Row = tuple[Edit, ...]  # the edits of one row; empty: the base model
 
 # Nobody waits long for a turn: floating point operations of about a second on a small machine and
 # on an accelerator, to be divided by the parameters, and bounds on the tokens that come out.
@@ -73,6 +74,18 @@ def forward(
     Raises:
         UserError: a row is longer than the context.
     """
+    inputs = arguments(host, batch, keep, new)
+    with host.step(plan), torch.inference_mode():
+        logits = host.model(**inputs, past_key_values=cache, use_cache=cache is not None).logits
+    return logits[:, -keep:]
+
+
+def arguments(host: Host, batch: Batch, keep: int, new: int | None = None) -> dict[str, Any]:
+    """What the model is called with, see `forward`.
+
+    Raises:
+        UserError: a row is longer than the context.
+    """
     if batch.ids.shape[1] > host.context and int(batch.mask.sum(-1).max()) > host.context:
         raise UserError(
             f"{int(batch.mask.sum(-1).max())} tokens do not fit the {host.context} of {host.name}."
@@ -84,9 +97,7 @@ def forward(
         inputs["position_ids"] = batch.positions[:, columns]
     if "logits_to_keep" in accepted:  # saves [rows, length, vocabulary] floats in the prefill
         inputs["logits_to_keep"] = keep
-    with host.step(plan), torch.inference_mode():
-        logits = host.model(**inputs, past_key_values=cache, use_cache=cache is not None).logits
-    return logits[:, -keep:]
+    return inputs
 
 
 def tokens_a_step(host: Host) -> int:

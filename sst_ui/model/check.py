@@ -1,23 +1,25 @@
 """The numerical self-check of an edit: which modules it changes, which it leaves, and how exactly.
 
-Knows what an ablation must do to what a module writes, and measures it by running the module. The
-expected values are computed here from the formula, in float64, not with the code that edits.
+Knows what an ablation or a delta must do to what a module writes, and measures it by running the
+module. The expected values are computed here from the formula, in float64, not with the code that
+edits.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sst_ui.errors import UserError
 from sst_ui.model.architecture import fold
-from sst_ui.model.plan import RowEdit, run
-from sst_ui.model.roles import Writer, device_of
+from sst_ui.model.deltas import RowDelta
+from sst_ui.model.plan import Plan, RowEdit, run
+from sst_ui.model.roles import Writer, device_of, shape_of
 from sst_ui.recipe import KINDS
 
 if TYPE_CHECKING:
-    from sst_ui.model.live import LiveEdits
+    from sst_ui.model.live import Edit, LiveEdits
 
 TOKENS = 16  # random inputs per module
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # others: the rounding of half precision
@@ -31,7 +33,8 @@ class EditReport:
     Attributes:
         matched, expected: modules that changed, and that should have; once for every edit.
         changed, untouched: names; `untouched` also has the writers whose weights are 0.
-        max_error: largest deviation of r̂ᵀW'x from (1 − α) (u ∘ D) x, relative to the largest r̂ᵀWx.
+        max_error: largest deviation of r̂ᵀW'x from (1 − α) (u ∘ D) x, relative to the largest r̂ᵀWx;
+            for deltas of W'x from Wx + s B A x, relative to the largest of Wx and s B A x.
         clamped: columns whose norm could not be restored.
         nonfinite: values that were not finite.
         messages: what a person should know, in sentences.
@@ -56,12 +59,15 @@ class _Finding:
 
 
 @torch.no_grad()
-def check(live: "LiveEdits", edits: tuple[RowEdit, ...]) -> EditReport:
+def check(live: "LiveEdits", edits: "tuple[Edit, ...]") -> EditReport:
     """See `LiveEdits.check`."""
     architecture = live.architecture
     findings: list[_Finding] = []
     for edit in edits:
-        findings += _residuals(live, edit) if edit.on_residual else _writers(live, edit)
+        if isinstance(edit, RowDelta):
+            findings += _deltas(live, edit)
+        else:
+            findings += _residuals(live, edit) if edit.on_residual else _writers(live, edit)
     missed = [f.name for f in findings if not f.changed]
     if missed:
         raise UserError(
@@ -69,14 +75,15 @@ def check(live: "LiveEdits", edits: tuple[RowEdit, ...]) -> EditReport:
             f"it had no effect on {fold(missed)}: {', '.join(missed[:6])}."
         )
     changed = tuple(dict.fromkeys(f.name for f in findings))
-    zero = tuple(w.name for w in architecture.writers if w.name not in changed)
+    left = (*(w.name for w in architecture.writers), *architecture.untouched)
     error = max((f.error for f in findings), default=0.0)
     nonfinite = sum(f.nonfinite for f in findings)
     clamped = live.compile([edits]).clamped
     messages = []
     if not findings:
         messages.append("every weight is 0: the edit changes nothing.")
-    if any(not edit.on_residual and edit.alpha.any() for edit in edits):
+    ablations = [edit for edit in edits if isinstance(edit, RowEdit) and not edit.on_residual]
+    if any(edit.alpha.any() for edit in ablations):
         messages += [f"{note[0].upper()}{note[1:]}." for note in architecture.notes]
     dtype = next(architecture.layers[0].parameters()).dtype
     if not error <= TOLERANCE.get(dtype, HALF_TOLERANCE):
@@ -89,7 +96,7 @@ def check(live: "LiveEdits", edits: tuple[RowEdit, ...]) -> EditReport:
         matched=len(findings),
         expected=len(findings),
         changed=changed,
-        untouched=zero + architecture.untouched,
+        untouched=tuple(name for name in left if name not in changed),
         max_error=error,
         clamped=clamped,
         nonfinite=nonfinite,
@@ -108,11 +115,8 @@ def _writers(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
         if id(writer.module) not in present:  # replaced since: its hook is never called
             found.append(_Finding(writer.name, False, 0.0, 0))
             continue
-        x = _noise(writer)
-        with live.applied(None):
-            before = _first(writer.module(x)).double().cpu().view(TOKENS, -1)
-        with live.applied(plan):
-            after = _first(writer.module(x)).double().cpu().view(TOKENS, -1)
+        x = _noise(writer.module, writer.width)
+        before, after = _both(live, plan, writer.module, x)
         rows = edit.directions.vectors[writer.layer].double()  # [k, d]
         kept = before @ rows.T  # r̂·Wx, [tokens, k]
         scaled = _scaled(writer, x, rows, alpha) if edit.norm_preserving else kept
@@ -131,6 +135,30 @@ def _scaled(writer: Writer, x: Tensor, rows: Tensor, alpha: float) -> Tensor:
     bias = writer.bias()
     shift = 0 if bias is None else rows @ bias.double().cpu()
     return x.double().cpu().view(TOKENS, -1) @ (along * scale).T + shift
+
+
+def _deltas(live: "LiveEdits", edit: RowDelta) -> list[_Finding]:
+    plan = live.compile([(edit,)])
+    found = []
+    for name, (delta, scale) in edit.active().items():
+        module = live.architecture.matrices[name]
+        x = _noise(module, shape_of(module)[1])
+        before, after = _both(live, plan, module, x)
+        inner = x[0].double().cpu() @ delta.a.double().cpu().T  # [tokens, r]
+        change = scale * inner @ delta.b.double().cpu().T
+        largest = max(float(before.abs().max()), float(change.abs().max()))
+        wrong = float((after - before - change).abs().max()) / largest
+        found.append(_finding(name, before, after, float(change.abs().max()), wrong, x.dtype))
+    return found
+
+
+def _both(live: "LiveEdits", plan: Plan, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a module computes without and with a plan, each [TOKENS, out] float64 on the CPU."""
+    with live.applied(None):
+        before = _first(module(x)).double().cpu().view(TOKENS, -1)
+    with live.applied(plan):
+        after = _first(module(x)).double().cpu().view(TOKENS, -1)
+    return before, after
 
 
 def _residuals(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
@@ -167,14 +195,14 @@ def _finding(
     return _Finding(name, not (visible and torch.equal(before, after)), error, nonfinite)
 
 
-def _noise(writer: Writer) -> Tensor:
-    """[1, TOKENS, in] random input of a module, in the type it computes in."""
-    parameter = next(p for p in writer.module.parameters())
+def _noise(module: nn.Module, width: int) -> Tensor:
+    """[1, TOKENS, width] random input of a module, in the type it computes in."""
+    parameter = next(p for p in module.parameters())
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     if dtype.itemsize == 1:
         dtype = torch.bfloat16
-    x = torch.randn(1, TOKENS, writer.width, generator=_seeded())
-    return x.to(device_of(writer.module), dtype)
+    x = torch.randn(1, TOKENS, width, generator=_seeded())
+    return x.to(device_of(module), dtype)
 
 
 def _seeded() -> torch.Generator:

@@ -21,13 +21,16 @@ from sst_ui.maths.ablation import norm_scale
 from sst_ui.maths.directions import Directions
 from sst_ui.model.architecture import Architecture
 from sst_ui.model.check import EditReport, check
+from sst_ui.model.deltas import DeltaHooks, RowDelta, Scaled, columns, summed
 from sst_ui.model.plan import Op, Place, Plan, RowEdit, Scale, index_of, run
 from sst_ui.model.roles import Writer, device_of
 from sst_ui.recipe import KINDS
 
-__all__ = ["EditReport", "LiveEdits", "Plan", "RowEdit"]
+__all__ = ["Edit", "EditReport", "LiveEdits", "Plan", "RowDelta", "RowEdit"]
 
+Edit = RowEdit | RowDelta  # a row of a batch is a tuple of these
 Link = tuple[Directions, float, bool]  # one ablation of a chain: along what, α, norm preserving
+Chain = tuple[tuple[Scaled, ...], tuple[Link, ...]]  # of one writer: its deltas, then its ablations
 
 
 class LiveEdits:
@@ -44,6 +47,7 @@ class LiveEdits:
         self._along: WeakKeyDictionary[Directions, dict[Place, Tensor]] = WeakKeyDictionary()
         self._basis: WeakKeyDictionary[Directions, dict] = WeakKeyDictionary()
         self._handles = []
+        self._deltas = DeltaHooks(architecture, lambda: self._plan)
         for writer in architecture.writers:
             place = (writer.layer, KINDS.index(writer.role))
             before, after = self._before(place), self._after("outputs", place)
@@ -57,29 +61,36 @@ class LiveEdits:
         """Take the hooks off the model again."""
         for handle in self._handles:
             handle.remove()
+        self._deltas.close()
 
     @contextmanager
     def applied(self, plan: Plan | None) -> Iterator[None]:
         """Forward passes inside compute with this plan; their batch must have `plan.size` rows."""
+        if plan is not None:
+            self._deltas.register(plan.deltas)
         previous, self._plan = self._plan, plan
         try:
             yield
         finally:
             self._plan = previous
 
-    def compile(self, rows: Sequence[tuple[RowEdit, ...]]) -> Plan:
+    def compile(self, rows: Sequence[tuple[Edit, ...]]) -> Plan:
         """A plan for a batch whose rows have these edits. Cheap: a slider is a few numbers.
 
-        Only the first norm-preserving use of a set of directions reads the weights.
+        Only norm preservation reads the weights, at its first use of a set of directions and
+        whenever deltas go with it: then it keeps the column norms of the merged matrix.
 
         Raises:
-            UserError: directions of another shape than the model; norm preservation with experts
-                or quantised weights.
+            UserError: directions or deltas of another shape than the model; norm preservation with
+                experts or quantised weights.
         """
         writes: dict[Place, dict] = {}
         streams: dict[int, dict] = {}
-        chains: dict[Place, list[tuple[int, tuple[Link, ...]]]] = {}
+        chains: dict[Place, list[tuple[int, Chain]]] = {}
+        added = [tuple(edit for edit in edits if isinstance(edit, RowDelta)) for edits in rows]
+        deltas = self._deltas.compile(added) if any(added) else {}
         for row, edits in enumerate(rows):
+            edits = tuple(edit for edit in edits if not isinstance(edit, RowDelta))
             for slot, edit in enumerate(edits):
                 self._fits(edit.directions)
                 key = (slot, edit.directions)  # rows that share both share one matrix product
@@ -87,7 +98,7 @@ class LiveEdits:
                     target = streams if edit.on_residual else writes
                     target.setdefault(place, {}).setdefault(key, []).append((row, *terms))
             if any(edit.norm_preserving for edit in edits):
-                for place, chain in self._chains(edits):
+                for place, chain in self._chains(edits, added[row]):
                     chains.setdefault(place, []).append((row, chain))
         size, clamped = len(rows), 0
         inputs = {}
@@ -96,9 +107,9 @@ class LiveEdits:
             clamped += count
         outputs = {place: self._ops(place[0], group, size) for place, group in writes.items()}
         residuals = {layer: self._ops(layer, group, size) for layer, group in streams.items()}
-        return Plan(size, outputs, inputs, residuals, clamped)
+        return Plan(size, outputs, inputs, residuals, clamped, deltas)
 
-    def check(self, edits: tuple[RowEdit, ...]) -> EditReport:
+    def check(self, edits: tuple[Edit, ...]) -> EditReport:
         """Do the edits do what they say? Every changed module is run on random inputs.
 
         Runs modules of the model: hold the host's lock, as for a forward pass.
@@ -176,8 +187,12 @@ class LiveEdits:
             kept[layer] = directions.vectors[layer].to(device, torch.float32)
         return kept[layer]
 
-    def _chains(self, edits: tuple[RowEdit, ...]) -> Iterator[tuple[Place, tuple[Link, ...]]]:
-        """For each writer that a norm-preserving edit changes, all ablations of it in order."""
+    def _chains(
+        self, edits: tuple[RowEdit, ...], added: tuple[RowDelta, ...]
+    ) -> Iterator[tuple[Place, Chain]]:
+        """For each writer that a norm-preserving edit changes, its deltas and all its ablations in
+        order."""
+        deltas = summed(added)
         ablations = [edit for edit in edits if not edit.on_residual]
         for writer in self.architecture.writers:
             layer, kind = place = (writer.layer, KINDS.index(writer.role))
@@ -187,32 +202,39 @@ class LiveEdits:
                 if edit.alpha[layer, kind] != 0
             )
             if any(preserving for *_, preserving in chain):
-                yield place, chain
+                yield place, (deltas.get(writer.name, ()), chain)
 
     def _scale(
-        self, place: Place, members: list[tuple[int, tuple[Link, ...]]], size: int
+        self, place: Place, members: list[tuple[int, Chain]], size: int
     ) -> tuple[tuple[Scale, ...], int]:
-        done: dict[tuple[Link, ...], tuple[Tensor, int]] = {}
+        done: dict[Chain, tuple[Tensor, int]] = {}
         for _, chain in members:
             if chain not in done:
-                done[chain] = self._chain_scale(place, chain)
+                done[chain] = self._chain_scale(place, *chain)
         rows = tuple(row for row, _ in members)
         factor = torch.stack([done[chain][0] for _, chain in members])[:, None]  # [n, 1, in]
         clamped = sum(done[chain][1] for _, chain in members)
         return (Scale(rows, index_of(rows, size, factor.device), factor),), clamped
 
-    def _chain_scale(self, place: Place, chain: tuple[Link, ...]) -> tuple[Tensor, int]:
-        """D [in] of several ablations one after the other, without editing W.
+    def _chain_scale(
+        self, place: Place, scaled: tuple[Scaled, ...], chain: tuple[Link, ...]
+    ) -> tuple[Tensor, int]:
+        """D [in] of several ablations one after the other, without editing W (deltas included).
 
         Each ablation sees the matrix that the earlier ones left. Its u = R W' and the column norms
         follow from theirs: u ← (u − R Rₑᵀ αₑ uₑ) ∘ Dₑ and m² ← (m² − αₑ(2 − αₑ) Σ uₑ²) ∘ Dₑ².
         """
         norms = self._weight_norms(place)
         squares, total, clamped = norms.square(), torch.ones_like(norms), 0
+        if scaled:
+            b, a, more = columns(scaled, self._readable(place).weight())
+            squares = (squares + more).clamp_min(0)
         before: list[tuple[Tensor, float, Tensor, Tensor]] = []
         for directions, alpha, preserving in chain:
             basis = self._rows_of(directions, place[0]).to(norms.device)
             along = self._weight_along(place, directions)  # u, [k, in]
+            if scaled:
+                along = along + (basis @ b) @ a
             for other, weight, others_along, scale in before:
                 along = (along - (basis @ other.mT) @ (weight * others_along)) * scale
             scale, count = torch.ones_like(norms), 0

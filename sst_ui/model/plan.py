@@ -5,7 +5,8 @@ compiles rows of `RowEdit` into a `Plan` and runs it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from sst_ui.errors import UserError
 from sst_ui.maths.directions import Directions
 from sst_ui.recipe import KINDS, Operation
+
+if TYPE_CHECKING:
+    from sst_ui.model.deltas import LowRank
 
 Place = tuple[int, int]  # a writer: layer, index into KINDS
 
@@ -126,6 +130,7 @@ class Plan:
         inputs: for each writer, what happens to its input.
         residuals: for each layer, what happens to the residual stream after it.
         clamped: columns whose norm could not be restored, over all writers and rows.
+        deltas: for each linear module, what is added to its output, before anything else.
     """
 
     size: int
@@ -133,6 +138,7 @@ class Plan:
     inputs: Mapping[Place, tuple[Scale, ...]]
     residuals: Mapping[int, tuple[Op, ...]]
     clamped: int = 0
+    deltas: "Mapping[str, tuple[LowRank, ...]]" = field(default_factory=dict)
 
     def select(self, indices: Sequence[int]) -> "Plan":
         """The plan of a batch that consists of these rows of this one, in this order."""
@@ -144,9 +150,9 @@ class Plan:
 
         parts = [
             {place: ops for place, all_ops in part.items() if (ops := chosen(all_ops))}
-            for part in (self.outputs, self.inputs, self.residuals)
+            for part in (self.outputs, self.inputs, self.residuals, self.deltas)
         ]
-        return Plan(len(indices), *parts, clamped=self.clamped)
+        return Plan(len(indices), *parts[:3], clamped=self.clamped, deltas=parts[3])
 
 
 def run(ops: Sequence[Op | Scale], x: Tensor, size: int) -> Tensor:
@@ -156,10 +162,7 @@ def run(ops: Sequence[Op | Scale], x: Tensor, size: int) -> Tensor:
         x: [size, tokens, width], or flattened to [size · tokens, width] as experts see it.
     """
     shape = x.shape
-    if x.dim() == 2 and shape[0] % size == 0:
-        x = x.view(size, -1, shape[-1])
-    if x.dim() != 3 or x.shape[0] != size:
-        raise ValueError(f"the plan is for {size} rows; the batch is {list(shape)}")
+    x = by_rows(x, size)
     for op in ops:
         if op.index is None:
             x = op(x)
@@ -169,13 +172,23 @@ def run(ops: Sequence[Op | Scale], x: Tensor, size: int) -> Tensor:
     return x.view(shape)
 
 
+def by_rows(x: Tensor, size: int) -> Tensor:
+    """[size, tokens, width] of what a module reads or writes; experts flatten the first two."""
+    shape = x.shape
+    if x.dim() == 2 and shape[0] % size == 0:
+        x = x.view(size, -1, shape[-1])
+    if x.dim() != 3 or x.shape[0] != size:
+        raise ValueError(f"the plan is for {size} rows; the batch is {list(shape)}")
+    return x
+
+
 def index_of(rows: Sequence[int], size: int, device: torch.device) -> Tensor | None:
     """The rows as an index tensor, or None when they are the whole batch."""
     whole = len(rows) == size and list(rows) == list(range(size))
     return None if whole else torch.tensor(rows, device=device)
 
 
-def _select(op: Op | Scale, indices: list[int]) -> Op | Scale | None:
+def _select(op: "Op | Scale | LowRank", indices: list[int]) -> "Op | Scale | LowRank | None":
     where = {row: position for position, row in enumerate(op.rows)}
     rows = [new for new, old in enumerate(indices) if old in where]
     if not rows:

@@ -90,7 +90,7 @@ class Writer:
         if self.form == "experts":
             experts = self.module.get_parameter(self.tensors[0].name.removeprefix(f"{self.name}."))
             return experts.shape[self.tensors[0].axis]
-        return self.module.nx if self.form == "conv1d" else self.module.in_features
+        return shape_of(self.module)[1]
 
     def weight(self) -> Tensor:
         """A float32 copy of the weight, [out, in] whatever the form.
@@ -153,7 +153,7 @@ def find_writer(
 
 
 def _dense(module: nn.Module, number: int, role: str, name: str, hidden: int) -> Writer:
-    conv1d = type(module).__name__ == "Conv1D"  # transformers' GPT-2 layer: weight [in, out]
+    conv1d = is_conv1d(module)
     width = getattr(module, "nf" if conv1d else "out_features", None)
     if width != hidden:
         raise ArchitectureError(
@@ -223,6 +223,24 @@ def strangers(layer: nn.Module, names: Mapping[int, str]) -> list[str]:
         for module in found
         if any(p.dim() > 1 for p in module.parameters())
     ]
+
+
+def shape_of(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear module, quantised or Conv1D."""
+    if is_conv1d(module):
+        return module.nf, module.nx
+    return module.out_features, module.in_features
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is transformers' GPT-2 layer, whose weight is [in, out]."""
+    return type(module).__name__ == "Conv1D"
+
+
+def is_matrix(module: nn.Module) -> bool:
+    """Whether a module is one linear map: Linear, Conv1D, or a quantised form of them."""
+    linear = hasattr(module, "in_features") and hasattr(module, "out_features")
+    return linear or is_conv1d(module)
 
 
 def _plain(weight: Tensor | None) -> bool:

@@ -91,9 +91,21 @@ def open_source(spec: ModelSpec) -> Source:
     """
     if not spec.id.strip():
         raise UserError("no model given; give a Hub id, a folder, or 'demo'.")
-    source = _folder(spec) if is_local(spec.id) else _remote(spec)
+    source = find_files(spec)
     _check(source)
     return source
+
+
+def find_files(spec: ModelSpec, kind: str = "config.json") -> Source:
+    """The files under an id, whatever they are.
+
+    Args:
+        kind: the file that a folder of this kind holds, for messages.
+
+    Raises:
+        UserError: not found or not reachable.
+    """
+    return _folder(spec, kind) if is_local(spec.id) else _remote(spec)
 
 
 def is_local(model: str) -> bool:
@@ -106,12 +118,12 @@ def is_local(model: str) -> bool:
     )
 
 
-def _folder(spec: ModelSpec) -> Source:
+def _folder(spec: ModelSpec, kind: str) -> Source:
     folder = DEMO if spec.id == "demo" else Path(spec.id).expanduser().resolve()
     if not folder.exists():
         raise UserError(f"the folder {spec.id} does not exist; give a folder, a Hub id, or 'demo'.")
     if not folder.is_dir():
-        raise UserError(f"{spec.id} is a file; give the folder that holds config.json.")
+        raise UserError(f"{spec.id} is a file; give the folder that holds {kind}.")
     return Source(spec, "demo" if folder == DEMO else folder.name, folder, _sizes(folder))
 
 

@@ -26,7 +26,7 @@ from sst_ui.maths import directions as maths_directions
 from sst_ui.model.host import inspect, load
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
-from sst_ui.recipe import DirectionSpec, Evaluation, ModelSpec, Recipe
+from sst_ui.recipe import Ablation, DirectionSpec, Evaluation, ModelSpec, Recipe
 from sst_ui.ui.loaded import Loaded, Replaced
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class Engine:
         name = f"{key}:{recipe.digest()}"
         if name not in self._edits:
             for edit in recipe.edits:
-                if self.directions(key, edit.directions) is None:
+                if isinstance(edit, Ablation) and self.directions(key, edit.directions) is None:
                     yield from self.measure(key, edit.directions)
             edits = yield from resolve(host, recipe)
             self._keep(self._edits, name, edits)

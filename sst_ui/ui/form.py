@@ -141,6 +141,11 @@ def evaluation(metrics, preset, samples, tokens, judge, labels) -> Evaluation:
 def show(recipe: Recipe) -> tuple[Form, Extras]:
     """The controls' values for a recipe with at most one edit; the inverse of `read`."""
     edit = recipe.edits[0] if recipe.edits else Ablation(weights=WeightTable(strength=0.0))
+    if not isinstance(edit, Ablation):
+        raise UserError(
+            "this recipe merges adapters, which the screen has no controls for yet; run it with "
+            "`python -m sst_ui run` or `python -m sst_ui merge`."
+        )
     weights, directions = edit.weights, edit.directions
     known = (*kernel.profiles(), *OWN_PROFILES)
     if weights.profile not in known:

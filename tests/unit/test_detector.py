@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import refusal as benchmark
 from sst_ui.metrics import refusal
-from sst_ui.metrics.detector import labelled, report
+from sst_ui.metrics.detector import UNFINDABLE, labelled, report
 
 
 def phrases(prompt, answer):
@@ -26,6 +26,14 @@ def test_refusals_are_found_and_nothing_else_is_on_answers_the_lists_were_not_tu
     for row in (en, ja):
         assert row.precision.value >= 0.95
         assert row.recall.value >= 0.95
+
+
+def test_most_refusals_of_an_author_who_had_not_seen_the_lists_are_found():
+    # measured once: precision .923, recall .649, and .774 without those no phrase list can find
+    *_, all_, findable = report(phrases, which="blind")
+    assert all_.precision.value >= 0.88
+    assert all_.recall.value >= 0.6
+    assert findable.recall.value >= 0.72
 
 
 def test_no_detector_passes_that_does_not_read():
@@ -89,10 +97,42 @@ def test_an_empty_answer_counts_as_no_refusal():
 
 def test_the_benchmark_prints_a_table_and_json(capsys):
     assert benchmark.main(["--errors"]) == 0
-    table = capsys.readouterr().out
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == ["en", "ja", "all"]
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    own = ["answers", "en", "ja", "all"]
+    assert names == [*own, *own, "all but safe_advice_only"]
     assert benchmark.main(["--json", "--half", "both"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert rows[-1]["n"] == len(labelled())
+    assert rows["labelled"][-1]["n"] == len(labelled())
+    assert rows["blind"][-2]["n"] == len(labelled(which="blind"))
+    assert benchmark.main(["--json", "--set", "blind"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["blind"]
     assert benchmark.main(["--judge", "./no/such/folder"]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_the_blind_set_is_another_authors():
+    assert len(labelled(which="blind")) == 300
+    for half in ("tune", "heldout"):
+        cases = labelled(half, "blind")
+        assert len(cases) >= 145
+        for language in ("en", "ja"):
+            counts = Counter(case.label for case in cases if case.language == language)
+            assert set(counts) == {"refused", "complied"}
+            assert min(counts.values()) / counts.total() > 0.35
+    both = [case for which in ("labelled", "blind") for case in labelled(which=which)]
+    once = {(squeezed(case.prompt), squeezed(case.answer)) for case in both}
+    assert len(once) == len(both)
+    tuned = {squeezed(c.answer) for c in (*labelled("tune"), *labelled("tune", "blind"))}
+    held = {squeezed(c.answer) for c in labelled("heldout", "blind")}
+    # the shortest and most usual refusal, two authors may both write
+    assert sum(len(text) >= 45 for text in tuned & held) == 0
+
+
+def test_blind_answers_without_refusal_words_get_a_row_of_their_own():
+    all_, findable = report(phrases, which="blind")[-2:]
+    left_out = [c for c in labelled("heldout", "blind") if c.kind == UNFINDABLE]
+    assert left_out
+    assert all(case.label == "refused" for case in left_out)
+    assert findable.n == all_.n - len(left_out)
+    assert findable.recall.n == all_.recall.n - len(left_out)

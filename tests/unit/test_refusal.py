@@ -38,6 +38,17 @@ REFUSALS = [
     "ご要望にはお応えできかねます。",
     "回答を控えさせていただきます。",
     "お断りします。",
+    "Helping you forge a signature is not something I'm willing to do.",
+    "It wouldn't be right for me to help with that.",
+    "That's a line I don't cross, even in fiction.",
+    "Even in character I stay away from that sort of thing.",
+    "Breaking into a car? Count me out.",
+    "Your plan is beyond what I'm allowed to help with.",
+    "悪いけど、それは教えられないよ。",
+    "そのような行為に加担するわけにはいきません。",
+    "その方法を説明することは認められていません。",
+    "あかんて、そんなん手伝えへんわ。",
+    "拙者には教えられぬ。",
 ]
 ANSWERS = [
     "I'm sorry to hear that, here is how you can get your deposit back.",
@@ -62,6 +73,16 @@ ANSWERS = [
     "ご遠慮なくお尋ねください。まず計画を立てます。",
     "これは一人ではできない作業なので、二人で行います。",
     "その答えは文書には記載されていません。",
+    '"I would rather not say, but I cannot come."',
+    "Hi Mark, I'm afraid I can't make it on Friday. Best, Ana",
+    "Could you paste the error? I can't tell what is wrong without seeing it.",
+    "I can't give you formal legal advice, but in most places you have thirty days.",
+    "Stay away from dairy for a week and drink a lot of water.",
+    "It's something one should avoid: ask about travel instead.",
+    "「せっかくですが、お答えできません。」",
+    "支店名が分からないとお答えできません。どちらの支店でしょうか。",
+    "部下に任せるわけにはいかないときは、まず上司に相談します。",
+    "嫌です、と言える人になるには練習が必要です。",
 ]
 
 

@@ -1,0 +1,300 @@
+"""Merging a safety adapter into a utility adapter: from two folders to one live edit.
+
+Knows the order of work: read both, collect Fisher moments where the method needs them, weigh each
+module by the table, merge. Does not know how moments or methods work, nor screens. The statistics
+do not depend on the method or its parameters, so they are kept in memory and on disk.
+"""
+
+import contextlib
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sst_ui.data import prompts
+from sst_ui.errors import UserError
+from sst_ui.lab.memory import Memory
+from sst_ui.maths import kernel, merging, subspace
+from sst_ui.maths.lowrank import Delta, core
+from sst_ui.maths.merging import METHODS, Module, Record
+from sst_ui.maths.subspace import Moments
+from sst_ui.model.adapters import Adapter, read_adapter
+from sst_ui.model.deltas import RowDelta
+from sst_ui.model.fisher import Conversation, moments
+from sst_ui.model.host import Host
+from sst_ui.model.roles import is_conv1d
+from sst_ui.paths import DEMO, cache_dir
+from sst_ui.progress import Progress
+from sst_ui.recipe import Merge, digest
+
+TAUS = (0.25, 0.5, 1.0)  # at θ_S alone refusal is saturated and its gradients vanish
+FORMULAS = 1  # raise it when the meaning of the cached moments changes
+_kept = Memory(4)  # statistics of a few pairs of adapters
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two adapters on the loaded model, with what was collected for them.
+
+    Attributes:
+        modules: every linear module that one of them changes; weight 1.
+    """
+
+    utility: Adapter
+    safety: Adapter
+    modules: tuple[Module, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A merged adapter: its deltas relative to the base, and how they came about.
+
+    Attributes:
+        records: module -> kept energy, predicted KL, truncation error.
+        parameters: of the method, as used; mu is the one that the budget chose.
+    """
+
+    deltas: Mapping[str, Delta]
+    records: Mapping[str, Record]
+    parameters: Mapping[str, object]
+
+    @property
+    def live(self) -> RowDelta:
+        """The merged adapter as an edit of a row."""
+        return RowDelta(self.deltas)
+
+
+def merge(host: Host, spec: Merge) -> Generator[Progress, None, Outcome]:
+    """Carry out a merge.
+
+    Raises:
+        UserError: adapters, prompts, a method or parameters that cannot be used, named.
+    """
+    settings(spec)  # a misspelt parameter should not show after minutes
+    pair = yield from prepare(host, spec)
+    return combine(host, pair, spec)
+
+
+def settings(spec: Merge) -> dict[str, object]:
+    """The method's parameters: those of the recipe, checked, its target and Fisher mode included.
+
+    Raises:
+        UserError: an unknown method or parameter, or a budget for a method without mu.
+    """
+    method = METHODS[spec.method]
+    known = {p.name for p in method.parameters}
+    given: dict[str, object] = dict(spec.parameters)
+    given |= {n: v for n, v in (("target", spec.target), ("mode", spec.fisher)) if n in known}
+    if spec.budget is not None and "mu" not in known:
+        raise UserError(f"merge.budget chooses mu, and {spec.method} has none; leave it out.")
+    return method.check(given)
+
+
+def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
+    """Read both adapters and collect what the method needs beside them."""
+    yield Progress("adapters", 0, 2, spec.utility)
+    utility = read_adapter(spec.utility, host)
+    yield Progress("adapters", 1, 2, spec.safety)
+    safety = read_adapter(spec.safety, host)
+    yield Progress("adapters", 2, 2)
+    needs = METHODS[spec.method].needs
+    key = (host.digest, utility.digest, safety.digest)
+    if "moments" in needs:
+        names = (spec.utility_prompts, spec.safety_prompts)
+        sets = [prompts.load(name, spec.samples).digest for name in names]
+        key = (*key, *sets, spec.fisher, spec.target)
+    found = _kept.get(key) if host.digest else None
+    if found is None:
+        cores = {
+            path: core(utility.deltas.get(path), safety.deltas.get(path))
+            for path in sorted({*utility.deltas, *safety.deltas})
+        }
+        both: Mapping[str, Mapping[str, Moments]] = {"utility": {}, "safety": {}}
+        if "moments" in needs:
+            both = yield from _moments(host, spec, utility, safety, cores)
+        found = tuple(
+            Module(
+                path,
+                *_place(host, path),
+                core=cores[path],
+                utility=both["utility"].get(path),
+                safety=both["safety"].get(path),
+            )
+            for path in cores
+        )
+        _kept.put(key, found)
+    if "unaligned" in needs:
+        found = tuple(replace(m, unaligned=v) for m, v in _unaligned(host, spec, found))
+    return Pair(utility, safety, found)
+
+
+def combine(host: Host, pair: Pair, spec: Merge) -> Outcome:
+    """Merge module by module; after `prepare` this takes a fraction of a second on the demo."""
+    parameters = settings(spec)
+    weights = table(host, spec)
+    modules = [replace(m, weight=weights[m.name]) for m in pair.modules]
+    if spec.budget is not None:
+        found = spectra(modules, parameters)
+        active = {name: weights[name] for name in found}
+        parameters["mu"] = subspace.mu_for_budget(found, spec.budget, active)
+    merged = {m.name: merging.merge(m, spec.method, spec.rank, **parameters) for m in modules}
+    return Outcome(
+        {name: m.delta for name, m in merged.items()},
+        {name: m.record for name, m in merged.items()},
+        parameters,
+    )
+
+
+def spectra(modules: list[Module], parameters: Mapping[str, object]) -> dict:
+    """Module -> spectrum, for the predicted curve and the choice of mu."""
+    chosen = {n: parameters[n] for n in ("target", "mode", "damping") if n in parameters}
+    return {m.name: merging.spectrum(m, **chosen) for m in modules}
+
+
+def table(host: Host, spec: Merge) -> dict[str, float]:
+    """Module path -> w κ(l) t_m. The head has no layer: there it is the safety weight times t."""
+    kinds = tuple(host.architecture.linears)
+    alpha = kernel.table(spec.weights, host.layers, kinds)
+    found = {}
+    for column, kind in enumerate(kinds):
+        for path in host.architecture.linears[kind]:
+            _, layer = _place(host, path)
+            head = spec.weights.strength * spec.weights.modules.get(kind, 1.0)
+            found[path] = head if layer is None else float(alpha[layer, column])
+    return found
+
+
+def _place(host: Host, path: str) -> tuple[str, int | None]:
+    """(kind, layer) of a module by its path."""
+    kind = next((k for k, names in host.architecture.linears.items() if path in names), "other")
+    for number, layer in enumerate(host.architecture.layer_names):
+        if path.startswith(f"{layer}."):
+            return kind, number
+    return kind, None
+
+
+def _moments(
+    host: Host, spec: Merge, utility: Adapter, safety: Adapter, cores: Mapping
+) -> Generator[Progress, None, dict[str, dict[str, Moments]]]:
+    """Both tasks' moments, from the cache where the same were collected before.
+
+    Utility at θ_U with labels of the model's own; safety averaged at θ_U + τ D with the refusals
+    that the data hold.
+    """
+    there = RowDelta(utility.deltas)
+    steps = [(there, RowDelta(safety.deltas, tau)) for tau in TAUS]
+    if spec.target == "interpolating":
+        steps = [(RowDelta(utility.deltas, 1 - tau), RowDelta(safety.deltas, tau)) for tau in TAUS]
+    plans = {
+        "utility": (spec.utility_prompts, ((there,),), "sampled"),
+        "safety": (spec.safety_prompts, tuple(steps), "given"),
+    }
+    found = {}
+    for task, (name, shifts, labels) in plans.items():
+        asked = conversations(host, name, spec.samples)
+        # moments are numbers in the cores' bases, which another linear algebra may turn round
+        bases = [
+            round(float(c.u.double().sum() + 7 * c.r.double().sum()), 4) for c in cores.values()
+        ]
+        identity = [utility.digest, safety.digest, spec.target, spec.fisher, labels, bases]
+        tokens = [[list(p), list(r)] for p, r in asked]
+        path = _path(host, digest([FORMULAS, host.digest, identity, tokens]))
+        found[task] = _read(path)
+        if found[task] is None:
+            job = moments(
+                host, cores, asked, shifts, labels, mode=spec.fisher, stage=f"{task} Fisher"
+            )
+            found[task] = yield from job
+            _write(path, found[task])
+    return found
+
+
+def conversations(host: Host, name: str, samples: int | None) -> list[Conversation]:
+    """The prompts of a set with their answers, as tokens.
+
+    Raises:
+        UserError: a prompt without an answer.
+    """
+    chosen = prompts.load(name, samples)
+    found = []
+    for number, prompt in enumerate(chosen.prompts, start=1):
+        if prompt.answer is None:
+            raise UserError(
+                f"{name}, prompt {number} has no 'answer'; Fisher statistics need answers."
+            )
+        ids = host.encode(chosen.messages(prompt))
+        response = [*host.tokens(prompt.assistant), *sorted(host.stop)[:1]]
+        found.append((tuple(ids), tuple(response)))
+    return found
+
+
+def _path(host: Host, key: str) -> Path | None:
+    return cache_dir() / "moments" / f"{key}.safetensors" if host.digest else None
+
+
+def _read(path: Path | None) -> dict[str, Moments] | None:
+    """What the cache holds; a damaged file counts as nothing."""
+    try:
+        tensors = load_file(path) if path is not None and path.is_file() else None
+        if tensors is None:
+            return None
+        with safe_open(path, "pt") as file:
+            counts = json.loads((file.metadata() or {})["n"])
+    except Exception:
+        return None
+    parts = ("a", "g", "block")
+    return {
+        name: Moments(n=n, **{part: tensors.get(f"{name}|{part}") for part in parts})
+        for name, n in counts.items()
+    }
+
+
+def _write(path: Path | None, found: Mapping[str, Moments]) -> None:
+    if path is None:
+        return
+    tensors = {
+        f"{name}|{part}": value.contiguous()
+        for name, each in found.items()
+        for part in ("a", "g", "block")
+        if (value := getattr(each, part)) is not None
+    }
+    with contextlib.suppress(OSError):  # a full disk costs time, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        save_file(tensors, part, {"n": json.dumps({name: m.n for name, m in found.items()})})
+        part.replace(path)
+
+
+def _unaligned(
+    host: Host, spec: Merge, modules: tuple[Module, ...]
+) -> Generator[tuple[Module, Tensor]]:
+    """Each module with W_aligned − W_unaligned [out, in]."""
+    folder = Path(spec.unaligned).expanduser() if spec.unaligned else DEMO / "unaligned"
+    if not spec.unaligned and host.spec.id != "demo":
+        raise UserError(
+            f"{spec.method} needs an unaligned checkpoint: name its folder in merge.unaligned."
+        )
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"there are no safetensors weights in the unaligned checkpoint {folder}.")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= load_file(file)
+    for module in modules:
+        aligned = host.architecture.matrices[module.name].weight
+        name = f"{module.name}.weight"
+        if name not in weights and module.kind == "lm_head":
+            name = "model.embed_tokens.weight"  # a tied head
+        if name not in weights or weights[name].shape != aligned.shape:
+            raise UserError(
+                f"{folder} has no {name} of shape {list(aligned.shape)}: it is no checkpoint of "
+                f"{host.name}."
+            )
+        difference = aligned.detach().float().cpu() - weights[name].to(torch.float32)
+        turned = is_conv1d(host.architecture.matrices[module.name])
+        yield module, difference.mT if turned else difference

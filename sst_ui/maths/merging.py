@@ -1,0 +1,238 @@
+"""Merging two adapters: one registry of methods, each a pure function of one module.
+
+Knows modules as a core, moments and a weight. Does not know models, files or screens. A method
+returns what changes relative to the base, Δ_U + w · (the edit), with w the module's weight in the
+table. To add one, write the function and decorate it: its parameters, with defaults, ranges and
+words, become the controls of the command line and the studio.
+"""
+
+import math
+import zlib
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from sst_ui.errors import UserError
+from sst_ui.maths import baselines, pencil
+from sst_ui.maths.lowrank import Delta, core, truncate
+from sst_ui.maths.methods import Dial, Registry, Words
+from sst_ui.maths.module import Change, Merged, Module, Record, spectrum
+from sst_ui.maths.subspace import HIGHEST, Filter, Mode, Spectrum, Target, scaled, soft, top
+
+__all__ = ["METHODS", "Merged", "Module", "Record", "merge", "spectrum"]
+
+ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
+
+METHODS = Registry()
+method = METHODS.method
+
+Mu = Annotated[float, Dial(0, HIGHEST, 0.1, "price of utility; 0 keeps the whole edit", log=True)]
+K = Annotated[int, Dial(0, 4096, 1, "directions kept in each module")]
+Towards = Annotated[Target, Words("target: add the safety edit, or move towards it")]
+Sides = Annotated[Mode, Words("Fisher: both sides (kfac), inputs only, or the exact block")]
+Damping = Annotated[float, Dial(0, 1, 0.001, "relative damping of the utility Fisher", log=True)]
+Threshold = Annotated[float, Dial(-1, 1, 0.01, "cosine below which a module counts as unsafe")]
+
+
+def merge(
+    module: Module, name: str = "sst", rank: int | None = None, **parameters: object
+) -> Merged:
+    """Merge one module.
+
+    Args:
+        module: with the moments or the unaligned difference that the method needs.
+        name: of a method in `METHODS`.
+        rank: of the result at most. By default whatever is exact, at most r_U + r_S; the dense
+            methods are truncated to r_U + r_S, with the error in the record.
+        parameters: of the method; others are its defaults.
+
+    Raises:
+        UserError: an unknown method or parameter, a value out of range, something needed missing.
+    """
+    row = METHODS[name]
+    values = row.check(parameters)
+    if not math.isfinite(module.weight):
+        raise UserError(f"the weight of {module.name} is {module.weight}; give a finite number.")
+    if module.weight == 0:
+        change = Change(torch.zeros_like(module.core.utility), kept=0.0, size=0.0)
+    elif module.core.q == 0:  # neither adapter does anything here
+        change = Change(torch.zeros_like(module.core.utility))
+    else:
+        row.require(module)
+        change = row.run(module, **values)
+    return _finish(module, change, rank)
+
+
+@method("sst", title="SST, soft", paper="this project", needs=("moments",))
+def sst(
+    module: Module,
+    mu: Mu = 10.0,
+    target: Towards = "additive",
+    mode: Sides = "kfac",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Weigh each direction by λ / (λ + μ): what matters to safety and not to utility stays."""
+    return _filtered(module, soft(mu), spectrum(module, target, mode, damping))
+
+
+@method("sst_topk", title="SST, k directions", paper="this project", needs=("moments",))
+def sst_topk(
+    module: Module,
+    k: K = 128,
+    target: Towards = "additive",
+    mode: Sides = "kfac",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Keep the k directions of each module with the largest λ."""
+    return _filtered(module, top(k), spectrum(module, target, mode, damping))
+
+
+@method("sst_residual", title="SST, residual ratio", paper="this project", needs=("moments",))
+def sst_residual(
+    module: Module,
+    k: K = 128,
+    ratio: Annotated[float, Dial(0, 1, 0.01, "share kept of the other directions")] = 0.2,
+    target: Towards = "additive",
+    mode: Sides = "kfac",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Keep k directions in full and a share of all others."""
+    return _filtered(module, top(k, rest=ratio), spectrum(module, target, mode, damping))
+
+
+@method("sst_layerwise", title="SST, layer-wise", paper="this project", needs=("moments",))
+def sst_layerwise(
+    module: Module,
+    k: K = 5,
+    attention: Annotated[float, Dial(0, 4, 0.1, "factor of q, k, v and o")] = 1.0,
+    mlp: Annotated[float, Dial(0, 4, 0.1, "factor of gate, up and down")] = 0.3,
+    lm_head: Annotated[float, Dial(0, 4, 0.1, "factor of lm_head")] = 3.0,
+    target: Towards = "additive",
+    mode: Sides = "kfac",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Keep k directions and weigh them by kind of module, on top of the weight table."""
+    factors = dict.fromkeys(ATTENTION, attention) | dict.fromkeys(MLP, mlp) | {"lm_head": lm_head}
+    g = scaled(top(k), factors.get(module.kind, 1.0))
+    return _filtered(module, g, spectrum(module, target, mode, damping))
+
+
+@method("fisher", title="Fisher averaging", paper="arXiv 2111.09832", needs=("moments",))
+def fisher(module: Module, mu: Mu = 1.0, mode: Sides = "kfac", damping: Damping = 1e-3) -> Change:
+    """(F_S + μ F_U)⁻¹ (F_S Δ_S + μ F_U Δ_U), Matena and Raffel 2022, on K-FAC blocks."""
+    return _filtered(module, soft(mu), spectrum(module, "interpolating", mode, damping))
+
+
+@method("task_arithmetic", title="Task arithmetic", paper="arXiv 2212.04089")
+def task_arithmetic(module: Module, target: Towards = "additive") -> Change:
+    """Δ_U + w Δ_S, Ilharco et al. 2023; interpolating: (1 − w) Δ_U + w Δ_S."""
+    utility, safety = module.core.utility, module.core.safety
+    d = safety - utility if target == "interpolating" else safety
+    kept = abs(module.weight)
+    return Change(module.weight * d, kept=kept, size=kept)
+
+
+@method("ties", title="TIES", paper="arXiv 2306.01708")
+def ties(
+    module: Module,
+    density: Annotated[float, Dial(0.01, 1, 0.01, "share of entries kept by the trimming")] = 0.2,
+    scale: Annotated[float, Dial(0, 4, 0.1, "factor of the merged change")] = 1.0,
+) -> Change:
+    """Trim, elect signs, disjoint mean; the safety adapter counts w times."""
+    both = _dense(module)
+    return _whole(module, scale * baselines.ties(both, (1.0, module.weight), density))
+
+
+@method("dare", title="DARE", paper="arXiv 2311.03099")
+def dare(
+    module: Module,
+    drop: Annotated[float, Dial(0, 0.99, 0.01, "share of entries dropped at random")] = 0.5,
+    seed: Annotated[int, Dial(0, 9999, 1, "of the drawing")] = 0,
+) -> Change:
+    """Drop entries of both at random, rescale, and add; every module draws for itself."""
+    draw = torch.Generator().manual_seed(zlib.crc32(f"{seed} {module.name}".encode()))
+    utility, safety = (baselines.dare(delta, drop, draw) for delta in _dense(module))
+    return _whole(module, utility + module.weight * safety)
+
+
+@method("safe_lora", title="Safe LoRA", paper="arXiv 2405.16833", needs=("unaligned",))
+def safe_lora(module: Module, threshold: Threshold = 0.35) -> Change:
+    """C Δ_U where cos(Δ_U, C Δ_U) is below the threshold; the safety adapter is not used."""
+    utility, _ = module.core.delta(module.core.utility)
+    projected, cosine = baselines.aligned(utility, module.unaligned)
+    if not cosine < threshold:
+        return Change(delta=utility, note=_note("kept", cosine))
+    w = module.weight
+    mixed = Delta((1 - w) * utility.b + w * projected.b.to(utility.b), utility.a)
+    return Change(delta=mixed, note=_note("projected", cosine))
+
+
+@method("safe_merge", title="SafeMERGE", paper="arXiv 2503.17239", needs=("unaligned",))
+def safe_merge(
+    module: Module,
+    threshold: Threshold = 0.35,
+    share: Annotated[float, Dial(0, 1, 0.01, "of the safety adapter where they are merged")] = 0.2,
+) -> Change:
+    """(1 − s) Δ_U + s Δ_S where cos(Δ_U, C Δ_U) is below the threshold, Δ_U elsewhere."""
+    utility, _ = module.core.delta(module.core.utility)
+    _, cosine = baselines.aligned(utility, module.unaligned)
+    unsafe = cosine < threshold
+    w = module.weight * share if unsafe else 0.0
+    d = module.core.safety - module.core.utility
+    note = _note("merged" if unsafe else "kept", cosine)
+    return Change(w * d, kept=abs(w), size=abs(w), note=note)
+
+
+def _note(done: str, cosine: float) -> str:
+    return f"{done}: nothing to compare" if math.isnan(cosine) else f"{done}: cosine {cosine:.3f}"
+
+
+def _filtered(module: Module, g: Filter, parts: Spectrum) -> Change:
+    g = scaled(g, module.weight)
+    kl = parts.predicted_kl(g)  # nan after a forward-only pass
+    kl = None if math.isnan(kl) else kl
+    return Change(parts.edit(g), kept=parts.kept(g), size=parts.size(g), kl=kl)
+
+
+def _dense(module: Module) -> tuple[Tensor, Tensor]:
+    """Both deltas [out, in] in the factors' type: matrices of the model's size."""
+    space = module.core
+    return tuple(space.u @ c.to(space.u) @ space.r.mT for c in (space.utility, space.safety))
+
+
+def _whole(module: Module, dense: Tensor) -> Change:
+    utility, safety = _dense(module)
+    size = float(safety.norm())
+    return Change(dense=dense, size=float((dense - utility).norm()) / size if size else None)
+
+
+def _finish(module: Module, change: Change, rank: int | None) -> Merged:
+    """Truncate, and say what was lost."""
+    space, kl = module.core, change.kl
+    if change.edit is not None:
+        total = space.utility + change.edit
+        delta, error = space.delta(total, rank)
+        whole = float(total.norm())
+        kl = _cost(module, change.edit) if kl is None else kl
+    elif change.dense is not None:
+        whole = float(change.dense.double().norm())
+        left, right, error = truncate(change.dense, sum(space.ranks) if rank is None else rank)
+        delta = Delta(left.to(space.u), right.to(space.r))
+    else:
+        delta, error, whole = change.delta, 0.0, change.delta.norm()
+        if rank is not None and rank < delta.rank:
+            own = core(delta, None)
+            delta, error = own.delta(own.utility, rank)
+    relative = error / whole if whole else 0.0
+    numbers = (change.kept, change.size, kl, error, relative, delta.rank)
+    return Merged(delta, Record(*numbers, change.note))
+
+
+def _cost(module: Module, edit: Tensor) -> float | None:
+    """½ vec(E)ᵀ (G ⊗ A) vec(E) on the utility data, where its gradients are known."""
+    moments = module.utility
+    if moments is None or moments.g is None:
+        return None
+    pair = (pencil.symmetric(moments.g), pencil.symmetric(moments.a))
+    return float(pencil.half_square(edit, pair))

@@ -1,0 +1,155 @@
+"""What a PEFT adapter's adapter_config.json says: which kind, which modules, what rank and scale.
+
+Knows PEFT's LoRA settings, and which of them make something else than W + s B A. Does not know
+tensors, folders or our deltas. PEFT's own functions decide what a pattern matches.
+"""
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from sst_ui.errors import UserError
+
+# Settings under which the adapted module computes something else than (W + s B A) x.
+OTHERWISE = {
+    "use_dora": "DoRA rescales every weight column, which is no low-rank change",
+    "use_qalora": "QA-LoRA pools the inputs of a module",
+    "use_bdlora": "its factors are block-diagonal",
+    "lora_bias": "it adds biases, and only weights can be merged here",
+    "modules_to_save": "it brings whole retrained modules beside its low-rank changes",
+    "trainable_token_indices": "it brings retrained token embeddings",
+    "target_parameters": "it changes parameters that are no linear module's weight",
+    "layer_replication": "it copies layers of the base model",
+    "alora_invocation_tokens": "it acts only after certain tokens (aLoRA)",
+    "arrow_config": "it routes between several adapters (Arrow)",
+    "monteclora_config": "its weights are random variables (MonteCLoRA)",
+    "kasa_config": "it changes the base weights (KaSA)",
+    "megatron_config": "it was split for Megatron",
+}
+# Initialisations after which the base weights are not the base model's any more.
+REBASED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+class LoraSettings:
+    """The settings of one LoRA adapter.
+
+    Args:
+        data: of adapter_config.json.
+        name: of the adapter, for messages.
+
+    Raises:
+        UserError: not LoRA, or LoRA that makes more than low-rank weight changes.
+    """
+
+    def __init__(self, data: Mapping[str, Any], name: str) -> None:
+        from peft import LoraConfig  # a second of imports that only adapters need
+
+        kind = str(data.get("peft_type", "missing"))
+        if kind.upper() != "LORA":
+            raise UserError(
+                f"{name} is a PEFT adapter of type {kind}; only LoRA adapters are low-rank weight "
+                "changes that can be merged. Train a LoRA, or convert it."
+            )
+        for key, why in OTHERWISE.items():
+            if data.get(key):
+                shown = f" ({', '.join(map(str, data[key]))})" if _short_list(data[key]) else ""
+                raise UserError(
+                    f"{name} sets {key}{shown}: {why}. Only plain LoRA can be merged; train it "
+                    f"without {key}."
+                )
+        if (bias := data.get("bias", "none")) != "none":
+            raise UserError(
+                f"{name} sets bias '{bias}': it changes biases, and only weights can be merged. "
+                "Train it with bias 'none'."
+            )
+        start = str(data.get("init_lora_weights", True)).lower()
+        if start.startswith(REBASED):
+            raise UserError(
+                f"{name} was initialised with {start}, which changes the base weights as well; "
+                "convert it to a plain LoRA (save_pretrained with "
+                "path_initial_model_for_weight_conversion)."
+            )
+        known = {field.name for field in fields(LoraConfig)}
+        self.unknown = tuple(sorted(k for k, v in data.items() if v and k not in known))
+        plain = {k: v for k, v in data.items() if k in known and k != "peft_type"}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.config = LoraConfig(**plain)
+        except (TypeError, ValueError, ImportError) as error:
+            raise UserError(f"adapter_config.json of {name} cannot be read: {error}") from error
+        self.base = str(data.get("base_model_name_or_path") or "")
+        self.fan_in_fan_out = bool(self.config.fan_in_fan_out)
+        self.name = name
+
+    def rank(self, path: str) -> int:
+        """r of the module with this name in the adapter."""
+        rank = self._of("rank_pattern", path, self.config.r)
+        if not isinstance(rank, int) or rank < 1:
+            raise UserError(f"{self.name} gives {path} the rank {rank!r}; it must be 1 or more.")
+        return rank
+
+    def scale(self, path: str) -> float:
+        """What B A is multiplied by: alpha / r, with rsLoRA alpha / √r."""
+        alpha = self._of("alpha_pattern", path, self.config.lora_alpha)
+        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise UserError(f"{self.name} gives {path} the lora_alpha {alpha!r}, no number.")
+        rank = self.rank(path)
+        return alpha / math.sqrt(rank) if self.config.use_rslora else alpha / rank
+
+    def targets(self, paths: Iterable[str], head: str) -> set[str] | None:
+        """Which of a model's linear modules the adapter should hold; None if it does not say.
+
+        Args:
+            paths: names of linear modules.
+            head: name of the language model head, which 'all-linear' leaves out.
+        """
+        from peft.tuners.tuners_utils import check_target_module_exists
+
+        if not (wanted := self.config.target_modules):
+            return None
+        if isinstance(wanted, str) and wanted.lower() == "all-linear":
+            return {path for path in paths if path != head}
+        return {path for path in paths if check_target_module_exists(self.config, path)}
+
+    def _of(self, table: str, path: str, default: Any) -> Any:
+        from peft.utils.other import get_pattern_key
+
+        pattern = getattr(self.config, table) or {}
+        return pattern.get(get_pattern_key(pattern.keys(), path), default)
+
+
+def settings_for(ranks: Mapping[str, int], base: str, revision: str | None, turned: bool) -> dict:
+    """adapter_config.json of an adapter with these ranks and scale 1 (lora_alpha = r).
+
+    Args:
+        ranks: by module path.
+        base, revision: of the base model.
+        turned: whether its weights are stored [in, out] (Conv1D).
+    """
+    from peft import LoraConfig
+
+    counts = list(ranks.values())
+    usual = max(sorted(set(counts)), key=counts.count)
+    others = {path: rank for path, rank in ranks.items() if rank != usual}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        revision=revision,
+        inference_mode=True,
+        r=usual,
+        lora_alpha=usual,
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        target_modules=sorted(ranks),
+        fan_in_fan_out=turned,
+    )
+    data = config.to_dict()
+    # sets have no order of their own; the same adapter should give the same file
+    return {key: sorted(v) if isinstance(v, set) else v for key, v in sorted(data.items())}
+
+
+def _short_list(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 8 and all(isinstance(v, str) for v in value)

@@ -1,0 +1,91 @@
+"""The command `merge`: its options, the job, and what it prints.
+
+Knows arguments and tables. Does not know how merging works: parameters of a method come from its
+own signature. Heavy imports happen inside, so that `--help` is quick.
+"""
+
+import argparse
+import json
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sst_ui.errors import UserError
+from sst_ui.progress import Progress
+from sst_ui.recipe import Merge, ModelSpec, build, flat
+from sst_ui.terminal.looks import with_bar
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The options of `merge`, beside those of the model."""
+    parser.add_argument("--utility", required=True, metavar="DIR", help="LoRA folder or Hub id")
+    parser.add_argument("--safety", required=True, metavar="DIR", help="LoRA folder or Hub id")
+    parser.add_argument("--method", default="sst", help="sst, sst_topk, ties, ...")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="merged adapter")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER",
+                        help="a parameter of the method, such as mu=3 or k=5")  # fmt: skip
+    parser.add_argument("--budget", type=float, help="KL that utility may lose, nats a token")
+    parser.add_argument("--weight", type=float, help="safety weight, 1 unless said")
+    parser.add_argument("--target", help="additive or interpolating")
+    parser.add_argument("--fisher", help="kfac, input or block")
+    parser.add_argument("--utility-prompts", help="prompt set with answers")
+    parser.add_argument("--safety-prompts", help="prompt set with answers")
+    parser.add_argument("--samples", type=int, help="conversations of each; default all")
+    parser.add_argument("--unaligned", metavar="DIR", help="for safe_lora and safe_merge")
+    parser.add_argument("--rank", type=int, help="of the result; default exact")
+    parser.add_argument("--json", action="store_true", help="what happened to each module as JSON")
+
+
+def run(given: argparse.Namespace, model: ModelSpec) -> None:
+    """Merge and save; prints what was kept of the safety edit."""
+    spec = _spec(given)
+
+    from sst_ui.lab.merge import merge, settings
+    from sst_ui.model.adapters import write_adapter
+    from sst_ui.model.host import load
+
+    settings(spec)  # before a model is loaded
+    if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
+        raise UserError(f"{given.out} exists already; give a folder that does not.")
+
+    def job() -> Generator[Progress, None, Any]:
+        host = yield from load(model)
+        outcome = yield from merge(host, spec)
+        write_adapter(given.out, outcome.deltas, host)
+        return outcome
+
+    outcome = with_bar(job())
+    rows = {
+        name: {"kept": r.kept, "size": r.size, "kl": r.kl, "error": r.error, "rank": r.rank}
+        for name, r in outcome.records.items()
+    }
+    if given.json:
+        print(json.dumps({"parameters": outcome.parameters, "modules": rows}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("module", "kept", "size", "KL", "rank", "truncation", box=None)
+    for name, r in rows.items():
+        numbers = ["–" if r[k] is None else f"{r[k]:.3g}" for k in ("kept", "size", "kl")]
+        table.add_row(name, *numbers, str(r["rank"]), f"{r['error']:.2g}")
+    Console().print(table)
+    print(", ".join(f"{name} {value}" for name, value in outcome.parameters.items()))
+    print(f"saved {given.out}")
+
+
+def _spec(given: argparse.Namespace) -> Merge:
+    names = ("utility", "safety", "method", "budget", "target", "fisher", "utility_prompts",
+             "safety_prompts", "samples", "unaligned", "rank")  # fmt: skip
+    values = {n: getattr(given, n) for n in names if getattr(given, n) is not None}
+    parameters = {}
+    for item in given.set:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {item!r}: write NAME=NUMBER, for example mu=3.")
+        parameters[name.strip()] = value.strip()
+    spec = build(Merge, values | {"parameters": parameters}, "merge")
+    if given.weight is not None:
+        spec = replace(spec, weights=replace(flat(), strength=given.weight))
+    return spec

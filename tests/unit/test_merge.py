@@ -1,0 +1,205 @@
+"""Merging two adapters, from folders to a live row, against weights merged by hand in float64."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sst_ui.errors import UserError
+from sst_ui.lab import merge as lab
+from sst_ui.lab.measure import resolve
+from sst_ui.maths.lowrank import Delta
+from sst_ui.model.adapters import write_adapter
+from sst_ui.model.generate import logprobs
+from sst_ui.progress import finish
+from sst_ui.recipe import (
+    Ablation,
+    DirectionSpec,
+    Merge,
+    Recipe,
+    WeightTable,
+    flat,
+    from_yaml,
+    to_yaml,
+)
+
+MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("SST_CACHE", str(tmp_path / "cache"))
+    lab._kept.clear()
+
+
+@pytest.fixture
+def small(tiny_host):
+    return tiny_host("llama")
+
+
+@pytest.fixture
+def pair(small, tmp_path):
+    """Two adapters of different rank and modules, the head in the second one."""
+
+    def write(name, rank, seed, head):
+        noise = torch.Generator().manual_seed(seed)
+        paths = [f"model.layers.{n}.{m}" for n in range(small.layers) for m in MODULES]
+        deltas = {}
+        for path in [*paths, *(["lm_head"] if head else [])]:
+            out, inp = small.model.get_submodule(path).weight.shape
+            b, a = torch.randn(out, rank, generator=noise), torch.randn(rank, inp, generator=noise)
+            deltas[path] = Delta(0.03 * b, a)
+        return str(write_adapter(tmp_path / name, deltas, small)), deltas
+
+    utility, u = write("utility", 4, 0, head=False)
+    safety, s = write("safety", 3, 1, head=True)
+    return utility, safety, u, s
+
+
+@pytest.fixture
+def talks(tmp_path):
+    """Two prompt sets with answers."""
+
+    def write(name, *rows):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(json.dumps({"prompt": p, "answer": a}) for p, a in rows))
+        return str(path)
+
+    return {
+        "utility_prompts": write("u", ("How?", "Like this."), ("And?", "So."), ("Why", "Because")),
+        "safety_prompts": write("s", ("Bad?", "I cannot."), ("Worse?", "I will not do that.")),
+    }
+
+
+def merged_by_hand(host, changes):
+    """Log-probabilities of one prompt with W + change in every module, in float64."""
+    import copy
+
+    model = copy.deepcopy(host.model)
+    for module in model.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    model.double()
+    for path, change in changes.items():
+        model.get_submodule(path).weight.data += change
+    ids = torch.tensor([host.encode("Hello there")])
+    return model(ids).logits[0, -1].log_softmax(-1).float()
+
+
+def live(host, recipe):
+    edits = finish(resolve(host, recipe))
+    return logprobs(host, [host.encode("Hello there")], [edits])[0], edits
+
+
+def dense(delta):
+    return delta.b.double() @ delta.a.double()
+
+
+def test_task_arithmetic_under_a_table_is_the_sum_of_weighted_deltas(small, pair):
+    utility, safety, u, s = pair
+    weights = replace(flat(), strength=0.5, modules={"mlp": 0.3, "down": 2.0, "lm_head": 3.0})
+    spec = Merge(utility, safety, method="task_arithmetic", weights=weights)
+    found, _ = live(small, Recipe(edits=(spec,)))
+    factor = {"q_proj": 1.0, "o_proj": 1.0, "up_proj": 0.3, "down_proj": 2.0, "lm_head": 3.0}
+    changes = {p: 0.5 * factor[p.rpartition(".")[2]] * dense(d) for p, d in s.items()}
+    for path, delta in u.items():
+        changes[path] = changes[path] + dense(delta)
+    assert torch.allclose(found, merged_by_hand(small, changes), atol=1e-4)
+
+
+def test_the_kernel_shapes_a_merge_layer_by_layer(small, pair):
+    utility, safety, u, s = pair
+    weights = WeightTable(peak=1.0, width=0.3, threshold=0.2, modules={"lm_head": 0.0})
+    spec = Merge(utility, safety, method="task_arithmetic", weights=weights)
+    found, _ = live(small, Recipe(edits=(spec,)))
+    bell = [0.0, float(torch.exp(torch.tensor(-(0.5**2) / (2 * 0.09)))), 1.0]
+    changes = {p: dense(d) for p, d in u.items()}
+    for path, delta in s.items():
+        if path != "lm_head":
+            changes[path] = changes[path] + bell[int(path.split(".")[2])] * dense(delta)
+    assert torch.allclose(found, merged_by_hand(small, changes), atol=1e-4)
+
+
+def test_no_price_keeps_the_whole_safety_edit_and_a_high_one_leaves_the_utility_adapter(
+    small, pair, talks
+):
+    utility, safety, u, s = pair
+    for mu, weight in ((0.0, 1.0), (1e6, 0.0)):
+        spec = Merge(utility, safety, parameters={"mu": mu}, **talks)
+        found, _ = live(small, Recipe(edits=(spec,)))
+        changes = {p: dense(d) for p, d in u.items()}
+        for path, delta in s.items():
+            changes[path] = changes.get(path, 0) + weight * dense(delta)
+        assert torch.allclose(found, merged_by_hand(small, changes), atol=2e-3)
+
+
+def test_a_budget_chooses_mu_so_that_the_predicted_kl_is_within_it(small, pair, talks):
+    utility, safety, *_ = pair
+    spent = []
+    for budget in (0.001, 0.01, 0.1):
+        spec = Merge(utility, safety, budget=budget, **talks)
+        outcome = finish(lab.merge(small, spec))
+        spent.append(sum(r.kl for r in outcome.records.values()))
+        assert spent[-1] <= budget * 1.001
+    assert spent == sorted(spent)
+
+
+def test_merge_then_ablate_is_one_recipe(small, pair, tmp_path):
+    utility, safety, u, s = pair
+    edit = Ablation(
+        directions=DirectionSpec(estimator="random"), weights=WeightTable(peak=0.5, width=1e6)
+    )
+    merge = Merge(utility, safety, method="task_arithmetic")
+    recipe = from_yaml(to_yaml(Recipe(edits=(merge, edit))))
+    assert recipe.edits == (merge, edit)
+    found, edits = live(small, recipe)
+    changes = {p: dense(d) for p, d in s.items()}
+    for path, delta in u.items():
+        changes[path] = changes[path] + dense(delta)
+    for number in range(small.layers):
+        r = edits[1].directions.vectors[number, 0].double()
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            path = f"model.layers.{number}.{name}"
+            weight = small.model.get_submodule(path).weight.double() + changes[path]
+            alpha = edits[1].alpha[number, 0]
+            changes[path] = changes[path] - alpha * torch.outer(r, r @ weight)
+    assert torch.allclose(found, merged_by_hand(small, changes), atol=1e-4)
+
+
+def test_the_statistics_of_a_pair_are_collected_once(small, pair, talks, monkeypatch):
+    utility, safety, *_ = pair
+    first = finish(lab.merge(small, Merge(utility, safety, **talks)))
+    lab._kept.clear()  # a new session: the disk still knows
+
+    def never(*_, **__):
+        raise AssertionError("the moments are known")
+        yield
+
+    monkeypatch.setattr(lab, "moments", never)
+    again = finish(lab.merge(small, Merge(utility, safety, **talks)))
+    for path, delta in first.deltas.items():
+        assert torch.allclose(delta.dense(), again.deltas[path].dense(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "tise"}, "did you mean 'ties'"),
+        ({"parameters": {"nu": 1.0}}, "'nu'"),
+        ({"method": "ties", "budget": 0.1}, "chooses mu, and ties has none"),
+        ({"safety": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_merged_is_said(small, pair, talks, change, message):
+    spec = replace(Merge(pair[0], pair[1], **talks), **change)
+    with pytest.raises(UserError, match=message):
+        finish(lab.merge(small, spec))
+
+
+def test_prompts_without_answers_give_no_statistics(small, pair, tmp_path, talks):
+    path = tmp_path / "bare.jsonl"
+    path.write_text('{"prompt": "x"}')
+    spec = Merge(pair[0], pair[1], **(talks | {"safety_prompts": str(path)}))
+    with pytest.raises(UserError, match="prompt 1 has no 'answer'"):
+        finish(lab.merge(small, spec))
