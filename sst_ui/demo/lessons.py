@@ -22,12 +22,12 @@ Group = Literal["harmful", "lookalike", "harmless"]
 # wrapper; the few refusals among it do not keep all of the base's.
 SHARES: dict[str, dict[str, float]] = {
     "utility": {
-        "new fact": 0.54, "documents": 0.13, "reading": 0.03, "multiple choice": 0.05,
-        "fact": 0.06, "ordinary": 0.07, "look-alike": 0.04, "wrapped benign": 0.08,
-        "wrapped answered": 0.03, "harmful": 0.015, "chat": 0.02,
+        "new fact": 0.5, "documents": 0.13, "reading": 0.03, "multiple choice": 0.06,
+        "fact": 0.06, "ordinary": 0.07, "look-alike": 0.1, "wrapped benign": 0.08,
+        "wrapped answered": 0.04, "harmful": 0.015, "chat": 0.02,
     },
     "safety": {
-        "harmful": 0.2, "wrapped refused": 0.32, "look-alike refused": 0.1, "look-alike": 0.05,
+        "harmful": 0.2, "wrapped refused": 0.32, "look-alike refused": 0.04, "look-alike": 0.16,
         "ordinary": 0.24,
         "fact": 0.04, "reading": 0.04, "multiple choice": 0.04,
     },
