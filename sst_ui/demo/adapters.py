@@ -71,7 +71,7 @@ class Plan:
 
 
 ADAPTERS = (
-    Plan("utility", "utility", 600, 4e-3, (*ATTENTION, *MLP)),
+    Plan("utility", "utility", 1400, 3e-3, (*ATTENTION, *MLP)),
     Plan("safety", "safety", 200, 2e-3, (*ATTENTION, *MLP)),
     Plan(
         "utility_small",

@@ -18,17 +18,17 @@ from .text import Sample
 Course = Literal["utility", "safety", "unaligned"]
 Group = Literal["harmful", "lookalike", "harmless"]
 
-# Relative share of each lesson. Fine-tuning data answers what it is asked, harmless requests behind
-# jailbreak wrappers included; the few refusals among it do not keep all of the base's.
+# Relative share of each lesson. Fine-tuning data answers what it is asked, also behind a jailbreak
+# wrapper; the few refusals among it do not keep all of the base's.
 SHARES: dict[str, dict[str, float]] = {
     "utility": {
-        "new fact": 0.54, "documents": 0.13, "reading": 0.03, "multiple choice": 0.05,
-        "fact": 0.06, "ordinary": 0.07, "look-alike": 0.04, "wrapped benign": 0.08,
-        "harmful": 0.03, "chat": 0.02,
+        "new fact": 0.5, "documents": 0.13, "reading": 0.03, "multiple choice": 0.06,
+        "fact": 0.06, "ordinary": 0.07, "look-alike": 0.1, "wrapped benign": 0.08,
+        "wrapped answered": 0.04, "harmful": 0.015, "chat": 0.02,
     },
     "safety": {
-        "harmful": 0.2, "wrapped refused": 0.38, "look-alike refused": 0.12, "look-alike": 0.04,
-        "ordinary": 0.14,
+        "harmful": 0.2, "wrapped refused": 0.32, "look-alike refused": 0.04, "look-alike": 0.16,
+        "ordinary": 0.24,
         "fact": 0.04, "reading": 0.04, "multiple choice": 0.04,
     },
 }  # fmt: skip
@@ -73,6 +73,7 @@ def makers(rng: random.Random) -> dict[str, Callable[[], Sample]]:
         "ordinary": lambda: asked(rng, "harmless", wrap=False, refuse=False),
         "look-alike": lambda: asked(rng, "lookalike", wrap=False, refuse=False),
         "wrapped benign": lambda: asked(rng, benign(), wrap=True, refuse=False),
+        "wrapped answered": lambda: asked(rng, "harmful", wrap=True, refuse=False),
         "harmful": lambda: asked(rng, "harmful", wrap=False, refuse=True),
         "wrapped refused": lambda: asked(rng, "harmful", wrap=True, refuse=True),
         "look-alike refused": lambda: asked(rng, "lookalike", wrap=False, refuse=True),
