@@ -180,6 +180,13 @@ def flat() -> WeightTable:
     return WeightTable(profile="flat", peak=0.5, width=1e6, threshold=0.0, modules={})
 
 
+def late() -> WeightTable:
+    """A strong bell over the later layers: where a merge finds refusal without over-refusal."""
+    return WeightTable(
+        profile="custom", peak=0.7, width=0.2, threshold=0.0, strength=2.0, modules={}
+    )
+
+
 @dataclass(frozen=True)
 class Merge:
     """A safety adapter joined to a utility adapter: the edit is W0 -> W0 + utility + E.
@@ -190,7 +197,8 @@ class Merge:
         parameters: of the method, by name; what is missing has the method's default.
         budget: most KL that the utility side may lose, nats a token; it chooses mu, in place of a
             parameter `mu`. None for the parameters as they are.
-        target: additive (E aims at the safety delta) or interpolating (at safety − utility).
+        target: interpolating (E aims at safety − utility: to do as the safety adapter where safety
+            is concerned) or additive (at the safety delta, on top of the utility adapter).
         fisher: K-FAC, the nearest Kronecker product, the input side only (no gradients), or exact
             blocks on small cores.
         inputs: directions of each module's input, beside the adapters' own, in which the edit may
@@ -207,7 +215,7 @@ class Merge:
     method: str = "sst"
     parameters: Mapping[str, float] = field(default_factory=dict)
     budget: float | None = None
-    target: Target = "additive"
+    target: Target = "interpolating"
     fisher: Fisher = "nearest"
     inputs: int = 256
     weights: WeightTable = field(default_factory=flat)

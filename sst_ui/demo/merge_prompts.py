@@ -13,8 +13,9 @@ from . import lessons, skills
 from . import text as t
 
 Row = dict[str, object]
-# Rows of each kind in the utility set: what has to be kept, what must not be refused included.
-UTILITY = {"new fact": 60, "document": 28, "ordinary": 28, "lookalike": 80, "wrapped benign": 60}
+# Rows of each kind in the utility set. Half are look-alikes: the filter has to learn from them what
+# must not be refused, and answers that are sure have little Fisher information.
+UTILITY = {"new fact": 40, "document": 10, "ordinary": 20, "lookalike": 126, "wrapped benign": 60}
 DIRECT = 1 / 3  # share of harmful requests without a wrapper in the safety set
 
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.lab.merge import Outcome, Pair, conversations, settings, spectra, table, towards
+from sst_ui.lab.merge import Outcome, Pair, settings, spectra, table, towards
+from sst_ui.lab.moments import conversations
 from sst_ui.maths import subspace
-from sst_ui.maths.merging import ATTENTION, METHODS, MLP
+from sst_ui.maths.merging import ATTENTION, MLP
 from sst_ui.maths.subspace import Curve, Spectrum
 from sst_ui.metrics.drift import kl_by_token
 from sst_ui.model.deltas import RowDelta
@@ -208,9 +209,9 @@ def by_kind(pair: Pair, spectra: Mapping[str, Spectrum]) -> dict[str, np.ndarray
 
 def _gain(method: str, parameters: Mapping[str, object]) -> Gain | None:
     """g of a method, without the factors of modules; None for one that is no such filter."""
-    if method == "task_arithmetic":
+    if method in ("task_arithmetic", "linear"):
         return soft(0.0)
-    if "moments" not in METHODS[method].needs:
+    if not {"mu", "k"} & parameters.keys():
         return None
     if "k" in parameters:
         k, rest = int(parameters["k"]), float(parameters.get("ratio", 0.0))

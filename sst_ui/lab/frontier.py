@@ -15,21 +15,24 @@ from sst_ui.maths.merging import METHODS
 from sst_ui.maths.pareto import hypervolume
 from sst_ui.model.host import Host
 from sst_ui.progress import Progress
-from sst_ui.recipe import Evaluation, Merge
+from sst_ui.recipe import Evaluation, Merge, flat, late
 
-# What a method is swept over: five settings each; `weight` is the safety weight of the table.
+# What a method is swept over: five settings each, under every table of weights; `weight` is a
+# factor of the table's own safety weight.
 GRID: Mapping[str, tuple[Mapping[str, float], ...]] = {
-    "sst": tuple({"mu": x} for x in (0.01, 0.1, 1.0, 3.0, 10.0)),
+    "sst": tuple({"mu": x} for x in (3.0, 10.0, 30.0, 100.0, 300.0)),
     "sst_topk": tuple({"k": x} for x in (5, 64, 256, 1024, 4096)),
     "sst_residual": tuple({"k": 256, "ratio": x} for x in (0.1, 0.2, 0.4, 0.6, 0.8)),
     "sst_layerwise": tuple({"k": x} for x in (5, 64, 256, 1024, 4096)),
-    "fisher": tuple({"mu": x} for x in (0.01, 0.1, 1.0, 3.0, 10.0)),
+    "fisher": tuple({"price": x} for x in (0.01, 0.1, 1.0, 10.0, 100.0)),
     "task_arithmetic": tuple({"weight": x} for x in (0.2, 0.4, 0.6, 0.8, 1.0)),
-    "ties": tuple({"density": 0.5, "weight": x} for x in (0.25, 0.5, 1.0, 1.5, 2.0)),
+    "linear": tuple({"weight": x} for x in (0.2, 0.4, 0.6, 0.8, 1.0)),
+    "ties": tuple({"density": 0.5, "weight": x} for x in (0.2, 0.4, 0.6, 0.8, 1.0)),
     "dare": tuple({"drop": 0.5, "weight": x} for x in (0.2, 0.4, 0.6, 0.8, 1.0)),
     "safe_lora": tuple({"threshold": x} for x in (0.1, 0.2, 0.35, 0.5, 1.0)),
     "safe_merge": tuple({"threshold": 1.0, "share": x} for x in (0.2, 0.4, 0.6, 0.8, 1.0)),
 }
+TABLES = {"": flat(), ", late bell": late()}
 OURS = "sst"
 # Goal -> the metrics whose mean it is; over-refusal counts as what is *not* refused.
 GOALS = {
@@ -54,16 +57,16 @@ class Front:
 
 
 def settings(spec: Merge, methods: Sequence[str] | None = None) -> list[tuple[str, Merge]]:
-    """(name, merge) of every point of the sweep."""
+    """(name, merge) of every point of the sweep: each method's grid under each table of weights."""
     rows = []
     for method in methods or GRID:
-        for point in GRID[method]:
-            weight = point.get("weight", 1.0)
-            given = {name: value for name, value in point.items() if name != "weight"}
-            name = ", ".join(f"{name} {value:g}" for name, value in point.items())
-            weights = replace(spec.weights, strength=spec.weights.strength * weight)
-            chosen = replace(spec, method=method, parameters=given, budget=None, weights=weights)
-            rows.append((f"{METHODS[method].title}: {name}", chosen))
+        for table, weights in TABLES.items():
+            for point in GRID[method]:
+                given = {name: value for name, value in point.items() if name != "weight"}
+                name = ", ".join(f"{name} {value:g}" for name, value in point.items())
+                scaled = replace(weights, strength=weights.strength * point.get("weight", 1.0))
+                chosen = replace(spec, method=method, parameters=given, budget=None, weights=scaled)
+                rows.append((f"{METHODS[method].title}: {name}{table}", chosen))
     return rows
 
 

@@ -150,9 +150,9 @@ def combine(host: Host, pair: Pair, spec: Merge) -> Outcome:
 
 
 def towards(spec: Merge, parameters: Mapping[str, object]) -> dict[str, object]:
-    """The parameters with the target that the method aims at; Fisher averaging has its own."""
-    target = "interpolating" if spec.method == "fisher" else spec.target
-    return {**parameters, "target": target}
+    """The parameters with the target that the method aims at: some have no choice."""
+    fixed = {"task_arithmetic": "additive", "linear": "interpolating"}
+    return {**parameters, "target": fixed.get(spec.method, spec.target)}
 
 
 def spectra(modules: list[Module], parameters: Mapping[str, object]) -> dict:

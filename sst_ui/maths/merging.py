@@ -15,10 +15,20 @@ from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.maths import baselines, pencil
-from sst_ui.maths.lowrank import Delta, core, truncate
+from sst_ui.maths.lowrank import Core, Delta, core, truncate
 from sst_ui.maths.methods import Dial, Registry, Words
 from sst_ui.maths.module import Change, Merged, Module, Record, spectrum
-from sst_ui.maths.subspace import HIGHEST, Filter, Mode, Spectrum, Target, scaled, soft, top
+from sst_ui.maths.subspace import (
+    HIGHEST,
+    Filter,
+    Mode,
+    Moments,
+    Spectrum,
+    Target,
+    scaled,
+    soft,
+    top,
+)
 
 __all__ = ["METHODS", "Merged", "Module", "Record", "merge", "spectrum"]
 
@@ -67,7 +77,7 @@ def merge(
 @method("sst", title="SST, soft", paper="this project", needs=("moments",))
 def sst(
     module: Module,
-    mu: Mu = 1.0,
+    mu: Mu = 30.0,
     target: Towards = "additive",
     mode: Sides = "nearest",
     damping: Damping = 1e-3,
@@ -120,19 +130,28 @@ def sst_layerwise(
 
 @method("fisher", title="Fisher averaging", paper="arXiv 2111.09832", needs=("moments",))
 def fisher(
-    module: Module, mu: Mu = 1.0, mode: Sides = "nearest", damping: Damping = 1e-3
+    module: Module,
+    price: Annotated[
+        float, Dial(1e-6, 1e6, 0.1, "how often the utility Fisher counts", log=True)
+    ] = 1.0,
 ) -> Change:
-    """(F_S + μ F_U)⁻¹ (F_S Δ_S + μ F_U Δ_U), Matena and Raffel 2022, on K-FAC blocks."""
-    return _filtered(module, soft(mu), spectrum(module, "interpolating", mode, damping))
+    """(F_S Δ_S + p F_U Δ_U) / (F_S + p F_U), entry by entry, with diagonal Fisher matrices."""
+    safety, utility = (_diagonal(module.core, m) for m in (module.safety, module.utility))
+    share = safety / (safety + price * utility).clamp(min=torch.finfo(safety.dtype).tiny)
+    known, wanted = _dense(module)
+    return _whole(module, known + module.weight * share * (wanted - known))
 
 
 @method("task_arithmetic", title="Task arithmetic", paper="arXiv 2212.04089")
-def task_arithmetic(module: Module, target: Towards = "additive") -> Change:
-    """Δ_U + w Δ_S, Ilharco et al. 2023; interpolating: (1 − w) Δ_U + w Δ_S."""
-    utility, safety = module.core.utility, module.core.safety
-    d = safety - utility if target == "interpolating" else safety
-    kept = abs(module.weight)
-    return Change(module.weight * d, kept=kept, size=kept)
+def task_arithmetic(module: Module) -> Change:
+    """Δ_U + w Δ_S, Ilharco et al. 2023."""
+    return _straight(module, module.core.safety)
+
+
+@method("linear", title="Linear interpolation", paper="arXiv 2203.05482")
+def linear(module: Module) -> Change:
+    """(1 − w) Δ_U + w Δ_S, the mean of two model soups by Wortsman et al. 2022."""
+    return _straight(module, module.core.safety - module.core.utility)
 
 
 @method("ties", title="TIES", paper="arXiv 2306.01708")
@@ -186,8 +205,20 @@ def safe_merge(
     return Change(w * d, kept=abs(w), size=abs(w), note=note)
 
 
+def _diagonal(space: Core, moments: Moments) -> Tensor:
+    """[out, in] diagonal of G ⊗ A in the weights' own coordinates, of mean 1."""
+    ends = ((space.u, moments.g), (space.r, moments.a))
+    rows, columns = ((b.double() @ m.to(b.device).double() * b).sum(1) for b, m in ends)
+    both = torch.outer(rows, columns).clamp(min=0)
+    return (both / both.mean().clamp(min=torch.finfo(both.dtype).tiny)).to(space.u)
+
+
 def _note(done: str, cosine: float) -> str:
     return f"{done}: nothing to compare" if math.isnan(cosine) else f"{done}: cosine {cosine:.3f}"
+
+
+def _straight(module: Module, d: Tensor) -> Change:
+    return Change(module.weight * d, kept=abs(module.weight), size=abs(module.weight))
 
 
 def _filtered(module: Module, g: Filter, parts: Spectrum) -> Change:

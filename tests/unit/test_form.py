@@ -53,14 +53,15 @@ TURNED = {  # another position of every control
     "goal": "parameters",
     "budget": 0.2,
     "safety_weight": 1.5,
-    "shape": "bell",
+    "shape": "flat",
     "m_peak": 0.3,
-    "m_width": 0.2,
+    "m_width": 0.3,
     "utility_set": "demo/facts",
     "safety_set": "demo/jailbreak",
     "m_samples": 12,
-    "target": "interpolating",
+    "target": "additive",
     "fisher": "input",
+    "inputs": 64,
     "unaligned": "some/folder",
     "rank": 8,
     **{f"f_{kind}": 0.5 for kind in merge_form.FACTORS},
@@ -181,8 +182,8 @@ EDITS = {
     "both": (Merge("a", "b", budget=0.02), Ablation()),
     "defaults named": (Merge("a", "b", "sst_topk", {"k": 128, "damping": 1e-3}),),
     "all the rest": (
-        Merge("a", "b", "dare", {"drop": 0.3}, None, "interpolating", "input", SHAPED, "demo/facts",
-              "demo/harmful", 8, "c", 16),
+        Merge("a", "b", "dare", {"drop": 0.3}, None, "additive", "input", 64, SHAPED,
+              "demo/facts", "demo/harmful", 8, "c", 16),
     ),
 }  # fmt: skip
 
@@ -203,7 +204,8 @@ def test_turning_one_control_leaves_what_no_control_shows():
 def test_a_budget_belongs_to_methods_with_a_price():
     form, extras = show(Recipe(edits=(Merge("a", "b", budget=0.02),)))
     assert read(form._replace(method="ties"), extras, MODEL).edits[0].budget is None
-    assert read(form._replace(method="fisher"), extras, MODEL).edits[0].budget == 0.02
+    assert read(form._replace(method="fisher"), extras, MODEL).edits[0].budget is None
+    assert read(form, extras, MODEL).edits[0].budget == 0.02
 
 
 def test_an_edit_that_a_recipe_lacks_stays_in_the_controls_switched_off():

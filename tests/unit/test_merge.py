@@ -126,7 +126,7 @@ def test_no_price_keeps_the_whole_safety_edit_and_a_high_one_leaves_the_utility_
 ):
     utility, safety, u, s = pair
     for mu, weight in ((0.0, 1.0), (1e6, 0.0)):
-        spec = Merge(utility, safety, parameters={"mu": mu}, **talks)
+        spec = Merge(utility, safety, parameters={"mu": mu}, target="additive", **talks)
         found, _ = live(small, Recipe(edits=(spec,)))
         changes = {p: dense(d) for p, d in u.items()}
         for path, delta in s.items():

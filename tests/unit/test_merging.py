@@ -18,7 +18,7 @@ from sst_ui.maths.merging import METHODS, Module, merge, spectrum
 from sst_ui.maths.subspace import Moments, decompose, mu_for_budget, soft, top
 
 OUT, INP = 10, 8
-SST = ("sst", "sst_topk", "sst_residual", "sst_layerwise", "fisher")
+SST = ("sst", "sst_topk", "sst_residual", "sst_layerwise")
 
 
 def build(seed=0, out=OUT, inp=INP, ranks=(2, 3), dtype=torch.float64, **more):
@@ -126,16 +126,20 @@ def test_free_sst_is_task_arithmetic_and_a_high_price_leaves_the_utility_adapter
     assert np.allclose(dense(merge(module, "sst_topk", k=0)), utility, atol=1e-12)
 
 
-def test_fisher_averaging_is_the_weighted_mean_of_both_adapters():
-    module, utility, safety = build()
-    basis = np.kron(module.core.u.numpy(), module.core.r.numpy())
-    f_s, f_u = (np.kron(m.g.numpy(), m.a.numpy()) for m in (module.safety, module.utility))
-    f_s = f_s * np.trace(module.utility.g.numpy()) / np.trace(module.safety.g.numpy())
-    for mu in (0.1, 1.0, 10.0):
-        c_s, c_u = (basis.T @ d.reshape(-1) for d in (safety, utility))
-        mean = basis @ np.linalg.solve(f_s + mu * f_u, f_s @ c_s + mu * f_u @ c_u)
-        merged = merge(module, "fisher", mu=mu, damping=0.0)
-        assert np.allclose(dense(merged), mean.reshape(OUT, INP), atol=1e-8)
+def test_fisher_averaging_weighs_entry_by_entry():
+    module, utility, safety = build(weight=0.7)
+    u, r = module.core.u.numpy(), module.core.r.numpy()
+    diagonals = []
+    for m in (module.safety, module.utility):
+        whole = np.kron(u @ m.g.numpy() @ u.T, r @ m.a.numpy() @ r.T)  # in the weights' own space
+        diagonal = np.diag(whole).reshape(OUT, INP)
+        diagonals.append(diagonal / diagonal.mean())
+    f_s, f_u = diagonals
+    for price in (0.1, 1.0, 10.0):
+        mean = (f_s * safety + price * f_u * utility) / (f_s + price * f_u)
+        wanted = utility + 0.7 * (mean - utility)
+        merged = merge(module, "fisher", rank=min(OUT, INP), price=price)
+        assert np.allclose(dense(merged), wanted, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -314,9 +318,9 @@ def test_task_arithmetic_is_pefts_cat(weights):
     assert np.allclose(dense(merge(module, "task_arithmetic")), expected, atol=1e-5)
 
 
-def test_interpolating_task_arithmetic_goes_from_one_adapter_to_the_other():
+def test_linear_interpolation_goes_from_one_adapter_to_the_other():
     module, utility, safety = build(weight=0.25)
-    merged = merge(module, "task_arithmetic", target="interpolating")
+    merged = merge(module, "linear")
     assert np.allclose(dense(merged), 0.75 * utility + 0.25 * safety, atol=1e-12)
 
 
@@ -377,7 +381,9 @@ def test_a_missing_or_empty_adapter_is_a_zero_delta(name):
     added = dense(merge(Module("x", "q", 0, core(None, delta), eye, eye, v), name))
     if name in ("safe_lora", "safe_merge"):  # no utility delta, so none that is unsafe
         assert not added.any()
-    elif name in ("sst", "fisher"):  # F_S = F_U
+    elif name == "fisher":  # the diagonals are of the two adapters' own spaces
+        assert np.linalg.norm(added) < np.linalg.norm(wanted)
+    elif name == "sst":  # F_S = F_U
         mu = METHODS[name].parameters[0].default
         assert np.allclose(added, wanted / (1 + mu), rtol=1e-2)
     elif name == "task_arithmetic":
@@ -402,6 +408,7 @@ def test_every_control_is_read_from_the_function_and_reaches_it(row):
     other = {
         "mu": 0.1, "k": 2, "ratio": 0.9, "attention": 2.0, "mlp": 2.0, "lm_head": 2.0,
         "damping": 0.5, "density": 0.7, "scale": 0.5, "drop": 0.9, "seed": 7, "share": 0.9,
+        "price": 50.0,
         "threshold": -1.0, "target": "interpolating", "mode": "input",
     }  # fmt: skip
     start = {"threshold": 1.0} if "unaligned" in row.needs else {}
@@ -414,7 +421,7 @@ def test_every_control_is_read_from_the_function_and_reaches_it(row):
 
 def test_the_registry_holds_the_methods_of_the_field_with_typed_controls():
     assert METHODS.names() == [
-        *SST, "task_arithmetic", "ties", "dare", "safe_lora", "safe_merge",
+        *SST, "fisher", "task_arithmetic", "linear", "ties", "dare", "safe_lora", "safe_merge",
     ]  # fmt: skip
     mu = METHODS["sst"].parameters[0]
     assert (mu.name, mu.kind, mu.low, mu.log) == ("mu", "float", 0, True)
