@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=tuple(GRID))
     parser.add_argument("--samples", type=int, help="prompts of each set; default all")
     parser.add_argument("--full", action="store_true", help="every setting, not the best ones only")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", type=Path, help="write every row there as JSON")
     parser.add_argument("--figure", type=Path, help="write it there as SVG (needs Chromium)")
     options = parser.parse_args(arguments)
     suffix = f"_{options.pair}" if options.pair else ""
@@ -49,9 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reach = fronts(rows)
     if options.figure:
         options.figure.write_text(svg(figure(rows), 980, 400), encoding="utf-8")
-    if options.json:
-        print(json.dumps([to_json(row) for row in rows]))
-        return 0
+    if options.save:
+        options.save.write_text(json.dumps([to_json(row) for row in rows]), encoding="utf-8")
     shown = rows if options.full else [*rows[:3], *(best(rows, m) for m in GRID if has(rows, m))]
     print(f"{table(shown)}\n\n{reached(reach)}\n\n{verdict(rows)}")
     return 0

@@ -1,6 +1,5 @@
 """The merge's wiring without a browser: from the controls to the point, the chat and the table."""
 
-import time
 from dataclasses import replace
 
 import gradio as gr
@@ -55,7 +54,7 @@ def drawn(screen, engine, now: Draft) -> dict:
 
 def test_a_forecast_is_what_the_merge_then_records(engine, merge, pair):
     host, key = engine.host(engine.loaded.key), engine.loaded.key
-    names = ("sst", "sst_topk", "sst_residual", "sst_layerwise", "fisher", "task_arithmetic")
+    names = ("sst", "sst_topk", "sst_residual", "sst_layerwise", "linear")
     for name in names:
         spec = replace(merge, method=name, budget=None, weights=WeightTable(width=0.2))
         found = engine.merges.forecast(key, spec)
@@ -82,15 +81,13 @@ def test_moving_the_budget_moves_the_point_without_the_model(
     host = engine.host(engine.loaded.key)
     drawn(screen, engine, draft(engine, merge))  # spectra and curve are there
     monkeypatch.setattr(host, "model", None)
-    began, points = time.perf_counter(), []
+    points = []
     for budget in (1e-5, 1e-4, 1e-3):
         figure = drawn(screen, engine, draft(engine, replace(merge, budget=budget)))
         chosen = next(t for t in figure[screen.figures.merge].data if t.name == "chosen")
         points.append((chosen.x[0], chosen.y[0]))
-    spent = (time.perf_counter() - began) / 3
     assert points[0][0] < points[1][0] <= points[2][0]  # dearer ...
     assert points[0][1] > points[1][1] >= points[2][1]  # ... and more of the safety is there
-    assert spent < 1.5  # about 50 ms on an idle machine
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
