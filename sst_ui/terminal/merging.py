@@ -27,8 +27,11 @@ def options(parser: argparse.ArgumentParser) -> None:
                         help="a parameter of the method, such as mu=3 or k=5")  # fmt: skip
     parser.add_argument("--budget", type=float, help="KL that utility may lose, nats a token")
     parser.add_argument("--weight", type=float, help="safety weight, 1 unless said")
+    parser.add_argument("--peak", type=float, help="0..1, of a bell over the layers; with --width")
+    parser.add_argument("--width", type=float, help="of that bell, for example 0.2")
     parser.add_argument("--target", help="additive or interpolating")
-    parser.add_argument("--fisher", help="kfac, input or block")
+    parser.add_argument("--fisher", help="nearest, kfac, input or block")
+    parser.add_argument("--inputs", type=int, help="further input directions; 0 for none")
     parser.add_argument("--utility-prompts", help="prompt set with answers")
     parser.add_argument("--safety-prompts", help="prompt set with answers")
     parser.add_argument("--samples", type=int, help="conversations of each; default all")
@@ -76,8 +79,8 @@ def run(given: argparse.Namespace, model: ModelSpec) -> None:
 
 
 def _spec(given: argparse.Namespace) -> Merge:
-    names = ("utility", "safety", "method", "budget", "target", "fisher", "utility_prompts",
-             "safety_prompts", "samples", "unaligned", "rank")  # fmt: skip
+    names = ("utility", "safety", "method", "budget", "target", "fisher", "inputs",
+             "utility_prompts", "safety_prompts", "samples", "unaligned", "rank")  # fmt: skip
     values = {n: getattr(given, n) for n in names if getattr(given, n) is not None}
     parameters = {}
     for item in given.set:
@@ -86,6 +89,11 @@ def _spec(given: argparse.Namespace) -> Merge:
             raise UserError(f"--set {item!r}: write NAME=NUMBER, for example mu=3.")
         parameters[name.strip()] = value.strip()
     spec = build(Merge, values | {"parameters": parameters}, "merge")
+    weights = flat()
+    if (given.peak is None) != (given.width is None):
+        raise UserError("--peak and --width make a bell together; give both, or neither.")
+    if given.peak is not None:
+        weights = replace(weights, profile="custom", peak=given.peak, width=given.width)
     if given.weight is not None:
-        spec = replace(spec, weights=replace(flat(), strength=given.weight))
-    return spec
+        weights = replace(weights, strength=given.weight)
+    return replace(spec, weights=weights)
