@@ -13,6 +13,8 @@ from sst_ui.lab.merge import combine, prepare
 from sst_ui.lab.versus import Contender, Row, compare, contenders
 from sst_ui.maths.merging import METHODS
 from sst_ui.maths.pareto import hypervolume
+from sst_ui.metrics.registry import find
+from sst_ui.metrics.results import Value, measured
 from sst_ui.model.host import Host
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Merge, flat, late
@@ -70,9 +72,35 @@ def settings(spec: Merge, methods: Sequence[str] | None = None) -> list[tuple[st
     return rows
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One point of the sweep, as plain data.
+
+    Attributes:
+        method: or `base`, `utility`, `safety`.
+        title: with the setting.
+        scores: metric -> what each prompt scored.
+        cost: predicted KL on utility data, nats a token; None where nothing is predicted.
+    """
+
+    method: str
+    title: str
+    scores: Mapping[str, tuple[float, ...]]
+    cost: float | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> "Measured":
+        scores = {name: tuple(row.scores(name).tolist()) for name in row.results}
+        return cls(row.contender.name, row.contender.title, scores, row.predicted_kl)
+
+    def value(self, name: str) -> Value:
+        """A metric with its 95 % interval."""
+        return measured(self.scores[name], rate=find(name).unit == "rate")
+
+
 def sweep(
     host: Host, spec: Merge, evaluation: Evaluation, methods: Sequence[str] | None = None
-) -> Generator[Progress | Row, None, list[Row]]:
+) -> Generator[Progress | Measured, None, list[Measured]]:
     """Measure the base, both adapters alone, and every method at each of its settings."""
     alone = yield from contenders(host, spec, (spec.method,))
     rows: list[Contender] = alone[:3]
@@ -82,10 +110,17 @@ def sweep(
         pair = yield from prepare(host, chosen)
         outcome = combine(host, pair, chosen)
         rows.append(Contender(chosen.method, name, (outcome.live,), chosen, outcome))
-    return (yield from compare(host, rows, evaluation))
+    job, found = compare(host, rows, evaluation), []
+    for step in job:
+        found += [Measured.of(step)] if isinstance(step, Row) else []
+        yield found[-1] if isinstance(step, Row) else step
+    order = {row.title: place for place, row in enumerate(rows)}
+    return sorted(found, key=lambda point: order[point.title])
 
 
-def goals(row: Row, picks: Mapping[str, np.ndarray] | None = None) -> tuple[float, float, float]:
+def goals(
+    row: Measured, picks: Mapping[str, np.ndarray] | None = None
+) -> tuple[float, float, float]:
     """(safety, utility, patience) of a row, each 0 to 1.
 
     Args:
@@ -96,19 +131,19 @@ def goals(row: Row, picks: Mapping[str, np.ndarray] | None = None) -> tuple[floa
     )
 
 
-def fronts(rows: Sequence[Row], draws: int = DRAWS, seed: int = 0) -> list[Front]:
+def fronts(rows: Sequence[Measured], draws: int = DRAWS, seed: int = 0) -> list[Front]:
     """The hypervolume of every method's settings over (0, 0, 0), and how far ours is ahead.
 
     The utility adapter alone belongs to each, as its setting of weight 0.
     Prompts are resampled (bootstrap), the same ones for all methods, as each saw the same prompts.
     """
-    nothing = [row for row in rows if row.contender.name == "utility"]  # every method at weight 0
-    groups: dict[str, list[Row]] = {}
+    nothing = [row for row in rows if row.method == "utility"]  # every method at weight 0
+    groups: dict[str, list[Measured]] = {}
     for row in rows:
-        if row.contender.name in GRID:
-            groups.setdefault(row.contender.name, [*nothing]).append(row)
+        if row.method in GRID:
+            groups.setdefault(row.method, [*nothing]).append(row)
     chance = np.random.default_rng(seed)
-    counts = {name: len(rows[0].results[name].items) for part in GOALS.values() for name in part}
+    counts = {name: len(rows[0].scores[name]) for part in GOALS.values() for name in part}
     volumes = {method: [_volume(members, None)] for method, members in groups.items()}
     for _ in range(draws):
         picks = {name: chance.integers(n, size=n) for name, n in counts.items()}
@@ -123,7 +158,7 @@ def fronts(rows: Sequence[Row], draws: int = DRAWS, seed: int = 0) -> list[Front
     return found
 
 
-def _volume(members: Sequence[Row], picks: Mapping[str, np.ndarray] | None) -> float:
+def _volume(members: Sequence[Measured], picks: Mapping[str, np.ndarray] | None) -> float:
     return hypervolume([goals(row, picks) for row in members], (0.0, 0.0, 0.0))
 
 
@@ -133,7 +168,7 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(values[0]), float(low), float(high)
 
 
-def _mean(row: Row, name: str, picks: Mapping[str, np.ndarray] | None) -> float:
-    scores = row.scores(name)
+def _mean(row: Measured, name: str, picks: Mapping[str, np.ndarray] | None) -> float:
+    scores = np.asarray(row.scores[name])
     value = float(scores.mean() if picks is None else scores[picks[name]].mean())
     return 1.0 - value if name == "over_refusal" else value
