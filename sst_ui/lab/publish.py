@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
 
+FAILURES = (OfflineModeIsEnabled, OSError, RuntimeError, ValueError)  # what huggingface_hub raises
 MESSAGE = "Upload with SST Studio"
 
 
@@ -79,10 +80,9 @@ def push(
         yield Progress("upload", done, total, "commit")
         commit = api.create_commit(repo, additions, commit_message=MESSAGE)
         info = api.model_info(repo)
-    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise _refused(repo, error) from error
     except Exception as error:
-        if not type(error).__module__.startswith(("http", "huggingface_hub", "hf_xet")):
+        known = isinstance(error, (*FAILURES, HfHubHTTPError, HFValidationError))
+        if not known and not type(error).__module__.startswith(("http", "hf_xet")):
             raise
         raise _refused(repo, error) from error
     return Pushed(str(made), commit.oid, bool(info.private), len(paths), total)
@@ -103,6 +103,8 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _refused(repo: str, error: Exception) -> UserError:
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", 0)
     said = " ".join(str(error).split())[:200]
     if isinstance(error, HFValidationError):
