@@ -7,7 +7,7 @@ Heavy imports happen inside.
 import argparse
 import json
 from collections.abc import Generator
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
 
         place = with_bar(push(done.folder, given.push, private=not given.public))
     if given.json:
-        row = _plain(done) | {"recipe": recipe.digest(), "hub": _plain(place)}
+        hub = None if place is None else asdict(place)
+        row = done.to_json() | {"recipe": recipe.digest(), "hub": hub}
         print(json.dumps(row, ensure_ascii=False))
         return 0 if good else 1
     print(f"recipe {recipe.digest()}: {done.format} in {done.folder}, {len(done.files)} files, "
@@ -74,20 +75,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     for note in done.notes:
         print(f"note: {note}")
     if done.verification is not None:
-        v = done.verification
-        print(f"{'verified' if v.ok else 'NOT THE SAME'}: {v.same_answers} of {v.prompts} answers "
-              f"equal, largest logit difference {v.max_logit_error:.2g} "
-              f"(allowed {v.tolerance:.2g})")  # fmt: skip
+        print(f"verified: {done.verification.summary()}")
     if given.push:
-        print(f"pushed to {place or given.push}" if good else "not pushed.")
+        print(f"pushed to {place.url}" if good else "not pushed: it is not as in the studio.")
     return 0 if good else 1
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return _plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

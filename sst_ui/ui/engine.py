@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.lab.chat import chat
 from sst_ui.lab.evaluate import evaluate
+from sst_ui.lab.export import export
 from sst_ui.lab.history import History
 from sst_ui.lab.measure import measure, resolve
 from sst_ui.lab.residuals import probe
@@ -257,6 +260,10 @@ class Engine:
                 yield part
                 while self._chats:
                     time.sleep(0.02)
+
+    def export(self, key: str, recipe: Recipe, out: Path, format: str, **more: Any) -> Generator:
+        """The recipe's model as files (see `lab.export.export`); the live model is not touched."""
+        return (yield from export(self.host(key), recipe, out, format, **more))
 
     def stop(self, job: str) -> None:
         """Tell a job of some window, by the name it gave itself, that nobody waits for it now.

@@ -79,7 +79,7 @@ def connect(studio, engine: Engine, opened, applied, measured: Sequence) -> None
     @guarded
     def keep_applied(lang, rows, view, search, known: Variants, loaded):
         if known.now is None:
-            return {}
+            return gr.skip()
         return kept(lang, rows, view, search, known, known.now.recipe, loaded.spec.id)
 
     @guarded
@@ -88,7 +88,7 @@ def connect(studio, engine: Engine, opened, applied, measured: Sequence) -> None
         now = known.now
         wanted = results.get(f"done:{now.recipe.digest()}") if now else None
         if wanted is None:  # stopped on the way
-            return {}
+            return gr.skip()
         recipe = replace(now.recipe, evaluation=wanted)
         numbers = results.get(now.recipe.digest(), ())
         return kept(lang, rows, view, search, known, recipe, loaded.spec.id, numbers)

@@ -1,7 +1,8 @@
 """The whole screen: panels in their places, states of a window, and who is wired to whom.
 
 Knows where things are. What happens is in `editing`, `merging`, `applying`, `opening`, `talking`,
-`evaluating`, `inspecting`, `advising`, `adopting` and `remembering`.
+`evaluating`, `inspecting`, `advising`, `adopting`, `remembering`
+and `exporting`.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from sst_ui.ui import (
     chat,
     editing,
     evaluating,
+    export_panel,
+    exporting,
     figures,
     header,
     inspecting,
@@ -82,6 +85,7 @@ class Studio:
     chat: chat.ChatPanel
     answers: answers.AnswersPanel
     recipe: recipe_panel.RecipePanel
+    export: export_panel.ExportPanel
     runs: runs.RunsPanel
     runs_tab: gr.Tab
     methods: methods.MethodsPanel
@@ -117,6 +121,7 @@ def build(engine: Engine) -> gr.Blocks:
         interrupts = [studio.apply.apply.click, studio.apply.undo.click, studio.variants.rows.click]
         measured = evaluating.connect(studio, engine, [*changed, opened], interrupts)
         remembering.connect(studio, engine, opened, changed[0], measured)
+        exporting.connect(studio, engine)
         inspecting.connect(studio)
         advising.connect(studio, engine)
         adopting.connect(studio, engine)
@@ -163,7 +168,10 @@ def _panels(engine: Engine) -> Studio:
                 with gr.Tab(t("tab.answers"), id="answers", elem_id="answers-tab"):
                     answers_panel = answers.create()
                 with gr.Tab(t("tab.recipe"), id="recipe", elem_id="recipe-tab"):
-                    recipe = recipe_panel.create()
+                    with gr.Row(elem_id="recipe-row"):
+                        with gr.Column(elem_id="recipe-column", min_width=240):
+                            recipe = recipe_panel.create()
+                        export = export_panel.create()
                 with gr.Tab(t("tab.runs"), id="runs", elem_id="runs-tab") as runs_tab:
                     runs_panel = runs.create()
                 with gr.Tab(t("tab.methods"), id="methods", elem_id="methods-tab"):
@@ -194,6 +202,7 @@ def _panels(engine: Engine) -> Studio:
         chat_panel,
         answers_panel,
         recipe,
+        export,
         runs_panel,
         runs_tab,
         methods_panel,

@@ -4,19 +4,20 @@ import json
 import shutil
 import subprocess
 import sys
-import types
-from dataclasses import dataclass, replace
 
 import pytest
 import yaml
 
 from sst_ui.__main__ import build_parser, main
 from sst_ui.errors import UserError
+from sst_ui.lab.export import FORMATS, ROUNDINGS, Export
 from sst_ui.lab.history import History
+from sst_ui.lab.publish import Pushed
+from sst_ui.lab.verify import Verification
 from sst_ui.paths import ROOT
 from sst_ui.progress import Progress
 from sst_ui.recipe import load
-from sst_ui.terminal import completion
+from sst_ui.terminal import completion, exporting
 from tests.unit.test_history import recipe as made
 from tests.unit.test_history import result
 
@@ -172,24 +173,13 @@ def test_a_broken_history_does_not_cost_the_results(home, small, capsys):
 # --- export -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Checked:
-    prompts: int = 4
-    same_answers: int = 4
-    max_logit_error: float = 0.001
-    tolerance: float = 0.01
-    ok: bool = True
-
-
-@dataclass(frozen=True)
-class Written:
-    folder: object
-    format: str
-    files: tuple = ("a", "b")
-    bytes: int = 12
-    seconds: float = 0.5
-    verification: object = None
-    notes: tuple = ("a note",)
+def written(folder, format, verify):
+    """What an export says; 13 prompts are bad luck."""
+    answers = verify - (verify == 13)
+    checked = Verification(
+        verify, answers, 0, 1e-3, 1e-2, 1e-7, 1e-5, "w", 14, "a reader", ok=answers == verify
+    )
+    return Export(folder, format, ("a",), 12, 0.5, checked if verify else None, ("a note",))
 
 
 @pytest.fixture
@@ -200,21 +190,18 @@ def lab(monkeypatch):
     def export(host, recipe, out, format="adapter", **more):
         asked.append({"digest": recipe.digest(), "out": out, "format": format, **more})
         yield Progress("export", 1, 1)
-        checked = replace(Checked(), ok=more["verify"] != 13) if more["verify"] else None
-        return Written(out, format, verification=checked)
+        return written(out, format, more["verify"])
 
     def push(folder, repo, private=True, token=None):
         asked.append({"folder": folder, "repo": repo, "private": private})
         yield Progress("upload", 1, 1)
-        return f"hub/{repo}"
+        return Pushed(f"hub/{repo}", "c0ffee", private, 1, 12)
 
     def no_model(spec):
         yield Progress("load", 1, 1)
 
-    for name, function in (("export", export), ("publish", push)):
-        module = types.ModuleType(f"sst_ui.lab.{name}")
-        setattr(module, function.__name__, function)
-        monkeypatch.setitem(sys.modules, f"sst_ui.lab.{name}", module)
+    monkeypatch.setattr("sst_ui.lab.export.export", export)
+    monkeypatch.setattr("sst_ui.lab.publish.push", push)
     monkeypatch.setattr("sst_ui.model.host.load", no_model)
     return asked
 
@@ -244,7 +231,12 @@ def test_a_push_is_private_unless_said_and_only_of_what_verifies(home, lab, smal
     lab.clear()
     assert main([*push, "--verify", "13"]) == 1, "scripts see that it is not the same model"
     assert [row for row in lab if "repo" in row] == []
-    assert "NOT THE SAME" in capsys.readouterr().out
+    assert "NOT as in the studio" in capsys.readouterr().out
+
+
+def test_the_terminal_offers_every_format_and_rounding_of_the_lab():
+    assert list(exporting.FORMATS) == list(FORMATS)
+    assert exporting.ROUNDINGS == ROUNDINGS
 
 
 # --- completion -------------------------------------------------------------------------------
