@@ -10,6 +10,7 @@ reads from the disk; each waits until what it wrote is on the disk.
 """
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -33,6 +34,7 @@ from benchmarks.peak import Peak
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"0.5b": 1.0e9, "3b": 6.2e9}  # bytes of the weights, about
+CODE = ("peft", "transformers.models.qwen2.modeling_qwen2", "sst_ui.model.rewrite")
 LABELS = {
     "cp": "`cp`, nothing changed (the limit)",
     "stream": "**export, streamed**",
@@ -123,9 +125,8 @@ def in_child(way: str, source: Path, out: Path) -> tuple[float, int]:
 def in_here(way: str, source: Path, out: Path) -> tuple[float, int]:
     """The same in this process."""
     disable_progress_bar()
-    import peft  # noqa: F401  # imports are on nobody's clock
-
-    import sst_ui.model.rewrite  # noqa: F401
+    for name in CODE:  # imports are on nobody's clock
+        importlib.import_module(name)
 
     peak = Peak(torch.device("cpu"))
     start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Four ways from a model's folder to an edited one, and how to make a random model of a real shape.
+"""Four ways from a model's folder to an edited one, and a random model of a real shape.
 
-Knows how each way works at its best. Does not know clocks or tables. Each way reads `source`, writes
-`out` and waits until all of it is on the disk; the edit is the default ablation along random
+Knows how each way works at its best. Does not know clocks or tables. Each way reads `source`,
+writes `out` and waits until all of it is on the disk; the edit is the default ablation along random
 directions, which costs what a measured one does.
 """
 
@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftModel
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -19,6 +21,7 @@ from benchmarks.methods import edit
 from sst_ui.maths import directions, kernel
 from sst_ui.model.architecture import discover
 from sst_ui.model.live import RowEdit
+from sst_ui.model.rewrite import write_model
 from sst_ui.model.staging import staged, sync
 from sst_ui.model.stored import write_header
 from sst_ui.paths import DEMO
@@ -52,8 +55,6 @@ def copy_files(source: Path, out: Path) -> None:
 
 def stream(source: Path, out: Path) -> None:
     """The studio's: from the files, without a model."""
-    from sst_ui.model.rewrite import write_model
-
     layers, hidden = _size(source)
     row = (RowEdit(directions.random(layers, hidden), _alpha(layers)),)
     with staged(out) as folder:
@@ -69,8 +70,6 @@ def load_edit_save(source: Path, out: Path) -> None:
 
 def peft_merge(source: Path, out: Path) -> None:
     """PEFT: the same edit as an adapter of rank 1, merged and saved."""
-    from peft import PeftModel
-
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     merged = PeftModel.from_pretrained(model, adapter_of(source)).merge_and_unload()
     _save(merged, source, out)
@@ -140,9 +139,6 @@ def _random_shard(path: Path, shapes: dict[str, torch.Size], noise: torch.Genera
 
 def make_adapter(source: Path) -> None:
     """The edit as a PEFT adapter beside the model: B = −α r̂ [out, 1], A = r̂ᵀ W [1, in]."""
-    from peft import LoraConfig
-    from safetensors.torch import save_file
-
     layers, hidden = _size(source)
     vectors, alpha = directions.random(layers, hidden).vectors[:, 0], _alpha(layers)
     places = _places(source)
