@@ -63,7 +63,7 @@ def reread(folder: Path, reference: Path) -> dict[str, Any]:
 def load(folder: Path, request: dict[str, Any]) -> tuple[Any, str]:
     """The model in the folder, and with what it was read."""
     import transformers
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {
         "dtype": getattr(torch, request["dtype"]),
@@ -79,7 +79,15 @@ def load(folder: Path, request: dict[str, Any]) -> tuple[Any, str]:
         return model.eval(), f"PEFT {peft.__version__}, {reader}"
     if ggufs := sorted(folder.glob("*.gguf")):
         settings["gguf_file"], reader = ggufs[0].name, f"{reader}, gguf"
-    model = AutoModelForCausalLM.from_pretrained(folder, **settings)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, **settings)
+    except (RuntimeError, KeyError, TypeError):
+        if not ggufs:
+            raise
+        # transformers reads not all of GGUF's settings (Qwen3's key_length); config.json has them
+        reader += " (settings from config.json)"
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, config=config, **settings)
     return model.to(request["device"]).eval(), reader
 
 

@@ -197,7 +197,7 @@ def test_killed_at_any_moment_no_folder_looks_finished(tmp_path, base):
             shutil.rmtree(out, ignore_errors=True)
         process = start()
         time.sleep(chance.uniform(0, seconds))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
         caught += any(name.startswith(".model.partial-") for name in os.listdir(tmp_path))
