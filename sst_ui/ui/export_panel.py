@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import zipfile
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import gradio as gr
@@ -120,8 +121,13 @@ def access() -> str:
     A Space's own token is its owner's, and never a visitor's to use.
     """
     if shared():
-        return "oauth" if os.environ.get("OAUTH_CLIENT_ID") else ""
+        return "oauth" if os.environ.get("OAUTH_CLIENT_ID") and _can_sign_in() else ""
     return "token" if get_token() else ""
+
+
+def _can_sign_in() -> bool:
+    """Whether what `gradio[oauth]` brings is there, as it is on a Space with `hf_oauth: true`."""
+    return all(find_spec(name) is not None for name in ("authlib", "itsdangerous"))
 
 
 def create() -> ExportPanel:
@@ -144,8 +150,7 @@ def create() -> ExportPanel:
                 visible=False,
             )
             rank = gr.Number(
-                None, label=t("export.rank"), placeholder=t("export.exact"), precision=0,
-                elem_id="export-rank", min_width=90,
+                0, label=t("export.rank"), precision=0, elem_id="export-rank", min_width=90
             )  # fmt: skip
             verify = gr.Number(
                 VERIFIED, label=t("export.verify"), precision=0, elem_id="export-verify",
@@ -168,6 +173,10 @@ def create() -> ExportPanel:
                 min_width=90,
             )  # fmt: skip
         status = gr.HTML(elem_id="export-status")
+        command = gr.Textbox(
+            "", label=t("export.command"), interactive=False, buttons=["copy"], lines=2,
+            elem_id="export-command",
+        )  # fmt: skip
         with gr.Column(visible=bool(access()), elem_id="hub") as hub:
             if access() == "oauth":
                 gr.LoginButton(size="sm", elem_id="hub-login")
@@ -177,10 +186,6 @@ def create() -> ExportPanel:
             with gr.Row(elem_id="hub-buttons"):
                 private = gr.Checkbox(True, label=t("hub.private"), elem_id="hub-private")
                 push = gr.Button(t("hub.push"), size="sm", elem_id="push", min_width=90)
-        command = gr.Textbox(
-            "", label=t("export.command"), interactive=False, buttons=["copy"], lines=2,
-            elem_id="export-command",
-        )  # fmt: skip
         done = gr.State(
             Done(), time_to_live=LIFE if shared() else None, delete_callback=Done.remove
         )
@@ -226,8 +231,8 @@ def command(recipe: Recipe, wanted: Wanted) -> str:
 def problems(wanted: Wanted, rank, verify, recipe: Recipe) -> dict[str, str]:
     """Control -> what is wrong with it."""
     found = {}
-    if rank is not None and rank < 1:
-        found["rank"] = f"the rank is {rank:g}; it must be 1 or more, or empty for exact."
+    if rank is not None and rank < 0:
+        found["rank"] = f"the rank is {rank:g}; it must be 1 or more, or 0 for exact."
     if verify is not None and verify < 0:
         found["verify"] = f"{verify:g} prompts cannot be verified; give 0 or more."
     try:

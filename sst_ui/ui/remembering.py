@@ -101,7 +101,7 @@ def connect(studio, engine: Engine, opened, applied, measured: Sequence) -> None
         return shown(lang, Shelf.of(engine.history, rows), view, search, known)
 
     @guarded
-    def compare(lang, rows, view, search, known):
+    def side_by_side(lang, rows, view, search, known):
         shelf = Shelf.of(engine.history, rows)
         return shown(lang, shelf, replace(view, comparing=True), search, known)
 
@@ -149,7 +149,7 @@ def connect(studio, engine: Engine, opened, applied, measured: Sequence) -> None
     for event in measured:
         event.success(keep_measured, [*seen, session.loaded, session.results], written, **PRIVATE)
     panel.table.select(choose, seen, written, **PRIVATE)
-    panel.compare.click(compare, seen, written, **PRIVATE)
+    panel.compare.click(side_by_side, seen, written, **PRIVATE)
     panel.back.click(back, seen, written, **PRIVATE)
     panel.delete.click(delete, seen, written, **PRIVATE)
     panel.undo.click(undo, seen, written, **PRIVATE)
