@@ -94,6 +94,27 @@ def test_adapters_and_models_of_every_kind_pass_their_check(
             assert checked.same_answers == 2
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "gpt_oss"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_mixtures_pass_as_whole_models_also_where_only_the_files_can_be_edited(
+    name, dtype, stored_host, in_process, tmp_path
+):
+    host = stored_host(name, dtype)
+    recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT),))
+    checked = finish(export(host, recipe, tmp_path / "m", "model", verify=2)).verification
+    assert checked.ok, checked
+    assert checked.prompts == 2
+    with pytest.raises(UserError, match="mixtures of experts"):
+        finish(export(host, recipe, tmp_path / "a"))
+    kept = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT, norm_preserving=True),))
+    checked = finish(export(host, kept, tmp_path / "n", "model", verify=2)).verification
+    assert checked.ok, checked
+    assert checked.prompts == 0
+    assert checked.residue < (1e-5 if dtype == torch.float32 else 0.03)
+    assert "no answers were compared" in checked.summary()
+    assert "not compared" in (tmp_path / "n" / "README.md").read_text()
+
+
 def test_a_norm_preserving_adapter_says_how_much_it_lacks(stored_host, in_process, tmp_path):
     host = stored_host("llama")
     recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT, norm_preserving=True),))
