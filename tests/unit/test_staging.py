@@ -120,6 +120,17 @@ def test_what_dead_processes_left_is_removed_and_what_the_living_do_is_not(tmp_p
     assert contents(out) == {"a": b"one"}
 
 
+def test_where_there_are_no_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "fcntl", None)
+    fresh, old = tmp_path / ".model.partial-1", tmp_path / ".model.partial-2"
+    for folder in (fresh, old):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with staged(tmp_path / "model") as folder:
+        (folder / "a").write_text("one")
+    assert sorted(os.listdir(tmp_path)) == [".model.partial-1", "model"]
+
+
 def test_too_little_room_is_said_with_both_numbers(tmp_path, base):
     room(tmp_path / "not" / "there", 1000)
     free = shutil.disk_usage(tmp_path).free
