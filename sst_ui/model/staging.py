@@ -130,7 +130,7 @@ def sweep(out: Path) -> None:
                 if kind == REPLACED and not out.exists():
                     folder.rename(out)
                 else:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _discard(folder, out)
             finally:
                 if lock is not None:
                     os.close(lock)
@@ -147,7 +147,7 @@ def _left(out: Path, kind: str) -> list[Path]:
 def _claim(out: Path) -> tuple[Path, int | None]:
     """A new hidden folder, and the lock on it that says that somebody is at work."""
     while True:
-        folder = out.with_name(f".{out.name}.{PARTIAL}-{uuid4().hex[:8]}")
+        folder = _hidden(out)
         folder.mkdir()
         try:
             lock = _lock(folder)
@@ -190,8 +190,7 @@ def _put(folder: Path, out: Path) -> None:
     """Rename to the goal; a folder that is there is set aside first, and removed at the end."""
     aside = None
     if out.exists() and any(out.iterdir()):
-        aside = out.with_name(f".{out.name}.{REPLACED}-{folder.name.rpartition('-')[2]}")
-        out.rename(aside)
+        aside = out.rename(_hidden(out, REPLACED))
     elif out.exists():
         out.rmdir()
     try:
@@ -202,7 +201,18 @@ def _put(folder: Path, out: Path) -> None:
         raise
     sync_folder(out.parent)
     if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
+        _discard(aside, out)
+
+
+def _discard(folder: Path, out: Path) -> None:
+    """Remove a folder. It is never half removed under a name that says it is whole."""
+    if not folder.name.startswith(f".{out.name}.{PARTIAL}-"):
+        folder = folder.rename(_hidden(out))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hidden(out: Path, kind: str = PARTIAL) -> Path:
+    return out.with_name(f".{out.name}.{kind}-{uuid4().hex[:8]}")
 
 
 def _refuse_to_overwrite(out: Path, force: bool) -> None:

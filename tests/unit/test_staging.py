@@ -120,6 +120,19 @@ def test_what_dead_processes_left_is_removed_and_what_the_living_do_is_not(tmp_p
     assert contents(out) == {"a": b"one"}
 
 
+def test_what_is_half_removed_never_comes_back(tmp_path, monkeypatch):
+    """Killed while it removes what it replaced; then the owner removes the new folder too."""
+    out = tmp_path / "model"
+    for name in ("a", "b"):
+        with staged(out, force=True) as folder:
+            monkeypatch.setattr(staging.shutil, "rmtree", lambda *_, **__: None)  # killed here
+            (folder / name).write_text(name)
+        monkeypatch.undo()
+    shutil.rmtree(out)
+    staging.sweep(out)
+    assert os.listdir(tmp_path) == []
+
+
 def test_where_there_are_no_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(staging, "fcntl", None)
     fresh, old = tmp_path / ".model.partial-1", tmp_path / ".model.partial-2"
