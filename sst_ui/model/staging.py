@@ -84,8 +84,8 @@ def room(path: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise UserError(
-            f"{path} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on that disk; "
-            "make room, or choose a folder on another one."
+            f"{needed / 1e9:.2f} GB are needed in {path} and {free / 1e9:.2f} GB are free there; make "
+            "room, or choose a folder on another disk."
         )
 
 
