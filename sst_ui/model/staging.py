@@ -84,8 +84,8 @@ def room(path: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise UserError(
-            f"{needed / 1e9:.2f} GB are needed in {path} and {free / 1e9:.2f} GB are free there; make "
-            "room, or choose a folder on another disk."
+            f"{needed / 1e9:.2f} GB are needed in {path} and {free / 1e9:.2f} GB are free there; "
+            "make room, or choose a folder on another disk."
         )
 
 
