@@ -142,7 +142,9 @@ def _residue(weight: Tensor, file: Any, number: int) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m sst_ui.lab.reread", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sst_ui.lab.reread", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--reference", type=Path, required=True)
     given = parser.parse_args(arguments)

@@ -175,6 +175,17 @@ def test_wrong_options_are_refused_before_anything_is_written(host, tmp_path, op
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_an_affine_edit_is_refused_before_anything_is_measured(host, tmp_path, format, monkeypatch):
+    def measured(*_):
+        raise AssertionError("directions were measured")
+
+    monkeypatch.setattr("sst_ui.lab.export.resolve", measured)
+    with pytest.raises(UserError, match="affine"):
+        finish(export(host, Recipe(edits=(Ablation(affine=True),)), tmp_path / "x", format))
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_failure_while_writing_leaves_no_folder(host, tmp_path, monkeypatch):
     def broken(*_):
         raise OSError(28, "No space left on device")
