@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -152,6 +153,30 @@ def test_a_changed_tensor_or_another_edit_does_not_pass(stored_host, in_process,
     found = check_again(host, recipe, tmp_path / "m")
     assert not found.ok
     assert found.worst == "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("format", ["adapter", "model", "gguf"])
+def test_a_merge_and_an_ablation_after_it_leave_together(host, in_process, tmp_path, format):
+    recipe = Recipe(edits=(Ablation(), merge()))  # in the file as in the studio: deltas first
+    checked = finish(export(host, recipe, tmp_path / "x", format, verify=3)).verification
+    assert checked.ok, checked
+    assert checked.parameters > 24
+    alone = Recipe(edits=(merge(),))
+    assert not check_again(host, alone, tmp_path / "x").ok
+
+
+def test_closing_the_job_ends_the_reader_and_leaves_no_folder(host, tmp_path):
+    before = set(psutil.Process().children(recursive=True))
+    job = export(host, Recipe(edits=(Ablation(),)), tmp_path / "x", verify=2)
+    stages = []
+    for progress in job:
+        stages.append(progress.stage)
+        if progress.stage == "reread" and progress.done:
+            break
+    assert "reread" in stages
+    job.close()
+    assert set(psutil.Process().children(recursive=True)) <= before
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(host, tmp_path):
