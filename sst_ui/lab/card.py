@@ -46,13 +46,13 @@ def card(recipe: Recipe, results: Sequence[MetricResult], export: "Export", laye
         export: what was written.
         layers: of the model.
     """
-    texts, what = _texts(), purpose(recipe)
+    texts, what = _texts(), purpose(recipe, layers)
     base = _base(recipe.model)
     load = texts["load"][export.format]
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string((PRESETS / "card.md.jinja").read_text(encoding="utf-8"))
     return template.render(
-        front=f"---\n{metadata(recipe, export.format).to_yaml()}\n---\n",
+        front=f"---\n{metadata(recipe, export.format, what).to_yaml()}\n---\n",
         title=recipe.name or f"{recipe.model.id.rstrip('/').rpartition('/')[2]}, edited",
         intro=f"{base[0].upper()}{base[1:]} {texts['intro'][what]}",
         safety=texts["safety"][what],
@@ -72,29 +72,31 @@ def card(recipe: Recipe, results: Sequence[MetricResult], export: "Export", laye
     )
 
 
-def purpose(recipe: Recipe) -> str:
-    """What a recipe is for: abliterated, reinforced, merged, both or plain."""
+def purpose(recipe: Recipe, layers: int) -> str:
+    """What a recipe is for, by the sign of its mean weight: abliterated, reinforced, merged, both
+    or plain."""
     merges = any(isinstance(edit, Merge) for edit in recipe.edits)
     ablations = [edit for edit in recipe.edits if isinstance(edit, Ablation)]
     if merges:
         return "both" if ablations else "merged"
     if not ablations:
         return "plain"
-    weights = [
-        edit.weights.strength * max([1.0, *edit.weights.modules.values()]) for edit in ablations
-    ]
-    return "reinforced" if sum(weights) < 0 else "abliterated"
+    mean = sum(kernel.table(edit.weights, layers).mean() for edit in ablations)
+    return "reinforced" if mean < 0 else "abliterated"
 
 
-def metadata(recipe: Recipe, format: str) -> ModelCardData:
-    """Front matter as the Hub reads it. A local base model is not named: the Hub has no such id."""
-    hub = not is_local(recipe.model.id)
+def metadata(recipe: Recipe, format: str, what: str) -> ModelCardData:
+    """Front matter as the Hub reads it. A local base model is not named: the Hub has no such id.
+
+    Args:
+        what: the recipe's `purpose`.
+    """
     data: dict[str, Any] = {
         "library_name": LIBRARY[format],
         "pipeline_tag": "text-generation",
-        "tags": [*TAGS[purpose(recipe)], "sst-studio"],
+        "tags": [*TAGS[what], "sst-studio"],
     }
-    if hub:
+    if not is_local(recipe.model.id):
         data["base_model"] = recipe.model.id
         data["base_model_relation"] = RELATION.get(format, "finetune")
     return ModelCardData(**data)

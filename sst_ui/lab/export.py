@@ -62,7 +62,7 @@ FORMATS = {
             "Whole model",
             "safetensors as the base model has them, with the edited matrices in place",
             "",
-            lambda host, recipe, rank: None,
+            formats.check_model,
             formats.model,
         ),
         Format(

@@ -11,7 +11,7 @@ import numpy as np
 
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import random
-from sst_ui.model import lowered
+from sst_ui.model import alter, lowered
 from sst_ui.model.adapters import write_adapter
 from sst_ui.model.carry import carry
 from sst_ui.model.host import Host
@@ -75,6 +75,11 @@ def pretended(host: Host, recipe: Recipe) -> tuple[RowEdit, ...]:
 def check_adapter(host: Host, recipe: Recipe, rank: int | None) -> None:
     """Raises UserError for a recipe that no adapter can hold."""
     lowered.check(host, pretended(host, recipe), rank)
+
+
+def check_model(host: Host, recipe: Recipe, rank: int | None = None) -> None:
+    """Raises UserError for a recipe that no weights can hold."""
+    alter.check(pretended(host, recipe), host.architecture)
 
 
 def adapter(job: Job, folder: Path) -> Generator[Progress, None, Made]:

@@ -55,6 +55,7 @@ def converter() -> Path | None:
 
 def check(host: Host, recipe: Recipe, rank: int | None) -> None:
     """Raises UserError where neither way is there for this model."""
+    formats.check_model(host, recipe)
     if converter() is not None:
         return
     family = host.architecture.model_type

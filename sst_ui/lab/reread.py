@@ -28,7 +28,8 @@ def reread(folder: Path, reference: Path) -> dict[str, Any]:
     """Compare a folder with the reference.
 
     Returns:
-        `answers` (token lists), `errors` (largest |Δ log p| of each prompt), `spans` (largest
+        `answers` (token lists), `errors` (of each prompt, largest |Δ log p| at each
+        token), `spans` (largest
         |log p|), `residues` (parameter -> largest |left · W' − expected| / size, row
         by row of `left`), `stored` (types of the file's numbers), `reader`.
     """
@@ -47,7 +48,7 @@ def reread(folder: Path, reference: Path) -> dict[str, Any]:
             ids = torch.tensor([given], device=model.device)
             logits = model(input_ids=ids).logits[0, -len(wanted) :]
             found = logits.float().log_softmax(-1).cpu()
-            errors.append(float((found - wanted).abs().max()))
+            errors.append((found - wanted).abs().amax(-1).tolist())
             spans.append(float(wanted.abs().max()))
             print(json.dumps({"done": number + 1, "total": len(request["prompts"])}), flush=True)
     return {
@@ -141,7 +142,9 @@ def _residue(weight: Tensor, file: Any, number: int) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m sst_ui.lab.reread", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sst_ui.lab.reread", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--reference", type=Path, required=True)
     given = parser.parse_args(arguments)

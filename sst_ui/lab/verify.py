@@ -17,6 +17,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -39,7 +40,7 @@ PROMPTS = ("demo/harmless_heldout", "demo/harmful_heldout")
 TOKENS = 32  # of each answer
 # Largest share of the log-probabilities' span by which they may differ, and of a matrix's largest
 # component: what rounding the weights to the type, and computing in it, explains.
-LOGITS = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.1}
+LOGITS = {"float32": 1e-3, "float16": 0.01, "bfloat16": 0.05}
 RESIDUE = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 0.03}
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
 
@@ -49,9 +50,11 @@ class Verification:
     """What a fresh process found in a folder.
 
     Attributes:
-        prompts, same_answers: how many were asked, and got the live model's greedy answer.
+        prompts, same_answers: how many were asked, and got the live model's greedy answer. None
+            are asked where the live model cannot compute the edit (norms of experts).
         near_ties: answers that differ from a token on that the live model was undecided about.
-        max_logit_error: largest |Δ log p| along the live answers, as a share of their span.
+        max_logit_error: largest |Δ log p| along the live answers, as a share of their span; in a
+            mixture of experts `ok` goes by the median token, since rounding may change the route.
         tolerance: what rounding explains, for the coarsest type that took part.
         residue: largest deviation of a written matrix from W', along the edited directions and
             random ones, relative to the largest component of W there; None if it cannot be read.
@@ -81,6 +84,11 @@ class Verification:
     def summary(self) -> str:
         """One sentence."""
         found = "as in the studio" if self.ok else "NOT as in the studio"
+        if not self.prompts:
+            return (
+                f"{found}, as far as the matrices go ({self.residue:.1e} off): the live model "
+                "cannot compute this edit, so no answers were compared."
+            )
         ties = f" ({self.near_ties} more part at a near tie)" if self.near_ties else ""
         residue = "" if self.residue is None else f", matrices {self.residue:.1e} off"
         return (
@@ -123,6 +131,10 @@ def verify(
     asked = list(questions(n) if prompts is None else prompts)[:n]
     if not asked:
         raise UserError("verification needs at least one prompt.")
+    try:
+        host.live.compile([edits])
+    except UserError:  # the written matrices can be compared nevertheless
+        asked = []
     device = _room(host)
     with tempfile.TemporaryDirectory(prefix="sst-verify-") as work:
         reference = Path(work) / "reference.safetensors"
@@ -206,19 +218,22 @@ def _judged(
     tolerance = max(LOGITS.get(name, LOGITS["bfloat16"]) for name in types)
     allowed = max(RESIDUE.get(name, RESIDUE["bfloat16"]) for name in types)
     pairs = zip(found["errors"], found["spans"], strict=True)
-    shares = [e / s if s else e for e, s in pairs]
+    shares = [e / s if s else e for errors, s in pairs for e in errors]
     error = math.inf if any(map(math.isnan, shares)) else max(shares, default=0.0)
+    # rounding may send a token to other experts, which is no small change; then half of them count
+    mixture = any(writer.form == "experts" for writer in host.architecture.writers)
+    judged = min(error, median(shares)) if mixture and shares and math.isfinite(error) else error
     same = ties = 0
     for number, (mine, theirs) in enumerate(zip(request["answers"], found["answers"], strict=True)):
         mine = [token for token in mine if token not in host.stop]
         if mine == theirs:
             same += 1
-        elif _tie(mine, theirs, tensors[f"logprobs.{number}"], found["errors"][number], host):
+        elif _tie(mine, theirs, tensors[f"logprobs.{number}"], max(found["errors"][number]), host):
             ties += 1
     residues = found["residues"]
     worst = max(residues, key=residues.get, default="")
     residue = residues[worst] if residues else None
-    fine = same + ties == len(found["answers"]) and error <= tolerance
+    fine = same + ties == len(found["answers"]) and judged <= tolerance
     fine = fine and (residue is None or residue <= allowed)
     return Verification(
         len(found["answers"]), same, ties, error, tolerance, residue, allowed, worst,

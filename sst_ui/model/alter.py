@@ -105,6 +105,16 @@ class Alterations:
     untie: bool = False
 
 
+def check(edits: Sequence[Edit], architecture: Architecture) -> None:
+    """Refuse edits that no weights can hold, before files are looked at.
+
+    Raises:
+        UserError: an affine edit, or an added direction that no bias can hold.
+    """
+    for _ in (*_ablations(edits, architecture), *_shifts(edits, architecture)):
+        pass
+
+
 def alterations(
     edits: Sequence[Edit], architecture: Architecture, model: nn.Module, located: Located
 ) -> Alterations:

@@ -21,6 +21,7 @@ from torch import Tensor
 from sst_ui.errors import UserError
 from sst_ui.maths.ablation import edit_weight, orthonormalise
 from sst_ui.maths.lowrank import Delta, concat, core, truncate
+from sst_ui.model.alter import PLAIN_ENDS
 from sst_ui.model.architecture import POST_NORMS, fold
 from sst_ui.model.deltas import RowDelta, Scaled, summed
 from sst_ui.model.host import Host
@@ -30,6 +31,9 @@ from sst_ui.model.roles import Writer
 from sst_ui.progress import Progress
 from sst_ui.recipe import KINDS
 
+# Families whose layer ends with x + mlp(...): what is added to the MLP's output reaches the stream.
+# An adapter brings its own bias, so that here, unlike in a model's files, none need be there.
+ENDS = (*PLAIN_ENDS, "mistral", "phi3", "qwen2", "qwen3")
 MODEL = "Export the whole model (format model)"
 Link = tuple[Tensor, float, bool]  # R [k, d], α, norm preserving
 
@@ -77,11 +81,13 @@ def check(host: Host, edits: Sequence[Edit], rank: int | None = None) -> None:
             f"{fold(mixtures)} of {host.name} are mixtures of experts, whose fused matrices a LoRA "
             f"adapter cannot change. {MODEL}."
         )
-    normed = any(hasattr(host.architecture.layers[0], name) for name in POST_NORMS)
-    if normed and any(isinstance(e, RowEdit) and e.operation == "add" for e in edits):
+    odd = any(hasattr(host.architecture.layers[0], name) for name in POST_NORMS)
+    odd = odd or host.architecture.model_type not in ENDS
+    if odd and any(isinstance(e, RowEdit) and e.operation == "add" for e in edits):
         raise UserError(
-            f"operation 'add' needs a bias after the norm that {host.name} has behind its MLP, and "
-            "there is none. Keep this edit in the studio, or use operation 'ablate'."
+            "operation 'add' needs a bias at what a layer writes last, and the MLP of "
+            f"{host.name} ({host.architecture.model_type}) is not that. Keep this edit in the "
+            "studio, or use operation 'ablate'."
         )
 
 

@@ -92,7 +92,9 @@ def write_model(
     plan = alterations(edits, architecture or discover(model), model, locate(model, shards))
     new = plan.untied[1].bytes if plan.untied else 0
     total = sum(len(shard.header) + shard.end for shard in shards) + new
-    room(out, total + sum((folder / name).stat().st_size for name in names(folder)))
+    room(
+        out.absolute().parent, total + sum((folder / name).stat().st_size for name in names(folder))
+    )
     out.mkdir(parents=True, exist_ok=True)
     work = _Work(plan, rounding, seed)
     done, written = 0, []

@@ -84,8 +84,8 @@ def room(path: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise UserError(
-            f"{path} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on that disk; "
-            "make room, or choose a folder on another one."
+            f"{needed / 1e9:.2f} GB are needed in {path} and {free / 1e9:.2f} GB are free there; "
+            "make room, or choose a folder on another disk."
         )
 
 
@@ -120,12 +120,20 @@ def sweep(out: Path) -> None:
     out = Path(out).absolute()
     for kind in (REPLACED, PARTIAL):
         for folder in _left(out, kind):
-            if not _abandoned(folder):
-                continue
-            if kind == REPLACED and not out.exists():
-                folder.rename(out)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
+            try:
+                lock = _lock(folder)  # held until it is gone: nobody else may take it meanwhile
+            except OSError:
+                continue  # somebody is at work there, or just removed it
+            try:
+                if lock is None and not _old(folder):
+                    continue
+                if kind == REPLACED and not out.exists():
+                    folder.rename(out)
+                else:
+                    _discard(folder, out)
+            finally:
+                if lock is not None:
+                    os.close(lock)
 
 
 def _left(out: Path, kind: str) -> list[Path]:
@@ -139,48 +147,50 @@ def _left(out: Path, kind: str) -> list[Path]:
 def _claim(out: Path) -> tuple[Path, int | None]:
     """A new hidden folder, and the lock on it that says that somebody is at work."""
     while True:
-        folder = out.with_name(f".{out.name}.{PARTIAL}-{uuid4().hex[:8]}")
+        folder = _hidden(out)
         folder.mkdir()
-        lock = _lock(folder)
-        if fcntl is None or (lock is not None and folder.exists()):
+        try:
+            lock = _lock(folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # swept away before it was locked
+        if lock is None or folder.exists():
             return folder, lock
-        if lock is not None:  # swept away before it was locked
-            os.close(lock)
+        os.close(lock)
 
 
 def _lock(folder: Path) -> int | None:
-    """A handle that holds the lock of a folder, or None where another process has it."""
+    """A handle that holds the lock of a folder, or None where there are no such locks.
+
+    Raises:
+        BlockingIOError: another process has it.
+        FileNotFoundError: the folder is gone.
+    """
     if fcntl is None:
         return None
-    handle = None
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        handle = os.open(folder, os.O_RDONLY)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        if handle is not None:
-            os.close(handle)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # some network disks
+        os.close(handle)
         return None
     return handle
 
 
-def _abandoned(folder: Path) -> bool:
-    if fcntl is None:
-        with suppress(OSError):
-            return time.time() - folder.stat().st_mtime > STALE
-        return False
-    lock = _lock(folder)
-    if lock is None:
-        return False
-    os.close(lock)
-    return True
+def _old(folder: Path) -> bool:
+    """Whether a folder without a lock has not been touched for so long that nobody will."""
+    with suppress(OSError):
+        return time.time() - folder.stat().st_mtime > STALE
+    return False
 
 
 def _put(folder: Path, out: Path) -> None:
     """Rename to the goal; a folder that is there is set aside first, and removed at the end."""
     aside = None
     if out.exists() and any(out.iterdir()):
-        aside = out.with_name(f".{out.name}.{REPLACED}-{folder.name.rpartition('-')[2]}")
-        out.rename(aside)
+        aside = out.rename(_hidden(out, REPLACED))
     elif out.exists():
         out.rmdir()
     try:
@@ -191,7 +201,18 @@ def _put(folder: Path, out: Path) -> None:
         raise
     sync_folder(out.parent)
     if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
+        _discard(aside, out)
+
+
+def _discard(folder: Path, out: Path) -> None:
+    """Remove a folder. It is never half removed under a name that says it is whole."""
+    if not folder.name.startswith(f".{out.name}.{PARTIAL}-"):
+        folder = folder.rename(_hidden(out))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hidden(out: Path, kind: str = PARTIAL) -> Path:
+    return out.with_name(f".{out.name}.{kind}-{uuid4().hex[:8]}")
 
 
 def _refuse_to_overwrite(out: Path, force: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -94,6 +95,27 @@ def test_adapters_and_models_of_every_kind_pass_their_check(
             assert checked.same_answers == 2
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "gpt_oss"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_mixtures_pass_as_whole_models_also_where_only_the_files_can_be_edited(
+    name, dtype, stored_host, in_process, tmp_path
+):
+    host = stored_host(name, dtype)
+    recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT),))
+    checked = finish(export(host, recipe, tmp_path / "m", "model", verify=2)).verification
+    assert checked.ok, checked
+    assert checked.prompts == 2
+    with pytest.raises(UserError, match="mixtures of experts"):
+        finish(export(host, recipe, tmp_path / "a"))
+    kept = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT, norm_preserving=True),))
+    checked = finish(export(host, kept, tmp_path / "n", "model", verify=2)).verification
+    assert checked.ok, checked
+    assert checked.prompts == 0
+    assert checked.residue < (1e-5 if dtype == torch.float32 else 0.03)
+    assert "no answers were compared" in checked.summary()
+    assert "not compared" in (tmp_path / "n" / "README.md").read_text()
+
+
 def test_a_norm_preserving_adapter_says_how_much_it_lacks(stored_host, in_process, tmp_path):
     host = stored_host("llama")
     recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT, norm_preserving=True),))
@@ -133,6 +155,30 @@ def test_a_changed_tensor_or_another_edit_does_not_pass(stored_host, in_process,
     assert found.worst == "model.layers.1.mlp.down_proj.weight"
 
 
+@pytest.mark.parametrize("format", ["adapter", "model", "gguf"])
+def test_a_merge_and_an_ablation_after_it_leave_together(host, in_process, tmp_path, format):
+    recipe = Recipe(edits=(Ablation(), merge()))  # in the file as in the studio: deltas first
+    checked = finish(export(host, recipe, tmp_path / "x", format, verify=3)).verification
+    assert checked.ok, checked
+    assert checked.parameters > 24
+    alone = Recipe(edits=(merge(),))
+    assert not check_again(host, alone, tmp_path / "x").ok
+
+
+def test_closing_the_job_ends_the_reader_and_leaves_no_folder(host, tmp_path):
+    before = set(psutil.Process().children(recursive=True))
+    job = export(host, Recipe(edits=(Ablation(),)), tmp_path / "x", verify=2)
+    stages = []
+    for progress in job:
+        stages.append(progress.stage)
+        if progress.stage == "reread" and progress.done:
+            break
+    assert "reread" in stages
+    job.close()
+    assert set(psutil.Process().children(recursive=True)) <= before
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_read_is_an_error(host, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read by a fresh process"):
@@ -151,6 +197,17 @@ def test_a_folder_that_cannot_be_read_is_an_error(host, tmp_path):
 def test_wrong_options_are_refused_before_anything_is_written(host, tmp_path, options, words):
     with pytest.raises(UserError, match=words):
         finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "x", **options))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_an_affine_edit_is_refused_before_anything_is_measured(host, tmp_path, format, monkeypatch):
+    def measured(*_):
+        raise AssertionError("directions were measured")
+
+    monkeypatch.setattr("sst_ui.lab.export.resolve", measured)
+    with pytest.raises(UserError, match="affine"):
+        finish(export(host, Recipe(edits=(Ablation(affine=True),)), tmp_path / "x", format))
     assert not any(tmp_path.iterdir())
 
 

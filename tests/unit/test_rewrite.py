@@ -1,19 +1,26 @@
 """The model written from its files, against copies edited by plain formulas and the live model."""
 
 import copy
+import errno
+import gc
 import json
+import os
 import re
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.peak import Peak
 from sst_ui.errors import UserError
+from sst_ui.maths import directions
 from sst_ui.maths.lowrank import Delta
 from sst_ui.model.architecture import discover
 from sst_ui.model.deltas import RowDelta
-from sst_ui.model.live import LiveEdits
+from sst_ui.model.live import LiveEdits, RowEdit
 from sst_ui.model.rewrite import write_model
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec
@@ -304,3 +311,46 @@ def test_the_tokenizer_and_a_template_of_ones_own_go_with_it(tmp_path):
     assert tokenizer("Hello there").input_ids == original("Hello there").input_ids
     assert tokenizer.chat_template != original.chat_template
     assert (tmp_path / "out/tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("missing", [["copy_file_range"], ["copy_file_range", "sendfile"]])
+def test_the_bytes_are_the_same_however_the_system_copies(missing, tmp_path, monkeypatch):
+    model = saved(tmp_path / "base", "llama")
+    row = (edit(table(2)),)
+    written(tmp_path / "base", row, tmp_path / "kernel", model)
+
+    def not_here(*_):
+        raise OSError(errno.EXDEV, "between two disks")
+
+    for name in missing:
+        monkeypatch.setattr(os, name, not_here)
+    monkeypatch.setattr("sst_ui.model.rewrite.PIECE", 999)
+    written(tmp_path / "base", row, tmp_path / "hand", model)
+    for file in (tmp_path / "kernel").iterdir():
+        assert (tmp_path / "hand" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_memory_stays_below_three_times_the_largest_tensor(tmp_path):
+    base = tmp_path / "base"
+    sizes = {"hidden_size": 256, "intermediate_size": 20_000, "num_hidden_layers": 4}
+    saved(base, "llama", torch.bfloat16, "1GB", **sizes)
+    gc.collect()
+    largest, total = 256 * 20_000 * 2, (base / "model.safetensors").stat().st_size
+    random = directions.random(4, 256)
+    row = (RowEdit(random, np.ones((4, 2)), norm_preserving=True),)
+    written(base, row, tmp_path / "warm")
+    shutil.rmtree(tmp_path / "warm")
+    peak = Peak(torch.device("cpu"))
+    written(base, row, tmp_path / "out")
+    constant = 24_000_000
+    assert peak.added() < 3 * largest + constant < total / 2
+
+
+def test_progress_counts_the_bytes(tmp_path):
+    saved(tmp_path / "base", "llama")
+    spec = ModelSpec(id=str(tmp_path / "base"))
+    steps = [*write_model(spec, (edit(),), None, tmp_path / "out")]
+    done = [step.done for step in steps if step.stage == "write"]
+    assert done == sorted(done)
+    size = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert done[-1] == steps[-1].total == size

@@ -120,10 +120,34 @@ def test_what_dead_processes_left_is_removed_and_what_the_living_do_is_not(tmp_p
     assert contents(out) == {"a": b"one"}
 
 
+def test_what_is_half_removed_never_comes_back(tmp_path, monkeypatch):
+    """Killed while it removes what it replaced; then the owner removes the new folder too."""
+    out = tmp_path / "model"
+    for name in ("a", "b"):
+        with staged(out, force=True) as folder:
+            monkeypatch.setattr(staging.shutil, "rmtree", lambda *_, **__: None)  # killed here
+            (folder / name).write_text(name)
+        monkeypatch.undo()
+    shutil.rmtree(out)
+    staging.sweep(out)
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_there_are_no_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "fcntl", None)
+    fresh, old = tmp_path / ".model.partial-1", tmp_path / ".model.partial-2"
+    for folder in (fresh, old):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with staged(tmp_path / "model") as folder:
+        (folder / "a").write_text("one")
+    assert sorted(os.listdir(tmp_path)) == [".model.partial-1", "model"]
+
+
 def test_too_little_room_is_said_with_both_numbers(tmp_path, base):
     room(tmp_path / "not" / "there", 1000)
     free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(UserError, match=r"needs [\d.]+ GB and [\d.]+ GB are free"):
+    with pytest.raises(UserError, match=r"[\d.]+ GB are needed in .*x and [\d.]+ GB are free"):
         room(tmp_path / "x", free * 2)
 
 
@@ -146,7 +170,7 @@ def small_disk(folder, size):
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, base):
     with small_disk(tmp_path / "disk", 20_000_000) as disk:
-        with pytest.raises(UserError, match=r"needs 0\.\d+ GB and 0\.02 GB are free"):
+        with pytest.raises(UserError, match=r"0\.\d+ GB are needed in .*disk and 0\.02"):
             export(base, disk / "model")
         assert os.listdir(disk) == []
 
