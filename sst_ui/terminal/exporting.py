@@ -75,7 +75,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     for note in done.notes:
         print(f"note: {note}")
     if done.verification is not None:
-        print(f"verified: {done.verification.summary()}")
+        print(f"verification: {done.verification.summary()}")
     if given.push:
         print(f"pushed to {place.url}" if good else "not pushed: it is not as in the studio.")
     return 0 if good else 1
