@@ -1,8 +1,8 @@
-"""The same jobs without a screen: `python -m sst_ui kernel | measure | run | merge | ...`.
+"""The same jobs without a screen: `python -m sst_ui kernel | measure | run | export | ...`.
 
 Knows arguments, progress bars and exit codes: 0, 2 for bad input (one line, no traceback), 130 for
-Ctrl+C, 1 for anything else. Heavy imports happen inside the commands, so that `--help` and `kernel`
-answer at once.
+Ctrl+C, 1 for anything else (an export that does not verify, a defect). Heavy imports happen inside
+the commands, so that `--help` and `kernel` answer at once.
 """
 
 import argparse
@@ -16,7 +16,16 @@ from typing import Any, NoReturn
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, build, load, to_dict
-from sst_ui.terminal import live, merging, with_bar
+from sst_ui.terminal import (
+    completion,
+    evaluating,
+    exporting,
+    live,
+    merging,
+    remembering,
+    tables,
+    with_bar,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,14 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
     try:
         options = build_parser().parse_args(arguments)
-        options.command(options)
+        return options.command(options) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return 130
-    return 0
 
 
 def build_parser() -> Parser:
@@ -75,6 +83,17 @@ def build_parser() -> Parser:
     run.add_argument("--json", action="store_true", help="print metrics.json on stdout")
     run.set_defaults(command=_run)
 
+    evaluate = commands.add_parser("evaluate", help="measure a recipe's metrics")
+    evaluate.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    evaluating.options(evaluate)
+    _model_options(evaluate, default=None)
+    evaluate.set_defaults(command=_evaluate)
+
+    export = commands.add_parser("export", help="write the edited model for other tools")
+    export.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    exporting.options(export)
+    export.set_defaults(command=_export)
+
     merge = commands.add_parser("merge", help="merge a safety adapter into a utility adapter")
     _model_options(merge)
     merging.options(merge)
@@ -90,6 +109,14 @@ def build_parser() -> Parser:
     chat.add_argument("--max-new-tokens", type=int, default=128)
     chat.add_argument("--temperature", type=float, default=0.0)
     chat.set_defaults(command=_chat)
+
+    history = commands.add_parser("history", help="the recipes applied so far, with their numbers")
+    remembering.options(history)
+    history.set_defaults(command=remembering.run)
+
+    complete = commands.add_parser("completion", help="a script for bash, zsh or fish")
+    completion.options(complete)
+    complete.set_defaults(command=_completion)
     return parser
 
 
@@ -172,6 +199,19 @@ def _merge(options: argparse.Namespace) -> None:
     merging.run(options, _model_spec(options))
 
 
+def _evaluate(options: argparse.Namespace) -> None:
+    recipe = load(options.recipe)
+    evaluating.run(options, replace(recipe, model=_model_spec(options, recipe.model)))
+
+
+def _export(options: argparse.Namespace) -> int:
+    return exporting.run(options, load(options.recipe))
+
+
+def _completion(options: argparse.Namespace) -> None:
+    print(completion.script(options.shell, build_parser()), end="")
+
+
 def _metrics(options: argparse.Namespace) -> None:
     import sst_ui.metrics  # registers them
     from sst_ui.metrics.registry import METRICS, describe
@@ -200,20 +240,13 @@ def _run(options: argparse.Namespace) -> None:
     from sst_ui.lab.run import run
 
     outcome = with_bar(run(recipe, options.out, force=options.force))
+    remembering.remember(recipe, outcome.results)
     if options.json:
         print(json.dumps([result.to_json() for result in outcome.results], ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.table import Table
-
     from sst_ui.model.architecture import fold
 
-    table = Table("metric", "n", "base", "edited", "verdict", box=None)
-    for result in outcome.results:
-        pair = [_value(v) for v in (result.base, result.edited)]
-        table.add_row(result.name, str(result.base.n), *pair, result.verdict or "")
-    console = Console()  # a pipe is not cut to the width of a terminal that is not there
-    (console if console.is_terminal else Console(width=120)).print(table)
+    tables.metrics(outcome.results)
     report = outcome.report
     print(f"changes {report.matched} modules: {fold(report.changed) or 'none'}")
     print(f"leaves {len(report.untouched)}: {fold(report.untouched) or 'none'}")
@@ -221,12 +254,6 @@ def _run(options: argparse.Namespace) -> None:
     for message in report.messages:
         print(f"note: {message}")
     print(f"recipe {recipe.digest()}: results in {options.out}")
-
-
-def _value(value: Any) -> str:
-    if value is None or not value.n:
-        return "–"
-    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 def _chat(options: argparse.Namespace) -> None:

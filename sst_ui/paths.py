@@ -1,6 +1,7 @@
 """Where things lie: shipped data, caches, outputs. Knows folders, not what is in them."""
 
 import os
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,6 +13,23 @@ DEMO = ASSETS / "demo"
 def cache_dir() -> Path:
     """Folder for what can be computed again (`SST_CACHE`, else `~/.cache/sst-studio`)."""
     return Path(os.environ.get("SST_CACHE") or Path.home() / ".cache" / "sst-studio")
+
+
+def data_dir() -> Path:
+    """Folder for what must not be lost, such as the run history (`SST_HOME`, else the platform's).
+
+    `~/.local/share/sst-studio` on Linux (`XDG_DATA_HOME` counts), `~/Library/Application Support`
+    and `%LOCALAPPDATA%` elsewhere.
+    """
+    if own := os.environ.get("SST_HOME"):
+        return Path(own)
+    if sys.platform == "darwin":
+        place = Path.home() / "Library" / "Application Support"
+    elif sys.platform == "win32":
+        place = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        place = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return place / "sst-studio"
 
 
 def output_dir() -> Path:

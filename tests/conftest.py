@@ -16,6 +16,7 @@ def folders(tmp_path_factory):
     """Caches and outputs of a test run go to a folder of their own."""
     root = tmp_path_factory.mktemp("studio")
     os.environ["SST_CACHE"] = str(root / "cache")
+    os.environ["SST_HOME"] = str(root / "home")
     os.environ["SST_OUTPUTS"] = str(root / "outputs")
     return root
 

@@ -98,7 +98,12 @@ def read_adapter(adapter: str, host: Host, revision: str | None = None) -> Adapt
     )
 
 
-def write_adapter(folder: str | Path, deltas: Mapping[str, Delta], host: Host) -> Path:
+def write_adapter(
+    folder: str | Path,
+    deltas: Mapping[str, Delta],
+    host: Host,
+    biases: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Save deltas as a PEFT LoRA adapter of scale 1 (lora_alpha = r), in float32.
 
     The folder appears complete or not at all. Deltas of rank 0 are left out.
@@ -107,6 +112,8 @@ def write_adapter(folder: str | Path, deltas: Mapping[str, Delta], host: Host) -
         folder: must not exist, or be empty.
         deltas: module path -> delta.
         host: the model that they belong to.
+        biases: module path -> [out], added to the output of a module that has a delta: PEFT's
+            `lora_bias`. Not every reader of adapters knows it, so it is written only where needed.
 
     Returns:
         The folder.
@@ -128,9 +135,13 @@ def write_adapter(folder: str | Path, deltas: Mapping[str, Delta], host: Host) -
                 raise UserError(f"the edit of {path} holds numbers that are not finite.")
             name = f"base_model.model.{path}.lora_{letter}.weight"
             tensors[name] = factor.detach().to("cpu", torch.float32).contiguous()
+        if biases:  # one setting for all modules: those without a bias hold zeros
+            shift = biases.get(path, torch.zeros(delta.out))
+            name = f"base_model.model.{path}.lora_B.bias"
+            tensors[name] = shift.detach().to("cpu", torch.float32).contiguous()
     turned = any(is_conv1d(host.architecture.matrices[path]) for path in kept)
     ranks = {path: delta.rank for path, delta in kept.items()}
-    settings = settings_for(ranks, host.spec.id, host.spec.revision, turned)
+    settings = settings_for(ranks, host.spec.id, host.spec.revision, turned, bool(biases))
     part = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.part"
     part.mkdir(parents=True)
     try:

@@ -121,13 +121,16 @@ class LoraSettings:
         return pattern.get(get_pattern_key(pattern.keys(), path), default)
 
 
-def settings_for(ranks: Mapping[str, int], base: str, revision: str | None, turned: bool) -> dict:
+def settings_for(
+    ranks: Mapping[str, int], base: str, revision: str | None, turned: bool, bias: bool = False
+) -> dict:
     """adapter_config.json of an adapter with these ranks and scale 1 (lora_alpha = r).
 
     Args:
         ranks: by module path.
         base, revision: of the base model.
         turned: whether its weights are stored [in, out] (Conv1D).
+        bias: whether B has a bias (`lora_bias`).
     """
     from peft import LoraConfig
 
@@ -145,6 +148,7 @@ def settings_for(ranks: Mapping[str, int], base: str, revision: str | None, turn
         alpha_pattern=dict(others),
         target_modules=sorted(ranks),
         fan_in_fan_out=turned,
+        lora_bias=bias,
     )
     data = config.to_dict()
     # sets have no order of their own; the same adapter should give the same file

@@ -11,7 +11,7 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.recipe import Ablation, Recipe, WeightTable
-from sst_ui.ui import merge_drawing, merge_panel, plots, table
+from sst_ui.ui import export_panel, merge_drawing, merge_panel, plots, table
 from sst_ui.ui import recipes as recipe_panel
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.form import Extras, Form, ablation, read, show
@@ -56,6 +56,8 @@ def outputs(studio) -> list:
         studio.apply.apply,
         studio.recipe.text,
         studio.recipe.command,
+        studio.recipe.digest,
+        studio.export.what,
         studio.metrics.limits,
         *merge_drawing.outputs(studio),
     ]
@@ -100,6 +102,8 @@ def draw_rest(studio, engine: Engine, draft: Draft) -> dict:
         ),
         studio.recipe.text: recipes.to_yaml(recipe),
         studio.recipe.command: recipe_panel.command(recipe),
+        studio.recipe.digest: recipe_panel.hashed(lang, recipe, clean),
+        studio.export.what: export_panel.told(lang, now and now.recipe, recipe),
         studio.metrics.limits: told_limits(lang, recipe.evaluation),
     }
 

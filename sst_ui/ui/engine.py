@@ -3,7 +3,7 @@
 Knows the lab's jobs and who may use the model: a window holds a key, and a key that is not the
 loaded model's any more is answered with a clear message. Does not know components or languages.
 The only mutable thing of the screen; visitors' recipes are never kept here, only results that
-follow from them and may be computed again.
+follow from them and may be computed again; the history is the user's own, and none on a Space.
 """
 
 import logging
@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.lab.chat import chat
 from sst_ui.lab.evaluate import evaluate
+from sst_ui.lab.export import export
+from sst_ui.lab.history import History
 from sst_ui.lab.measure import measure, resolve
 from sst_ui.lab.residuals import probe
 from sst_ui.maths import directions as maths_directions
@@ -30,6 +34,7 @@ from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Ablation, DirectionSpec, Evaluation, Merge, ModelSpec, Recipe
 from sst_ui.ui.loaded import Loaded, Replaced
 from sst_ui.ui.merges import Merges
+from sst_ui.ui.shelf import shared
 
 log = logging.getLogger(__name__)
 KEPT = 64  # edits and directions kept in memory; older ones come back from the disk cache
@@ -51,6 +56,7 @@ class Engine:
         self._chats = 0
         self._stopped: OrderedDict[str, tuple] = OrderedDict()
         self.merges = Merges(self)
+        self.history = None if shared() else History()  # None: every browser keeps its own
 
     # --- opening and swapping the model -------------------------------------------------------
 
@@ -254,6 +260,10 @@ class Engine:
                 yield part
                 while self._chats:
                     time.sleep(0.02)
+
+    def export(self, key: str, recipe: Recipe, out: Path, format: str, **more: Any) -> Generator:
+        """The recipe's model as files (see `lab.export.export`); the live model is not touched."""
+        return (yield from export(self.host(key), recipe, out, format, **more))
 
     def stop(self, job: str) -> None:
         """Tell a job of some window, by the name it gave itself, that nobody waits for it now.

@@ -58,8 +58,8 @@ def _look(wanted: Evaluation) -> None:
         corrections.read(wanted.labels)
 
 
-def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) -> None:
-    """Wire the metrics.
+def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) -> list:
+    """Wire the metrics; returns the events at whose end there may be new ones.
 
     Args:
         triggers: events after whose success metrics start.
@@ -155,3 +155,4 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
         cancels=running,
         **PRIVATE,
     )
+    return running

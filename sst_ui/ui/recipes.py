@@ -8,7 +8,8 @@ import gradio as gr
 
 from sst_ui import recipe as recipes
 from sst_ui.recipe import Recipe
-from sst_ui.ui.texts import t
+from sst_ui.ui.html import safe
+from sst_ui.ui.texts import say, t
 
 COMMAND = "python -m sst_ui run recipe.yaml --out outputs/{name}"
 LINK = """(text) => {
@@ -27,6 +28,7 @@ class RecipePanel:
     link: gr.Button
     command: gr.Textbox
     status: gr.HTML
+    digest: gr.HTML
 
 
 def create() -> RecipePanel:
@@ -37,6 +39,7 @@ def create() -> RecipePanel:
         )
         download = gr.DownloadButton(t("recipe.download"), size="sm", elem_id="download-recipe")
         link = gr.Button(t("recipe.link"), size="sm", elem_id="link-recipe")
+    digest = gr.HTML(elem_id="recipe-digest")
     status = gr.HTML(elem_id="recipe-status")
     text = gr.Code(
         language="yaml", label=t("recipe.text"), show_label=False, elem_id="recipe-text", lines=12
@@ -48,7 +51,13 @@ def create() -> RecipePanel:
         buttons=["copy"],
         elem_id="command",
     )
-    return RecipePanel(text, use, download, upload, link, command, status)
+    return RecipePanel(text, use, download, upload, link, command, status, digest)
+
+
+def hashed(language: str, recipe: Recipe, applied: bool) -> str:
+    """The hash of the recipe in the controls, and whether it is the edited model."""
+    state = say(language, "recipe.applied" if applied else "recipe.draft")
+    return f"{say(language, 'recipe.hash')} <code>{recipe.digest()}</code> · {safe(state)}"
 
 
 def command(recipe: Recipe) -> str:

@@ -1,7 +1,8 @@
 """The whole screen: panels in their places, states of a window, and who is wired to whom.
 
 Knows where things are. What happens is in `editing`, `merging`, `applying`, `opening`, `talking`,
-`evaluating`, `inspecting`, `advising` and `adopting`.
+`evaluating`, `inspecting`, `advising`, `adopting`, `remembering`
+and `exporting`.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from sst_ui.ui import (
     chat,
     editing,
     evaluating,
+    export_panel,
+    exporting,
     figures,
     header,
     inspecting,
@@ -26,6 +29,8 @@ from sst_ui.ui import (
     metrics,
     model,
     opening,
+    remembering,
+    runs,
     talking,
     variants,
     weights,
@@ -43,7 +48,8 @@ class Session:
     """The states of a window: small frozen data, each written by one kind of event.
 
     `saved` and `corrections` are kept by the browser and survive a restart: the recipes applied so
-    far, as YAML, and the labels that were corrected. `job` names the metrics now
+    far, as YAML, and the labels that were corrected; on a Space also the `runs`, which elsewhere
+    are the user's history. `job` names the metrics now
     being computed.
     """
 
@@ -56,6 +62,8 @@ class Session:
     corrections: gr.BrowserState
     job: gr.State
     opened: gr.State
+    runs: gr.BrowserState
+    view: gr.State
     conversation: gr.State
     methods: gr.State
 
@@ -77,6 +85,9 @@ class Studio:
     chat: chat.ChatPanel
     answers: answers.AnswersPanel
     recipe: recipe_panel.RecipePanel
+    export: export_panel.ExportPanel
+    runs: runs.RunsPanel
+    runs_tab: gr.Tab
     methods: methods.MethodsPanel
     metrics: metrics.MetricsPanel
     variants: variants.VariantsPanel
@@ -108,7 +119,9 @@ def build(engine: Engine) -> gr.Blocks:
         talking.connect(studio.chat, engine, studio.session, studio.figures.probe)
         opened = opening.connect(page, studio, engine)
         interrupts = [studio.apply.apply.click, studio.apply.undo.click, studio.variants.rows.click]
-        evaluating.connect(studio, engine, [*changed, opened], interrupts)
+        measured = evaluating.connect(studio, engine, [*changed, opened], interrupts)
+        remembering.connect(studio, engine, opened, changed[0], measured)
+        exporting.connect(studio, engine)
         inspecting.connect(studio)
         advising.connect(studio, engine)
         adopting.connect(studio, engine)
@@ -127,6 +140,8 @@ def _panels(engine: Engine) -> Studio:
         corrections=gr.BrowserState([], storage_key="sst-studio-corrections", secret="sst-studio"),
         job=gr.State(""),
         opened=gr.State(""),
+        runs=gr.BrowserState([], storage_key="sst-studio-runs", secret="sst-studio"),
+        view=gr.State(runs.View()),
         conversation=gr.State(Conversation()),
         methods=gr.State(()),
     )
@@ -153,7 +168,12 @@ def _panels(engine: Engine) -> Studio:
                 with gr.Tab(t("tab.answers"), id="answers", elem_id="answers-tab"):
                     answers_panel = answers.create()
                 with gr.Tab(t("tab.recipe"), id="recipe", elem_id="recipe-tab"):
-                    recipe = recipe_panel.create()
+                    with gr.Row(elem_id="recipe-row"):
+                        with gr.Column(elem_id="recipe-column", min_width=240):
+                            recipe = recipe_panel.create()
+                        export = export_panel.create()
+                with gr.Tab(t("tab.runs"), id="runs", elem_id="runs-tab") as runs_tab:
+                    runs_panel = runs.create()
                 with gr.Tab(t("tab.methods"), id="methods", elem_id="methods-tab"):
                     methods_panel = methods.create()
         with gr.Column(elem_id="right", min_width=260):
@@ -182,6 +202,9 @@ def _panels(engine: Engine) -> Studio:
         chat_panel,
         answers_panel,
         recipe,
+        export,
+        runs_panel,
+        runs_tab,
         methods_panel,
         metrics_panel,
         variants_panel,

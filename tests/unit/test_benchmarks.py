@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import evaluate, live_edit, mergers, sst, sweep
+from benchmarks import evaluate, export, export_ways, live_edit, mergers, sst, sweep
 from benchmarks.peak import Peak
 from benchmarks.plain import Plain
 from sst_ui.data.prompts import load as load_prompts
@@ -261,3 +261,47 @@ def test_the_demos_merge_is_timed_and_printed_for_a_program(
 def test_missing_adapters_are_one_line_and_exit_code_2(tmp_path, capsys):
     assert sst.main(["--adapters", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small model in the shape of the benchmark's, and what each way made of it."""
+    folder = tmp_path_factory.mktemp("export")
+    small = {
+        "hidden_size": 64,
+        "num_hidden_layers": 6,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    source = folder / "base"
+    source.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(export_ways.SHAPES, "small", small)
+        patch.setattr(export_ways, "SHARD", 20_000_000)
+        size = export_ways.random_model(source, "small")
+    export_ways.make_adapter(source)
+    for name, way in export_ways.WAYS.items():
+        way(source, folder / name)
+    return folder, size
+
+
+def test_every_way_of_exporting_makes_the_same_model(exported):
+    folder, size = exported
+    answers = {}
+    for way in export_ways.WAYS:
+        model = AutoModelForCausalLM.from_pretrained(folder / way, dtype=torch.float32)
+        assert sum(p.numel() for p in model.parameters()) * 2 == size
+        with torch.no_grad():
+            answers[way] = model(input_ids=torch.arange(5, 25)[None]).logits
+    changed = (answers["cp"] - answers["stream"]).abs().max()
+    for way in ("peft", "transformers"):
+        assert (answers[way] - answers["stream"]).abs().max() < 0.05 * changed
+
+
+def test_exports_are_compared_with_cp_round_by_round():
+    seconds = {"cp": [1.0, 2.0, 4.0], "stream": [2.0, 2.5, 8.0]}
+    result = export.Result("small", 10**9, (1, 2), seconds, dict.fromkeys(seconds, 2**20), True, 1)
+    table = export.markdown(result)
+    assert "| 0.50 | 1× | 1 MiB |" in table
+    assert {line.count("|") for line in table.splitlines()} == {7}

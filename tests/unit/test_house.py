@@ -27,7 +27,7 @@ FLOOR = {
     "__main__": 6, "app": 6,
 }  # fmt: skip
 PEERS = {"data", "model", "metrics"}  # may use one another
-PROVIDED = {"spaces"}  # a ZeroGPU Space brings it; the studio runs without
+PROVIDED = {"spaces", "gguf"}  # a ZeroGPU Space brings one, pip the other; the studio runs without
 
 
 @cache

@@ -132,7 +132,7 @@ def test_every_control_is_wired(page):
         gr.Button, gr.Slider, gr.Radio, gr.Checkbox, gr.Dropdown, gr.Number, gr.Textbox,
         gr.UploadButton, gr.Dataframe, gr.Code,
     )  # fmt: skip
-    passive = {"command"}  # shows the command line, to copy
+    passive = {"command", "export-command"}  # show command lines, to copy
     dead = [
         f"{type(block).__name__} {block.elem_id or block.label}"
         for block in page.blocks.values()

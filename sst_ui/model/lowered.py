@@ -1,0 +1,215 @@
+"""Edits as low-rank weight changes: what a LoRA adapter can hold of them, and how much it cannot.
+
+Knows writers, ablations and deltas. Does not know files or formats. All of it in float64.
+
+    Without norm preservation a writer's matrix becomes W' = P (W + ΔM), P = Pₙ … P₁,
+    Pᵢ = I − αᵢ RᵢᵀRᵢ, so that with Q an orthonormal basis of all Rᵢ
+        W' − W = Q · Qᵀ(P − I) W + (P B) A       exactly, of rank Σ kᵢ + r.
+    With it, W' = (…)·diag(D) differs from W in every direction: the best change of a given rank
+    stands in for it (Eckart and Young 1936), and how far off it is is told.
+
+A bias that a writer has is projected too; PEFT holds its change as `lora_bias`.
+"""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sst_ui.errors import UserError
+from sst_ui.maths.ablation import edit_weight, orthonormalise
+from sst_ui.maths.lowrank import Delta, concat, core, truncate
+from sst_ui.model.alter import PLAIN_ENDS
+from sst_ui.model.architecture import POST_NORMS, fold
+from sst_ui.model.deltas import RowDelta, Scaled, summed
+from sst_ui.model.host import Host
+from sst_ui.model.live import Edit
+from sst_ui.model.plan import RowEdit
+from sst_ui.model.roles import Writer
+from sst_ui.progress import Progress
+from sst_ui.recipe import KINDS
+
+# Families whose layer ends with x + mlp(...): what is added to the MLP's output reaches the stream.
+# An adapter brings its own bias, so that here, unlike in a model's files, none need be there.
+ENDS = (*PLAIN_ENDS, "mistral", "phi3", "qwen2", "qwen3")
+MODEL = "Export the whole model (format model)"
+Link = tuple[Tensor, float, bool]  # R [k, d], α, norm preserving
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """Low-rank changes that do what the edits do.
+
+    Attributes:
+        deltas: module path -> delta, float32 on the CPU.
+        biases: module path -> what is added to its output [out], float32.
+        errors: module path -> ‖change − delta‖_F / ‖change‖_F where the rank was not enough.
+        error: the same over all modules together; 0 where everything is exact.
+    """
+
+    deltas: Mapping[str, Delta]
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    error: float = 0.0
+
+
+def check(host: Host, edits: Sequence[Edit], rank: int | None = None) -> None:
+    """Refuse what no adapter can hold, before anything is computed.
+
+    Raises:
+        UserError: an affine edit; norm preservation without a rank; an edit of experts.
+    """
+    if rank is not None and rank < 1:
+        raise UserError(f"the rank is {rank}; it must be 1 or more.")
+    for edit in (edit for edit in edits if isinstance(edit, RowEdit)):
+        if edit.affine:
+            raise UserError(
+                "an affine edit acts on the whole residual stream, which no adapter of single "
+                "modules can do. Use a plain ablation (affine: false), or keep it in the studio."
+            )
+        if edit.norm_preserving and rank is None and edit.alpha.any():
+            raise UserError(
+                "norm_preserving changes every direction of a matrix, which a LoRA adapter holds "
+                f"only in part. {MODEL}, or give a rank (--rank 64): the best adapter of that rank "
+                "is written, with its error."
+            )
+    mixtures = [w.name for w in host.architecture.writers if w.form == "experts" and _on(w, edits)]
+    if mixtures:
+        raise UserError(
+            f"{fold(mixtures)} of {host.name} are mixtures of experts, whose fused matrices a LoRA "
+            f"adapter cannot change. {MODEL}."
+        )
+    odd = any(hasattr(host.architecture.layers[0], name) for name in POST_NORMS)
+    odd = odd or host.architecture.model_type not in ENDS
+    if odd and any(isinstance(e, RowEdit) and e.operation == "add" for e in edits):
+        raise UserError(
+            "operation 'add' needs a bias at what a layer writes last, and the MLP of "
+            f"{host.name} ({host.architecture.model_type}) is not that. Keep this edit in the "
+            "studio, or use operation 'ablate'."
+        )
+
+
+def lower(
+    host: Host, edits: Sequence[Edit], rank: int | None = None
+) -> Generator[Progress, None, Lowered]:
+    """The edits as deltas: deltas first, ablations after, as the live model computes them.
+
+    Args:
+        rank: at most so many for each module; None for the exact change.
+
+    Yields:
+        Progress of the stage `adapter`, in modules.
+
+    Raises:
+        UserError: as `check`; quantised weights, which cannot be read.
+    """
+    check(host, edits, rank)
+    added = summed(edit for edit in edits if isinstance(edit, RowDelta))
+    writers = {writer.name: writer for writer in host.architecture.writers}
+    paths = [
+        path
+        for path in host.architecture.matrices
+        if path in added or (path in writers and _on(writers[path], edits))
+    ]
+    deltas: dict[str, Delta] = {}
+    biases: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    lost = whole = 0.0
+    for number, path in enumerate(paths):
+        yield Progress("adapter", number, len(paths), path)
+        writer = writers.get(path)
+        links = _links(writer, edits) if writer is not None else []
+        delta, error = _change(writer, added.get(path, ()), links, rank)
+        if writer is not None and (shift := _bias(writer, links, edits)) is not None:
+            biases[path] = shift.float().cpu()
+        size = math.hypot(delta.norm(), error)  # the part kept and the part dropped are orthogonal
+        lost, whole = lost + error**2, whole + size**2
+        if error > 1e-6 * size:
+            errors[path] = error / size
+        if not delta.rank:  # a bias alone; PEFT knows no adapter without factors
+            delta = Delta(delta.b.new_zeros(delta.out, 1), delta.a.new_zeros(1, delta.inp))
+        deltas[path] = Delta(delta.b.float().cpu(), delta.a.float().cpu())
+    yield Progress("adapter", len(paths), len(paths))
+    return Lowered(deltas, biases, errors, math.sqrt(lost / whole) if errors else 0.0)
+
+
+def _on(writer: Writer, edits: Sequence[Edit]) -> bool:
+    """Whether an ablation or a shift changes what this module writes."""
+    return any(
+        _shift(writer, edit) is not None
+        or (not edit.on_residual and edit.alpha[writer.layer, KINDS.index(writer.role)] != 0)
+        for edit in edits
+        if isinstance(edit, RowEdit)
+    )
+
+
+def _links(writer: Writer, edits: Sequence[Edit]) -> list[Link]:
+    found = []
+    for edit in edits:
+        if isinstance(edit, RowEdit) and not edit.on_residual:
+            alpha = float(edit.alpha[writer.layer, KINDS.index(writer.role)])
+            if alpha:
+                rows = edit.directions.vectors[writer.layer].double()
+                found.append((rows, alpha, edit.norm_preserving))
+    return found
+
+
+def _change(
+    writer: Writer | None, added: Sequence[Scaled], links: list[Link], rank: int | None
+) -> tuple[Delta, float]:
+    """The change of one matrix, and ‖what the rank leaves out‖_F."""
+    parts = [Delta(scale * d.b.double().cpu(), d.a.double().cpu()) for d, scale in added]
+    if any(preserving for *_, preserving in links):
+        weight = writer.weight().double().cpu()
+        edited = weight + sum(part.dense() for part in parts) if parts else weight
+        for rows, alpha, preserving in links:
+            edited = edit_weight(edited, rows, alpha, preserving)
+        left, right, error = truncate(edited - weight, rank)
+        return Delta(left, right), error
+    if links:
+        weight = writer.weight().double().cpu()
+        basis = orthonormalise(torch.cat([rows for rows, *_ in links]))
+        basis = basis[basis.norm(dim=1) > 0.5]  # [K, d]: dependent rows became zero
+        turned = basis  # Qᵀ P, from the last ablation to the first
+        for rows, alpha, _ in reversed(links):
+            turned = turned - alpha * (turned @ rows.mT) @ rows
+        parts = [Delta(_projected(part.b.mT, links).mT, part.a) for part in parts]
+        parts.append(Delta(basis.mT, (turned - basis) @ weight))
+    if not parts:
+        return Delta(torch.zeros(_out(writer), 0), torch.zeros(0, writer.width)), 0.0
+    delta = concat(parts)
+    if rank is not None and rank < delta.rank:
+        own = core(delta, None)
+        return own.delta(own.utility, rank)
+    return delta, 0.0
+
+
+def _projected(values: Tensor, links: list[Link]) -> Tensor:
+    """P applied to vectors [..., d] of the residual stream."""
+    for rows, alpha, _ in links:
+        values = values - alpha * (values @ rows.mT) @ rows
+    return values
+
+
+def _bias(writer: Writer, links: list[Link], edits: Sequence[Edit]) -> Tensor | None:
+    """What is added to a writer's output for every input, [out] float64; None for nothing."""
+    bias = writer.bias() if links else None
+    change = None if bias is None else _projected(bias.double().cpu(), links) - bias.double().cpu()
+    for edit in edits:
+        if isinstance(edit, RowEdit) and (shift := _shift(writer, edit)) is not None:
+            change = shift if change is None else change + shift
+    return change
+
+
+def _shift(writer: Writer, edit: RowEdit) -> Tensor | None:
+    """What `add` puts on the residual after a layer, at the last module that writes to it."""
+    if edit.operation != "add" or writer.role != "mlp":
+        return None
+    shift = float(edit.shifts()[writer.layer])
+    return -shift * edit.directions.vectors[writer.layer, 0].double() if shift else None
+
+
+def _out(writer: Writer) -> int:
+    return writer.module.nf if writer.form == "conv1d" else writer.module.out_features

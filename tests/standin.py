@@ -1,0 +1,172 @@
+"""A stand-in for the Hugging Face Hub on loopback: the calls that pushing a model makes.
+
+Knows whoami, creating a repository, checking a card, preupload, the LFS batch and its PUTs, a
+commit, model_info.
+Keeps everything in memory and writes down what it was sent. Files over 1 kB count as large.
+"""
+
+import base64
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import yaml
+
+TOKEN = "stand-in-token"
+LARGE = 1000
+
+
+class Hub:
+    """What the stand-in holds.
+
+    Attributes:
+        repos: name -> {"private": bool, "files": {path: bytes}, "commits": int}.
+        blobs: sha256 -> content of large files.
+        puts: sha256 of every large file sent, in order.
+        fail_puts: how many of the next PUTs after `spare` good ones are refused.
+    """
+
+    def __init__(self) -> None:
+        self.repos: dict[str, dict] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.puts: list[str] = []
+        self.spare, self.fail_puts = 0, 0
+        self.url = ""
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_) -> None:
+            pass
+
+        def body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                data = b""
+                while size := int(self.rfile.readline().strip(), 16):
+                    data += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return data
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+        def answer(self, data=None, status: int = 200) -> None:
+            text = json.dumps(data if data is not None else {}).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def allowed(self) -> bool:
+            if self.headers.get("Authorization") == f"Bearer {TOKEN}":
+                return True
+            self.answer({"error": "Invalid credentials"}, 401)
+            return False
+
+        def do_GET(self) -> None:
+            if not self.allowed():
+                return
+            path = self.path.partition("?")[0]
+            if path == "/api/whoami-v2":
+                self.answer({"name": "ada", "type": "user", "orgs": []})
+            elif path.startswith("/api/models/") and (name := path[12:]) in hub.repos:
+                repo = hub.repos[name]
+                files = [{"rfilename": file} for file in repo["files"]]
+                self.answer(
+                    {"id": name, "private": repo["private"], "siblings": files, "sha": "0" * 40}
+                )
+            else:
+                self.answer({"error": "Repository not found"}, 404)
+
+        def do_POST(self) -> None:
+            data = self.body()
+            if not self.allowed():
+                return
+            path = self.path.partition("?")[0]
+            if path == "/api/repos/create":
+                self.create(json.loads(data))
+            elif path == "/api/validate-yaml":  # of a README's front matter
+                front = yaml.safe_load(json.loads(data)["content"].split("---")[1])
+                errors = [] if isinstance(front, dict) else [{"message": "no mapping"}]
+                self.answer({"errors": errors, "warnings": []})
+            elif "/preupload/" in path:
+                files = [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["size"] > LARGE else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for file in json.loads(data)["files"]
+                ]
+                self.answer({"files": files})
+            elif path.endswith("/info/lfs/objects/batch"):
+                self.batch(json.loads(data))
+            elif "/commit/" in path:
+                self.commit(path.removeprefix("/api/models/").partition("/commit/")[0], data)
+            else:
+                self.answer({"error": f"unknown call {path}"}, 404)
+
+        def do_PUT(self) -> None:
+            data, oid = self.body(), self.path.rpartition("/")[2]
+            hub.puts.append(oid)
+            if hub.fail_puts and not hub.spare:
+                hub.fail_puts -= 1
+                self.answer({"error": "the disk is full"}, 400)
+                return
+            hub.spare = max(0, hub.spare - 1)
+            hub.blobs[oid] = data
+            self.answer()
+
+        def create(self, wanted: dict) -> None:
+            name = f"{wanted.get('organization') or 'ada'}/{wanted['name']}"
+            if not name.startswith("ada/"):
+                self.answer({"error": "You don't have the rights"}, 403)
+                return
+            there = name in hub.repos
+            private = wanted.get("private", wanted.get("visibility") == "private")
+            hub.repos.setdefault(name, {"private": bool(private), "files": {}, "commits": 0})
+            self.answer({"url": f"{hub.url}/{name}", "id": name}, 409 if there else 200)
+
+        def batch(self, wanted: dict) -> None:
+            objects = []
+            for item in wanted["objects"]:
+                if item["oid"] not in hub.blobs:
+                    upload = {"href": f"{hub.url}/blob/{item['oid']}", "header": {}}
+                    item = {**item, "actions": {"upload": upload}}
+                objects.append(item)
+            self.answer({"transfer": "basic", "objects": objects})
+
+        def commit(self, name: str, data: bytes) -> None:
+            repo = hub.repos[name]
+            for line in map(json.loads, data.decode().splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    repo["files"][value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    repo["files"][value["path"]] = hub.blobs[value["oid"]]
+            repo["commits"] += 1
+            oid = f"{repo['commits']:040x}"
+            self.answer(
+                {"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}"}
+            )
+
+    return Handler
+
+
+@contextmanager
+def standin():
+    """A running stand-in; `hub.url` is its endpoint."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,392 @@
+"""Whole exports: what lies in the folder, read again by plain libraries, against the live model."""
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from sst_ui.errors import UserError
+from sst_ui.lab import gguf_file
+from sst_ui.lab.export import FORMATS, export
+from sst_ui.lab.measure import resolve
+from sst_ui.lab.reread import reread
+from sst_ui.lab.verify import Verification, questions, verify
+from sst_ui.model.host import load
+from sst_ui.paths import DEMO
+from sst_ui.progress import finish
+from sst_ui.recipe import Ablation, DirectionSpec, Merge, ModelSpec, Recipe, WeightTable
+from tests.talk import byte_tokenizer
+from tests.tiny import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:::peft", "ignore:::transformers")
+ADAPTERS = DEMO / "adapters"
+RANDOM = DirectionSpec(estimator="random", k=2)
+FLAT = WeightTable(peak=0.5, width=10.0)
+
+
+def merge(method="task_arithmetic", **more):
+    names = {"utility": str(ADAPTERS / "utility"), "safety": str(ADAPTERS / "safety")}
+    return Merge(**names, method=method, **more)
+
+
+@pytest.fixture
+def stored_host(tmp_path):
+    """`stored_host(name, dtype)`: a tiny random model, loaded from a folder as any other."""
+
+    def build(name, dtype=torch.float32, **overrides):
+        folder = tmp_path / f"tiny-{name}"
+        model = tiny(name, **{"vocab_size": 261, **overrides}).to(dtype)
+        model.save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+        return finish(load(ModelSpec(id=str(folder))))
+
+    return build
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Read folders again in this process: the same reader, without a start of ten seconds."""
+
+    def fresh(folder, reference):
+        yield from ()
+        return json.loads(json.dumps(reread(folder, reference)))
+
+    monkeypatch.setattr("sst_ui.lab.verify._fresh", fresh)
+
+
+@pytest.mark.parametrize("format", ["adapter", "model", "gguf"])
+def test_a_fresh_process_finds_the_demo_as_it_was_in_the_studio(host, tmp_path, format):
+    recipe = Recipe(name="less refusal", edits=(Ablation(),))
+    done = finish(export(host, recipe, tmp_path / "out", format, verify=4))
+    checked = done.verification
+    assert checked.ok
+    assert checked.prompts == 4
+    assert checked.same_answers + checked.near_ties == 4
+    assert checked.parameters == 14  # attention and MLP of seven layers
+    assert checked.max_logit_error < (1e-5 if format == "adapter" else 0.02)
+    names = {path.name for path in done.folder.iterdir()}
+    assert {"README.md", "recipe.yaml", "tokenizer.json", "chat_template.jinja"} <= names
+    assert ("config.json" in names) == (format != "adapter")
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (done.folder / name).read_bytes() == (DEMO / name).read_bytes()
+    assert set(done.files) == {
+        path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*")
+    }
+    assert "| Result | passed |" in (done.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["llama_bias", "gpt2", "gpt_neox", "gemma2", "phi3", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_adapters_and_models_of_every_kind_pass_their_check(
+    name, dtype, stored_host, in_process, tmp_path
+):
+    host = stored_host(name, dtype)
+    recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT),))
+    for format in ("adapter", "model"):
+        checked = finish(export(host, recipe, tmp_path / format, format, verify=2)).verification
+        assert checked.ok, (format, checked)
+        assert checked.parameters == 6
+        if dtype == torch.float32:
+            assert checked.residue < 1e-5
+            assert checked.same_answers == 2
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "gpt_oss"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_mixtures_pass_as_whole_models_also_where_only_the_files_can_be_edited(
+    name, dtype, stored_host, in_process, tmp_path
+):
+    host = stored_host(name, dtype)
+    recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT),))
+    checked = finish(export(host, recipe, tmp_path / "m", "model", verify=2)).verification
+    assert checked.ok, checked
+    assert checked.prompts == 2
+    with pytest.raises(UserError, match="mixtures of experts"):
+        finish(export(host, recipe, tmp_path / "a"))
+    kept = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT, norm_preserving=True),))
+    checked = finish(export(host, kept, tmp_path / "n", "model", verify=2)).verification
+    assert checked.ok, checked
+    assert checked.prompts == 0
+    assert checked.residue < (1e-5 if dtype == torch.float32 else 0.03)
+    assert "no answers were compared" in checked.summary()
+    assert "not compared" in (tmp_path / "n" / "README.md").read_text()
+
+
+def test_a_norm_preserving_adapter_says_how_much_it_lacks(stored_host, in_process, tmp_path):
+    host = stored_host("llama")
+    recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT, norm_preserving=True),))
+    with pytest.raises(UserError, match="--rank"):
+        finish(export(host, recipe, tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+    done = finish(export(host, recipe, tmp_path / "a", rank=4, verify=2))
+    assert any("approximation" in note and "%" in note for note in done.notes)
+    assert done.verification.residue > 0.01  # told, as it is
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "An approximation: the adapter lacks" in card
+    assert "--rank 4" in card
+    exact = finish(export(host, recipe, tmp_path / "m", "model", verify=2))
+    assert exact.verification.residue < 1e-5
+
+
+def check_again(host, recipe, folder) -> Verification:
+    edits = finish(resolve(host, recipe))
+    return finish(verify(host, edits, folder, questions(2), 2))
+
+
+def test_a_changed_tensor_or_another_edit_does_not_pass(stored_host, in_process, tmp_path):
+    host = stored_host("llama")
+    recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT),))
+    finish(export(host, recipe, tmp_path / "m", "model"))
+    assert check_again(host, recipe, tmp_path / "m").ok
+    weaker = Recipe(model=host.spec, edits=(Ablation(RANDOM, WeightTable(width=10, strength=0.9)),))
+    found = check_again(host, weaker, tmp_path / "m")
+    assert not found.ok
+    assert found.residue > 0.05
+    weights = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.1.mlp.down_proj.weight"][:, 0] += 0.3
+    save_file(tensors, weights, metadata={"format": "pt"})
+    found = check_again(host, recipe, tmp_path / "m")
+    assert not found.ok
+    assert found.worst == "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("format", ["adapter", "model", "gguf"])
+def test_a_merge_and_an_ablation_after_it_leave_together(host, in_process, tmp_path, format):
+    recipe = Recipe(edits=(Ablation(), merge()))  # in the file as in the studio: deltas first
+    checked = finish(export(host, recipe, tmp_path / "x", format, verify=3)).verification
+    assert checked.ok, checked
+    assert checked.parameters > 24
+    alone = Recipe(edits=(merge(),))
+    assert not check_again(host, alone, tmp_path / "x").ok
+
+
+def test_closing_the_job_ends_the_reader_and_leaves_no_folder(host, tmp_path):
+    before = set(psutil.Process().children(recursive=True))
+    job = export(host, Recipe(edits=(Ablation(),)), tmp_path / "x", verify=2)
+    stages = []
+    for progress in job:
+        stages.append(progress.stage)
+        if progress.stage == "reread" and progress.done:
+            break
+    assert "reread" in stages
+    job.close()
+    assert set(psutil.Process().children(recursive=True)) <= before
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(host, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read by a fresh process"):
+        finish(verify(host, (), tmp_path, ["Hello"], 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"format": "modle"}, "did you mean 'model'"),
+        ({"rounding": "up"}, "rounding 'up' is unknown"),
+        ({"verify": -1}, "verify is -1"),
+        ({"rank": 0}, "rank is 0"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(host, tmp_path, options, words):
+    with pytest.raises(UserError, match=words):
+        finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "x", **options))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_an_affine_edit_is_refused_before_anything_is_measured(host, tmp_path, format, monkeypatch):
+    def measured(*_):
+        raise AssertionError("directions were measured")
+
+    monkeypatch.setattr("sst_ui.lab.export.resolve", measured)
+    with pytest.raises(UserError, match="affine"):
+        finish(export(host, Recipe(edits=(Ablation(affine=True),)), tmp_path / "x", format))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_failure_while_writing_leaves_no_folder(host, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sst_ui.lab.export.card", broken)
+    with pytest.raises(UserError, match="No space left"):
+        finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "x"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_every_format_has_words_for_the_screen():
+    assert list(FORMATS) == ["adapter", "model", "mergekit", "gguf"]
+    assert all(row.title and row.what for row in FORMATS.values())
+
+
+# mergekit
+
+
+def mergekit_value(setting, name, t):
+    """A parameter as mergekit reads it: conditions in order, lists interpolated over the layers."""
+    if isinstance(setting, int | float):
+        return setting
+    if all(isinstance(value, int | float) for value in setting):
+        place = t * (len(setting) - 1)
+        low = int(place)
+        high = min(len(setting) - 1, low + 1)
+        return (1 - (place - low)) * setting[low] + (place - low) * setting[high]
+    for condition in setting:
+        if condition.get("filter") is None or condition["filter"] in name:
+            return mergekit_value(condition["value"], name, t)
+    raise AssertionError(f"no condition for {name}")
+
+
+def task_arithmetic(folder: Path, host, name):
+    """What mergekit would add to one tensor of a model of 12 layers."""
+    said = yaml.safe_load((folder / "mergekit.yaml").read_text())
+    assert said["merge_method"] == "task_arithmetic"
+    assert said["parameters"]["normalize"] is False
+    parts = name.split(".")
+    t = int(parts[2]) / (host.layers - 1) if parts[1] == "layers" else 1.0
+    total = 0
+    for model in said["models"]:
+        base, _, place = model["model"].partition("+")
+        assert base == said["base_model"] == str(DEMO)
+        factors = load_file(folder / place / "adapter_model.safetensors")
+        factors = {key: value.float() for key, value in factors.items()}
+        settings = json.loads((folder / place / "adapter_config.json").read_text())
+        start = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        if f"{start}A.weight" not in factors:
+            continue
+        scale = settings["lora_alpha"] / settings["r"]
+        delta = scale * factors[f"{start}B.weight"] @ factors[f"{start}A.weight"]
+        total = total + mergekit_value(model["parameters"]["weight"], name, t) * delta
+    return total
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear"])
+def test_a_merge_in_mergekits_words_gives_the_studios_weights(host, tmp_path, method):
+    weights = WeightTable(
+        peak=0.7, width=0.2, threshold=0.3, strength=1.5, modules={"mlp": 0.5, "q": 2.0}
+    )
+    recipe = Recipe(edits=(merge(method, weights=weights),))
+    done = finish(export(host, recipe, tmp_path / "k", "mergekit", verify=2))
+    (edit,) = finish(resolve(host, recipe))
+    seen = 0
+    for path, (delta, scale) in edit.active().items():
+        found = task_arithmetic(tmp_path / "k", host, f"{path}.weight")
+        wanted = scale * delta.dense()
+        assert (found - wanted).norm() < 1e-4 * wanted.norm()
+        seen += 1
+    assert seen > 20
+    assert done.verification is None
+    assert any("mergekit-yaml" in note for note in done.notes)
+
+
+def test_ties_and_dare_are_said_with_what_differs(host, tmp_path):
+    weights = WeightTable(peak=0.7, width=0.1, threshold=0.3)
+    recipe = Recipe(edits=(merge("ties", parameters={"density": 0.4}, weights=weights),))
+    done = finish(export(host, recipe, tmp_path / "t", "mergekit"))
+    said = yaml.safe_load((tmp_path / "t" / "mergekit.yaml").read_text())
+    assert (said["merge_method"], said["parameters"]["normalize"]) == ("ties", True)
+    (safety,) = [m for m in said["models"] if m["model"].endswith("./safety")]
+    name = "model.layers.8.self_attn.q_proj.weight"
+    assert mergekit_value(safety["parameters"]["density"], name, 8 / 11) == pytest.approx(0.4)
+    early = "model.layers.0.self_attn.q_proj.weight"
+    assert mergekit_value(safety["parameters"]["weight"], early, 0) == 0
+    assert mergekit_value(safety["parameters"]["density"], early, 0) == 1  # utility stays whole
+    assert any("differ a little" in note for note in done.notes)
+    recipe = Recipe(edits=(merge("dare", parameters={"drop": 0.3}),))
+    done = finish(export(host, recipe, tmp_path / "d", "mergekit"))
+    said = yaml.safe_load((tmp_path / "d" / "mergekit.yaml").read_text())
+    assert said["merge_method"] == "dare_linear"
+    density = said["models"][0]["parameters"]["density"]
+    assert mergekit_value(density, name, 8 / 11) == pytest.approx(0.7)
+    assert any("at random" in note for note in done.notes)
+
+
+def test_what_mergekit_has_no_words_for_goes_through_an_adapter(host, tmp_path):
+    recipe = Recipe(edits=(merge(), Ablation()))
+    done = finish(export(host, recipe, tmp_path / "k", "mergekit"))
+    said = yaml.safe_load((tmp_path / "k" / "mergekit.yaml").read_text())
+    assert said["models"] == [{"model": f"{DEMO}+./adapter", "parameters": {"weight": 1.0}}]
+    assert (tmp_path / "k" / "adapter" / "adapter_model.safetensors").is_file()
+    assert "no words for several edits" in done.notes[0]
+    with pytest.raises(UserError, match="affine"):
+        finish(export(host, Recipe(edits=(Ablation(affine=True),)), tmp_path / "n", "mergekit"))
+
+
+# GGUF
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "mistral", "qwen2", "qwen3"])
+def test_a_gguf_file_holds_the_edited_tensors(name, stored_host, in_process, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    host = stored_host(name, num_hidden_layers=4)
+    recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT),))
+    finish(export(host, recipe, tmp_path / "m", "model"))
+    done = finish(export(host, recipe, tmp_path / "g", "gguf", verify=2))
+    assert done.verification.ok, done.verification
+    assert done.verification.residue < 1e-5
+    wanted = load_file(tmp_path / "m" / "model.safetensors")
+    reader = gguf.GGUFReader(tmp_path / "g" / "model.gguf")
+    found = {t.name: torch.from_numpy(t.data.copy()) for t in reader.tensors}
+    assert len(found) == len(wanted)
+    down = "model.layers.2.mlp.down_proj.weight"
+    assert torch.equal(found["blk.2.ffn_down.weight"], wanted[down])
+    assert torch.equal(found["token_embd.weight"], wanted["model.embed_tokens.weight"])
+    q, mine = found["blk.1.attn_q.weight"], wanted["model.layers.1.self_attn.q_proj.weight"]
+    if name in ("llama", "llama_tied", "mistral"):  # neighbours rotate together, halves in ours
+        half = 4  # of a head of 8: row 2 i is our row i, row 2 i + 1 our row i + 4
+        rows = [h * 8 + i // 2 + half * (i % 2) for h in range(4) for i in range(8)]
+        mine = mine[rows]
+    assert torch.equal(q, mine)
+    field = reader.get_field("tokenizer.ggml.tokens")
+    tokens = [bytes(field.parts[i]).decode() for i in field.data]
+    assert tokens[:5] == ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    assert len(tokens) == 261
+    template = reader.get_field("tokenizer.chat_template")
+    assert bytes(template.parts[template.data[0]]).decode() == host.template.text
+
+
+def test_bfloat16_stays_bfloat16_in_a_gguf_file(host, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "g", "gguf"))
+    reader = gguf.GGUFReader(tmp_path / "g" / "model.gguf")
+    kinds = {t.name: t.tensor_type.name for t in reader.tensors}
+    assert kinds["blk.3.ffn_down.weight"] == "BF16"
+    assert kinds["blk.3.attn_norm.weight"] == "F32"
+
+
+def test_without_gguf_or_for_other_families_the_message_says_what_to_install(
+    host, stored_host, tmp_path, monkeypatch
+):
+    other = stored_host("gpt_neox")
+    recipe = Recipe(model=other.spec, edits=(Ablation(RANDOM, FLAT),))
+    with pytest.raises(UserError, match=r"gpt_neox.*LLAMA_CPP"):
+        finish(export(other, recipe, tmp_path / "g", "gguf"))
+    monkeypatch.setattr(gguf_file.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install gguf"):
+        finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "g", "gguf"))
+
+
+def test_llama_cpps_converter_is_used_where_it_is(host, tmp_path, monkeypatch):
+    script = tmp_path / "llama.cpp" / gguf_file.SCRIPT
+    script.parent.mkdir()
+    script.write_text(
+        "import sys, pathlib\n"
+        "model, out = pathlib.Path(sys.argv[1]), sys.argv[sys.argv.index('--outfile') + 1]\n"
+        "assert (model / 'tokenizer.json').exists()\n"
+        "pathlib.Path(out).write_bytes((model / 'model.safetensors').read_bytes()[:100])\n"
+    )
+    monkeypatch.setenv("LLAMA_CPP", str(script.parent))
+    done = finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "g", "gguf"))
+    assert (tmp_path / "g" / "model.gguf").stat().st_size == 100
+    assert any("Converted by" in note for note in done.notes)
+    script.write_text("raise SystemExit('Model LlamaForCausalLM is not supported')\n")
+    with pytest.raises(UserError, match="LlamaForCausalLM is not supported"):
+        finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "h", "gguf"))
+    assert not (tmp_path / "h").exists()
