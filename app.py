@@ -28,6 +28,7 @@ def main() -> None:
     """Open the model in the background and show the page."""
     chosen = settings()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    os.environ["GRADIO_SERVER_NAME"] = chosen.host  # whoever asks whether others can come in
     engine = Engine(ModelSpec(id=chosen.model))
     page = build(engine)
     page.launch(

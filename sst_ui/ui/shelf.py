@@ -20,9 +20,16 @@ SHOWN = 200  # runs in the list
 KEPT = 40  # runs that a browser keeps
 
 
+HERE = ("127.0.0.1", "localhost", "::1")
+
+
 def shared() -> bool:
-    """Whether strangers use this program: on a Hugging Face Space."""
-    return bool(os.environ.get("SPACE_ID"))
+    """Whether others may use this program: on a Hugging Face Space, or bound beyond this machine.
+
+    The address is read from GRADIO_SERVER_NAME, where `app.py --host` puts it too.
+    """
+    host = os.environ.get("GRADIO_SERVER_NAME", HERE[0])
+    return bool(os.environ.get("SPACE_ID")) or host not in HERE
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,17 @@ def test_what_a_recipe_is_called_reaches_the_page_as_text_only(history, recipe):
         assert "<script" not in html
 
 
+@pytest.mark.parametrize(("host", "others"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_a_program_that_others_can_reach_keeps_its_owners_runs_and_token_to_itself(
+    monkeypatch, host, others
+):
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    monkeypatch.setenv("GRADIO_SERVER_NAME", host)
+    monkeypatch.setenv("HF_TOKEN", "hf_the_owners_own")
+    assert (Engine().history is None) == others
+    assert export_panel.access() == ("" if others else "token")
+
+
 @pytest.fixture
 def space(monkeypatch):
     monkeypatch.setenv("SPACE_ID", "someone/studio")
