@@ -7,6 +7,7 @@ part.
 
 import hashlib
 import json
+import os
 import re
 import uuid
 from collections.abc import Mapping
@@ -146,6 +147,7 @@ def write_adapter(
     part.mkdir(parents=True)
     try:
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
+        readable(part / WEIGHTS)
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         (part / CONFIG).write_text(text, encoding="utf-8")
         if folder.exists():
@@ -157,6 +159,13 @@ def write_adapter(
                 file.unlink()
             part.rmdir()
     return folder
+
+
+def readable(path: Path) -> None:
+    """Give a file the rights that any new file gets; safetensors makes it its owner's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def _deltas(
