@@ -13,11 +13,12 @@ from typing import Any
 
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
-from sst_ui.recipe import Recipe
+from sst_ui.recipe import Evaluation, Recipe
 from sst_ui.terminal.looks import with_bar
 
 FORMATS = ("adapter", "model", "mergekit", "gguf")
 ROUNDINGS = ("nearest", "stochastic")
+MEASURED = ("refusal_rate", "over_refusal", "over_refusal_ordinary", "jailbreak_resistance")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="largest rank of an adapter; default exact")
     parser.add_argument("--verify", type=int, default=0, metavar="N",
                         help="reload in a fresh process and compare N prompts")  # fmt: skip
+    parser.add_argument("--unmeasured", action="store_true",
+                        help="a card without numbers, where no earlier run has them")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite an earlier export")
     parser.add_argument("--push", metavar="USER/NAME", help="to the Hub afterwards; see HF_TOKEN")
     parser.add_argument("--public", action="store_true", help="the Hub repository, else private")
@@ -45,16 +48,24 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     if given.public and not given.push:
         raise UserError("--public is about the Hub: say where to with --push USER/NAME.")
 
-    from sst_ui.lab.export import export
+    from sst_ui.lab.evaluate import evaluate
+    from sst_ui.lab.export import export, find
     from sst_ui.lab.history import known_results
+    from sst_ui.lab.measure import resolve
     from sst_ui.model.host import load
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load(recipe.model)
+        results = known_results(recipe)
+        if not results and not given.unmeasured:  # a card says what was done to refusals
+            find(given.format).check(host, recipe, given.rank)
+            edits = yield from resolve(host, recipe)
+            spec = Evaluation(metrics=MEASURED, preset="quick")
+            results = yield from evaluate(host, edits, spec)
         return (
             yield from export(
                 host, recipe, given.out, given.format, rounding=given.rounding, rank=given.rank,
-                verify=given.verify, results=known_results(recipe), force=given.force,
+                verify=given.verify, results=results, force=given.force,
             )
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """History, evaluation, export and completion in the terminal: what scripts and shells get."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from sst_ui.lab.export import FORMATS, ROUNDINGS, Export
 from sst_ui.lab.history import History
 from sst_ui.lab.publish import Pushed
 from sst_ui.lab.verify import Verification
-from sst_ui.paths import ROOT
+from sst_ui.paths import PRESETS, ROOT
 from sst_ui.progress import Progress
 from sst_ui.recipe import load
 from sst_ui.terminal import completion, exporting
@@ -222,7 +223,7 @@ def test_every_option_of_export_reaches_the_lab(home, lab, small, tmp_path, caps
 
 
 def test_a_push_is_private_unless_said_and_only_of_what_verifies(home, lab, small, capsys):
-    push = ["export", str(small), "--out", "x", "--push", "me/mine"]
+    push = ["export", str(small), "--out", "x", "--push", "me/mine", "--unmeasured"]
     assert main(push) == 0
     assert lab[-1] == {"folder": lab[0]["out"], "repo": "me/mine", "private": True}
     assert "pushed to hub/me/mine" in capsys.readouterr().out
@@ -232,6 +233,17 @@ def test_a_push_is_private_unless_said_and_only_of_what_verifies(home, lab, smal
     assert main([*push, "--verify", "13"]) == 1, "scripts see that it is not the same model"
     assert [row for row in lab if "repo" in row] == []
     assert "NOT as in the studio" in capsys.readouterr().out
+
+
+def test_a_card_has_measured_refusals_although_nothing_was_run_before(home, tmp_path):
+    out = tmp_path / "mine"
+    assert main(["export", str(PRESETS / "recipes" / "default.yaml"), "--out", str(out)]) == 0
+    card = (out / "README.md").read_text()
+    (refusals,) = [line for line in card.splitlines() if line.startswith("| Refusal rate")]
+    before, after = re.findall(r"([\d.]+)% \[", refusals)
+    assert float(before) > 90
+    assert float(after) < 10
+    assert "Over-refusal on look-alikes" in card
 
 
 def test_the_terminal_offers_every_format_and_rounding_of_the_lab():
