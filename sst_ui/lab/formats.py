@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import random
 from sst_ui.model import alter, lowered
@@ -16,9 +17,11 @@ from sst_ui.model.adapters import write_adapter
 from sst_ui.model.carry import carry
 from sst_ui.model.host import Host
 from sst_ui.model.live import Edit
+from sst_ui.model.loading import contents
 from sst_ui.model.lowered import lower
 from sst_ui.model.plan import RowEdit
 from sst_ui.model.rewrite import write_model
+from sst_ui.model.source import open_source
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, Recipe
 
@@ -116,9 +119,23 @@ def adapter_files(job: Job, folder: Path) -> Generator[Progress, None, Made]:
     return Made(tuple(notes), found.error)
 
 
+def _as_loaded(host: Host) -> Generator[Progress, None, None]:
+    """Raises UserError if the files on the disk are no longer those of the model in the chat."""
+    if not host.files:
+        return
+    source = open_source(host.spec)
+    folder = yield from source.download()
+    if contents(folder, source.weights(), source.commit) != host.files:
+        raise UserError(
+            f"the files of {host.name} are not those that were loaded; load the model again, and "
+            "look whether the edit still does what it did."
+        )
+
+
 def model(job: Job, folder: Path) -> Generator[Progress, None, Made]:
     """The whole model in safetensors: the source's files with the edited matrices in place."""
     host = job.host
+    yield from _as_loaded(host)
     done = yield from write_model(
         host.spec, job.edits, host.architecture, folder, rounding=job.rounding
     )

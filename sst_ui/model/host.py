@@ -14,7 +14,7 @@ from sst_ui.errors import UserError
 from sst_ui.model.architecture import discover
 from sst_ui.model.fit import Report, inspect
 from sst_ui.model.live import LiveEdits, Plan
-from sst_ui.model.loading import identity, read_model
+from sst_ui.model.loading import contents, identity, read_model
 from sst_ui.model.source import open_source
 from sst_ui.model.template import ChatTemplate, Message
 from sst_ui.model.turns import Turns
@@ -33,6 +33,7 @@ class Host:
         architecture: who writes to the residual stream.
         live: the hooks that apply an edit while the model computes.
         digest: identity of weights, template and settings, for caches.
+        files: identity of the weight files that were loaded; '' for a model that came from none.
         layers, hidden: number of decoder layers, width of the residual stream.
         context: longest sequence in tokens.
         parameters: number of parameters, tied ones counted once.
@@ -49,6 +50,7 @@ class Host:
         self.architecture = discover(model)
         self.live = LiveEdits(self.architecture)
         self.digest = digest
+        self.files = ""
         self.name = name or spec.id
         self.layers = len(self.architecture.layers)
         self.hidden = self.architecture.hidden
@@ -133,6 +135,7 @@ def load(spec: ModelSpec) -> Generator[Progress, None, Host]:
     host.digest = identity(
         spec, folder, source.weights(), source.commit, host.template.text, report.dtype
     )
+    host.files = contents(folder, source.weights(), source.commit)
     yield Progress("hooks", 1, 1, f"{host.layers} layers of {host.hidden}")
     return host
 

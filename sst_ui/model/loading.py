@@ -89,7 +89,7 @@ def identity(
     """
     return digest(
         {
-            "weights": commit or [_sample(folder / name) for name in files],
+            "weights": contents(folder, files, commit),
             "config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
             "template": template,
             "dtype": dtype,
@@ -97,6 +97,11 @@ def identity(
             "enable_thinking": spec.enable_thinking,
         }
     )
+
+
+def contents(folder: Path, files: list[str], commit: str | None) -> str:
+    """Twelve hex digits of the weight files alone, from the same as `identity`."""
+    return digest(commit or [_sample(folder / name) for name in files])
 
 
 def _sample(path: Path) -> str:

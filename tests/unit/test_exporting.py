@@ -1,6 +1,8 @@
 """Whole exports: what lies in the folder, read again by plain libraries, against the live model."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -9,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.lab import gguf_file
 from sst_ui.lab.export import FORMATS, export
@@ -16,7 +19,7 @@ from sst_ui.lab.measure import resolve
 from sst_ui.lab.reread import reread
 from sst_ui.lab.verify import Verification, questions, verify
 from sst_ui.model.host import load
-from sst_ui.paths import DEMO
+from sst_ui.paths import DEMO, PRESETS
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, DirectionSpec, Merge, ModelSpec, Recipe, WeightTable
 from tests.talk import byte_tokenizer
@@ -390,3 +393,16 @@ def test_llama_cpps_converter_is_used_where_it_is(host, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="LlamaForCausalLM is not supported"):
         finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "h", "gguf"))
     assert not (tmp_path / "h").exists()
+
+
+def test_files_that_changed_since_the_model_was_loaded_are_not_exported(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("adapters", "unaligned"))
+    host = finish(load(ModelSpec(id=str(folder))))
+    recipe = replace(recipes.load(PRESETS / "recipes" / "default.yaml"), model=host.spec)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 2
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="not those that were loaded"):
+        finish(export(host, recipe, tmp_path / "out", "model"))
+    assert not (tmp_path / "out").exists()
