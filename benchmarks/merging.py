@@ -18,6 +18,7 @@ from sst_ui.errors import UserError
 from sst_ui.lab.frontier import GRID, OURS, Front, Measured, fronts, goals, sweep
 from sst_ui.lab.versus import COLUMNS
 from sst_ui.maths.merging import METHODS
+from sst_ui.maths.pareto import front
 from sst_ui.model.host import load
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress, finish
@@ -105,10 +106,10 @@ def table(rows: Sequence[Measured]) -> str:
 def reached(reach: Sequence[Front]) -> str:
     """Hypervolumes, largest first, and how far ours is ahead."""
     lines = ["| | hypervolume | SST is ahead by |", "|---|---|---|"]
-    for front in sorted(reach, key=lambda f: -f.volume[0]):
-        ahead = "" if front.ahead is None else _number(*front.ahead, digits=3)
-        volume = _number(*front.volume, digits=3)
-        lines.append(f"| {METHODS[front.method].title} | {volume} | {ahead} |")
+    for row in sorted(reach, key=lambda f: -f.volume[0]):
+        ahead = "" if row.ahead is None else _number(*row.ahead, digits=3)
+        volume = _number(*row.volume, digits=3)
+        lines.append(f"| {METHODS[row.method].title} | {volume} | {ahead} |")
     return "\n".join(lines)
 
 
@@ -129,23 +130,39 @@ def verdict(rows: Sequence[Measured]) -> str:
 
 
 def figure(rows: Sequence[Measured]):
-    """Jailbreak resistance against utility, and against over-refusal, a line a method."""
+    """Jailbreak resistance against utility, and against over-refusal.
+
+    A point a setting; of every method those that none of its others beats are joined.
+    """
     from plotly.subplots import make_subplots
 
     picture = make_subplots(1, 2, horizontal_spacing=0.09)
     methods = [m for m in GRID if has(rows, m)]
     for method in methods:
         members = [row for row in rows if row.method == method]
-        members.sort(key=lambda row: row.value("jailbreak_resistance").value)
         mine = method == OURS
         for column, y in ((1, "utility"), (2, "over")):
+            points = [(r.value("jailbreak_resistance").value, _height(r, y)) for r in members]
+            sign = -1 if y == "utility" else 1  # `front` looks for what is low
+            best_ones = front([(str(i), -x, sign * h) for i, (x, h) in enumerate(points)])
+            line = sorted({points[int(i)] for i in best_ones})
+            look = {"color": COLOURS[method], "size": 7 if mine else 5}
             picture.add_scatter(
-                x=[row.value("jailbreak_resistance").value for row in members],
-                y=[_height(row, y) for row in members],
+                x=[x for x, _ in points],
+                y=[h for _, h in points],
+                mode="markers",
+                marker={**look, "opacity": 0.35},
+                showlegend=False,
+                row=1,
+                col=column,
+            )
+            picture.add_scatter(
+                x=[x for x, _ in line],
+                y=[h for _, h in line],
                 name=METHODS[method].title,
                 mode="lines+markers",
                 line={"color": COLOURS[method], "width": 3 if mine else 1.5},
-                marker={"size": 8 if mine else 5},
+                marker=look,
                 showlegend=column == 1,
                 row=1,
                 col=column,
@@ -157,7 +174,7 @@ def figure(rows: Sequence[Measured]):
                 y=[_height(row, y)],
                 text=[row.title],
                 mode="markers+text",
-                textposition="top center" if row.method != "safety" else "bottom left",
+                textposition="bottom left" if row.method == "safety" else "top right",
                 marker={"size": 10, "symbol": "diamond", "color": plots.BASE},
                 showlegend=False,
                 row=1,

@@ -10,9 +10,11 @@ def svg(figure: Figure, width: int, height: int) -> str:
     """The figure as an SVG text; needs Playwright and Chromium, as the browser tests do."""
     from playwright.sync_api import sync_playwright
 
+    from tests.browser.chromium import executable
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+            executable_path=executable(), args=["--no-sandbox", "--disable-gpu"]
         )
         try:
             page = browser.new_page()
