@@ -135,16 +135,18 @@ class _Work:
             name, added = self.plan.untied
             header = write_header(shard.entries() | {name: _entry(added, shard.end)})
         with shard.path.open("rb", buffering=0) as source, path.open("xb", buffering=0) as goal:
+            _ahead(source)
             _reserve(goal, len(header) + shard.end + (added.bytes if added else 0))
             _write(goal, memoryview(header))
             yield len(header)
             start = len(shard.header)
-            at = 0
+            at = flushed = 0
             for stored in shard.tensors:
                 if stored.name in self.plan.changes:
                     yield from _copy(source, goal, start + at, stored.start - at)
                     yield self._change(source, goal, start, stored, self.plan.changes[stored.name])
                     at = stored.end
+                    flushed = _flush(goal, flushed)
             yield from _copy(source, goal, start + at, shard.end - at)
             if added is not None:
                 yield self._change(source, goal, start, added, self.plan.head, name)
@@ -210,6 +212,25 @@ def _reserve(goal: BinaryIO, size: int) -> None:
     """Take the room at once: a disk that is full says so early, and writing costs half the time."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(goal.fileno(), 0, size)
+
+
+def _ahead(source: BinaryIO) -> None:
+    """Have the system read the file in while the first tensors are worked on."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def _flush(goal: BinaryIO, since: int) -> int:
+    """Have the system begin to write what came since then; where the next time starts.
+
+    Otherwise the disk idles until the end, and then everybody waits for it.
+    """
+    now = goal.tell()
+    if now - since < PIECE or not hasattr(os, "posix_fadvise"):
+        return since
+    os.posix_fadvise(goal.fileno(), since, now - since, os.POSIX_FADV_DONTNEED)
+    return now
 
 
 def _write(goal: BinaryIO, view: memoryview) -> None:
