@@ -29,7 +29,7 @@ COLUMNS = {
     "reading@demo/repliqa": "documents, ROUGE-L",
     "multiple_choice": "multiple choice",
 }
-TOGETHER = 8  # contenders in a batch; more would need memory and gain nothing
+TOGETHER = 4  # contenders in a batch; more would only keep the first row waiting
 
 
 @dataclass(frozen=True, eq=False)

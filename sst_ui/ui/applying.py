@@ -19,7 +19,7 @@ from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import checker
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
-from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.html import LATE, Clock, notice
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import say
 
@@ -209,8 +209,13 @@ def connect(studio, engine: Engine):
         validator=check,
         **job,
     )
+
+    def stop(lang):
+        time.sleep(LATE)  # a bar that was on its way must not come after the last word
+        return {bar.status: notice(say(lang, "stage.stopped")), **idle}
+
     bar.cancel.click(
-        lambda lang: {bar.status: notice(say(lang, "stage.stopped")), **idle},
+        stop,
         session.language,
         [bar.status, bar.cancel, bar.undo],
         cancels=[applied, measured, predicted],

@@ -23,13 +23,12 @@ from sst_ui.ui.board import Board
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.form import MEASURING, evaluation, measuring
-from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.html import LATE, Clock, notice
 from sst_ui.ui.inspecting import DRAWN
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.texts import say
 
 PACE = 0.1  # seconds between two updates of the progress bar
-LATE = 0.4  # seconds in which what was sent before a cancel arrives
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 SOUND = dict(zip(MEASURING, ((), "standard", 0, 0, "", ""), strict=True))
 

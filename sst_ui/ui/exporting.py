@@ -19,7 +19,7 @@ from sst_ui.ui.board import Board
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.export_panel import RANKED, ROUNDED, SMALL, Done, Wanted
-from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.html import LATE, Clock, notice
 from sst_ui.ui.shelf import Shelf, shared
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import say
@@ -172,6 +172,7 @@ def connect(studio, engine: Engine) -> None:
         return [gr.validate(True, "")] * 4
 
     def stop(lang):
+        time.sleep(LATE)  # a bar that was on its way must not come after the last word
         return {panel.status: notice(say(lang, "stage.stopped")), **idle}
 
     looks = [panel.hint, panel.rounding, panel.rank, panel.folder, panel.command]

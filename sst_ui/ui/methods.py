@@ -18,7 +18,7 @@ from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.form import evaluation, measuring
-from sst_ui.ui.html import CLICKS, Clock, notice, safe
+from sst_ui.ui.html import CLICKS, LATE, Clock, notice, safe
 from sst_ui.ui.merges import Line
 from sst_ui.ui.numbers import exact, number
 from sst_ui.ui.texts import has, say, t
@@ -151,8 +151,13 @@ def connect(studio, engine: Engine) -> None:
     running = panel.run.click(
         run, studio.draft, outputs, concurrency_id="metrics", concurrency_limit=4, **PRIVATE
     )
+
+    def stop(lang):
+        time.sleep(LATE)  # a bar that was on its way must not come after the last word
+        return {panel.progress: notice(say(lang, "stage.stopped")), **idle}
+
     panel.cancel.click(
-        lambda lang: {panel.progress: notice(say(lang, "stage.stopped")), **idle},
+        stop,
         session.language,
         [panel.progress, panel.run, panel.cancel],
         cancels=running,

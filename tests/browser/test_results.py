@@ -2,10 +2,15 @@
 
 import csv
 import re
+import time
+from contextlib import contextmanager, suppress
 
 import pytest
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect
 
+import sst_ui.ui.engine as engine
+from sst_ui.metrics.results import MetricResult
 from tests.browser.conftest import PATIENCE
 from tests.browser.test_studio import tab, until
 
@@ -17,8 +22,9 @@ RATE = '.metric[data-pick="refusal_rate"]'
 
 def few(page):
     """Stop the metrics that began with the page, and measure a few prompts of each set instead."""
-    page.click("#cancel-metrics")
-    expect(page.locator("#metrics-progress")).to_contain_text("Stopped")
+    with suppress(PlaywrightTimeout):  # on a busy machine the page may lag behind their end
+        page.click("#cancel-metrics", timeout=10_000)
+        expect(page.locator("#metrics-progress")).to_contain_text("Stopped")
     page.click("#metrics-settings .label-wrap")
     page.click("#metric-preset label:has-text('Quick')")
     page.fill("#metric-samples input", "12")
@@ -112,8 +118,29 @@ def test_the_comparison_has_a_line_for_the_base_and_the_variant(page):
     tab(page, "figure-tabs", 0)
 
 
-def test_cancel_keeps_what_is_finished_and_run_again_measures_again(window):
-    with window() as page:
+@contextmanager
+def slow_metrics(monkeypatch):
+    """Each metric takes half a second longer, so that a cancel comes in time on any machine."""
+    real = engine.evaluate
+
+    def slow(*args):
+        job = real(*args)
+        while True:
+            try:
+                part = next(job)
+            except StopIteration as end:
+                return end.value
+            if isinstance(part, MetricResult):
+                time.sleep(0.5)
+            yield part
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "evaluate", slow)
+        yield
+
+
+def test_cancel_keeps_what_is_finished_and_run_again_measures_again(window, monkeypatch):
+    with slow_metrics(monkeypatch), window() as page:
         expect(page.locator(RATE)).to_contain_text("n ")
         few(page)
         expect(page.locator("#run-metrics")).to_be_visible()

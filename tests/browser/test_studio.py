@@ -50,7 +50,7 @@ def test_metrics_arrive_by_themselves_with_interval_and_count(page):
     expect(row).to_contain_text("n ")
     assert row.locator(".track i").count() == 2
     expect(page.locator("#run-metrics")).to_be_visible()
-    assert page.locator(".metric.ghost").count() == 0
+    expect(page.locator(".metric.ghost")).to_have_count(0)
 
 
 def test_a_metric_opens_its_prompts_with_both_answers(page):
