@@ -23,6 +23,7 @@ from sst_ui.terminal import (
     live,
     merging,
     remembering,
+    searching,
     tables,
     with_bar,
 )
@@ -82,6 +83,12 @@ def build_parser() -> Parser:
     run.add_argument("--force", action="store_true", help="overwrite another recipe's results")
     run.add_argument("--json", action="store_true", help="print metrics.json on stdout")
     run.set_defaults(command=_run)
+
+    search = commands.add_parser("search", help="try a grid of kernels and keep the best")
+    search.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    searching.options(search)
+    _model_options(search, default=None)
+    search.set_defaults(command=_search)
 
     evaluate = commands.add_parser("evaluate", help="measure a recipe's metrics")
     evaluate.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
@@ -197,6 +204,11 @@ def _measure(options: argparse.Namespace) -> None:
 
 def _merge(options: argparse.Namespace) -> None:
     merging.run(options, _model_spec(options))
+
+
+def _search(options: argparse.Namespace) -> None:
+    recipe = load(options.recipe)
+    searching.run(options, replace(recipe, model=_model_spec(options, recipe.model)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

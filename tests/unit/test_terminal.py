@@ -267,8 +267,8 @@ COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); _sst_ui; printf '%s\\n' "${{COMPREP
 
 
 COMMANDS = {
-    "kernel", "measure", "run", "evaluate", "export", "merge", "metrics", "chat", "history",
-    "completion",
+    "kernel", "measure", "run", "search", "evaluate", "export", "merge", "metrics", "chat",
+    "history", "completion",
 }  # fmt: skip
 
 
