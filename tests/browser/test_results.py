@@ -120,7 +120,7 @@ def test_the_comparison_has_a_line_for_the_base_and_the_variant(page):
 
 @contextmanager
 def slow_metrics(monkeypatch):
-    """Each metric takes half a second longer, so that a cancel comes in time on any machine."""
+    """Each metric takes a little longer, so that a cancel comes in time on any machine."""
     real = engine.evaluate
 
     def slow(*args):
@@ -131,7 +131,7 @@ def slow_metrics(monkeypatch):
             except StopIteration as end:
                 return end.value
             if isinstance(part, MetricResult):
-                time.sleep(0.5)
+                time.sleep(0.2)
             yield part
 
     with monkeypatch.context() as patch:

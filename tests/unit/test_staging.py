@@ -214,22 +214,25 @@ def test_killed_at_any_moment_no_folder_looks_finished(tmp_path, base):
     assert process.exitcode == 0
     whole = contents(out)
     chance = random.Random(0)
-    killed = caught = 0
-    for turn in range(KILLS):
+    killed = caught = turn = 0
+    while killed < KILLS and turn < 5 * KILLS:
+        turn += 1
         replaces = turn % 2
         if not replaces:
             shutil.rmtree(out, ignore_errors=True)
-        process = start()
+        process, begun = start(), time.monotonic()
         time.sleep(chance.uniform(0, seconds))
         process.kill()
         process.join()
+        if process.exitcode == 0:  # done before the kill: the machine is faster now
+            seconds = min(seconds, 0.8 * (time.monotonic() - begun))
         killed += process.exitcode == -signal.SIGKILL
         caught += any(name.startswith(".model.partial-") for name in os.listdir(tmp_path))
         visible = [name for name in os.listdir(tmp_path) if not name.startswith(".")]
         assert visible in ([], ["model"])
         if visible:
             assert contents(out) == whole
-    assert killed >= KILLS // 2  # the rest were done already
+    assert killed == KILLS  # the other turns were done already
     assert caught  # and some left half a model behind
     export(base, out, force=True)
     assert os.listdir(tmp_path) == ["model"]
