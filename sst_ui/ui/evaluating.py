@@ -116,7 +116,8 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
         board = Board.of(lang, *values)
         yield {**dashboard.refresh(studio, board), panel.progress: told, **resting}
         time.sleep(LATE)
-        yield {panel.progress: told, panel.rows: metrics.render(board)}
+        # the buttons again: an update on its way may have shown Cancel once more
+        yield {panel.progress: told, panel.rows: metrics.render(board), **resting}
 
     @guarded
     def forget(lang, results, *settings):
