@@ -1,129 +1,253 @@
-"""A grid of kernels: every peak with every width, several candidates in every batch.
+"""A search: which candidates are tried in which order, and when it ends.
 
-Knows candidates and which of them is best. Does not know how a row of a batch is edited or scored,
-nor screens. All start from the untouched base, and all see the same prompts: those that the
-directions were measured on, so that the held-out ones stay unseen for the last word.
+Knows strategies. Does not know how a candidate is measured (`trials`, `cluster`), how trials are
+kept (`study`), which is best (`candidates`), nor screens.
 """
 
+import math
+import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from optuna.trial import TrialState
 
 from sst_ui.errors import UserError
-from sst_ui.lab.evaluate import MetricResult, Value, evaluate_rows
-from sst_ui.lab.measure import resolve
-from sst_ui.model.host import Host
+from sst_ui.lab import aims as goals
+from sst_ui.lab.aims import TRIALS, Aims, SearchSpec
+from sst_ui.lab.candidates import Candidate, candidates, last_stage
+from sst_ui.lab.space import Choice, Params, Span, candidate, space, values
+from sst_ui.lab.study import Study
+from sst_ui.lab.trials import TOGETHER, Measurer, Numbers
+from sst_ui.maths import kernel
+from sst_ui.metrics.results import NOTHING
 from sst_ui.progress import Progress
-from sst_ui.recipe import Ablation, Evaluation, Recipe
+from sst_ui.recipe import Ablation, Recipe, to_dict, to_yaml
 
-PEAKS = (0.4, 0.5, 0.6, 0.7, 0.8)
-WIDTHS = (0.08, 0.12, 0.15, 0.2, 0.25)
-TARGET = 0.02  # share of refusals at most
-TOGETHER = 5  # candidates in a batch
+ROUND = 2 * TOGETHER  # drawn before any of them is told, however many processes measure them
+Steps = Generator[Progress | Candidate, None, None]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One kernel of the grid and what it came to.
+class Opened:
+    """A search that is about to go on.
 
     Attributes:
-        recipe: that makes it, the searched one with another peak and width.
-        refusals: share of the harmful prompts refused.
-        divergence: KL(base ‖ edited) over 16 tokens on the harmless ones, nats.
+        recipe: what is varied, at the start that was asked for.
+        aim: objectives and constraints on the prompts that the search may see.
+        study: its trials; for the importance of settings.
+        total: candidates that there will be at most.
     """
 
     recipe: Recipe
-    refusals: Value
-    divergence: Value
-
-    @property
-    def place(self) -> tuple[float, float]:
-        """(peak, width)."""
-        weights = _ablation(self.recipe).weights
-        return weights.peak, weights.width
-
-    def to_json(self) -> dict:
-        """Plain data."""
-        peak, width = self.place
-        numbers = {"refusals": self.refusals.to_json(), "kl": self.divergence.to_json()}
-        return {"peak": peak, "width": width, "recipe": self.recipe.digest(), **numbers}
+    aim: Aims
+    study: Study
+    total: int
 
 
-def grid(
-    host: Host,
+def search(
     recipe: Recipe,
-    peaks: Sequence[float] = PEAKS,
-    widths: Sequence[float] = WIDTHS,
-    samples: int | None = None,
-) -> Generator[Progress | Candidate, None, list[Candidate]]:
-    """Measure every kernel of the grid.
+    spec: SearchSpec,
+    measurer: Measurer,
+    storage: str | None = None,
+    name: str | None = None,
+) -> Generator[Opened | Progress | Candidate, None, list[Candidate]]:
+    """Begin a search, or go on with it, until its strategy, its trials or its time are at an end.
+
+    Closing the generator pauses it: what was measured stays, what was not goes back to the queue,
+    and another call with the same arguments goes on from there. So does a call after a kill, and
+    one in another process at the same time shares the work.
 
     Args:
-        recipe: with one ablation; everything but its peak and width stays.
-        samples: prompts of each set; None for as many as the recipe's evaluation says.
+        recipe: with one ablation, or one merge, that is varied; the rest of it stays.
+        storage: one of Optuna's URLs, `memory`, or None for the file in the user's data folder.
+        name: of the study; None for one made of the recipe and the settings.
 
     Yields:
-        Progress, and each Candidate when it is measured. What was yielded stays good.
+        Opened once, Progress in trials, and each Candidate: those known before, then each new one
+        as soon as it is measured.
+
+    Returns:
+        Everything that the study knows.
 
     Raises:
-        UserError: a recipe without exactly one ablation, or with a curve in place of a bell.
+        UserError: nothing to search, unknown metrics or prompts, a storage that cannot be used.
     """
-    spec = _ablation(recipe).directions
-    names = (f"refusal_rate@{spec.harmful}", f"kl_16@{spec.harmless}")
-    evaluation = replace(recipe.evaluation, metrics=names)
-    if samples is not None:
-        evaluation = replace(evaluation, samples=samples)
-    todo = [_with(recipe, peak, width) for peak in peaks for width in widths]
-    found: list[Candidate] = []
-    for start in range(0, len(todo), TOGETHER):
-        chosen, rows = todo[start : start + TOGETHER], []
-        for each in chosen:
-            rows.append((yield from resolve(host, each)))
-        results = yield from _measured(host, rows, evaluation, f"{len(found)} of {len(todo)}")
-        for each, (refusals, divergence) in zip(chosen, results, strict=True):
-            found.append(Candidate(each, refusals.edited, divergence.edited))
-            yield found[-1]
-    return found
+    aim = goals.aims(recipe, spec)
+    rows = rows_of(recipe, spec, measurer)
+    if spec.start == "signal":
+        if not isinstance(goals.searched(recipe), Ablation):
+            raise UserError("a merge has no measured signal to start at; start at the recipe.")
+        bell = yield from measurer.bell(recipe)
+        recipe = candidate(recipe, bell, measurer.layers)
+    first = _first(recipe, spec, rows, measurer.layers)
+    total = spec.trials or TRIALS if spec.strategy == "tpe" else len(first)
+    total = min(total, spec.trials or total)
+    about = {"recipe": to_yaml(recipe), "spec": to_dict(spec), "model": measurer.name,
+             "objectives": list(aim.objectives), "lower": list(aim.lower)}  # fmt: skip
+    name = name or f"{spec.strategy} {recipe.digest()} {spec.digest()}"
+    study = Study(name, aim.lower, rows, storage, spec.seed, about)
+    opened = Opened(recipe, aim, study, total)
+    yield opened
+    study.reclaim()
+    study.enqueue(first)
+    known = candidates(study, recipe, measurer.layers)
+    yield from known
+    yield from _Run(opened, spec, measurer).go()
+    return candidates(study, recipe, measurer.layers)
 
 
-def best(candidates: Sequence[Candidate], target: float = TARGET) -> Candidate:
-    """The candidate of least divergence among those that refuse at most the target's share.
+def rows_of(recipe: Recipe, spec: SearchSpec, measurer: Measurer) -> dict[str, Span | Choice]:
+    """The settings that this strategy varies, with their ranges.
 
-    Where none gets that far, the one that refuses least.
+    Raises:
+        UserError: a strategy that the recipe's edit does not have.
     """
-    enough = [c for c in candidates if c.refusals.value <= target]
-    if enough:
-        return min(enough, key=lambda c: c.divergence.value)
-    return min(candidates, key=lambda c: (c.refusals.value, c.divergence.value))
+    if spec.strategy == "tpe":
+        return space(recipe, measurer.preserving)
+    if spec.strategy == "staged":
+        return {"strength": Span(-4.0, 4.0)}
+    if not isinstance(goals.searched(recipe), Ablation):
+        raise UserError(f"{spec.strategy} is for ablations; take tpe or staged for a merge.")
+    if spec.strategy == "sensitivity":
+        return {"only": Span(0, measurer.layers - 1, whole=True)}
+    return {"peak": Span(0.0, 1.0), "width": Span(0.0, 10.0)}
 
 
-def _measured(
-    host: Host, rows: list[tuple], evaluation: Evaluation, note: str
-) -> Generator[Progress, None, list[list[MetricResult]]]:
-    job = evaluate_rows(host, rows, evaluation)
-    while True:
+def _first(
+    recipe: Recipe, spec: SearchSpec, rows: Mapping[str, Span | Choice], layers: int
+) -> list[Params]:
+    """What is tried for certain: the whole of a fixed strategy, the start of a free one."""
+    if spec.strategy == "grid":
+        return [{"peak": peak, "width": width} for peak, width in kernel.grid()]
+    if spec.strategy == "sensitivity":
+        return [{"only": layer} for layer in range(layers)]
+    if spec.strategy == "staged":
+        stages = goals.presets()["stages"]
+        count = round((stages["last"] - stages["first"]) / stages["step"]) + 1
+        sign = -1.0 if goals.searched(recipe).weights.strength < 0 else 1.0
+        strengths = [stages["first"] + stages["step"] * number for number in range(count)]
+        return [{"strength": sign * round(strength, 6)} for strength in strengths]
+    return [values(recipe, rows, layers)]
+
+
+class _Run:
+    """The rounds of one call."""
+
+    def __init__(self, opened: Opened, spec: SearchSpec, measurer: Measurer) -> None:
+        self.recipe, self.aim, self.study = opened.recipe, opened.aim, opened.study
+        self.spec, self.measurer, self.total = spec, measurer, opened.total
+        self.done = 0
+        minutes = math.inf if spec.minutes is None else spec.minutes
+        self.deadline = time.monotonic() + 60 * minutes
+
+    def go(self) -> Steps:
+        """Rounds until there is nothing left to do."""
+        free = self.spec.strategy == "tpe"
         try:
-            step = next(job)
-        except StopIteration as end:
-            return end.value
-        if isinstance(step, Progress):
-            yield replace(step, note=f"{note} kernels; {step.note}")
+            while True:
+                known = self.known()
+                self.done = len(known)
+                yield self.told()
+                staged = self.spec.strategy == "staged"
+                if self.done >= self.total or (staged and last_stage(known, self.aim)):
+                    return
+                if time.monotonic() > self.deadline:
+                    return
+                count = min(ROUND if free else TOGETHER, self.total - self.done)
+                asked = self.study.ask(count, draw=free)
+                if asked:
+                    made = {
+                        each.number: candidate(self.recipe, each.params, self.measurer.layers)
+                        for each in asked
+                    }
+                    yield from self.measured(made)
+                elif any(trial.state == TrialState.RUNNING for trial in self.study.trials()):
+                    time.sleep(0.5)  # another process measures the rest
+                    self.study.reclaim()
+                else:
+                    return
+        finally:
+            self.study.give_back()
 
+    def known(self) -> list[Candidate]:
+        return candidates(self.study, self.recipe, self.measurer.layers)
 
-def _ablation(recipe: Recipe) -> Ablation:
-    found = [edit for edit in recipe.edits if isinstance(edit, Ablation)]
-    if len(found) != 1:
-        raise UserError(f"a search needs a recipe with one ablation; this one has {len(found)}.")
-    if found[0].weights.curve is not None:
-        raise UserError("this recipe has a curve in place of a bell; remove weights.curve.")
-    return found[0]
+    def told(self, note: str = "") -> Progress:
+        return Progress("search", self.done, self.total, note)
 
+    def measured(self, made: Mapping[int, Recipe]) -> Steps:
+        """Measure a round: the scores that need no answers first, then what they leave over."""
+        cheap = self.aim.cheap if self.spec.strategy == "tpe" else ()
+        quick: dict[int, Numbers] = {}
+        if cheap:
+            for step in self.numbers(made, cheap):
+                if isinstance(step, Progress):
+                    yield self.told(f"scores without answers; {step.note}")
+                else:
+                    quick[step[0]] = step[1]
+            out = self.ruled_out(quick)
+            for number in (n for n in made if n in out or quick[n].error):
+                yield self.tell(number, quick[number], pruned=number in out)
+            made = {n: each for n, each in made.items() if n not in out and not quick[n].error}
+        rest = tuple(name for name in self.aim.metrics if name not in cheap)
+        if not rest:  # the scores that need no answers are all that is asked for
+            for number in made:
+                yield self.tell(number, quick[number])
+            return
+        for step in self.numbers(made, rest):
+            if isinstance(step, Progress):
+                yield self.told(step.note)
+                continue
+            number, numbers = step
+            if number in quick:
+                first = quick[number]
+                both = {**first.values, **numbers.values}, {**first.base, **numbers.base}
+                numbers = Numbers(*both, error=numbers.error)
+            yield self.tell(number, numbers)
+            yield self.told()
+            if time.monotonic() > self.deadline:
+                return
 
-def _with(recipe: Recipe, peak: float, width: float) -> Recipe:
-    weights: Mapping = {"profile": "custom", "peak": peak, "width": width}
-    edits = tuple(
-        replace(edit, weights=replace(edit.weights, **weights))
-        if isinstance(edit, Ablation)
-        else edit
-        for edit in recipe.edits
-    )
-    return replace(recipe, edits=edits, name=f"peak {peak:g}, width {width:g}")
+    def numbers(
+        self, made: Mapping[int, Recipe], metrics: tuple[str, ...]
+    ) -> Generator[Progress | tuple[int, Numbers], None, None]:
+        order = list(made)
+        asked = goals.evaluation(metrics, self.recipe, self.spec)
+        for step in self.measurer.numbers([made[number] for number in order], asked):
+            self.study.beat()
+            yield step if isinstance(step, Progress) else (order[step[0]], step[1])
+
+    def ruled_out(self, quick: Mapping[int, Numbers]) -> set[int]:
+        """Those that are worse than the median of the finished ones by every cheap score."""
+        done = [each for each in self.known() if each.state == "done" and each.feasible]
+        done = [each for each in done if all(name in each.values for name in self.aim.cheap)]
+        if len(done) < goals.presets()["prune"]["after"]:
+            return set()
+        middle = {
+            name: sorted(each.value(name) for each in done)[len(done) // 2]
+            for name in self.aim.cheap
+        }
+        return {
+            number
+            for number, numbers in quick.items()
+            if not numbers.error and all(numbers.values[n].value > middle[n] for n in middle)
+        }
+
+    def tell(self, number: int, numbers: Numbers, pruned: bool = False) -> Candidate:
+        """Keep a candidate's numbers."""
+        kept = {
+            part: {n: [v.value, v.low, v.high, v.n] for n, v in getattr(numbers, part).items()}
+            for part in ("values", "base")
+        }
+        got = [numbers.values.get(name, NOTHING).value for name in self.aim.objectives]
+        error = numbers.error
+        if not (pruned or error) and not all(map(math.isfinite, got)):
+            error = "an objective has no value; other prompts, or more of them, may have one."
+        broken: Sequence[float] = [
+            limit.violation(numbers.values.get(limit.metric, NOTHING).value)
+            for limit in self.aim.limits
+        ]
+        failed = pruned or bool(error)
+        self.study.tell(number, None if failed else got, kept, [] if failed else broken, error)
+        self.done += 1
+        return next(each for each in self.known() if each.number == number)

@@ -1,61 +1,151 @@
-"""The command `search`: a grid of kernels, and the best of them as a recipe.
+"""The command `search`: candidates by a strategy, a table of them, the best as a recipe.
 
-Knows arguments and a table. Which kernels and which is best is `lab.search`. Heavy imports happen
+Knows arguments and a table. What is tried and which is best is `lab.search`. Heavy imports happen
 inside.
 """
 
 import argparse
 import json
 from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe, to_yaml
 from sst_ui.terminal.looks import with_bar
 
+if TYPE_CHECKING:
+    from sst_ui.lab.aims import Aims, SearchSpec
+    from sst_ui.lab.candidates import Candidate
+    from sst_ui.lab.trials import Measurer, Numbers
+
+STRATEGIES = ("grid", "staged", "sensitivity", "tpe")
+HELD_OUT = ("refusal_rate", "kl_16", "quality")
+
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Where the best goes, and what counts as good enough."""
-    parser.add_argument("--out", type=Path, metavar="BEST.yaml", help="write the best recipe there")
-    parser.add_argument("--samples", type=int, help="prompts of each set")
-    parser.add_argument("--target", type=float, default=0.02,
-                        help="share of refusals at most; of those the least KL wins")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="every candidate as JSON")
+    """What to try, what to go by, where to keep it."""
+    add = parser.add_argument
+    add("--strategy", choices=STRATEGIES, default="grid",
+        help="grid: 25 peaks and widths; staged: rising strength; sensitivity: each layer alone; "
+        "tpe: many settings at once")  # fmt: skip
+    add("--objective", action="append", default=[], metavar="METRIC", dest="objectives",
+        help="what to go by, the first one with a target; may be given several times")  # fmt: skip
+    add("--constraint", action="append", default=[], metavar="'quality >= 0.7'", dest="constraints")
+    add("--target", type=float, help="of the first objective (refusals: 0.02)")
+    add("--trials", type=int, help="candidates at most")
+    add("--minutes", type=float, help="of work at most")
+    add("--samples", type=int, default=64, help="prompts of each set")
+    add("--tokens", type=int, default=48, help="length of an answer")
+    add("--seed", type=int, default=0)
+    add("--start", choices=("recipe", "signal"), default="recipe",
+        help="at the recipe's bell, or at the one that fits the measured signal")  # fmt: skip
+    add("--no-prune", action="store_true", help="generate answers for every candidate")
+    add("--storage", metavar="URL", help="one of Optuna's URLs; sqlite in the data folder unless "
+        "said; 'memory' to keep nothing")  # fmt: skip
+    add("--name", help="of the study; the same command finds its own again without it")
+    add("--ray", metavar="ADDRESS", help="measure on a Ray cluster: 'auto', 'local' or an address")
+    add("--held-out", action="store_true", help="measure the best on prompts the search never saw")
+    add("--out", type=Path, metavar="BEST.yaml", help="write the best recipe there")
+    add("--json", action="store_true", help="every candidate as JSON")
 
 
 def run(given: argparse.Namespace, recipe: Recipe) -> None:
     """Search, print, and write the best recipe."""
-    if not 0 <= given.target <= 1:
-        raise UserError(f"--target is {given.target}; it must be a share, 0 to 1.")
-    if given.samples is not None and given.samples < 2:
-        raise UserError(f"--samples is {given.samples}; it must be 2 or more.")
     if given.out is not None and given.out.exists():
         raise UserError(f"{given.out} exists already; give a file that does not.")
 
-    from sst_ui.lab.search import best, grid
+    from sst_ui.lab.aims import SearchSpec, aims
+    from sst_ui.lab.candidates import chosen, fitted
+    from sst_ui.lab.search import search
+
+    spec = SearchSpec(
+        given.strategy, tuple(given.objectives), tuple(given.constraints), given.target,
+        given.trials, given.minutes, given.samples, given.tokens, given.seed, given.start,
+        not given.no_prune,
+    )  # fmt: skip
+    aim = aims(recipe, spec)
+
+    def job(stack: ExitStack) -> Generator[Any, None, tuple]:
+        measurer = yield from _measurer(given.ray, recipe, stack)
+        found = yield from search(recipe, spec, measurer, given.storage, given.name)
+        best = chosen(found, aim, spec)
+        made = None if best is None else best.recipe
+        if spec.strategy == "sensitivity" and found:
+            made, _ = fitted(found, recipe, aim, measurer.layers)
+        unseen = None
+        if given.held_out and made is not None:
+            unseen = yield from _held_out(measurer, made, aim, spec)
+        return found, best, made, unseen
+
+    with ExitStack() as stack:
+        found, best, made, unseen = with_bar(job(stack))
+    if made is not None and given.out is not None:
+        given.out.write_text(to_yaml(made), encoding="utf-8")
+    if given.json:
+        print(json.dumps({
+            "best": None if made is None else made.digest(),
+            "number": None if best is None else best.number,
+            "candidates": [each.to_json() for each in found],
+            "held_out": None if unseen is None
+            else {name: value.to_json() for name, value in unseen.values.items()},
+        }))  # fmt: skip
+        return
+    _table(found, best, aim)
+    if made is None:
+        print("no candidate could be measured")
+        return
+    print(f"{made.name}: recipe {made.digest()}" + (f", saved {given.out}" if given.out else ""))
+    if unseen is not None:
+        values = (f"{name} {value.value:.3g}" for name, value in unseen.values.items())
+        print(f"on held-out prompts: {', '.join(values)}{unseen.error}")
+
+
+def _measurer(
+    ray: str | None, recipe: Recipe, stack: ExitStack
+) -> Generator[Progress, None, "Measurer"]:
+    if ray is not None:
+        from sst_ui.lab.cluster import Cluster
+
+        return stack.enter_context(Cluster(recipe.model, ray))
+
+    from sst_ui.lab.trials import Local
     from sst_ui.model.host import load
 
-    def job() -> Generator[Progress, None, Any]:
-        host = yield from load(recipe.model)
-        return (yield from grid(host, recipe, samples=given.samples))
+    return Local((yield from load(recipe.model)))
 
-    found = with_bar(job())
-    chosen = best(found, given.target)
-    if given.out is not None:
-        given.out.write_text(to_yaml(chosen.recipe), encoding="utf-8")
-    if given.json:
-        rows = [candidate.to_json() for candidate in found]
-        print(json.dumps({"best": chosen.recipe.digest(), "candidates": rows}))
-        return
+
+def _held_out(
+    measurer: "Measurer", made: Recipe, aim: "Aims", spec: "SearchSpec"
+) -> Generator[Progress, None, "Numbers"]:
+    from sst_ui.lab.aims import evaluation
+
+    own = (name.partition("@")[0] for name in aim.objectives)
+    names = tuple(dict.fromkeys([*own, *HELD_OUT]))
+    whole = evaluation(names, made, spec)
+    for step in measurer.numbers([made], whole):
+        if isinstance(step, Progress):
+            yield step
+        else:
+            numbers = step[1]
+    return numbers
+
+
+def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("peak", "width", "refusals", "KL, 16 tokens", "", box=None)
-    for candidate in found:
-        peak, width = candidate.place
-        numbers = (f"{candidate.refusals.value:.3f}", f"{candidate.divergence.value:.2e}")
-        table.add_row(f"{peak:g}", f"{width:g}", *numbers, "best" if candidate is chosen else "")
+    params = list(dict.fromkeys(name for each in found for name in each.params))
+    table = Table(*params, *aim.metrics, "", box=None)
+    for each in found:
+        settings = (each.params.get(name, "") for name in params)
+        shown = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in settings]
+        values = (each.value(name) for name in aim.metrics)
+        shown += ["–" if value != value else f"{value:.3g}" for value in values]
+        word = "best" if each is best else each.note
+        if each.state == "done" and not each.feasible:
+            word = "breaks a constraint"
+        table.add_row(*shown, word)
     Console().print(table)
-    print(f"recipe {chosen.recipe.digest()}" + (f": saved {given.out}" if given.out else ""))

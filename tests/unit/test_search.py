@@ -1,4 +1,4 @@
-"""The grid of kernels: the same numbers as one evaluation at a time, and the best by a rule."""
+"""Searches of the demo: strategies and what they come to."""
 
 import json
 from dataclasses import replace
@@ -8,9 +8,13 @@ import pytest
 from sst_ui import recipe as recipes
 from sst_ui.__main__ import main
 from sst_ui.errors import UserError
+from sst_ui.lab.aims import Limit, SearchSpec, aims
+from sst_ui.lab.candidates import Candidate, best, chosen, fitted, front
 from sst_ui.lab.evaluate import evaluate
 from sst_ui.lab.measure import resolve
-from sst_ui.lab.search import Candidate, best, grid
+from sst_ui.lab.search import search
+from sst_ui.lab.trials import Local
+from sst_ui.maths import kernel
 from sst_ui.metrics.results import Value
 from sst_ui.paths import PRESETS
 from sst_ui.progress import finish
@@ -19,52 +23,118 @@ from sst_ui.recipe import Ablation, Evaluation, Recipe, WeightTable
 DEFAULT = recipes.load(PRESETS / "recipes" / "default.yaml")
 
 
+def spent(host, spec, recipe=DEFAULT, storage="memory"):
+    return finish(search(recipe, spec, Local(host), storage))
+
+
 def test_candidates_of_one_batch_score_as_one_evaluation_at_a_time(host):
-    found = finish(grid(host, DEFAULT, peaks=(0.3, 0.6), widths=(0.1, 0.2), samples=12))
-    assert [c.place for c in found] == [(0.3, 0.1), (0.3, 0.2), (0.6, 0.1), (0.6, 0.2)]
-    for candidate in found:
+    found = spent(host, SearchSpec("grid", samples=12, trials=6))
+    places = [(each.params["peak"], each.params["width"]) for each in found]
+    assert places == kernel.grid()[:6]
+    for each in found:
         names = ("refusal_rate@demo/harmful", "kl_16@demo/harmless")
-        alone = Evaluation(metrics=names, samples=12)
-        edits = finish(resolve(host, candidate.recipe))
+        alone = Evaluation(metrics=names, samples=12, max_new_tokens=48)
+        edits = finish(resolve(host, each.recipe))
         refusals, divergence = finish(evaluate(host, edits, alone))
-        assert candidate.refusals == refusals.edited
-        assert candidate.divergence.value == pytest.approx(divergence.edited.value, rel=1e-3)
-    assert len({c.refusals.value for c in found}) > 1
+        assert each.values[names[0]] == refusals.edited
+        assert each.value(names[1]) == pytest.approx(divergence.edited.value, rel=1e-3)
+    assert len({each.value(names[0]) for each in found}) > 1
 
 
-def candidate(peak, refusals, kl):
-    weights = WeightTable(profile="custom", peak=peak)
-    values = (Value(x, x, x, 9) for x in (refusals, kl))
-    return Candidate(Recipe(edits=(Ablation(weights=weights),)), *values)
+def test_a_staged_search_ends_at_the_first_stage_that_removes_enough(host):
+    spec = SearchSpec("staged", samples=12)
+    found = spent(host, spec)
+    kept = chosen(found, aims(DEFAULT, spec), spec)
+    shares = {
+        each.params["strength"]: 1
+        - each.value("refusal_rate@demo/harmful") / each.base["refusal_rate@demo/harmful"].value
+        for each in found
+    }
+    assert kept.params["strength"] == min(s for s, share in shares.items() if share >= 0.8)
+    assert kept.params["strength"] == pytest.approx(0.8)  # .50, .65, .80
+    assert kept.recipe.edits[0].weights.peak == DEFAULT.edits[0].weights.peak
+
+
+def test_each_layer_alone_finds_where_refusal_is_written(host):
+    spec = SearchSpec("sensitivity", samples=12)
+    found = spent(host, spec)
+    made, effects = fitted(found, DEFAULT, aims(DEFAULT, spec), host.layers)
+    assert len(effects) == host.layers
+    # an independent look: the log-odds under that one layer's ablation
+    layer = int(effects.argmax())
+    curve = tuple(float(number == layer) for number in range(host.layers))
+    weights = replace(DEFAULT.edits[0].weights, curve=curve, threshold=0.0)
+    alone = replace(DEFAULT, edits=(replace(DEFAULT.edits[0], weights=weights),))
+    evaluation = Evaluation(metrics=("refusal_logodds@demo/harmful",), samples=12)
+    (odds,) = finish(evaluate(host, finish(resolve(host, alone)), evaluation))
+    assert effects[layer] == pytest.approx(odds.base.value - odds.edited.value, rel=1e-3)
+    peak = made.edits[0].weights.peak
+    assert abs(peak * (host.layers - 1) - layer) <= 1
+
+
+def candidate(number, refusals, kl, feasible=True, strength=1.0):
+    weights = WeightTable(profile="custom", strength=strength)
+    names = ("refusal_rate@demo/harmful", "kl_16@demo/harmless")
+    values = {n: Value(x, x, x, 9) for n, x in zip(names, (refusals, kl), strict=True)}
+    base = {n: Value(x, x, x, 9) for n, x in zip(names, (1.0, 0.0), strict=True)}
+    recipe = Recipe(edits=(Ablation(weights=weights),))
+    return Candidate(number, {"strength": strength}, recipe, "done", values, base, feasible)
 
 
 def test_the_best_costs_least_of_those_that_are_good_enough():
-    rows = [candidate(0.1, 0.0, 0.5), candidate(0.2, 0.02, 0.1), candidate(0.3, 0.3, 0.0)]
-    assert best(rows) is rows[1]
-    assert best(rows, target=0.5) is rows[2]
-    assert best(rows[2:]) is rows[2]
+    aim = aims(DEFAULT, SearchSpec())
+    rows = [candidate(0, 0.0, 0.5), candidate(1, 0.02, 0.1), candidate(2, 0.3, 0.0)]
+    assert best(rows, aim) is rows[1]
+    assert best(rows, aims(DEFAULT, SearchSpec(target=0.5))) is rows[2]
+    assert best(rows[2:], aim) is rows[2]
+    broken = candidate(3, 0.0, 0.0, feasible=False)
+    assert best([*rows, broken], aim) is rows[1]
+    assert front([*rows, broken, candidate(4, 0.3, 0.2)], aim) == rows
+
+
+def test_a_broken_constraint_ends_the_stages_before_it_is_kept():
+    spec = SearchSpec("staged")
+    aim = aims(DEFAULT, spec)
+    rows = [
+        candidate(0, 0.9, 0.0, strength=0.5),
+        candidate(1, 0.6, 0.0, strength=0.65),
+        candidate(2, 0.0, 0.0, strength=0.8, feasible=False),
+        candidate(3, 0.0, 0.0, strength=0.95),
+    ]
+    assert chosen(rows, aim, spec) is rows[1]
+    assert [limit.metric for limit in aim.limits] == ["quality"]
 
 
 @pytest.mark.parametrize(
-    ("edits", "message"),
+    ("text", "words"),
+    [("quality > .7", "no constraint"), ("quality >= much", "no constraint"),
+     ("qualty >= 0.7", "did you mean 'quality'"), ("quality >= nan", "finite")],
+)  # fmt: skip
+def test_a_constraint_that_is_none_is_said(text, words):
+    with pytest.raises(UserError, match=words):
+        Limit.read(text)
+
+
+@pytest.mark.parametrize(
+    ("spec", "edits", "words"),
     [
-        ((), "one ablation; this one has 0"),
-        ((Ablation(weights=WeightTable(curve=(1.0,) * 12)),), "curve in place of a bell"),
+        (SearchSpec(), (), "no edit to search"),
+        (SearchSpec(), (Ablation(), Ablation()), "this recipe has 2"),
     ],
 )
-def test_a_recipe_without_a_bell_is_not_searched(host, edits, message):
-    with pytest.raises(UserError, match=message):
-        finish(grid(host, replace(DEFAULT, edits=edits)))
+def test_a_recipe_with_nothing_to_vary_is_refused(host, spec, edits, words):
+    with pytest.raises(UserError, match=words):
+        spent(host, spec, replace(DEFAULT, edits=edits))
 
 
-def test_the_terminal_writes_the_best_recipe(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(grid, "__defaults__", ((0.6,), (0.05, 0.15), None))
+def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     out = tmp_path / "best.yaml"
     recipe = str(PRESETS / "recipes" / "default.yaml")
-    assert main(["search", recipe, "--samples", "8", "--out", str(out), "--json"]) == 0
+    asked = ["search", recipe, "--samples", "8", "--trials", "5", "--storage", "memory"]
+    assert main([*asked, "--out", str(out), "--json", "--held-out"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert recipes.load(out).digest() == told["best"]
-    assert [row["width"] for row in told["candidates"]] == [0.05, 0.15]
-    assert recipes.load(out).edits[0].weights.width == 0.15  # the narrow one leaves refusals
-    assert main(["search", recipe, "--out", str(out)]) == 2
+    assert [row["params"]["width"] for row in told["candidates"]] == [0.1, 0.12, 0.15, 0.18, 0.2]
+    assert told["held_out"].keys() == {"refusal_rate", "kl_16", "quality"}
+    assert main([*asked, "--out", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err

@@ -1,0 +1,242 @@
+"""What a search is after: objectives, constraints, a target, and what it may spend.
+
+Knows names of metrics and on which prompts a search may look at them. Does not know candidates, how
+anything is measured, nor Optuna.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import yaml
+
+import sst_ui.metrics  # noqa: F401  registers the metrics
+from sst_ui.errors import UserError
+from sst_ui.metrics.registry import Derived, find
+from sst_ui.paths import PRESETS
+from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, digest, to_dict
+
+Strategy = Literal["staged", "grid", "sensitivity", "tpe"]
+Start = Literal["recipe", "signal"]
+TRIALS = 60  # of the multi-objective search, unless said
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A constraint: a metric on the right side of a number, such as `quality >= 0.7`."""
+
+    metric: str
+    at_least: bool
+    value: float
+
+    @classmethod
+    def read(cls, text: str) -> "Limit":
+        """From words such as `quality >= 0.7` or `kl_16<=.05`.
+
+        Raises:
+            UserError: another form, or a metric that there is not.
+        """
+        found = re.fullmatch(r"\s*(\S+?)\s*(>=|<=)\s*(\S+)\s*", text)
+        try:
+            metric, sign, number = found.groups()
+            value = float(number)
+        except (AttributeError, ValueError):
+            raise UserError(
+                f"{text!r} is no constraint; write a metric, >= or <=, and a number: "
+                "'quality >= 0.7'."
+            ) from None
+        if not math.isfinite(value):
+            raise UserError(f"the constraint {text!r} needs a finite number.")
+        find(metric)
+        return cls(metric, sign == ">=", value)
+
+    def violation(self, value: float) -> float:
+        """By how much it is broken; 0 or less where it holds, inf for a number that is none."""
+        if not math.isfinite(value):
+            return math.inf
+        return self.value - value if self.at_least else value - self.value
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'>=' if self.at_least else '<='} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """A search, as data.
+
+    Attributes:
+        strategy: staged (the strength rises), grid (25 peaks and widths), sensitivity (each layer
+            alone), tpe (many settings at once, several objectives).
+        objectives: metrics, the first one with a target; () for those of presets/search.yaml.
+        constraints: such as `quality >= 0.7`.
+        target: of the first objective; None for the preset's.
+        trials: candidates at most; None for as many as the strategy has (tpe: 60).
+        minutes: of working time at most, or None.
+        samples, max_new_tokens: prompts of each set and length of the answers.
+        seed: of the random draws.
+        start: begin at the recipe's bell, or at the one fitted to the measured signal.
+        prune: leave out candidates that the cheap scores rule out (tpe).
+    """
+
+    strategy: Strategy = "grid"
+    objectives: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    target: float | None = None
+    trials: int | None = None
+    minutes: float | None = None
+    samples: int | None = 64
+    max_new_tokens: int | None = 48
+    seed: int = 0
+    start: Start = "recipe"
+    prune: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "samples", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"the search's {name} is {value}; it must be 1 or more.")
+        if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
+            raise UserError(f"the search has {self.minutes} minutes; it must be more than 0.")
+        if self.target is not None and not math.isfinite(self.target):
+            raise UserError(f"the target is {self.target}; give a finite number.")
+        for name in self.objectives:
+            find(name)
+        for text in self.constraints:
+            Limit.read(text)
+
+    def digest(self) -> str:
+        """Twelve hex digits over what decides the numbers, not over how long it may take."""
+        data = to_dict(self)
+        return digest({k: v for k, v in data.items() if k not in ("trials", "minutes", "target")})
+
+
+@dataclass(frozen=True)
+class Aims:
+    """A spec's objectives and constraints on the prompts that this recipe's search may see.
+
+    Attributes:
+        objectives: metric names with their prompts.
+        lower: for each whether less is better, given what the recipe is for.
+        limits: the constraints.
+        target: for the first objective.
+        cheap: two scores that need no answers, or () where nothing is pruned.
+    """
+
+    objectives: tuple[str, ...]
+    lower: tuple[bool, ...]
+    limits: tuple[Limit, ...]
+    target: float
+    cheap: tuple[str, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Everything that has to be measured of a candidate that is not pruned."""
+        return tuple(dict.fromkeys([*self.objectives, *(limit.metric for limit in self.limits)]))
+
+    def reached(self, value: float) -> bool:
+        """Whether the first objective is at its target."""
+        return value <= self.target if self.lower[0] else value >= self.target
+
+
+def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
+    """What this spec means for this recipe.
+
+    Raises:
+        UserError: a recipe with nothing to search.
+    """
+    purpose = _purpose(recipe)
+    preset, places = presets(), _places(recipe)
+    chosen = preset["aims"][purpose]
+    own = spec.objectives
+    if spec.strategy == "sensitivity" and purpose != "merge":
+        own = own or tuple(preset["prune"]["scores"])
+    names = own or tuple(chosen["objectives"])
+    objectives = tuple(dict.fromkeys(_seen(name, places) for name in names))
+    texts = spec.constraints
+    if spec.strategy == "staged" and not texts:
+        texts = (f"quality >= {preset['stages']['quality']}",)
+    limits = [Limit.read(text) for text in texts]
+    cheap: tuple[str, ...] = ()
+    if spec.prune and purpose == "ablation":
+        cheap = tuple(_seen(name, places) for name in preset["prune"]["scores"])
+    lower = tuple(_lower(name, purpose) for name in objectives)
+    target = spec.target
+    if target is None:  # objectives of one's own have none, so that the best by the first wins
+        target = chosen["target"] if not own else math.inf * (-1 if lower[0] else 1)
+    return Aims(
+        objectives,
+        lower,
+        tuple(Limit(_seen(each.metric, places), each.at_least, each.value) for each in limits),
+        target,
+        cheap,
+    )
+
+
+def evaluation(metrics: tuple[str, ...], recipe: Recipe, spec: SearchSpec) -> Evaluation:
+    """How these metrics are measured of one candidate."""
+    own = recipe.evaluation
+    return Evaluation(
+        metrics=metrics,
+        preset=own.preset,
+        samples=spec.samples,
+        max_new_tokens=spec.max_new_tokens,
+        judge=own.judge,
+        labels=own.labels,
+    )
+
+
+def searched(recipe: Recipe) -> Ablation | Merge:
+    """The one edit that a search varies: the only ablation, else the only merge.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    for kind, word in ((Ablation, "ablation"), (Merge, "merge")):
+        found = [edit for edit in recipe.edits if isinstance(edit, kind)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"a search varies one {word}; this recipe has {len(found)}.")
+    raise UserError("this recipe has no edit to search; give it an ablation or a merge.")
+
+
+@cache
+def presets() -> Mapping[str, Any]:
+    """presets/search.yaml."""
+    return yaml.safe_load((PRESETS / "search.yaml").read_text(encoding="utf-8"))
+
+
+def _purpose(recipe: Recipe) -> str:
+    edit = searched(recipe)
+    if isinstance(edit, Merge):
+        return "merge"
+    return "reinforce" if edit.weights.strength < 0 else "ablation"
+
+
+def _places(recipe: Recipe) -> dict[str, str]:
+    edit = searched(recipe)
+    if isinstance(edit, Merge):
+        return {"safety": edit.safety_prompts, "utility": edit.utility_prompts}
+    return {"harmful": edit.directions.harmful, "harmless": edit.directions.harmless}
+
+
+def _seen(name: str, places: Mapping[str, str]) -> str:
+    """A metric's name on prompts that the search may see; held-out sets are replaced."""
+    if "{" in name:
+        return name.format(**places)
+    row = find(name)
+    if isinstance(row, Derived) or "@" in name:
+        return name
+    instead = presets()["held_out"].get(row.prompts)
+    if instead is None or instead.strip("{}") not in places:
+        return name
+    return f"{name}@{instead.format(**places)}"
+
+
+def _lower(name: str, purpose: str) -> bool:
+    row = find(name)
+    turned = row.follows_goal and purpose != "ablation"
+    return (row.better == "low") != turned

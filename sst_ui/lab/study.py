@@ -1,0 +1,306 @@
+"""Where a search keeps what it knows: an Optuna study that survives a kill and may be shared.
+
+Knows Optuna. Does not know recipes, metrics or how candidates are measured. SQLite in the user's
+data folder unless another of Optuna's URLs is given.
+
+A trial here is waiting, running, complete, pruned or failed. What a process had asked for when it
+died is put back in the queue by the next one: at once on the same machine, where its process can be
+looked for, and after Optuna's heartbeat has been silent elsewhere.
+"""
+
+import os
+import socket
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import psutil
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
+from optuna.trial import FrozenTrial, TrialState
+
+from sst_ui.errors import UserError
+from sst_ui.lab.space import Choice, Params, Span
+from sst_ui.paths import data_dir
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+BEAT = 60  # seconds
+SILENT = 300  # seconds after which a trial of another machine counts as lost
+RANDOM = 10  # trials before the sampler goes by what it has seen
+FIRST = "sst:first"  # attribute of a study: what its creator enqueued
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial that is to be measured: its number in the study, its settings."""
+
+    number: int
+    params: Params
+
+
+def default_storage() -> str:
+    """The SQLite URL of the searches in the user's data folder."""
+    folder = data_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'searches.sqlite'}"
+
+
+class Study:
+    """One search's trials. Safe for several processes at once, as far as the storage is."""
+
+    def __init__(
+        self,
+        name: str,
+        lower: Sequence[bool],
+        rows: Mapping[str, Span | Choice],
+        storage: str | None = None,
+        seed: int = 0,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open the study of this name, or make it.
+
+        Args:
+            lower: for each objective whether less is better.
+            rows: the settings of a trial; each draw falls in its range.
+            storage: one of Optuna's URLs, `memory` for none at all, or None for the default file.
+            about: kept with a study that is made.
+
+        Raises:
+            UserError: the storage cannot be used, or holds another search of this name.
+        """
+        self.name, self.seed = name, seed
+        self._distributions = {key: _distribution(row) for key, row in rows.items()}
+        self._directions = ["minimize" if low else "maximize" for low in lower]
+        self._owner = f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}"
+        self._trials: dict[int, optuna.Trial] = {}
+        self._beaten = 0.0
+        try:
+            self._storage = _storage(storage)
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=name, directions=self._directions,
+                load_if_exists=True,
+            )  # fmt: skip
+        except DuplicatedStudyError:
+            raise UserError(
+                f"the storage holds another search named {name!r}; give another name."
+            ) from None
+        except (StorageInternalError, ValueError, ImportError, OSError) as error:
+            raise _unusable(storage, error) from error
+        except Exception as error:  # SQLAlchemy has many; all mean the same here
+            if "sqlalchemy" in type(error).__module__:
+                raise _unusable(storage, error) from error
+            raise
+        if [d.name.lower() for d in self._study.directions] != self._directions:
+            raise UserError(f"the search {name!r} has other objectives; give another name.")
+        if about and not self._study.user_attrs:
+            for key, value in about.items():
+                self._study.set_user_attr(key, value)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What was kept with the study when it was made."""
+        return dict(self._study.user_attrs)
+
+    def trials(self) -> list[FrozenTrial]:
+        """All that count, by number: those given back to the queue are left out."""
+        return [
+            trial
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state != TrialState.FAIL or "error" in trial.user_attrs
+        ]
+
+    def enqueue(self, params: Sequence[Params], once: bool = True) -> None:
+        """Put settings in the queue.
+
+        Args:
+            once: only if nobody has put the first ones in yet.
+        """
+        if once and FIRST in self._study.user_attrs:
+            return
+        if once:
+            self._study.set_user_attr(FIRST, True)
+        for each in params:
+            self._study.enqueue_trial(each, skip_if_exists=True)
+
+    def reclaim(self) -> int:
+        """Put back in the queue what dead processes were measuring; returns how many."""
+        with suppress(NotImplementedError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optuna.storages.fail_stale_trials(self._study)
+        lost = [
+            trial
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if _dead(trial.user_attrs.get("owner", ""))
+        ]
+        for trial in lost:
+            self._give_back(trial.number, trial.params)
+        return len(lost)
+
+    def ask(self, count: int, draw: bool) -> list[Asked]:
+        """Up to `count` trials to measure, from the queue first.
+
+        Args:
+            draw: whether to draw new ones where the queue is empty. Draws go by the seed and by how
+                many trials are finished, so that a search that was interrupted draws the same.
+        """
+        if draw:
+            finished = [trial for trial in self.trials() if trial.state.is_finished()]
+            self._study.sampler = _sampler(self.seed + 1000 * len(finished))
+        asked = []
+        for _ in range(count):
+            waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if not (waiting or draw):
+                break
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # heartbeats are ours to give
+                trial = self._study.ask(fixed_distributions=self._distributions)
+            fixed = trial.storage.get_trial(trial._trial_id).system_attrs.get("fixed_params")
+            if fixed is None and not draw:  # another process was faster
+                self._study.tell(trial, state=TrialState.FAIL)
+                break
+            trial.set_user_attr("owner", self._owner)
+            self._trials[trial.number] = trial
+            asked.append(Asked(trial.number, dict(trial.params)))
+        self.beat()
+        return asked
+
+    def tell(
+        self,
+        number: int,
+        objectives: Sequence[float] | None,
+        kept: Mapping[str, Any],
+        violations: Sequence[float] = (),
+        error: str = "",
+    ) -> None:
+        """Note a finished trial.
+
+        Args:
+            objectives: None for a pruned or failed one.
+            kept: JSON data to keep with it.
+            violations: by how much each constraint is broken; 0 or less where it holds.
+            error: why it failed; '' with no objectives for a pruned one.
+        """
+        trial = self._trials.pop(number)
+        for key, value in kept.items():
+            trial.set_user_attr(key, value)
+        for place, violation in enumerate(violations):
+            trial.set_constraint(str(place), min(violation, 1e9))
+        trial.set_user_attr("violations", [float(min(v, 1e9)) for v in violations])
+        if error:
+            trial.set_user_attr("error", error)
+        state = TrialState.COMPLETE
+        if objectives is None:
+            state = TrialState.FAIL if error else TrialState.PRUNED
+        self._study.tell(trial, objectives, state=state)
+
+    def give_back(self) -> None:
+        """Put back in the queue whatever was asked for and not told."""
+        for number, trial in list(self._trials.items()):
+            self._trials.pop(number)
+            with suppress(Exception):  # the storage may be what failed
+                self._give_back(number, trial.params)
+
+    def beat(self) -> None:
+        """Say that the trials asked for are being worked on; cheap enough for every step."""
+        if time.monotonic() - self._beaten < BEAT / 2:
+            return
+        self._beaten = time.monotonic()
+        record = getattr(self._storage, "record_heartbeat", None)
+        for trial in self._trials.values():
+            if record is not None:
+                record(trial._trial_id)
+
+    def importance(self, objective: int = 0) -> dict[str, float]:
+        """Share of each setting in what the objective did, most first; {} for too few trials."""
+        done = [t for t in self.trials() if t.state == TrialState.COMPLETE]
+        if len(done) < 8 or len(self._distributions) < 2:
+            return {}
+        values = {t.values[objective] for t in done}
+        if len(values) < 2:
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return optuna.importance.get_param_importances(
+                self._study, target=lambda trial: trial.values[objective],
+                evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+            )  # fmt: skip
+
+    def _give_back(self, number: int, params: Params) -> None:
+        self._study.enqueue_trial(params)
+        self._study.tell(number, state=TrialState.FAIL)
+
+
+def names(storage: str | None = None) -> list[str]:
+    """The searches that a storage holds."""
+    try:
+        return optuna.get_all_study_names(_storage(storage))
+    except Exception as error:
+        raise _unusable(storage, error) from error
+
+
+def _storage(url: str | None) -> optuna.storages.BaseStorage:
+    if url == "memory":
+        return optuna.storages.InMemoryStorage()
+    url = url or default_storage()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if "://" not in url:
+            raise ValueError("not a URL; write sqlite:///FILE, or another of Optuna's URLs")
+        if url.startswith(("redis", "journal")):
+            return optuna.storages.get_storage(url)
+        return optuna.storages.RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
+            heartbeat_interval=BEAT,
+            grace_period=SILENT,
+            failed_trial_callback=_requeue,
+        )
+
+
+def _requeue(study: optuna.Study, trial: FrozenTrial) -> None:
+    study.enqueue_trial(trial.params)
+
+
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=RANDOM
+        )
+
+
+def _distribution(row: Span | Choice) -> BaseDistribution:
+    if isinstance(row, Choice):
+        return CategoricalDistribution(list(row.options))
+    if row.whole:
+        return IntDistribution(int(row.low), int(row.high), log=row.log)
+    return FloatDistribution(row.low, row.high, log=row.log)
+
+
+def _unusable(storage: str | None, error: BaseException) -> UserError:
+    words = " ".join(str(error).split())[:200]
+    return UserError(f"the storage {storage or default_storage()} cannot be used: {words}")
+
+
+def _born(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return 0
+
+
+def _dead(owner: str) -> bool:
+    """Whether the process of this name was on this machine and is gone."""
+    words = owner.split(" ")
+    if len(words) != 3 or words[0] != socket.gethostname():
+        return False
+    return _born(int(words[1])) != int(words[2])
