@@ -142,13 +142,18 @@ def test_a_width_of_zero_is_said_at_the_slider(page):
 def test_a_word_in_the_table_is_said_and_a_number_is_pinned(page):
     tab(page, "figure-tabs", 1)
     cell = page.locator('#weight-table [data-testid="cell-1-2"]')
+    before = cell.inner_text().strip()
     for typed in ("abc", "0.7"):
         cell.dblclick()
+        expect(cell.locator("textarea")).to_be_visible()
         page.keyboard.press("Control+A")
         page.keyboard.type(typed)
         page.keyboard.press("Enter")
         if typed == "abc":
             expect(page.locator("#table-note")).to_contain_text("'abc' is not a number")
+            # the number is back before anybody types again: the table is drawn anew for it
+            expect(cell).to_contain_text(before)
+            expect(cell).not_to_contain_text("abc")
     expect(cell).to_contain_text("0.7 ✎")
     page.click("#reset-table")
     expect(cell).not_to_contain_text("✎")
