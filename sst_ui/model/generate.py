@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from sst_ui.errors import UserError
 from sst_ui.model.batch import Batch, Room, Row, forward, rows_for, tokens_a_step
 from sst_ui.model.host import Host
-from sst_ui.model.prefill import Prefill, fitting, start
+from sst_ui.model.prefill import Prefill, arranged, fitting, start
 from sst_ui.model.score import logprobs, teacher_forced
 from sst_ui.model.template import without_thinking
 from sst_ui.progress import Progress
@@ -212,7 +212,7 @@ def replies(
     """
     rows = rows_for(prompts, rows)
     room = Room(batch or ROWS)
-    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    waiting = arranged(host, prompts, rows)
     found = [Reply((), True)] * len(prompts)
     done, told = 0, 0.0
     yield Progress(stage, 0, len(prompts))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sst_ui.model.batch import Room, Row, forward, rows_for, tokens_a_step
 from sst_ui.model.host import Host
-from sst_ui.model.prefill import Texts, fitting, start
+from sst_ui.model.prefill import Texts, arranged, fitting, start
 
 LOGITS = 1 << 27  # numbers of a forward pass's logits, half a gigabyte
 
@@ -89,7 +89,7 @@ def _in_chunks(
     Args:
         tails: last positions of each text that logits are wanted for.
     """
-    waiting = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+    waiting = arranged(host, texts, rows)
     room = Room(len(waiting))
     while waiting:
         logits = max(tails) * _vocabulary(host)
