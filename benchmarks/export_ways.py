@@ -64,7 +64,7 @@ def stream(source: Path, out: Path) -> None:
 def load_edit_save(source: Path, out: Path) -> None:
     """Plain transformers: load, write the edit into the weights, save."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").requires_grad_(False)
-    edit(discover(model), directions.random(*_size(source)), 1.0)
+    edit(discover(model), directions.random(*_size(source)), WeightTable())
     _save(model, source, out)
 
 

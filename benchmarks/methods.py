@@ -55,11 +55,15 @@ class Rewrite:
         self.originals: dict[str, Tensor] = {}
 
     def change(self, strength: float) -> None:
+        self.write(WeightTable(strength=strength))
+
+    def write(self, weights: WeightTable) -> None:
+        """The same for a whole table of weights."""
         with torch.no_grad():
             for writer in self.architecture.writers:
                 if writer.name in self.originals:
                     writer.module.weight.copy_(self.originals[writer.name])
-            edit(self.architecture, self.directions, strength, keep=self.originals)
+            edit(self.architecture, self.directions, weights, keep=self.originals)
 
     def first_token(self, prompt: Sequence[int]) -> Tensor:
         """[vocabulary] logits of the token after the prompt."""
@@ -82,7 +86,7 @@ class Reload:
         )
         self.model = model.to(self.device).eval().requires_grad_(False)
         with torch.no_grad():
-            edit(discover(self.model), self.directions, strength)
+            edit(discover(self.model), self.directions, WeightTable(strength=strength))
 
     def first_token(self, prompt: Sequence[int]) -> Tensor:
         """[vocabulary] logits of the token after the prompt."""
@@ -92,11 +96,11 @@ class Reload:
 def edit(
     architecture: Architecture,
     directions: Directions,
-    strength: float,
+    weights: WeightTable,
     keep: dict[str, Tensor] | None = None,
 ) -> None:
     """W' = W - alpha r (r W) in place; originals of what is edited go into `keep`."""
-    alpha = kernel.table(WeightTable(strength=strength), len(architecture.layers))
+    alpha = kernel.table(weights, len(architecture.layers))
     for writer in architecture.writers:
         weight = writer.module.weight  # [out, in]
         amount = float(alpha[writer.layer, KINDS.index(writer.role)])

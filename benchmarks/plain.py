@@ -16,6 +16,7 @@ from sst_ui.maths.directions import Directions
 from sst_ui.model.architecture import discover
 from sst_ui.model.batch import left_padded
 from sst_ui.model.host import Host
+from sst_ui.recipe import WeightTable
 
 Answers = list[list[str]]  # of the base and of the edited model, one a prompt
 
@@ -41,7 +42,7 @@ class Plain:
             for _ in range(2)
         ]
         with torch.no_grad():
-            edit(discover(self.models[1]), directions, strength)
+            edit(discover(self.models[1]), directions, WeightTable(strength=strength))
 
     def loop(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:
         """One `generate` a prompt."""

@@ -66,6 +66,14 @@ class Architecture:
         """The one module of this layer and role."""
         return self.writers[layer * len(KINDS) + KINDS.index(role)]
 
+    def layer_of(self, path: str) -> int:
+        """The number of the layer that a module is in: −1 before the layers, their number behind
+        them (the language-model head)."""
+        for number, name in enumerate(self.layer_names):
+            if path.startswith(f"{name}."):
+                return number
+        return len(self.layers) if path in self.linears.get("lm_head", ()) else -1
+
     def describe(self) -> str:
         """A few lines: what writes, what is left, with layer numbers folded into `*`."""
         lines = [f"{self.model_type}: {len(self.layers)} layers, hidden size {self.hidden}"]

@@ -169,11 +169,13 @@ class DeltaHooks:
         return kept[device]
 
     def _hook(self, path: str) -> Callable:
+        layer = max(0, self.architecture.layer_of(path))
+
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             plan = self.plan()
             if plan is None or not (ops := plan.deltas.get(path)):
                 return None
-            x, y = by_rows(args[0], plan.size), by_rows(output, plan.size)
+            x, y = (by_rows(z, plan.at(layer)) for z in (args[0], output))
             for op in ops:
                 y = op(x, y)
             return y.reshape(output.shape)

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sst_ui.errors import UserError
-from sst_ui.model.batch import Batch, Room, Row, forward, left_padded, rows_for, tokens_a_step
+from sst_ui.model.batch import Batch, Room, Row, forward, rows_for, tokens_a_step
 from sst_ui.model.host import Host
+from sst_ui.model.prefill import Prefill, arranged, fitting, start
 from sst_ui.model.score import logprobs, teacher_forced
 from sst_ui.model.template import without_thinking
 from sst_ui.progress import Progress
@@ -60,18 +61,21 @@ def generate(
             raise UserError(
                 f"a prompt has {len(prompt)} tokens; {host.name} reads 1 to {host.context - 1}."
             )
-    # 1. All rows start together, padded on the left so that they end in the same column.
-    batch = left_padded(prompts, host.pad, host.device)
-    plan = host.live.compile(rows)
+    # 1. All rows start together, padded on the left so that they end in the same column. What they
+    # share (layers under the edits, a beginning) is computed once.
     cache = DynamicCache(config=host.model.config)
+    first: Prefill | None = start(host, prompts, rows, cache=cache)
+    batch, plan = first.batch, first.plan
     active = list(range(len(prompts)))
     lengths = [len(prompt) for prompt in prompts]
     seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     dice = [torch.Generator().manual_seed(s) for s in seeds]
-    new = None  # the prefill computes every column, later steps only the last
+    new = first.new  # the prefill computes every column, later steps only the last
     for _ in range(max_new_tokens):
         # 2. One forward pass in turn with everybody else; logits [active, vocabulary].
         logits = forward(host, batch, plan, keep=1, cache=cache, new=new)[:, -1].float()
+        if first is not None:
+            logits, batch, plan, first = first.finish(logits), first.whole, first.each, None
         if bool(logits.amax(-1).isnan().any()):
             raise UserError(
                 "the edited model computes NaN; lower the strength, or load it in float32."
@@ -208,14 +212,16 @@ def replies(
     """
     rows = rows_for(prompts, rows)
     room = Room(batch or ROWS)
-    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    waiting = arranged(host, prompts, rows)
     found = [Reply((), True)] * len(prompts)
     done, told = 0, 0.0
     yield Progress(stage, 0, len(prompts))
     while waiting:
         longest = len(prompts[waiting[0]])
-        fitting = room.size if batch else max(1, tokens_a_step(host) // longest)
-        chunk = waiting[: min(room.size, fitting)]
+        chunk = waiting[: room.size]
+        if not batch:
+            texts, edits = [prompts[i] for i in chunk], [rows[i] for i in chunk]
+            chunk = chunk[: fitting(host, texts, edits, [1] * len(chunk), tokens_a_step(host))]
         tokens: dict[int, list[int]] = {i: [] for i in chunk}
         with room.attempt(len(chunk), longest):
             steps = generate(

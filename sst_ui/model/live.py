@@ -22,6 +22,7 @@ from sst_ui.maths.directions import Directions
 from sst_ui.model.architecture import Architecture
 from sst_ui.model.check import EditReport, check
 from sst_ui.model.deltas import DeltaHooks, RowDelta, Scaled, columns, summed
+from sst_ui.model.fork import ForkHooks
 from sst_ui.model.plan import Op, Place, Plan, RowEdit, Scale, index_of, run
 from sst_ui.model.roles import Writer, device_of
 from sst_ui.recipe import KINDS
@@ -56,12 +57,14 @@ class LiveEdits:
         for number, layer in enumerate(architecture.layers):
             after = self._after("residuals", number)
             self._handles.append(layer.register_forward_hook(after))
+        self._forks = ForkHooks(architecture, lambda: self._plan)
 
     def close(self) -> None:
         """Take the hooks off the model again."""
         for handle in self._handles:
             handle.remove()
         self._deltas.close()
+        self._forks.close()
 
     @contextmanager
     def applied(self, plan: Plan | None) -> Iterator[None]:
@@ -124,18 +127,20 @@ class LiveEdits:
             plan = self._plan
             if plan is None or not (ops := plan.inputs.get(place)):
                 return None
-            return (run(ops, args[0], plan.size), *args[1:])
+            return (run(ops, args[0], plan.at(place[0])), *args[1:])
 
         return hook
 
     def _after(self, part: str, place: Place | int) -> Callable:
+        layer = place if isinstance(place, int) else place[0]
+
         def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple | None:
             plan = self._plan
             if plan is None or not (ops := getattr(plan, part).get(place)):
                 return None
             if isinstance(output, tuple):  # a mixture returns its router's scores beside
-                return (run(ops, output[0], plan.size), *output[1:])
-            return run(ops, output, plan.size)
+                return (run(ops, output[0], plan.at(layer)), *output[1:])
+            return run(ops, output, plan.at(layer))
 
         return hook
 

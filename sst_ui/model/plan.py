@@ -18,6 +18,7 @@ from sst_ui.recipe import KINDS, Operation
 
 if TYPE_CHECKING:
     from sst_ui.model.deltas import LowRank
+    from sst_ui.model.fork import Fork
 
 Place = tuple[int, int]  # a writer: layer, index into KINDS
 
@@ -131,6 +132,7 @@ class Plan:
         residuals: for each layer, what happens to the residual stream after it.
         clamped: columns whose norm could not be restored, over all writers and rows.
         deltas: for each linear module, what is added to its output, before anything else.
+        fork: which rows share layers; None where every row goes through all of them.
     """
 
     size: int
@@ -139,6 +141,16 @@ class Plan:
     residuals: Mapping[int, tuple[Op, ...]]
     clamped: int = 0
     deltas: "Mapping[str, tuple[LowRank, ...]]" = field(default_factory=dict)
+    fork: "Fork | None" = None
+
+    def at(self, layer: int) -> int:
+        """Rows of the batch in a layer; the number of layers stands for what comes behind them."""
+        return self.size if self.fork is None else self.fork.sizes[layer]
+
+    def forked(self, fork: "Fork") -> "Plan":
+        """The plan of this batch in the fork's order. An operation of a layer names only rows that
+        have forked there, since they fork at the first layer that has one for them."""
+        return replace(self.select(fork.order), fork=fork)
 
     def select(self, indices: Sequence[int]) -> "Plan":
         """The plan of a batch that consists of these rows of this one, in this order."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sst_ui.model.batch import Room, Row, forward, left_padded, rows_for, tokens_a_step
+from sst_ui.model.batch import Room, Row, forward, rows_for, tokens_a_step
 from sst_ui.model.host import Host
+from sst_ui.model.prefill import Texts, arranged, fitting, start
 
 LOGITS = 1 << 27  # numbers of a forward pass's logits, half a gigabyte
 
@@ -26,13 +27,11 @@ def logprobs(
     result: list[Tensor] = [torch.empty(0)] * len(prompts)
 
     def run(chunk: list[int]) -> None:
-        batch = left_padded([prompts[i] for i in chunk], host.pad, host.device)
-        plan = host.live.compile([rows[i] for i in chunk])
-        logits = forward(host, batch, plan, keep=1)[:, -1]  # [chunk, vocabulary]
-        for i, row in zip(chunk, logits.float().log_softmax(-1).cpu(), strict=True):
+        logits = _logits(host, prompts, rows, [1] * len(prompts), chunk)  # [chunk, 1, vocabulary]
+        for i, row in zip(chunk, logits[:, -1].float().log_softmax(-1).cpu(), strict=True):
             result[i] = row
 
-    _in_chunks(host, [len(prompt) for prompt in prompts], 1, run)
+    _in_chunks(host, prompts, rows, [1] * len(prompts), run)
     return torch.stack(result) if result else torch.empty(0, _vocabulary(host))
 
 
@@ -55,42 +54,52 @@ def teacher_forced(
     # the last token of a continuation is predicted but never read
     texts = [[*p, *c][:-1] for p, c in zip(prompts, continuations, strict=True)]
     result: list[Tensor] = [torch.empty(0)] * len(prompts)
-    wanted = max((len(continuation) for continuation in continuations), default=1)
+    tails = [max(1, len(continuation)) for continuation in continuations]
 
     def run(chunk: list[int]) -> None:
-        batch = left_padded([texts[i] for i in chunk], host.pad, host.device)
-        plan = host.live.compile([rows[i] for i in chunk])
-        longest = max(1, max(len(continuations[i]) for i in chunk))
-        logits = forward(host, batch, plan, keep=longest)  # [chunk, longest, vocabulary]
+        logits = _logits(host, texts, rows, tails, chunk)  # [chunk, longest tail, vocabulary]
         for i, row in zip(chunk, logits, strict=True):
             row = row[len(row) - len(continuations[i]) :]
             result[i] = row.float().log_softmax(-1).cpu()
 
-    _in_chunks(host, [len(text) for text in texts], wanted, run)
+    _in_chunks(host, texts, rows, tails, run)
     return result
 
 
+def _logits(
+    host: Host, texts: Texts, rows: Sequence[Row], tails: Sequence[int], chunk: list[int]
+) -> Tensor:
+    """[chunk, longest tail, vocabulary] logits in the model's dtype."""
+    texts, rows, tails = ([items[i] for i in chunk] for items in (texts, rows, tails))
+    first = start(host, texts, rows, tails)
+    return first.finish(forward(host, first.batch, first.plan, max(tails), first.cache, first.new))
+
+
 def _in_chunks(
-    host: Host, lengths: Sequence[int], longest: int, run: Callable[[list[int]], None]
+    host: Host,
+    texts: Texts,
+    rows: Sequence[Row],
+    tails: Sequence[int],
+    run: Callable[[list[int]], None],
 ) -> None:
     """Call `run` with indices of similar length, few enough for a turn and for their logits.
 
     A chunk that does not fit the memory is halved.
 
     Args:
-        lengths: tokens of each text.
-        longest: most positions of a text that logits are wanted for.
+        tails: last positions of each text that logits are wanted for.
     """
-    waiting = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    waiting = arranged(host, texts, rows)
     room = Room(len(waiting))
     while waiting:
-        tokens = max(1, lengths[waiting[0]])
-        logits = max(1, longest) * _vocabulary(host)
-        size = max(1, min(room.size, tokens_a_step(host) // tokens, LOGITS // logits))
-        with room.attempt(len(waiting[:size]), tokens):
-            run(waiting[:size])
+        logits = max(tails) * _vocabulary(host)
+        chunk = waiting[: max(1, min(room.size, LOGITS // logits))]
+        several = ([items[i] for i in chunk] for items in (texts, rows, tails))
+        chunk = chunk[: fitting(host, *several, tokens_a_step(host))]
+        with room.attempt(len(chunk), max(1, len(texts[chunk[0]]))):
+            run(chunk)
         if not room.failed:
-            waiting = waiting[size:]
+            waiting = waiting[len(chunk) :]
 
 
 def _vocabulary(host: Host) -> int:

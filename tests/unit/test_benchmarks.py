@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import evaluate, export, export_ways, live_edit, mergers, sst, sweep
+from benchmarks import evaluate, export, export_ways, live_edit, mergers, search, sst, sweep
 from benchmarks.peak import Peak
 from benchmarks.plain import Plain
 from sst_ui.data.prompts import load as load_prompts
@@ -139,6 +139,42 @@ def test_untrained_models_are_compared_by_token(tiny, tmp_path):
     sizes = evaluate.Sizes(prompts=2, tokens=4, questions=2, repeats=1)
     result = evaluate.measure("random", folder, "cpu", "float32", sizes, untrained=True)
     assert result.differ == {"studio": 0, "batch": 0}
+
+
+@pytest.fixture(scope="module")
+def searched() -> search.Result:
+    sizes = search.Sizes(prompts=3, tokens=12, together=5, repeats=1)
+    return search.measure("demo", DEMO, "cpu", "float32", sizes, read=search.in_here)
+
+
+def test_a_search_in_batches_finds_what_rewritten_weights_show(searched):
+    assert searched.answers == searched.labels == dict.fromkeys(search.WAYS, 0)
+    assert max(searched.nats.values()) < 1e-4
+    assert searched.largest > 0.01  # the kernels do something
+    assert 0 < searched.refused["rewrite"] < 1
+
+
+def test_every_way_of_searching_is_timed_and_weighed_in_a_process_of_its_own(searched, tmp_path):
+    assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in searched.seconds.values())
+    path = tmp_path / "job.json"
+    sizes = search.Sizes(prompts=1, tokens=2, together=25, repeats=1)
+    search._job(DEMO, "cpu", "float32", sizes, True, path)
+    reading = search.in_child("together", path)
+    assert len(reading.found.answers) == len(reading.found.nats) == 25
+    assert reading.seconds > 0
+
+
+def test_the_table_of_searches_has_a_row_for_every_way(searched, monkeypatch, capsys):
+    slow = replace(searched, seconds={"together": [2.0], "in_turn": [8.0], "rewrite": [5.0]})
+    table = search.markdown([slow])
+    assert "| studio, 5 in a batch | 2 s | 1× |" in table
+    assert "| studio, one after the other | 8 s | 4× |" in table
+    assert {line.count("|") for line in table.splitlines()} == {8}
+    asked = []
+    monkeypatch.setattr(search, "measure", lambda *a, **_: asked.append(a[4]) or searched)
+    assert search.main(["--model", "demo", "--json", "--together", "7", "--repeats", "1"]) == 0
+    assert asked == [replace(search.DEFAULTS["demo"], together=7, repeats=1)]
+    assert json.loads(capsys.readouterr().out)[0]["labels"]["in_turn"] == 0
 
 
 SMALL = mergers.Shape(hidden=64, inner=96, heads=4, kv_heads=2, layers=3)
