@@ -19,10 +19,12 @@ from sst_ui.lab.space import Choice, Params, Span, candidate, space, values
 from sst_ui.lab.study import Study
 from sst_ui.lab.trials import TOGETHER, Measurer, Numbers
 from sst_ui.maths import kernel
+from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import NOTHING
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, Recipe, to_dict, to_yaml
 
+LEAST = 1e-7  # nats a token; smaller divergences are rounding
 ROUND = 2 * TOGETHER  # drawn before any of them is told, however many processes measure them
 Steps = Generator[Progress | Candidate, None, None]
 
@@ -218,20 +220,21 @@ class _Run:
             yield step if isinstance(step, Progress) else (order[step[0]], step[1])
 
     def ruled_out(self, quick: Mapping[int, Numbers]) -> set[int]:
-        """Those that are worse than the median of the finished ones by every cheap score."""
+        """Those that several finished candidates beat by every cheap score: far from the front."""
         done = [each for each in self.known() if each.state == "done" and each.feasible]
         done = [each for each in done if all(name in each.values for name in self.aim.cheap)]
-        if len(done) < goals.presets()["prune"]["after"]:
+        rule = goals.presets()["prune"]
+        if len(done) < rule["after"]:
             return set()
-        middle = {
-            name: sorted(each.value(name) for each in done)[len(done) // 2]
-            for name in self.aim.cheap
-        }
-        return {
-            number
-            for number, numbers in quick.items()
-            if not numbers.error and all(numbers.values[n].value > middle[n] for n in middle)
-        }
+
+        def beaten(numbers: Numbers) -> bool:
+            better = (
+                all(each.value(name) < numbers.values[name].value for name in self.aim.cheap)
+                for each in done
+            )
+            return sum(better) >= rule["beaten_by"]
+
+        return {n for n, numbers in quick.items() if not numbers.error and beaten(numbers)}
 
     def tell(self, number: int, numbers: Numbers, pruned: bool = False) -> Candidate:
         """Keep a candidate's numbers."""
@@ -239,7 +242,8 @@ class _Run:
             part: {n: [v.value, v.low, v.high, v.n] for n, v in getattr(numbers, part).items()}
             for part in ("values", "base")
         }
-        got = [numbers.values.get(name, NOTHING).value for name in self.aim.objectives]
+        found = [numbers.values.get(name, NOTHING).value for name in self.aim.objectives]
+        got = [_drawn(*each) for each in zip(self.aim.objectives, found, strict=True)]
         error = numbers.error
         if not (pruned or error) and not all(map(math.isfinite, got)):
             error = "an objective has no value; other prompts, or more of them, may have one."
@@ -251,3 +255,10 @@ class _Run:
         self.study.tell(number, None if failed else got, kept, [] if failed else broken, error)
         self.done += 1
         return next(each for each in self.known() if each.number == number)
+
+
+def _drawn(name: str, value: float) -> float:
+    """An objective as the sampler sees it: divergences by their order of magnitude, since a broken
+    model has thousands of times the divergence that the best candidates differ by."""
+    nats = find(name).unit == "nats/token"
+    return math.log10(max(value, LEAST)) if nats and math.isfinite(value) else value
