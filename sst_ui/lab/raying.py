@@ -89,13 +89,17 @@ def connect(ray: Any, address: str, workers: int | None = None) -> bool:
     try:
         ray.init(address=address, **given)
     except Exception as error:
-        if address == "auto" and isinstance(error, ConnectionError):
+        words = " ".join(str(error).split())[:300]
+        if address == "auto" and "Could not find any running" in words:
             raise UserError(
                 "there is no Ray cluster on this machine. Start one with `ray start --head`, give "
                 "its address, or take `local` for one that lives as long as the search."
             ) from None
-        words = " ".join(str(error).split())[:300]
-        raise UserError(f"the Ray cluster {address!r} cannot be used: {words}") from error
+        hint = ""
+        if isinstance(error, ConnectionError) and "RAY_AUTH_MODE" not in os.environ:
+            # Ray sends its token by itself only to a cluster that it has found on this machine.
+            hint = " If it asks for a token, set RAY_AUTH_MODE=token."
+        raise UserError(f"the Ray cluster {address!r} cannot be used: {words}{hint}") from error
     # A lost worker's last words would go to stdout, into a table or JSON; Ray has no public switch.
     ray._private.worker._worker_logs_enabled = False
     return True
