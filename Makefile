@@ -69,7 +69,7 @@ $(VENV)/.studio: requirements.txt constraints.txt | $(PY)
 	@$(PIP) -r requirements.txt -c constraints.txt
 	@touch $@
 
-$(VENV)/.tests: requirements-dev.txt constraints.txt $(VENV)/.studio
+$(VENV)/.tests: requirements-dev.txt requirements-ray.txt constraints.txt $(VENV)/.studio
 	@echo "Installing what the tests need ..."
 	@$(PIP) -r requirements-dev.txt -c constraints.txt
 	@touch $@

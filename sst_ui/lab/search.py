@@ -155,7 +155,10 @@ class _Run:
                     return
                 if time.monotonic() > self.deadline:
                     return
-                count = min(ROUND if free else TOGETHER, self.total - self.done)
+                # Stages end where one is good enough; of a fixed list everybody gets a batch.
+                batches = 1 if staged else self.measurer.workers
+                count = ROUND if free else TOGETHER * batches
+                count = min(count, self.total - self.done)
                 asked = self.study.ask(count, draw=free)
                 if asked:
                     made = {

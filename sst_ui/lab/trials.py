@@ -44,11 +44,13 @@ class Measurer(Protocol):
         layers: of the model.
         preserving: whether its norms can be preserved while it computes.
         name: of the model.
+        workers: batches that are measured at once.
     """
 
     layers: int
     preserving: bool
     name: str
+    workers: int
 
     def numbers(
         self, recipes: Sequence[Recipe], evaluation: Evaluation
@@ -64,6 +66,8 @@ class Measurer(Protocol):
 
 class Local:
     """A model in this process."""
+
+    workers = 1
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -47,6 +47,8 @@ def options(parser: argparse.ArgumentParser) -> None:
         "said; 'memory' to keep nothing")  # fmt: skip
     add("--name", help="of the study; the same command finds its own again without it")
     add("--ray", metavar="ADDRESS", help="measure on a Ray cluster: 'auto', 'local' or an address")
+    add("--workers", type=int, metavar="N", help="on the Ray cluster; one a GPU, or one for every "
+        "2 processors, unless said")  # fmt: skip
     add("--held-out", action="store_true", help="measure the best on prompts the search never saw")
     add("--out", type=Path, metavar="BEST.yaml", help="write the best recipe there")
     add("--json", action="store_true", help="every candidate as JSON")
@@ -69,7 +71,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
     aim = aims(recipe, spec)
 
     def job(stack: ExitStack) -> Generator[Any, None, tuple]:
-        measurer = yield from _measurer(given.ray, recipe, stack)
+        measurer = yield from _measurer(given, recipe, stack)
         found = yield from search(recipe, spec, measurer, given.storage, given.name)
         best = chosen(found, aim, spec)
         made = None if best is None else best.recipe
@@ -104,12 +106,17 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
 
 
 def _measurer(
-    ray: str | None, recipe: Recipe, stack: ExitStack
+    given: argparse.Namespace, recipe: Recipe, stack: ExitStack
 ) -> Generator[Progress, None, "Measurer"]:
-    if ray is not None:
+    if given.ray is not None:
         from sst_ui.lab.cluster import Cluster
 
-        return stack.enter_context(Cluster(recipe.model, ray))
+        cluster = Cluster(recipe.model, given.ray, given.workers)
+        stack.callback(cluster.close)
+        yield from cluster.open()
+        return cluster
+    if given.workers is not None:
+        raise UserError("workers are on a Ray cluster; say which with --ray ADDRESS.")
 
     from sst_ui.lab.trials import Local
     from sst_ui.model.host import load

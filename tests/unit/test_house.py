@@ -27,7 +27,7 @@ FLOOR = {
     "__main__": 6, "app": 6,
 }  # fmt: skip
 PEERS = {"data", "model", "metrics"}  # may use one another
-PROVIDED = {"spaces", "gguf"}  # a ZeroGPU Space brings one, pip the other; the studio runs without
+PROVIDED = {"spaces", "gguf", "ray"}  # a ZeroGPU Space or pip brings them; it runs without
 
 
 @cache
@@ -149,7 +149,7 @@ def test_every_import_is_a_declared_requirement():
         }
 
     run = declared("requirements.txt")
-    test = run | declared("requirements-dev.txt")
+    test = run | declared("requirements-dev.txt") | declared("requirements-ray.txt")
     local = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or p.is_dir()}
     local |= set(sys.stdlib_module_names) | PROVIDED
     distributions = packages_distributions()
@@ -170,7 +170,7 @@ def test_what_is_declared_is_what_was_tested():
     assert all(re.fullmatch(r"[0-9a-z.]+", version) for version in pinned.values()), (
         "a local build or a path is pinned"
     )
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-ray.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-")):
                 package = re.split(r"[<>=!~\[ ]", line)[0].lower().replace("_", "-")

@@ -1,0 +1,269 @@
+"""A search on a Ray cluster of two nodes with a worker each, on this machine."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import closing
+
+import pytest
+import torch
+
+from sst_ui import recipe as recipes
+from sst_ui.__main__ import main
+from sst_ui.errors import UserError
+from sst_ui.lab import raying
+from sst_ui.lab.aims import SearchSpec
+from sst_ui.lab.cluster import Cluster
+from sst_ui.lab.raying import Shares, shares
+from sst_ui.lab.search import search
+from sst_ui.lab.space import candidate
+from sst_ui.lab.trials import Local
+from sst_ui.maths import kernel
+from sst_ui.paths import PRESETS
+from sst_ui.progress import Progress, finish
+from sst_ui.recipe import Evaluation, ModelSpec
+
+DEFAULT = recipes.load(PRESETS / "recipes" / "default.yaml")
+GRID = [candidate(DEFAULT, {"peak": p, "width": w}, 12) for p, w in kernel.grid()[:10]]
+EVALUATION = Evaluation(
+    metrics=("refusal_rate@demo/harmful", "kl_16@demo/harmless"), samples=8, max_new_tokens=24
+)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Two nodes of one processor each."""
+    raying.library()
+    from ray.cluster_utils import Cluster as Nodes
+
+    made = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(nodes):
+    with Cluster(ModelSpec(), nodes.address, workers=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def local(host):
+    """The numbers of the grid in this process, with one thread, as the workers have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield by_place(Local(host).numbers(GRID, EVALUATION))
+    torch.set_num_threads(threads)
+
+
+def by_place(steps):
+    return dict(step for step in steps if not isinstance(step, Progress))
+
+
+def pids(cluster):
+    ray = raying.library()
+    return {ray.get(worker.actor.here.remote()) for worker in cluster._team}
+
+
+def all_ready(cluster):
+    """Wait until every worker has its model."""
+    while any(worker.answer is not None for worker in cluster._team):
+        list(cluster._answers())
+
+
+def test_two_workers_come_to_the_numbers_of_one_process(cluster, local):
+    all_ready(cluster)
+    told = []
+    found = {}
+    for step in cluster.numbers(GRID, EVALUATION):
+        if isinstance(step, Progress):
+            told.append(step.note)
+        else:
+            found[step[0]] = step[1]
+    assert len(found) == 10
+    assert found == local
+    assert len({numbers.values[EVALUATION.metrics[0]].value for numbers in found.values()}) > 1
+    assert any("worker 1" in note and "worker 2" in note for note in told)  # both at once
+    assert (cluster.layers, cluster.preserving, cluster.name) == (12, True, "demo")
+
+
+def test_a_worker_killed_in_the_middle_costs_time_and_nothing_else(cluster, local):
+    all_ready(cluster)
+    before, killed, found = pids(cluster), None, {}
+    for step in cluster.numbers(GRID, EVALUATION):
+        if not isinstance(step, Progress):
+            found[step[0]] = step[1]
+        elif killed is None and step.note.count("together") == 2:
+            assert not found
+            killed = min(before)
+            os.kill(killed, signal.SIGKILL)
+    assert found == local
+    after = pids(cluster)
+    assert len(after) == 2
+    assert before - after == {killed}
+
+
+def test_a_batch_that_kills_every_worker_is_given_up_and_the_other_goes_on(
+    cluster, local, monkeypatch
+):
+    all_ready(cluster)
+    monkeypatch.setattr("sst_ui.lab.cluster.LOSSES", 2)  # each costs the loading of a model
+    give = cluster._give
+
+    def fatal(worker, place, calls):
+        give(worker, place, calls)
+        if place == 1:
+            os.kill(raying.library().get(worker.actor.here.remote()), signal.SIGKILL)
+
+    monkeypatch.setattr(cluster, "_give", fatal)
+    found = by_place(cluster.numbers(GRID, EVALUATION))
+    assert {place: found[place] for place in range(5)} == {n: local[n] for n in range(5)}
+    assert all("2 workers were lost" in found[place].error for place in range(5, 10))
+
+
+def test_closing_leaves_no_batch_running(cluster, local):
+    all_ready(cluster)
+    before = pids(cluster)
+    with closing(cluster.numbers(GRID, EVALUATION)) as steps:
+        assert any("together" in step.note for step in steps)
+    ray = raying.library()
+    assert all(worker.answer is None for worker in cluster._team)
+    first = ray.get([worker.actor.now.remote() for worker in cluster._team])
+    time.sleep(1.0)
+    assert ray.get([worker.actor.now.remote() for worker in cluster._team]) == first
+    assert pids(cluster) == before  # they keep their models
+    assert by_place(cluster.numbers(GRID[:5], EVALUATION)) == {n: local[n] for n in range(5)}
+
+
+def test_the_same_seed_gives_the_same_trials_as_in_this_process(cluster, local, host):
+    spec = SearchSpec("tpe", samples=4, max_new_tokens=8, trials=14, seed=3)
+    found = {}
+    for name, measurer in (("cluster", cluster), ("here", Local(host))):
+        made = finish(search(DEFAULT, spec, measurer, "memory"))
+        found[name] = [(each.params, each.state, each.values) for each in made]
+    assert len(found["here"]) == 14
+    assert found["cluster"] == found["here"]
+
+
+def test_the_measured_signal_is_the_same(cluster, host):
+    assert finish(cluster.bell(DEFAULT)) == finish(Local(host).bell(DEFAULT))
+
+
+def test_a_model_that_a_worker_cannot_load_is_said_in_its_words(nodes, cluster):
+    all_ready(cluster)
+    other = Cluster(ModelSpec(id="./no-such-model"), nodes.address, workers=2)
+    team = list(cluster._team)
+    for worker in team:  # make room: this cluster has two processors
+        cluster._kill(worker)
+    with pytest.raises(UserError) as told, other:
+        pass
+    cluster._team = [cluster._hire() for _ in team]
+    assert "no-such-model" in str(told.value)
+    assert "Traceback" not in str(told.value)
+    assert not isinstance(told.value, raying.library().exceptions.RayError)
+
+
+def test_a_cluster_without_room_is_said(nodes, cluster, monkeypatch):
+    all_ready(cluster)
+    monkeypatch.setattr("sst_ui.lab.cluster.PATIENCE", 2.0)
+    with pytest.raises(UserError, match=r"no worker found a place.*1 processors"):
+        Cluster(ModelSpec(), nodes.address, workers=2).__enter__()
+
+
+class Nodes:
+    """As much of Ray as `shares` looks at."""
+
+    def __init__(self, *rows):
+        self.rows = rows
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": row} for row in self.rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "expected"),
+    [
+        ([{"CPU": 2}], None, Shares(1, 2, 2, 0)),
+        ([{"CPU": 2}], 2, Shares(2, 1, 1, 0)),
+        ([{"CPU": 1}], 2, Shares(2, 0.5, 1, 0)),
+        ([{"CPU": 64}], None, Shares(8, 8, 8, 0)),
+        ([{"CPU": 5}, {"CPU": 3}], 2, Shares(2, 3, 3, 0)),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 16, "GPU": 2}], None, Shares(4, 0, 8, 1)),
+        ([{"CPU": 16, "GPU": 2}], 5, Shares(2, 0, 8, 1)),
+    ],
+)
+def test_a_cluster_is_divided_by_gpus_else_by_processors(rows, workers, expected):
+    assert shares(Nodes(*rows), ModelSpec(), workers) == expected
+
+
+def test_a_model_that_is_to_stay_on_processors_leaves_the_gpus_alone():
+    rows = Nodes({"CPU": 8, "GPU": 2})
+    assert shares(rows, ModelSpec(device="cpu"), None) == Shares(4, 2, 2, 0)
+
+
+def test_ray_that_is_missing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install -r requirements-ray\.txt"):
+        Cluster(ModelSpec(), "auto").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("somewhere", "no address"), ("host:port", "no address"), ("http://a:1", "no address")],
+)
+def test_an_address_that_is_none_is_said(monkeypatch, address, words):
+    monkeypatch.setattr(raying.library(), "is_initialized", lambda: False)
+    with pytest.raises(UserError, match=words):
+        Cluster(ModelSpec(), address).__enter__()
+
+
+def test_nobody_there_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(raying.library(), "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=f"no Ray cluster answers at 127.0.0.1:{port}"):
+        Cluster(ModelSpec(), f"127.0.0.1:{port}").__enter__()
+    assert time.monotonic() - begun < 10
+
+
+def test_workers_need_a_cluster(capsys):
+    recipe = str(PRESETS / "recipes" / "default.yaml")
+    assert main(["search", recipe, "--workers", "2"]) == 2
+    assert "--ray" in capsys.readouterr().err
+    assert main(["search", recipe, "--ray", "local", "--workers", "0"]) == 2
+    assert "1 or more" in capsys.readouterr().err
+
+
+# In processes of their own: this one is connected to a cluster.
+
+
+@pytest.fixture(scope="module")
+def terminal():
+    """Run the command `search` on a few candidates; its finished process."""
+    import subprocess
+
+    def run(*options, **environment):
+        command = [sys.executable, "-m", "sst_ui", "search"]
+        command += [str(PRESETS / "recipes" / "default.yaml"), *options]
+        command += ["--samples", "8", "--tokens", "24", "--storage", "memory", "--json"]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=120,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )  # fmt: skip
+
+    return run
+
+
+def test_the_terminal_starts_a_cluster_and_prints_nothing_but_json(terminal, local):
+    done = terminal("--ray", "local", "--workers", "1", "--trials", "5")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["candidates"]
+    assert done.stderr == ""
+    assert [row["values"] for row in rows] == [
+        {name: value.to_json() for name, value in local[place].values.items()} for place in range(5)
+    ]
