@@ -1,0 +1,169 @@
+"""Figures of a search: which one a view is, the Pareto scatter, and the grid as a heat map.
+
+Knows Plotly and what was found. Orange is what the search comes to, grey-blue the base model. The
+figures of single strategies are in `search_lines`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from sst_ui.lab.candidates import Candidate
+from sst_ui.maths import kernel
+from sst_ui.metrics.registry import find
+from sst_ui.metrics.results import NOTHING
+from sst_ui.ui.found import Found
+from sst_ui.ui.numbers import number
+from sst_ui.ui.plots import BASE, EDITED, OTHERS, blank, empty
+from sst_ui.ui.search_lines import importance, layers, name_of, parallel, stages, tip
+from sst_ui.ui.texts import say
+
+TRIED, GREY, GOOD = OTHERS[0], "#98a3ae", "rgba(47,133,82,.11)"
+
+
+def figure(language: str, found: Found, picked: str, view: str, metric: str) -> go.Figure:
+    """The figure of a view; a sentence while there is nothing to draw."""
+    if found.aim is None or not found.candidates:
+        waiting = found.phase == "running"
+        return empty(say(language, "search.waiting" if waiting else "search.empty"))
+    if view == "heat":
+        return heat(language, found, picked, metric)
+    if view == "layers":
+        return layers(language, found, metric)
+    if view == "stages":
+        return stages(language, found)
+    if view == "settings":
+        return parallel(language, found)
+    if view == "importance":
+        return importance(language, found)
+    return scatter(language, found, picked)
+
+
+def scatter(language: str, found: Found, picked: str) -> go.Figure:
+    """The first objective over the second (over the trial where there is one only)."""
+    first, second = found.aim.objectives[0], (*found.aim.objectives[1:2], None)[0]
+    across = name_of(language, second) if second else say(language, "search.number")
+    drawn = blank(across, name_of(language, first))
+
+    def place(each: Candidate) -> tuple[float, float]:
+        return each.value(second) if second else float(each.number), each.value(first)
+
+    def add(rows: Sequence[Candidate], name: str, **marker) -> None:
+        if rows:
+            points = [place(each) for each in rows]
+            drawn.add_scatter(
+                x=[p[0] for p in points], y=[p[1] for p in points], mode="markers", name=name,
+                marker=marker, customdata=[tip(language, each, found) for each in rows],
+                hovertemplate="%{customdata}<extra></extra>", cliponaxis=False,
+            )  # fmt: skip
+
+    if math.isfinite(found.aim.target):
+        low = found.aim.lower[0]
+        ends = (-9, found.aim.target) if low else (found.aim.target, 9)
+        drawn.add_hrect(*ends, fillcolor=GOOD, line_width=0, layer="below")
+        drawn.add_annotation(
+            x=1, xref="paper", xanchor="right", y=found.aim.target, showarrow=False,
+            yanchor="bottom" if low else "top", font={"size": 10},
+            text=f"{say(language, 'search.target.band')} {'≤' if low else '≥'} "
+            f"{found.aim.target:g}",
+        )  # fmt: skip
+    front = {each.number for each in found.front}
+    line = sorted(place(each) for each in found.front)
+    drawn.add_scatter(
+        x=[p[0] for p in line], y=[p[1] for p in line], mode="lines", hoverinfo="skip",
+        line={"color": TRIED, "width": 1.5, "dash": "dot"}, showlegend=False,
+    )  # fmt: skip
+    rest = [each for each in found.done if each.number not in front]
+    feasible = [each for each in rest if each.feasible]
+    broken = [each for each in rest if not each.feasible]
+    add(broken, say(language, "search.infeasible"), symbol="x-thin", size=8, color=GREY,
+        line={"width": 2, "color": GREY})  # fmt: skip
+    add(feasible, say(language, "search.tried"), size=8, color=TRIED, opacity=0.45)
+    add(found.front, say(language, "search.front"), size=10, color=TRIED)
+    if found.own is not None:
+        add([found.own], say(language, "search.own"), symbol="diamond-open", size=15, color=BASE,
+            line={"width": 2})  # fmt: skip
+    if found.best is not None:
+        add([found.best], say(language, "search.best"), symbol="star", size=14, color=EDITED)
+    mine = found.get(picked)
+    if mine is not None and mine is not found.best and mine.state == "done":
+        add([mine], say(language, "search.picked"), symbol="circle-open", size=16, color=EDITED,
+            line={"width": 2})  # fmt: skip
+    known = next((each for each in found.done if second), None)
+    if known is not None:
+        values = [known.base.get(name, NOTHING).value for name in (second, first)]
+        if math.isfinite(values[1]):
+            drawn.add_scatter(
+                x=[values[0] if math.isfinite(values[0]) else 0.0], y=[values[1]], mode="markers",
+                name=say(language, "chat.base"), cliponaxis=False,
+                marker={"size": 11, "color": BASE, "symbol": "square"},
+                hovertemplate="%{x:.3g} · %{y:.3g}<extra></extra>",
+            )  # fmt: skip
+    _ruled_out(language, drawn, found, second)
+    ys = [place(each)[1] for each in found.done]
+    ys += [each.base.get(first, NOTHING).value for each in found.done]
+    _ranges(drawn, [y for y in ys if math.isfinite(y)], find(first).unit == "rate")
+    drawn.update_layout(hovermode="closest")
+    drawn.update_xaxes(tickformat="~g", exponentformat="none")
+    return drawn
+
+
+def _ruled_out(language: str, drawn: go.Figure, found: Found, second: str | None) -> None:
+    """The pruned as marks along the upper edge: they have no value of the first objective."""
+    rows = [each for each in found.candidates if each.state == "pruned"]
+    rows = [each for each in rows if second and math.isfinite(each.value(second))]
+    if rows:
+        drawn.add_scatter(
+            x=[each.value(second) for each in rows], y=[1.0] * len(rows), yaxis="y2",
+            mode="markers", name=say(language, "search.pruned"),
+            marker={"symbol": "line-ns", "size": 9, "line": {"width": 1.5, "color": GREY}},
+            customdata=[tip(language, each, found) for each in rows],
+            hovertemplate="%{customdata}<extra></extra>", cliponaxis=False,
+        )  # fmt: skip
+        drawn.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False})
+
+
+def _ranges(drawn: go.Figure, values: Sequence[float], rate: bool) -> None:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    room = 0.07 * ((high - low) or 1.0)
+    drawn.update_yaxes(
+        range=[low - room, high + room], tickformat=".0%" if rate else "~g", selector={"side": None}
+    )
+
+
+def heat(language: str, found: Found, picked: str, metric: str) -> go.Figure:
+    """A metric over peak and width; what was not tried yet is blank."""
+    grid = kernel.grid()
+    peaks, widths = (sorted({point[i] for point in grid}) for i in (0, 1))
+    known = {(e.params.get("peak"), e.params.get("width")): e for e in found.candidates}
+    unit = find(metric).unit
+    rows = [[known.get((peak, width)) for peak in peaks] for width in widths]
+    values = [[each.value(metric) if each else math.nan for each in row] for row in rows]
+    drawn = blank(say(language, "weights.peak"), say(language, "weights.width"))
+    names = [f"{peak:g}" for peak in peaks], [f"{width:g}" for width in widths]
+    drawn.add_heatmap(
+        z=values, x=names[0], y=names[1], xgap=2, ygap=2,
+        colorscale=[[0, "rgba(113,137,163,.12)"], [1, EDITED]], opacity=0.9,
+        text=[[number(e.values.get(metric), unit) if e else "" for e in row] for row in rows],
+        texttemplate="%{text}", textfont={"size": 11},
+        customdata=[[tip(language, e, found) if e else "" for e in row] for row in rows],
+        hovertemplate="%{customdata}<extra></extra>", hoverongaps=False,
+        colorbar={"thickness": 8, "outlinewidth": 0,
+                  "tickformat": ".0%" if unit == "rate" else "~g"},
+    )  # fmt: skip
+    for each, symbol, size, key in (
+        (found.best, "star", 10, "best"), (found.get(picked), "square-open", 30, "picked"),
+    ):  # fmt: skip
+        if each is not None:
+            drawn.add_scatter(
+                x=[f"{each.params['peak']:g}"], y=[f"{each.params['width']:g}"], mode="markers",
+                marker={"symbol": symbol, "size": size, "color": EDITED, "line": {"width": 2}},
+                name=say(language, f"search.{key}"), hoverinfo="skip", cliponaxis=False,
+            )  # fmt: skip
+    if found.best is not None:  # beside the number, not on it
+        drawn.data[1].update(textposition="top right")
+    drawn.update_layout(hovermode="closest", margin={"l": 52, "t": 26})
+    drawn.update_xaxes(type="category", showgrid=False)
+    drawn.update_yaxes(type="category", showgrid=False)
+    return drawn
