@@ -25,17 +25,6 @@ from sst_ui.ui.numbers import exact
 from sst_ui.ui.texts import say
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
-SHORT = 36  # letters of a name that says its settings
-
-
-def named(language: str, found: Found, pick: str) -> str:
-    """What a candidate is called among the variants: its settings where they are few."""
-    if pick == BELL:
-        weights = found.bell[0].edits[-1].weights
-        return search_table.settings(language, {"peak": weights.peak, "width": weights.width})
-    each = found.get(pick)
-    words = search_table.settings(language, each.params)
-    return words if len(words) <= SHORT else f"{found.spec.strategy} #{each.number}"
 
 
 def connect(studio, engine: Engine) -> None:
@@ -56,7 +45,7 @@ def connect(studio, engine: Engine) -> None:
             drawn = draw(studio, engine, replace(draft, form=form, extras=extras))
         except UserError as error:
             return {panel.told: notice(message(error, lang), "bad")}
-        told = say(lang, "search.used", name=named(lang, found, found.pick(picked)))
+        told = say(lang, "search.used", name=search_table.named(lang, found, found.pick(picked)))
         return {**updates, **drawn, panel.told: notice(told, "good")}
 
     @guarded
@@ -70,7 +59,7 @@ def connect(studio, engine: Engine) -> None:
             for pick in _first(found, max(1, int(count or 1))):
                 recipe = usable(draft, _made(lang, found, pick))
                 recipe = replace(recipe, evaluation=draft.recipe().evaluation)
-                known = known.add(recipe, named(lang, found, pick))
+                known = known.add(recipe, search_table.named(lang, found, pick))
                 names.append(known.current)
             if not names:
                 raise UserError(say(lang, "search.nothing"))
@@ -107,7 +96,7 @@ def connect(studio, engine: Engine) -> None:
             row = find(name)
             pair = [exact(v, row.unit) for v in (numbers.base.get(name), value)]
             words.append(f"{title(lang, name, row.title)} {' → '.join(pair)} (n {value.n})")
-        name = named(lang, found, found.pick(picked))
+        name = search_table.named(lang, found, found.pick(picked))
         told = say(lang, "search.checked", name=name, values=" · ".join(words))
         yield {panel.told: notice(told, "good"), **idle}
 

@@ -30,8 +30,8 @@ class Found:
     Attributes:
         phase: none before the first one; paused can be resumed, over cannot.
         job: names the call that is running.
-        asked, spec, key: recipe, settings and model of the search; the same again go on.
-        recipe, aim, layers, total: what is varied, what it is after, how many layers and candidates.
+        asked, spec, key: recipe, settings and model of the search; with the same it goes on.
+        recipe, aim, layers, total: what is varied, what it is after, layers, candidates at most.
         candidates: all that are over, by number.
         importance: for each objective the share of each setting in what it did.
         folder: where a shared program keeps this window's study; None for the user's data folder.

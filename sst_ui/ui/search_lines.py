@@ -3,6 +3,8 @@
 Knows Plotly and what was found. Orange is what the search comes to, grey-blue the base model.
 """
 
+import textwrap
+
 import numpy as np
 import plotly.graph_objects as go
 
@@ -11,10 +13,9 @@ from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import NOTHING
 from sst_ui.ui.found import Found
 from sst_ui.ui.html import safe
-from sst_ui.ui.metrics import title
 from sst_ui.ui.numbers import number
-from sst_ui.ui.plots import BASE, EDITED, OTHERS, blank, empty, wrapped
-from sst_ui.ui.search_table import param, settings
+from sst_ui.ui.plots import BASE, EDITED, OTHERS, blank, empty
+from sst_ui.ui.search_table import name_of, param, settings
 from sst_ui.ui.texts import has, say
 
 
@@ -66,6 +67,7 @@ def stages(language: str, found: Found) -> go.Figure:
         drawn.add_vline(
             found.best.params["strength"], line={"color": EDITED, "width": 1, "dash": "dash"},
             annotation_text=say(language, "search.best"), annotation_font_size=11,
+            annotation_position="bottom right",
         )  # fmt: skip
     drawn.update_yaxes(range=[-0.03, 1.05], tickformat=".0%")
     drawn.update_layout(
@@ -80,7 +82,7 @@ def parallel(language: str, found: Found) -> go.Figure:
     """Settings and objectives of every candidate side by side, coloured by the first objective."""
     rows = [each for each in found.candidates if each.state == "done"]
     if not rows:
-        return empty(say(language, "search.waiting"))
+        return sentence(say(language, "search.waiting"))
     axes = []
     for name in rows[0].params:
         values = [each.params.get(name) for each in rows]
@@ -96,49 +98,52 @@ def parallel(language: str, found: Found) -> go.Figure:
             axes.append({"label": label, "values": values, "tickformat": ".2~f"})
     for name in found.aim.objectives:
         rate = find(name).unit == "rate"
-        label = wrapped(name_of(language, name)).split("<br>")[0]
-        axes.append({"label": label, "values": [each.value(name) for each in rows],
-                     "tickformat": ".0%" if rate else "~g"})  # fmt: skip
+        values, form = [each.value(name) for each in rows], ".0%" if rate else "~g"
+        axes.append({"label": name_of(language, name), "values": values, "tickformat": form})
     first = found.aim.objectives[0]
     drawn = blank("", "")
     drawn.add_parcoords(
-        dimensions=axes, labelside="top", labelfont={"size": 10}, tickfont={"size": 9},
-        rangefont={"size": 1, "color": "rgba(0,0,0,0)"},
+        dimensions=axes, labelside="top", labelangle=-28, labelfont={"size": 10},
+        tickfont={"size": 9}, rangefont={"size": 1, "color": "rgba(0,0,0,0)"},
         line={"color": [each.value(first) for each in rows],
               "colorscale": [[0, EDITED], [1, BASE]], "reversescale": not found.aim.lower[0]},
     )  # fmt: skip
-    drawn.update_layout(margin={"l": 40, "r": 40, "t": 40, "b": 14})
+    drawn.update_layout(margin={"l": 28, "r": 40, "t": 66, "b": 14})
     return drawn
 
 
 def importance(language: str, found: Found) -> go.Figure:
     """How much each setting matters to each objective."""
     if not any(found.importance):
-        return empty(say(language, "search.empty.importance"))
+        few = found.spec.strategy == "tpe"
+        return sentence(say(language, f"search.empty.{'importance' if few else 'one'}"))
     order = list(dict.fromkeys(name for scores in found.importance for name in scores))
     names = [param(language, name) for name in order]
-    drawn = blank("", say(language, "search.share"))
+    drawn = blank(say(language, "search.share"), "")
     colours = (EDITED, *OTHERS)
     for metric, scores, colour in zip(
         found.aim.objectives, found.importance, colours * 3, strict=False
     ):
         drawn.add_bar(
-            x=names, y=[scores.get(name, 0.0) for name in order], name=name_of(language, metric),
-            marker={"color": colour}, hovertemplate="%{y:.0%}",
+            y=names, x=[scores.get(name, 0.0) for name in order], name=name_of(language, metric),
+            marker={"color": colour}, orientation="h", hovertemplate="%{x:.0%}",
         )  # fmt: skip
-    drawn.update_yaxes(tickformat=".0%", rangemode="tozero")
+    drawn.update_xaxes(tickformat=".0%", rangemode="tozero", showgrid=True)
+    drawn.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    drawn.update_layout(hovermode="y unified", margin={"l": 84, "t": 24})
     return drawn
+
+
+def sentence(text: str) -> go.Figure:
+    """A sentence where a figure will be, in lines that fit beside the settings."""
+    if any(ord(letter) > 0x3000 for letter in text):  # kana and kanji are wide
+        return empty("<br>".join(text[i : i + 26] for i in range(0, len(text), 26)))
+    return empty("<br>".join(textwrap.wrap(text, 52)))
 
 
 def _word(language: str, word: str) -> str:
     marks = {"True": "✓", "False": "✗"}
     return say(language, f"scope.{word}") if has(f"scope.{word}") else marks.get(word, word)
-
-
-def name_of(language: str, metric: str) -> str:
-    """A metric's title without the prompts it is measured on."""
-    bare = metric.partition("@")[0]
-    return title(language, bare, find(bare).title)
 
 
 def tip(language: str, each: Candidate, found: Found) -> str:

@@ -19,6 +19,7 @@ from sst_ui.recipe import Recipe
 from sst_ui.ui import plots, search_table
 from sst_ui.ui.found import Found
 from sst_ui.ui.html import CLICKS, safe
+from sst_ui.ui.merge_form import number
 from sst_ui.ui.metrics import title
 from sst_ui.ui.shelf import shared
 from sst_ui.ui.texts import say, t
@@ -34,13 +35,8 @@ SETTINGS = (
     "strategy", "objectives", "trials", "minutes", "samples", "tokens", "constraints", "target",
     "seed", "start", "prune",
 )  # fmt: skip
-VIEWS = {
-    "grid": ("heat", "front"),
-    "staged": ("stages", "front"),
-    "sensitivity": ("layers", "front"),
-    "tpe": ("front", "settings", "importance"),
-}
-SOUND = dict(zip(SETTINGS, ("tpe", (), None, None, 0, 0, "", None, 0, "recipe", True), strict=True))
+VIEWS = ("own", "front", "importance")  # own: the figure that the strategy has for itself
+SOUND = dict(zip(SETTINGS, ("tpe", (), "", "", 0, 0, "", "", 0, "recipe", True), strict=True))
 LIFE = 3600  # seconds that a shared program keeps what a window found
 KEPT = 3  # candidates that become variants, unless said otherwise
 
@@ -79,12 +75,14 @@ def create() -> SearchPanel:
             progress = gr.HTML(elem_id="search-progress")
             with gr.Row(elem_id="search-views"):
                 view = gr.Radio(
-                    views("grid"), value="heat", label=t("search.view"), show_label=False,
-                    container=False, elem_id="search-view",
+                    [(t(f"search.view.{name}"), name) for name in VIEWS], value="own",
+                    label=t("search.view"), show_label=False, container=False,
+                    elem_id="search-view",
                 )  # fmt: skip
                 metric = gr.Dropdown(
                     [], label=t("search.metric"), show_label=False, container=False,
                     elem_id="search-metric", min_width=120, visible=False,
+                    allow_custom_value=True,  # the choices change while a figure is on its way
                 )  # fmt: skip
             plot = gr.Plot(
                 plots.empty(say("en", "search.empty")), show_label=False, container=False,
@@ -137,9 +135,9 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
     )  # fmt: skip
     with gr.Row(elem_classes="pair"):
         for name in ("target", "trials", "minutes"):
-            made[name] = gr.Number(
-                None, label=t(f"search.{name}"), placeholder=t(f"search.{name}.hint"),
-                precision=0 if name == "trials" else None, elem_id=f"search-{name}", min_width=50,
+            made[name] = gr.Textbox(  # a number may be left out, which gr.Number makes a 0
+                "", label=t(f"search.{name}"), placeholder=t(f"search.{name}.hint"), max_lines=1,
+                elem_id=f"search-{name}", min_width=50,
             )  # fmt: skip
     with gr.Row(elem_id="search-buttons"):
         run = _button("run", "run-search", "primary")
@@ -186,11 +184,6 @@ def shown(panel: SearchPanel, strategy: str) -> dict:
     }
 
 
-def views(strategy: str) -> list[tuple[Any, str]]:
-    """The figures that a strategy has, its own one first."""
-    return [(t(f"search.view.{name}"), name) for name in VIEWS[strategy]]
-
-
 def spec(*values: Any) -> SearchSpec:
     """The settings as the controls say them; what the strategy does not have stays at its default.
 
@@ -205,15 +198,27 @@ def spec(*values: Any) -> SearchSpec:
         strategy=strategy,
         objectives=tuple(given["objectives"] or ()),
         constraints=tuple(line for line in lines if line),
-        target=None if given["target"] in (None, "") else float(given["target"]),
-        trials=int(given["trials"]) if given["trials"] else None,
-        minutes=float(given["minutes"]) if given["minutes"] else None,
+        target=_number("target", given["target"]),
+        trials=_whole(given["trials"]),
+        minutes=_number("minutes", given["minutes"]),
         samples=int(given["samples"]) if given["samples"] else None,
         max_new_tokens=int(given["tokens"]) if given["tokens"] else None,
         seed=int(given["seed"] or 0),
         start=given["start"],
         prune=bool(given["prune"]),
     )
+
+
+def _number(name: str, typed: Any) -> float | None:
+    text = str("" if typed is None else typed).strip()
+    return None if not text else number(f"search.{name}", text)
+
+
+def _whole(typed: Any) -> int | None:
+    value = _number("trials", typed)
+    if value is not None and value != round(value):
+        raise UserError(f"search.trials is {typed!r}; type a whole number.")
+    return None if value is None else int(value)
 
 
 def problem(name: str, values: Mapping[str, Any]) -> UserError | None:

@@ -15,8 +15,9 @@ from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import NOTHING
 from sst_ui.ui.found import Found
 from sst_ui.ui.numbers import number
-from sst_ui.ui.plots import BASE, EDITED, OTHERS, blank, empty
-from sst_ui.ui.search_lines import importance, layers, name_of, parallel, stages, tip
+from sst_ui.ui.plots import BASE, EDITED, OTHERS, blank
+from sst_ui.ui.search_lines import importance, layers, parallel, sentence, stages, tip
+from sst_ui.ui.search_table import name_of
 from sst_ui.ui.texts import say
 
 TRIED, GREY, GOOD = OTHERS[0], "#98a3ae", "rgba(47,133,82,.11)"
@@ -26,15 +27,13 @@ def figure(language: str, found: Found, picked: str, view: str, metric: str) -> 
     """The figure of a view; a sentence while there is nothing to draw."""
     if found.aim is None or not found.candidates:
         waiting = found.phase == "running"
-        return empty(say(language, "search.waiting" if waiting else "search.empty"))
-    if view == "heat":
+        return sentence(say(language, "search.waiting" if waiting else "search.empty"))
+    if view == "own" and found.spec.strategy == "grid":
         return heat(language, found, picked, metric)
-    if view == "layers":
+    if view == "own" and found.spec.strategy == "sensitivity":
         return layers(language, found, metric)
-    if view == "stages":
-        return stages(language, found)
-    if view == "settings":
-        return parallel(language, found)
+    if view == "own":
+        return (stages if found.spec.strategy == "staged" else parallel)(language, found)
     if view == "importance":
         return importance(language, found)
     return scatter(language, found, picked)
@@ -145,25 +144,27 @@ def heat(language: str, found: Found, picked: str, metric: str) -> go.Figure:
     drawn.add_heatmap(
         z=values, x=names[0], y=names[1], xgap=2, ygap=2,
         colorscale=[[0, "rgba(113,137,163,.12)"], [1, EDITED]], opacity=0.9,
-        text=[[number(e.values.get(metric), unit) if e else "" for e in row] for row in rows],
+        text=[[_cell(e, metric, e is found.best) for e in row] for row in rows],
         texttemplate="%{text}", textfont={"size": 11},
         customdata=[[tip(language, e, found) if e else "" for e in row] for row in rows],
         hovertemplate="%{customdata}<extra></extra>", hoverongaps=False,
         colorbar={"thickness": 8, "outlinewidth": 0,
                   "tickformat": ".0%" if unit == "rate" else "~g"},
     )  # fmt: skip
-    for each, symbol, size, key in (
-        (found.best, "star", 10, "best"), (found.get(picked), "square-open", 30, "picked"),
-    ):  # fmt: skip
-        if each is not None:
-            drawn.add_scatter(
-                x=[f"{each.params['peak']:g}"], y=[f"{each.params['width']:g}"], mode="markers",
-                marker={"symbol": symbol, "size": size, "color": EDITED, "line": {"width": 2}},
-                name=say(language, f"search.{key}"), hoverinfo="skip", cliponaxis=False,
-            )  # fmt: skip
-    if found.best is not None:  # beside the number, not on it
-        drawn.data[1].update(textposition="top right")
-    drawn.update_layout(hovermode="closest", margin={"l": 52, "t": 26})
+    mine = found.get(picked)
+    if mine is not None:
+        x, y = peaks.index(mine.params["peak"]), widths.index(mine.params["width"])
+        drawn.add_shape(
+            type="rect", x0=x - 0.49, x1=x + 0.49, y0=y - 0.48, y1=y + 0.48,
+            line={"color": EDITED, "width": 2},
+        )  # fmt: skip
+    drawn.update_layout(hovermode="closest", margin={"l": 52, "t": 10})
     drawn.update_xaxes(type="category", showgrid=False)
     drawn.update_yaxes(type="category", showgrid=False)
     return drawn
+
+
+def _cell(each: Candidate | None, metric: str, best: bool) -> str:
+    if each is None:
+        return ""
+    return ("★ " if best else "") + number(each.values.get(metric), find(metric).unit)

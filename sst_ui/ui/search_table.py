@@ -14,21 +14,26 @@ from sst_ui.ui.metrics import title
 from sst_ui.ui.numbers import exact, number
 from sst_ui.ui.texts import has, say
 
+SHORT = 36  # letters of a name that says its settings
+
 
 def render(language: str, found: Found, picked: str) -> str:
     """The table as HTML; empty while there is nothing in it."""
     if not found.candidates or found.aim is None:
         return ""
     names = found.aim.metrics
-    heads = "".join(f"<th>{safe(title(language, n, find(n).title))}</th>" for n in names)
+    heads = "".join(
+        f'<th title="{safe(title(language, n, find(n).title))}">{safe(name_of(language, n))}</th>'
+        for n in names
+    )
     pick, rows = found.pick(picked), []
+    noted = any(state(language, each) for each in found.ranked)
+    last = "<th></th>" if noted else ""
     if found.bell[0] is not None:
-        weights = found.bell[0].edits[-1].weights
-        words = settings(language, {"peak": weights.peak, "width": weights.width})
+        words = f"{say(language, 'search.bell.row')} · {_bell(language, found)}"
         rows.append(
             _row(
-                BELL, pick == BELL, "★", say(language, "search.bell.row"), f"{words}",
-                f'<td colspan="{len(names)}"></td>', "",
+                BELL, pick == BELL, "★", "", words, "<td></td>" * len(names), "" if noted else None
             )
         )  # fmt: skip
     front = {each.number for each in found.front}
@@ -39,12 +44,12 @@ def render(language: str, found: Found, picked: str) -> str:
         rows.append(
             _row(
                 str(each.number), pick == str(each.number), mark, f"#{each.number}",
-                settings(language, each.params), cells, state(language, each),
+                settings(language, each.params), cells, state(language, each) if noted else None,
             )
         )  # fmt: skip
     return (
         f'<div class="methods"><table><thead><tr><th></th><th>{say(language, "search.settings")}'
-        f"</th>{heads}<th></th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"</th>{heads}{last}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -63,6 +68,20 @@ def settings(language: str, params: Mapping[str, Any]) -> str:
     return " · ".join(words)
 
 
+def named(language: str, found: Found, pick: str) -> str:
+    """What a pick is called: its settings where they are few."""
+    each = found.get(pick)
+    if each is None:
+        return _bell(language, found)
+    words = settings(language, each.params)
+    return words if len(words) <= SHORT else f"{found.spec.strategy} #{each.number}"
+
+
+def _bell(language: str, found: Found) -> str:
+    weights = found.bell[0].edits[-1].weights
+    return settings(language, {"peak": weights.peak, "width": weights.width})
+
+
 def param(language: str, name: str) -> str:
     """A setting's name."""
     key = f"search.param.{name}"
@@ -76,15 +95,21 @@ def state(language: str, each: Candidate) -> str:
     return "" if each.feasible else say(language, "search.infeasible")
 
 
+def name_of(language: str, metric: str) -> str:
+    """A metric's title without the prompts it is measured on."""
+    bare = metric.partition("@")[0]
+    return title(language, bare, find(bare).title)
+
+
 def _row(
-    pick: str, picked: bool, mark: str, name: str, words: str, cells: str, note: str, tip: str = ""
+    pick: str, picked: bool, mark: str, name: str, words: str, cells: str, note: str | None
 ) -> str:
     kind = ' class="current"' if picked else ""
+    last = "" if note is None else f'<td class="note" title="{safe(note)}">{safe(note)}</td>'
     return (
         f'<tr{kind} role="button" tabindex="0" aria-pressed="{str(picked).lower()}" '
         f'data-pick="{safe(pick)}"><th><i>{mark}</i>{safe(name)}</th>'
-        f'<td title="{safe(words)}">{safe(words)}</td>{cells}'
-        f'<td title="{safe(tip)}">{safe(note)}</td></tr>'
+        f'<td title="{safe(words)}">{safe(words)}</td>{cells}{last}</tr>'
     )
 
 

@@ -26,14 +26,15 @@ from sst_ui.ui.drawing import Draft
 from sst_ui.ui.editing import checker
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
-from sst_ui.ui.found import BELL, Found
+from sst_ui.ui.found import Found
 from sst_ui.ui.html import Clock, notice
 from sst_ui.ui.jobs import PACE
 from sst_ui.ui.metrics import title
-from sst_ui.ui.search_panel import SETTINGS, VIEWS
+from sst_ui.ui.search_panel import SETTINGS
 from sst_ui.ui.shelf import shared
 from sst_ui.ui.texts import say
 
+BY_METRIC = ("grid", "sensitivity")  # strategies whose own figure shows one metric
 DRAWN = 1.0  # seconds between two figures
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 JOB = {**PRIVATE, "concurrency_id": "searches", "concurrency_limit": 4}
@@ -124,12 +125,7 @@ def connect(studio, engine: Engine, opened) -> None:
             asked=recipe, spec=wanted, key=draft.loaded.key, recipe=recipe,
             layers=draft.loaded.layers, folder=folder,
         )  # fmt: skip
-        view = VIEWS[wanted.strategy]
-        yield {
-            panel.view: gr.update(choices=search_panel.views(wanted.strategy), value=view[0]),
-            panel.picked: "",
-            panel.told: "",
-        }
+        yield {panel.picked: "", panel.told: ""}
         yield from go(lang, found)
 
     @guarded
@@ -201,7 +197,7 @@ def connect(studio, engine: Engine, opened) -> None:
     every = [*state, panel.metric]
     panel.run.click(
         run, [*studio.draft, *settings, panel.found],
-        [*every, panel.view, panel.picked, panel.told], validator=check, **JOB,
+        [*every, panel.picked, panel.told], validator=check, **JOB,
     )  # fmt: skip
     panel.resume.click(resume, [session.language, panel.found], every, **JOB)
     panel.pause.click(pause, [session.language, panel.found], state, **PRIVATE)
@@ -235,7 +231,9 @@ def draw(studio, language: str, found: Found, picked: str, view: str, metric: st
         panel.use: gr.update(interactive=there),
         panel.check: gr.update(interactive=there),
         panel.keep: gr.update(interactive=bool(found.done)),
-        panel.metric: gr.update(visible=bool(names) and view in ("heat", "layers")),
+        panel.metric: gr.update(
+            visible=bool(names) and view == "own" and found.spec.strategy in BY_METRIC
+        ),
     }
 
 
@@ -256,8 +254,5 @@ def ended(language: str, found: Found, early: bool) -> str:
     if not pick:
         why = next((each.note for each in found.candidates if each.note), "") or found.bell[2]
         return notice(say(language, "search.over.none", why=why, **counts), "bad")
-    if pick == BELL:
-        best = found.bell[0].name
-    else:
-        best = search_table.settings(language, found.get(pick).params)
+    best = search_table.named(language, found, pick)
     return notice(say(language, "search.over", best=best, **counts), "good")
