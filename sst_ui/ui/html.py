@@ -63,8 +63,7 @@ class Clock:
         """A thin bar with stage, count, note and remaining time."""
         now, part = time.monotonic(), progress.fraction
         if progress.stage != self._stage:
-            self._stage, self._began, self._first = progress.stage, now, part
-            self._last = part
+            self._stage, self._began, self._first, self._last = progress.stage, now, part, part
         if part != self._last:
             self._moved, self._last = now, part
         left, gone = "", part - self._first

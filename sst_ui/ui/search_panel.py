@@ -17,6 +17,7 @@ from sst_ui.lab.aims import Limit, SearchSpec, Start, Strategy, aims
 from sst_ui.metrics.registry import METRICS, find
 from sst_ui.recipe import Recipe
 from sst_ui.ui import plots, search_table
+from sst_ui.ui.errors import message
 from sst_ui.ui.found import Found
 from sst_ui.ui.html import CLICKS, safe
 from sst_ui.ui.merge_form import number
@@ -221,18 +222,20 @@ def _whole(typed: Any) -> int | None:
     return None if value is None else int(value)
 
 
-def problem(name: str, values: Mapping[str, Any]) -> UserError | None:
-    """What is wrong with this one setting, files of prompts included."""
-    alone = {**SOUND, "strategy": values["strategy"], name: values[name]}
-    try:
-        made = spec(*alone.values())
-        names = (*made.objectives, *(Limit.read(text).metric for text in made.constraints))
-        for metric in names:
-            if "@" in metric:
-                prompts.load(find(metric).prompts)
-    except UserError as error:
-        return error
-    return None
+def problems(language: str, *values: Any) -> dict[str, str]:
+    """What is wrong with each setting by itself, files of prompts included."""
+    given, found = dict(zip(SETTINGS, values, strict=True)), {}
+    for name in SETTINGS:
+        alone = {**SOUND, "strategy": given["strategy"], name: given[name]}
+        try:
+            made = spec(*alone.values())
+            limits = (Limit.read(text).metric for text in made.constraints)
+            for metric in (*made.objectives, *limits):
+                if "@" in metric:
+                    prompts.load(find(metric).prompts)
+        except UserError as error:
+            found[name] = message(error, language)
+    return found
 
 
 def hinted(language: str, recipe: Recipe | None, wanted: SearchSpec) -> str:

@@ -89,23 +89,37 @@ def scatter(language: str, found: Found, picked: str) -> go.Figure:
     if mine is not None and mine is not found.best and mine.state == "done":
         add([mine], say(language, "search.picked"), symbol="circle-open", size=16, color=EDITED,
             line={"width": 2})  # fmt: skip
+    least = _decades(found, second)
     known = next((each for each in found.done if second), None)
     if known is not None:
-        values = [known.base.get(name, NOTHING).value for name in (second, first)]
-        if math.isfinite(values[1]):
+        x, y = (known.base.get(name, NOTHING).value for name in (second, first))
+        if math.isfinite(y):
+            x = x if math.isfinite(x) else 0.0
             drawn.add_scatter(
-                x=[values[0] if math.isfinite(values[0]) else 0.0], y=[values[1]], mode="markers",
+                x=[max(x, least / 2) if least else x], y=[y], mode="markers",
                 name=say(language, "chat.base"), cliponaxis=False,
                 marker={"size": 11, "color": BASE, "symbol": "square"},
-                hovertemplate="%{x:.3g} · %{y:.3g}<extra></extra>",
+                hovertemplate=f"{x:.3g} · %{{y:.3g}}<extra></extra>",
             )  # fmt: skip
+    if least:
+        drawn.update_xaxes(type="log", dtick=1, exponentformat="power")
     _ruled_out(language, drawn, found, second)
     ys = [place(each)[1] for each in found.done]
     ys += [each.base.get(first, NOTHING).value for each in found.done]
     _ranges(drawn, [y for y in ys if math.isfinite(y)], find(first).unit == "rate")
     drawn.update_layout(hovermode="closest")
-    drawn.update_xaxes(tickformat="~g", exponentformat="none")
+    if not least:
+        drawn.update_xaxes(tickformat="~g", exponentformat="none")
     return drawn
+
+
+def _decades(found: Found, metric: str | None) -> float:
+    """The least value of a divergence that spans decades; 0 for what is drawn evenly."""
+    if metric is None or not find(metric).unit.startswith("nats"):
+        return 0.0
+    values = [each.value(metric) for each in found.done]
+    least = min(values, default=0.0)
+    return least if least > 0 and max(values) > 50 * least else 0.0
 
 
 def _ruled_out(language: str, drawn: go.Figure, found: Found, second: str | None) -> None:

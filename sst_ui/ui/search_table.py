@@ -44,7 +44,7 @@ def render(language: str, found: Found, picked: str) -> str:
         rows.append(
             _row(
                 str(each.number), pick == str(each.number), mark, f"#{each.number}",
-                settings(language, each.params), cells, state(language, each) if noted else None,
+                settings(language, each.params), cells, _note(language, each) if noted else None,
             )
         )  # fmt: skip
     return (
@@ -105,12 +105,16 @@ def _row(
     pick: str, picked: bool, mark: str, name: str, words: str, cells: str, note: str | None
 ) -> str:
     kind = ' class="current"' if picked else ""
-    last = "" if note is None else f'<td class="note" title="{safe(note)}">{safe(note)}</td>'
+    last = "" if note is None else f'<td class="note">{note}</td>'
     return (
         f'<tr{kind} role="button" tabindex="0" aria-pressed="{str(picked).lower()}" '
         f'data-pick="{safe(pick)}"><th><i>{mark}</i>{safe(name)}</th>'
         f'<td title="{safe(words)}">{safe(words)}</td>{cells}{last}</tr>'
     )
+
+
+def _note(language: str, each: Candidate) -> str:
+    return f'<span title="{safe(each.note)}">{safe(state(language, each))}</span>'
 
 
 def _cell(each: Candidate, name: str) -> str:

@@ -76,8 +76,8 @@ def connect(studio, engine: Engine, opened) -> None:
             job = engine.search(found.key, found.asked, found.spec, found.storage)
             with closing(job):
                 for part in job:
-                    if engine.stopped(mine):
-                        break
+                    if engine.stopped(mine) and isinstance(part, Progress):
+                        break  # not between candidates: a batch that is measured is kept whole
                     update = {}
                     if isinstance(part, Opened):
                         study = part.study
@@ -187,9 +187,8 @@ def connect(studio, engine: Engine, opened) -> None:
 
     def check(*values):
         """A validator: a message appears at the setting that is wrong."""
-        given, lang = dict(zip(SETTINGS, values[cut:-1], strict=True)), values[0] or "en"
-        wrong = [search_panel.problem(name, given) for name in SETTINGS]
-        mine = [gr.validate(e is None, message(e, lang) if e else "") for e in wrong]
+        wrong = search_panel.problems(values[0] or "en", *values[cut:-1])
+        mine = [gr.validate(n not in wrong, wrong.get(n, "")) for n in SETTINGS]
         return [*form(*values[:cut]), *mine, gr.validate(True, "")]
 
     state = [panel.status, panel.progress, panel.found, panel.run, panel.pause, panel.resume,
