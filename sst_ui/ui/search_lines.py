@@ -5,10 +5,10 @@ Knows Plotly and what was found. Orange is what the search comes to, grey-blue t
 
 import textwrap
 
-import numpy as np
 import plotly.graph_objects as go
 
 from sst_ui.lab.candidates import Candidate
+from sst_ui.maths import kernel
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import NOTHING
 from sst_ui.ui.found import Found
@@ -17,6 +17,8 @@ from sst_ui.ui.numbers import number
 from sst_ui.ui.plots import BASE, EDITED, OTHERS, blank, empty
 from sst_ui.ui.search_table import name_of, param, settings
 from sst_ui.ui.texts import has, say
+
+FINE = 121  # points of a drawn bell
 
 
 def layers(language: str, found: Found, metric: str) -> go.Figure:
@@ -36,10 +38,9 @@ def layers(language: str, found: Found, metric: str) -> go.Figure:
     made = found.bell[0]
     if made is not None and metric == found.aim.objectives[0]:
         weights = made.edits[-1].weights
-        place = np.linspace(0, 1, 121)
-        bell = np.exp(-((place - weights.peak) ** 2) / (2 * weights.width**2))
+        bell = kernel.gaussian(FINE, weights.peak, weights.width)
         drawn.add_scatter(
-            x=place * (found.layers - 1), y=bell * max(effects), mode="lines", hoverinfo="skip",
+            x=kernel.positions(FINE) * (found.layers - 1), y=bell * max(effects), mode="lines", hoverinfo="skip",
             line={"color": EDITED, "width": 2},
             name=f"{say(language, 'search.bell')} · "
             + settings(language, {"peak": weights.peak, "width": weights.width}),
