@@ -40,8 +40,8 @@ def layers(language: str, found: Found, metric: str) -> go.Figure:
         weights = made.edits[-1].weights
         bell = kernel.gaussian(FINE, weights.peak, weights.width)
         drawn.add_scatter(
-            x=kernel.positions(FINE) * (found.layers - 1), y=bell * max(effects), mode="lines", hoverinfo="skip",
-            line={"color": EDITED, "width": 2},
+            x=kernel.positions(FINE) * (found.layers - 1), y=bell * max(effects), mode="lines",
+            hoverinfo="skip", line={"color": EDITED, "width": 2},
             name=f"{say(language, 'search.bell')} · "
             + settings(language, {"peak": weights.peak, "width": weights.width}),
         )  # fmt: skip
