@@ -107,7 +107,12 @@ def scatter(language: str, found: Found, picked: str) -> go.Figure:
     ys = [place(each)[1] for each in found.done]
     ys += [each.base.get(first, NOTHING).value for each in found.done]
     _ranges(drawn, [y for y in ys if math.isfinite(y)], find(first).unit == "rate")
-    drawn.update_layout(hovermode="closest")
+    drawn.update_layout(
+        hovermode="closest",
+        margin={"t": 46},  # room for two lines of the legend
+        legend={"y": 1.02, "yanchor": "bottom"},
+        xaxis={"tickfont": {"size": 10}},
+    )
     if not least:
         drawn.update_xaxes(tickformat="~g", exponentformat="none")
     return drawn

@@ -208,8 +208,11 @@ def test_the_best_become_variants_to_chat_with_at_once(page, engine):
     after = next(v for v in update.values() if isinstance(v, Variants))
     assert after.current == known.current
     added = [v for v in after.items if v not in known.items]
-    wanted = [each.recipe.digest() for each in found.ranked[:3]]
-    assert [v.recipe.digest() for v in added] == wanted
+    values = {e.recipe.digest(): e.value(found.aim.objectives[0]) for e in found.done}
+    assert len(added) == 3
+    assert added[0].recipe.digest() == found.best.recipe.digest()
+    enough = sum(value <= 0.02 for value in values.values())
+    assert sum(values[v.recipe.digest()] <= 0.02 for v in added) == min(3, enough)
     for side in ("picker-left", "picker-right"):
         values = [value for _, value in said(update, side).choices]
         assert all(f"variant:{v.name}" in values for v in added)
