@@ -188,6 +188,15 @@ def evaluation(metrics: tuple[str, ...], recipe: Recipe, spec: SearchSpec) -> Ev
     )
 
 
+def held_out(made: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
+    """How a search's result is measured for its last word: on prompts that no candidate saw.
+
+    The objectives on the prompts they have of their own, and what an edit is judged by in any case.
+    """
+    own = (name.partition("@")[0] for name in aim.objectives)
+    return evaluation(tuple(dict.fromkeys([*own, *presets()["last_word"]])), made, spec)
+
+
 def searched(recipe: Recipe) -> Ablation | Merge:
     """The one edit that a search varies: the only ablation, else the only merge.
 

@@ -208,8 +208,7 @@ class _Run:
                 first = quick[number]
                 both = {**first.values, **numbers.values}, {**first.base, **numbers.base}
                 numbers = Numbers(*both, error=numbers.error)
-            yield self.tell(number, numbers)
-            yield self.told()
+            yield self.tell(number, numbers)  # those of one batch without a step in between
             if time.monotonic() > self.deadline:
                 return
 

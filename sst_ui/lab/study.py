@@ -227,10 +227,12 @@ class Study:
         values = {t.values[objective] for t in done}
         if len(values) < 2:
             return {}
+        # PED-ANOVA asks what made values low
+        sign = 1 if self._directions[objective] == "minimize" else -1
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.simplefilter("ignore")
             return optuna.importance.get_param_importances(
-                self._study, target=lambda trial: trial.values[objective],
+                self._study, target=lambda trial: sign * trial.values[objective],
                 evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
             )  # fmt: skip
 

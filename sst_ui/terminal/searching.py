@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from sst_ui.lab.trials import Measurer, Numbers
 
 STRATEGIES = ("grid", "staged", "sensitivity", "tpe")
-HELD_OUT = ("refusal_rate", "kl_16", "quality")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -127,12 +126,9 @@ def _measurer(
 def _held_out(
     measurer: "Measurer", made: Recipe, aim: "Aims", spec: "SearchSpec"
 ) -> Generator[Progress, None, "Numbers"]:
-    from sst_ui.lab.aims import evaluation
+    from sst_ui.lab.aims import held_out
 
-    own = (name.partition("@")[0] for name in aim.objectives)
-    names = tuple(dict.fromkeys([*own, *HELD_OUT]))
-    whole = evaluation(names, made, spec)
-    for step in measurer.numbers([made], whole):
+    for step in measurer.numbers([made], held_out(made, aim, spec)):
         if isinstance(step, Progress):
             yield step
         else:

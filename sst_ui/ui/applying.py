@@ -5,7 +5,6 @@ engine only.
 """
 
 import time
-from contextlib import closing
 from dataclasses import replace
 
 import gradio as gr
@@ -13,17 +12,15 @@ import numpy as np
 
 from sst_ui.errors import UserError
 from sst_ui.model.architecture import fold
-from sst_ui.ui import chat, dashboard, drawing, header, talking
+from sst_ui.ui import chat, dashboard, drawing, header, jobs, talking
 from sst_ui.ui.board import Board
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import checker
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
-from sst_ui.ui.html import LATE, Clock, notice
+from sst_ui.ui.html import LATE, notice
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import say
-
-PACE = 0.1  # seconds between two updates of a progress bar
 
 
 def outputs(studio) -> list:
@@ -85,16 +82,7 @@ def connect(studio, engine: Engine):
 
     def watched(lang, job):
         """Drive a job with its bar above the button; the result comes back from `yield from`."""
-        clock, shown = Clock(), 0.0
-        with closing(job):
-            while True:
-                try:
-                    step = next(job)
-                except StopIteration as end:
-                    return end.value
-                if time.monotonic() - shown >= PACE:
-                    shown = time.monotonic()
-                    yield {bar.status: clock.bar(lang, step), **busy}
+        return jobs.watched(lang, job, lambda shown: {bar.status: shown, **busy})
 
     inputs = [*studio.draft, *studio.board]
 

@@ -20,12 +20,15 @@ import numpy as np
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.lab.aims import SearchSpec
 from sst_ui.lab.chat import chat
 from sst_ui.lab.evaluate import evaluate
 from sst_ui.lab.export import export
 from sst_ui.lab.history import History
 from sst_ui.lab.measure import measure, resolve
 from sst_ui.lab.residuals import probe
+from sst_ui.lab.search import search
+from sst_ui.lab.trials import Local, Numbers
 from sst_ui.maths import directions as maths_directions
 from sst_ui.maths.merging import METHODS
 from sst_ui.model.host import inspect, load
@@ -251,7 +254,26 @@ class Engine:
         """Metrics of base and edited; lets a running chat go first between two steps."""
         host = self.host(key)
         edits = yield from self.resolve(key, recipe)
-        with closing(evaluate(host, edits, evaluation)) as job:
+        return (yield from self._beside(evaluate(host, edits, evaluation)))
+
+    def search(self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None) -> Generator:
+        """A search (see `lab.search.search`); ends with `Replaced` when the model is."""
+        job = self._beside(search(recipe, spec, Local(self.host(key)), storage))
+        with closing(job):
+            for part in job:
+                yield part
+                self.host(key)
+
+    def held_out(
+        self, key: str, recipe: Recipe, evaluation: Evaluation
+    ) -> Generator[Progress, None, Numbers]:
+        """The numbers of one recipe, as a search measures them but on prompts of your choice."""
+        job = self._beside(Local(self.host(key)).batch([recipe], evaluation))
+        return (yield from job)[0]
+
+    def _beside(self, job: Generator) -> Generator:
+        """Drive a job, a running chat going first between two steps."""
+        with closing(job):
             while True:
                 try:
                     part = next(job)

@@ -5,7 +5,7 @@ Knows the jobs and their buttons. The panel's look and its folders are in `expor
 
 import tempfile
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import gradio as gr
@@ -14,18 +14,17 @@ from sst_ui.errors import UserError
 from sst_ui.lab.publish import push as publish
 from sst_ui.metrics.export import stem
 from sst_ui.recipe import Recipe
-from sst_ui.ui import export_panel
+from sst_ui.ui import export_panel, jobs
 from sst_ui.ui.board import Board
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.export_panel import RANKED, ROUNDED, SMALL, Done, Wanted
-from sst_ui.ui.html import LATE, Clock, notice
+from sst_ui.ui.html import LATE, notice
 from sst_ui.ui.shelf import Shelf, shared
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import say
 
 SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
-PACE = 0.1  # seconds between two updates of the progress bar
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 JOB = {**PRIVATE, "concurrency_id": "exports", "concurrency_limit": 2}
 
@@ -46,16 +45,7 @@ def connect(studio, engine: Engine) -> None:
 
     def watched(lang, job):
         """Drive a job under its bar; the result comes back from `yield from`."""
-        clock, shown = Clock(), 0.0
-        with closing(job):
-            while True:
-                try:
-                    step = next(job)
-                except StopIteration as end:
-                    return end.value
-                if time.monotonic() - shown >= PACE:
-                    shown = time.monotonic()
-                    yield {panel.status: clock.bar(lang, step), **busy}
+        return jobs.watched(lang, job, lambda shown: {panel.status: shown, **busy})
 
     @guarded
     def settle(lang, variants: Variants, *settings):

@@ -5,7 +5,6 @@ Knows the job and how its lines look. What a method or a metric is, is the lab's
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 
 import gradio as gr
@@ -18,12 +17,12 @@ from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.form import evaluation, measuring
-from sst_ui.ui.html import CLICKS, LATE, Clock, notice, safe
+from sst_ui.ui.html import CLICKS, LATE, notice, safe
+from sst_ui.ui.jobs import watched
 from sst_ui.ui.merges import Line
 from sst_ui.ui.numbers import exact, number
 from sst_ui.ui.texts import has, say, t
 
-PACE = 0.1  # seconds between two updates of the progress bar
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 AIMS = ("refusal_rate",)  # what a merge adds on purpose, and an ablation removes
 ALONE = ("base", "utility", "safety")  # lines that merge nothing
@@ -108,21 +107,26 @@ def connect(studio, engine: Engine) -> None:
 
     @guarded
     def run(*values):
-        draft, clock, shown = Draft.of(*values), Clock(), 0.0
+        draft = Draft.of(*values)
         lang, lines = draft.language, ()
+
+        def one_more(line: Line) -> dict:
+            nonlocal lines
+            lines = (*lines, line)
+            return {panel.table: render(lang, lines, spec), session.methods: lines}
+
         try:
             on = draft.form._replace(merge_on=True)
             spec = replace(draft, form=on).recipe().edits[0]
             wanted = replace(evaluation(*measuring(draft.form)), metrics=())
             yield {panel.table: render(lang, ()), session.methods: (), **busy}
-            with closing(engine.merges.compare(draft.loaded.key, spec, wanted)) as job:
-                for part in job:
-                    if isinstance(part, Line):
-                        lines = (*lines, part)
-                        yield {panel.table: render(lang, lines, spec), session.methods: lines}
-                    elif time.monotonic() - shown >= PACE:
-                        shown = time.monotonic()
-                        yield {panel.progress: clock.bar(lang, replace(part, note=""))}
+            yield from watched(
+                lang,
+                engine.merges.compare(draft.loaded.key, spec, wanted),
+                lambda bar: {panel.progress: bar},
+                one_more,
+                notes=False,
+            )
         except Exception as error:
             yield {panel.progress: notice(message(error, lang), "bad"), **idle}
             return

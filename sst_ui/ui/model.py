@@ -1,6 +1,5 @@
 """The model panel: which model, how to load it, what it would take, and the swap itself."""
 
-from contextlib import closing
 from dataclasses import dataclass
 from typing import get_args
 
@@ -9,7 +8,8 @@ import gradio as gr
 from sst_ui.recipe import Dtype, ModelSpec, Quantization
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
-from sst_ui.ui.html import Clock, notice
+from sst_ui.ui.html import notice
+from sst_ui.ui.jobs import watched
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.texts import say, t
 
@@ -114,16 +114,12 @@ def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.St
 
     @guarded
     def swap(lang, current: Loaded, *values):
-        clock = Clock()
         try:
-            with closing(engine.load(spec(*values))) as job:
-                while True:
-                    try:
-                        step = next(job)
-                    except StopIteration as end:
-                        current = end.value
-                        break
-                    yield clock.bar(lang, step), gr.skip(), gr.update(visible=True)
+            current = yield from watched(
+                lang,
+                engine.load(spec(*values)),
+                lambda bar: (bar, gr.skip(), gr.update(visible=True)),
+            )
         except Exception as error:
             text = message(error, lang)
             yield notice(text, "bad"), gr.skip(), gr.update(visible=False)

@@ -40,14 +40,18 @@ class Variants:
         """The variant that chat and metrics use."""
         return self.get(self.current)
 
-    def add(self, recipe: Recipe) -> "Variants":
-        """The recipe as the current variant; one that was applied before is only picked again."""
+    def add(self, recipe: Recipe, name: str = "") -> "Variants":
+        """The recipe as the current variant; one that was applied before is only picked again.
+
+        Args:
+            name: to go by; '' for one that says what the recipe does.
+        """
         digest = recipe.digest()
         known = next((v for v in self.items if v.recipe.digest() == digest), None)
         if known is not None:
             items = tuple(replace(v, recipe=recipe) if v is known else v for v in self.items)
             return Variants(items, known.name)
-        name = unique(title(recipe), {v.name for v in self.items})
+        name = unique(name or title(recipe), {v.name for v in self.items})
         return Variants((*self.items, Variant(name, replace(recipe, name=name))), name)
 
     def saved(self) -> list[str]:
@@ -63,7 +67,7 @@ class Variants:
                 recipe = recipes.from_yaml(text)
                 split(recipe)
                 if recipe.model.id == model and recipe.edits:
-                    known = known.add(recipe)
+                    known = known.add(recipe, recipe.name)
         return known
 
     def back(self) -> "Variants":

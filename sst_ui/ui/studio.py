@@ -1,8 +1,8 @@
 """The whole screen: panels in their places, states of a window, and who is wired to whom.
 
 Knows where things are. What happens is in `editing`, `merging`, `applying`, `opening`, `talking`,
-`evaluating`, `inspecting`, `advising`, `adopting`, `remembering`
-and `exporting`.
+`evaluating`, `inspecting`, `advising`, `adopting`, `remembering`,
+`exporting`, `searching` and `choosing`.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from sst_ui.ui import (
     api,
     applying,
     chat,
+    choosing,
     editing,
     evaluating,
     export_panel,
@@ -31,6 +32,8 @@ from sst_ui.ui import (
     opening,
     remembering,
     runs,
+    search_panel,
+    searching,
     talking,
     variants,
     weights,
@@ -89,6 +92,8 @@ class Studio:
     runs: runs.RunsPanel
     runs_tab: gr.Tab
     methods: methods.MethodsPanel
+    search: search_panel.SearchPanel
+    search_tab: gr.Tab
     metrics: metrics.MetricsPanel
     variants: variants.VariantsPanel
     form: Form
@@ -122,6 +127,8 @@ def build(engine: Engine) -> gr.Blocks:
         measured = evaluating.connect(studio, engine, [*changed, opened], interrupts)
         remembering.connect(studio, engine, opened, changed[0], measured)
         exporting.connect(studio, engine)
+        searching.connect(studio, engine, opened)
+        choosing.connect(studio, engine)
         inspecting.connect(studio)
         advising.connect(studio, engine)
         adopting.connect(studio, engine)
@@ -176,6 +183,8 @@ def _panels(engine: Engine) -> Studio:
                     runs_panel = runs.create()
                 with gr.Tab(t("tab.methods"), id="methods", elem_id="methods-tab"):
                     methods_panel = methods.create()
+                with gr.Tab(t("tab.search"), id="search", elem_id="search-tab") as search_tab:
+                    search = search_panel.create()
         with gr.Column(elem_id="right", min_width=260):
             metrics_panel = metrics.create()
             variants_panel = variants.create()
@@ -206,6 +215,8 @@ def _panels(engine: Engine) -> Studio:
         runs_panel,
         runs_tab,
         methods_panel,
+        search,
+        search_tab,
         metrics_panel,
         variants_panel,
         form,

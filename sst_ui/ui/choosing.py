@@ -1,0 +1,150 @@
+"""What becomes of a search's candidates: one in the controls, some as variants, one measured again.
+
+Knows the buttons under the figure. What was found is `found`, how a search runs is `searching`.
+"""
+
+import time
+from dataclasses import replace
+
+import gradio as gr
+
+from sst_ui.errors import UserError
+from sst_ui.lab.aims import held_out
+from sst_ui.metrics.registry import find
+from sst_ui.recipe import Recipe
+from sst_ui.ui import applying, drawing, jobs, search_table, talking
+from sst_ui.ui.board import Board
+from sst_ui.ui.drawing import Draft, draw, fill
+from sst_ui.ui.editing import usable
+from sst_ui.ui.engine import Engine
+from sst_ui.ui.errors import guarded, message
+from sst_ui.ui.found import BELL, Found
+from sst_ui.ui.html import LATE, notice
+from sst_ui.ui.metrics import title
+from sst_ui.ui.numbers import exact
+from sst_ui.ui.texts import say
+
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def connect(studio, engine: Engine) -> None:
+    """Wire the buttons."""
+    panel, session, cut = studio.search, studio.session, len(studio.draft)
+    busy = {panel.cancel: gr.update(visible=True), panel.check: gr.update(visible=False)}
+    idle = {panel.cancel: gr.update(visible=False), panel.check: gr.update(visible=True)}
+
+    @guarded
+    def use(*values):
+        """A candidate's settings into the controls; what is measured stays as it is there."""
+        draft, (found, picked) = Draft.of(*values[:cut]), values[cut:]
+        lang = draft.language
+        try:
+            recipe = _made(lang, found, picked)
+            recipe = usable(draft, replace(recipe, evaluation=draft.recipe().evaluation))
+            updates, form, extras = fill(studio, recipe, draft)
+            drawn = draw(studio, engine, replace(draft, form=form, extras=extras))
+        except UserError as error:
+            return {panel.told: notice(message(error, lang), "bad")}
+        told = say(lang, "search.used", name=search_table.named(lang, found, found.pick(picked)))
+        return {**updates, **drawn, panel.told: notice(told, "good")}
+
+    @guarded
+    def keep(*values):
+        """The best few as variants; the right column of the chat answers as the first of them."""
+        draft, rest = Draft.of(*values[:cut]), values[cut:]
+        (found, count), board = rest[:2], Board.of(*rest[2:])
+        lang, known = draft.language, draft.variants
+        names = []
+        try:
+            for pick in _first(found, max(1, int(count or 1))):
+                recipe = usable(draft, _made(lang, found, pick))
+                recipe = replace(recipe, evaluation=draft.recipe().evaluation)
+                known = known.add(recipe, search_table.named(lang, found, pick))
+                names.append(known.current)
+            if not names:
+                raise UserError(say(lang, "search.nothing"))
+        except UserError as error:
+            return {panel.told: notice(message(error, lang), "bad")}
+        known = replace(known, current=draft.variants.current or names[0])
+        draft = replace(draft, variants=known)
+        right = gr.Dropdown(choices=talking.choices(lang, known), value=f"variant:{names[0]}")
+        told = say(lang, "search.kept", count=len(set(names)), name=names[0])
+        return {
+            **applying.adopted(studio, draft, board),
+            studio.chat.pickers[1]: right,
+            panel.told: notice(told, "good"),
+        }
+
+    @guarded
+    def check(lang, loaded, found: Found, picked):
+        """The picked one on prompts that no candidate has seen."""
+        try:
+            recipe = _made(lang, found, picked)
+            wanted = held_out(recipe, found.aim, found.spec)
+            numbers = yield from jobs.watched(
+                lang,
+                engine.held_out(loaded.key, recipe, wanted),
+                lambda bar: {panel.told: bar, **busy},
+            )
+            if numbers.error:
+                raise UserError(numbers.error)
+        except Exception as error:
+            yield {panel.told: notice(message(error, lang), "bad"), **idle}
+            return
+        words = []
+        for name, value in numbers.values.items():
+            row = find(name)
+            pair = [exact(v, row.unit) for v in (numbers.base.get(name), value)]
+            words.append(f"{title(lang, name, row.title)} {' → '.join(pair)} (n {value.n})")
+        name = search_table.named(lang, found, found.pick(picked))
+        told = say(lang, "search.checked", name=name, values=" · ".join(words))
+        yield {panel.told: notice(told, "good"), **idle}
+
+    def stop(lang):
+        time.sleep(LATE)  # a bar that was on its way must not come after the last word
+        return {panel.told: notice(say(lang, "stage.stopped")), **idle}
+
+    chosen = [panel.found, panel.picked]
+    panel.use.click(
+        use,
+        [*studio.draft, *chosen],
+        [*drawing.outputs(studio), *studio.form, *studio.merge.decades.values(), session.extras,
+         panel.told],
+        **PRIVATE,
+    )  # fmt: skip
+    panel.keep.click(
+        keep,
+        [*studio.draft, panel.found, panel.count, *studio.board],
+        [*applying.outputs(studio), panel.told],
+        **PRIVATE,
+    )
+    checking = panel.check.click(
+        check,
+        [session.language, session.loaded, *chosen],
+        [panel.told, panel.cancel, panel.check],
+        concurrency_id="searches",
+        concurrency_limit=4,
+        **PRIVATE,
+    )
+    panel.cancel.click(
+        stop, session.language, [panel.told, panel.cancel, panel.check], cancels=checking, **PRIVATE
+    )
+
+
+def _made(language: str, found: Found, picked: str) -> Recipe:
+    recipe = found.made(picked)
+    if recipe is None:
+        raise UserError(say(language, "search.nothing"))
+    return recipe
+
+
+def _first(found: Found, count: int) -> list[str]:
+    """The picks that are worth keeping: what the search comes to, then others at the target."""
+    bell = [BELL] if found.bell[0] is not None else []
+    good = [each for each in found.ranked if each.state == "done" and each.feasible]
+    if found.aim is not None:  # the front has points far from it as well
+        first = found.aim.objectives[0]
+        good.sort(
+            key=lambda each: each is not found.best and not found.aim.reached(each.value(first))
+        )
+    return [*bell, *(str(each.number) for each in good)][:count]
