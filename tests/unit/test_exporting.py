@@ -405,6 +405,26 @@ def test_folders_whose_names_mergekit_would_split_are_named_in_parts(tmp_path):
 # GGUF
 
 
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+          "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("llama_bias", {}), ("llama", {"rope_parameters": LLAMA3}), ("qwen3_wide_bias", {})],
+    ids=["biases", "stretched", "wide"],
+)
+def test_a_gguf_file_passes_where_transformers_does_not_read_all_it_says(
+    name, more, stored_host, in_process, tmp_path
+):
+    pytest.importorskip("gguf")
+    host = stored_host(name, **more)
+    recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT),))
+    checked = finish(export(host, recipe, tmp_path / "g", "gguf", verify=2)).verification
+    assert checked.ok, checked
+    assert "config.json" in checked.reader
+
+
 @pytest.mark.parametrize("name", ["llama", "llama_tied", "mistral", "qwen2", "qwen3"])
 def test_a_gguf_file_holds_the_edited_tensors(name, stored_host, in_process, tmp_path):
     gguf = pytest.importorskip("gguf")
@@ -463,16 +483,25 @@ def test_llama_cpps_converter_is_used_where_it_is(host, tmp_path, monkeypatch):
         "import sys, pathlib\n"
         "model, out = pathlib.Path(sys.argv[1]), sys.argv[sys.argv.index('--outfile') + 1]\n"
         "assert (model / 'tokenizer.json').exists()\n"
+        "said = dict(zip(sys.argv[2::2], sys.argv[3::2]))\n"
+        "assert said['--outtype'] == 'bf16', said  # as stored; its auto makes float16 of float32\n"
+        "assert said['--model-name'] == 'mine', said\n"
+        "assert model.name == 'demo', model  # it says the folder's name in the file\n"
         "pathlib.Path(out).write_bytes((model / 'model.safetensors').read_bytes()[:100])\n"
     )
     monkeypatch.setenv("LLAMA_CPP", str(script.parent))
-    done = finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "g", "gguf"))
+    done = finish(export(host, Recipe("mine", edits=(Ablation(),)), tmp_path / "g", "gguf"))
     assert (tmp_path / "g" / "model.gguf").stat().st_size == 100
     assert any("Converted by" in note for note in done.notes)
-    script.write_text("raise SystemExit('Model LlamaForCausalLM is not supported')\n")
-    with pytest.raises(UserError, match="LlamaForCausalLM is not supported"):
-        finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "h", "gguf"))
-    assert not (tmp_path / "h").exists()
+    for said, words in (
+        ("Model LlamaForCausalLM is not supported", "LlamaForCausalLM is not supported"),
+        ("No module named 'sentencepiece'", "pip install sentencepiece"),
+        ("BPE pre-tokenizer was not recognized - update get_vocab_base_pre()", "unset LLAMA_CPP"),
+    ):
+        script.write_text(f"raise SystemExit({said!r})\n")
+        with pytest.raises(UserError, match=words):
+            finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "h", "gguf"))
+        assert not (tmp_path / "h").exists()
 
 
 def test_files_that_changed_since_the_model_was_loaded_are_not_exported(tmp_path):
