@@ -7,10 +7,12 @@ that is `gguf_keys.py`. Either way the whole model is written first, beside it, 
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ FILE_TYPES = {
     torch.bfloat16: "MOSTLY_BF16",
 }
 TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+OUT = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # stored type -> the converter's word
 WORK = ".gguf"  # the whole model, while it is converted
 
 
@@ -78,22 +81,27 @@ def write(job: Job, folder: Path) -> Generator[Progress, None, Made]:
     size = sum(p.numel() * p.element_size() for p in job.host.model.parameters())
     room(folder, 2 * size)  # the whole model first, and its GGUF beside it
     with tempfile.TemporaryDirectory(prefix=WORK, dir=folder) as work:
-        made = yield from formats.model(job, Path(work))
+        # the converter reads the name of the folder, and has a file say it
+        model = Path(work) / re.sub(r"[^\w.-]+", "-", job.host.name.split("/")[-1])
+        model.mkdir()
+        made = yield from formats.model(job, model)
         script = converter()
         if script is not None:
-            yield from _converted(script, Path(work), folder / FILE)
+            yield from _converted(script, job, model, folder / FILE)
             note = f"Converted by {SCRIPT} of llama.cpp."
         else:
-            count, unsure = yield from _written(job, Path(work), folder / FILE)
+            count, unsure = yield from _written(job, model, folder / FILE)
             note = f"{count} tensors written with the package gguf, no quantisation. {unsure}"
     carry(job.host.spec, folder)
     readable = importlib.util.find_spec("gguf") is not None
     return Made((*made.notes, note.strip()), check=readable)
 
 
-def _converted(script: Path, model: Path, out: Path) -> Generator[Progress, None, None]:
+def _converted(script: Path, job: Job, model: Path, out: Path) -> Generator[Progress, None, None]:
     yield Progress("gguf", 0, 1, script.name)
-    command = [sys.executable, str(script), str(model), "--outfile", str(out), "--outtype", "auto"]
+    # its `auto` makes 16 bits of float32
+    command = [sys.executable, str(script), str(model), "--outfile", str(out)]
+    command += ["--outtype", _common(model), "--model-name", job.recipe.name or job.host.name]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -108,8 +116,29 @@ def _converted(script: Path, model: Path, out: Path) -> Generator[Progress, None
         log.seek(0)
         said = log.read().strip().splitlines() or ["it said nothing"]
     if child.returncode or not out.is_file():
-        raise UserError(f"{script} failed: {said[-1][:300]}")
+        raise UserError(f"{script} failed: {said[-1][:300]}{_advice(said[-1], job.host)}")
     yield Progress("gguf", 1, 1)
+
+
+def _common(model: Path) -> str:
+    """The converter's word for the type that most matrices of a folder have."""
+    kinds: Counter[str] = Counter()
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            facts = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+        kinds.update(fact.get_dtype() for fact in facts if len(fact.get_shape()) > 1)
+    return OUT.get(kinds.most_common(1)[0][0], "auto")
+
+
+def _advice(said: str, host: Host) -> str:
+    """What to do about what the converter says."""
+    if found := re.search(r"No module named '([\w.]+)'", said):
+        return f". Install what it needs: pip install {found[1]}."
+    if "pre-tokenizer was not recognized" in said:
+        can = host.architecture.model_type in FAMILIES
+        do = f"unset {FOLDER}, and the file is written here" if can else "export format model"
+        return f". It knows tokenizers by name, and not this model's: {do}."
+    return ""
 
 
 def _written(job: Job, model: Path, out: Path) -> Generator[Progress, None, tuple[int, str]]:
@@ -123,7 +152,9 @@ def _written(job: Job, model: Path, out: Path) -> Generator[Progress, None, tupl
     try:
         for key, value in describe(config, family).items():
             getattr(writer, f"add_{key}")(value)
+        writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(job.recipe.name or host.name)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         unsure = vocabulary(writer, model, config.get_text_config().vocab_size, host.template.text)
         made = [(name, lambda v=value: v) for name, value in frequencies(config).items()]
         infos = [(name, value.shape, torch.float32) for name, value in frequencies(config).items()]

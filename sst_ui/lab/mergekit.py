@@ -7,6 +7,10 @@ mergekit interpolates a list of n numbers over the position t = l / (L − 1) of
 numbers are one a layer. What it has words for is one merge by task arithmetic, linear
 interpolation, TIES or DARE with a table of weights; an ablation, an SST merge, or several edits are
 first made an adapter, which it can add.
+
+mergekit puts an adapter into a whole model first, for which it wants a folder, and takes the
+difference to the base again; in the type of the files that would round every change before it is
+weighed, so that the command asks for float32 and only the result has the files' type.
 """
 
 import shutil
@@ -17,7 +21,7 @@ from typing import Any
 import yaml
 
 from sst_ui.errors import UserError
-from sst_ui.lab.formats import Job, Made, adapter_files, check_adapter
+from sst_ui.lab.formats import Job, Made, adapter_files, check_adapter, check_model
 from sst_ui.lab.merge import settings, table
 from sst_ui.model.adapters import read_adapter
 from sst_ui.model.host import Host
@@ -26,6 +30,12 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Merge, Recipe
 
 FILE, ADAPTER = "mergekit.yaml", "adapter"
+COMMAND = f"mergekit-yaml {FILE} ./merged --lora-merge-cache ./cache --lora-merge-dtype float32"
+# mergekit knows a family by a list of its tensors. These lists (0.1.5) hold no biases: those of a
+# model that has some would be left out without a word. One wants masks that nobody stores.
+BIASLESS = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen3")
+OUTDATED = ("gpt_neox",)
+TYPES = ("float32", "bfloat16", "float16")  # that mergekit writes
 SPOKEN = {  # our methods -> mergekit's
     "task_arithmetic": "task_arithmetic",
     "linear": "task_arithmetic",  # (1 − w) Δ_U + w Δ_S: its own `linear` divides by the weights
@@ -49,12 +59,26 @@ def unspoken(host: Host, recipe: Recipe) -> str:
     return ""
 
 
+def unread(host: Host) -> str:
+    """Which of a model's tensors mergekit would leave out or ask for in vain; '' for none."""
+    if host.architecture.model_type in OUTDATED:
+        return "the tensors"
+    biased = any(name.endswith(".bias") for name, _ in host.model.named_parameters())
+    return "the biases" if biased and host.architecture.model_type in BIASLESS else ""
+
+
 def check(host: Host, recipe: Recipe, rank: int | None) -> None:
     """Raises UserError for a recipe that neither the YAML nor an adapter can hold."""
     if not recipe.edits:
         raise UserError("the recipe has no edits; there is nothing for mergekit to do.")
+    if lost := unread(host):
+        raise UserError(
+            f"mergekit does not read {lost} of {host.name} ({host.architecture.model_type}); "
+            "export format model or adapter instead."
+        )
     if unspoken(host, recipe):
         check_adapter(host, recipe, rank)
+        check_model(host, recipe)  # mergekit puts the adapter into the weights, biases included
 
 
 def write(job: Job, folder: Path) -> Generator[Progress, None, Made]:
@@ -71,19 +95,21 @@ def write(job: Job, folder: Path) -> Generator[Progress, None, Made]:
         error = 0.0
     text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=100)
     (folder / FILE).write_text(text, encoding="utf-8")
-    run = f"Run it in this folder: mergekit-yaml {FILE} ./merged"
+    run = f"Run it in this folder: {COMMAND}"
+    run += " --trust-remote-code" if job.host.spec.trust_remote_code else ""
     yield Progress("mergekit", 1, 1)
     return Made((*notes, run), error, check=False)
 
 
 def through_adapter(host: Host) -> dict[str, Any]:
     """The configuration that adds the adapter written beside it."""
-    base = base_name(host)
+    model = _reference(host, f"./{ADAPTER}")
     return {
-        "merge_method": "linear",
-        "models": [{"model": f"{base}+./{ADAPTER}", "parameters": {"weight": 1.0}}],
+        "merge_method": "task_arithmetic",  # with a base, whose other files it copies
+        "base_model": _reference(host),
+        "models": [{"model": model, "parameters": {"weight": 1.0}}],
         "parameters": {"normalize": False},
-        "dtype": _dtype(host),
+        **_types(host),
     }
 
 
@@ -103,7 +129,6 @@ def spoken(host: Host, merge: Merge, folder: Path) -> tuple[dict[str, Any], tupl
     sides = {"utility": ones, "safety": weights}
     if merge.method == "linear":
         sides["utility"] = {path: 1 - weight for path, weight in weights.items()}
-    base = base_name(host)
     models = []
     for side, cells in sides.items():
         given: dict[str, Any] = {"weight": by_filter(host, cells)}
@@ -113,7 +138,7 @@ def spoken(host: Host, merge: Merge, folder: Path) -> tuple[dict[str, Any], tupl
             kept = {path: share if weights[path] else 1.0 for path in weights}
             given["density"] = by_filter(host, kept, rest=1.0)
         place = _adapter(getattr(merge, side), side, folder)
-        models.append({"model": f"{base}+{place}", "parameters": given})
+        models.append({"model": _reference(host, place), "parameters": given})
     whole: dict[str, Any] = {"normalize": merge.method == "ties"}
     if merge.method == "ties" and parameters["scale"] != 1:
         scale = parameters["scale"]
@@ -123,16 +148,16 @@ def spoken(host: Host, merge: Merge, folder: Path) -> tuple[dict[str, Any], tupl
         whole["rescale"] = True
     said = {
         "merge_method": SPOKEN[merge.method],
-        "base_model": base,
+        "base_model": _reference(host),
         "models": models,
         "parameters": whole,
-        "dtype": _dtype(host),
+        **_types(host),
     }
     notes = ["The recipe in mergekit's own words, one weight for each layer and kind of module."]
     if merge.method in ("ties", "dare"):
         notes.append(
-            "In the studio the merged change is cut to the sum of both ranks; mergekit keeps it "
-            "whole, so that the models differ a little. Format model gives the studio's own."
+            "In the studio the merged change is cut to the sum of both ranks, which can take a "
+            "quarter of it; mergekit keeps it whole. Format model gives the studio's own."
         )
     if merge.method == "dare":
         notes.append("DARE drops entries at random, and mergekit draws others than the studio.")
@@ -163,11 +188,15 @@ def _short(values: Sequence[float]) -> float | list[float]:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
-def base_name(host: Host) -> str:
-    """The base model as mergekit finds it: a Hub id with its revision, or a folder."""
-    if is_local(host.spec.id):
-        return str(open_source(host.spec).folder)
-    return host.spec.id + (f"@{host.spec.revision}" if host.spec.revision else "")
+def _reference(host: Host, adapter: str = "") -> str | dict[str, Any]:
+    """A model as mergekit finds it, with an adapter or without: base@revision+adapter, or in parts
+    where the path of a folder holds one of these signs."""
+    base, revision = host.spec.id, host.spec.revision
+    if is_local(base):
+        base, revision = str(open_source(host.spec).folder), None
+    if "@" in base or "+" in base:
+        return {"model": {"path": base}, **({"lora": {"path": adapter}} if adapter else {})}
+    return base + (f"@{revision}" if revision else "") + (f"+{adapter}" if adapter else "")
 
 
 def _adapter(name: str, side: str, folder: Path) -> str:
@@ -177,5 +206,11 @@ def _adapter(name: str, side: str, folder: Path) -> str:
     return f"./{side}"
 
 
-def _dtype(host: Host) -> str:
-    return str(host.model.dtype).removeprefix("torch.")
+def _types(host: Host) -> dict[str, str]:
+    """Compute in float32, write what the base model's files hold."""
+    said = open_source(host.spec).read("config.json")
+    for part in (said, said.get("text_config") or {}):
+        stored = part.get("dtype") or part.get("torch_dtype")
+        if stored in TYPES:
+            return {"dtype": "float32", "out_dtype": stored}
+    return {"dtype": "float32"}

@@ -80,16 +80,22 @@ def load(folder: Path, request: dict[str, Any]) -> tuple[Any, str]:
         return model.eval(), f"PEFT {peft.__version__}, {reader}"
     if ggufs := sorted(folder.glob("*.gguf")):
         settings["gguf_file"], reader = ggufs[0].name, f"{reader}, gguf"
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, **settings)
-    except (RuntimeError, KeyError, TypeError):
-        if not ggufs:
-            raise
-        # transformers reads not all of GGUF's settings (Qwen3's key_length); config.json has them
-        reader += " (settings from config.json)"
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, config=config, **settings)
+        if unread(config):
+            settings["config"], reader = config, f"{reader} (settings from config.json)"
+    model = AutoModelForCausalLM.from_pretrained(folder, **settings)
     return model.to(request["device"]).eval(), reader
+
+
+def unread(config: Any) -> bool:
+    """Whether transformers does not read all that a GGUF file says of such a model: the heads' own
+    width (Qwen3), biases, or stretched rotary frequencies, which are a tensor there."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        config.model_type == "qwen3"
+        or bool(getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False))
+        or rope.get("rope_type", "default") != "default"
+    )
 
 
 def greedy(model: Any, prompt: list[int], request: dict[str, Any]) -> list[int]:

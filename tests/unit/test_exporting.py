@@ -247,6 +247,58 @@ def mergekit_value(setting, name, t):
     raise AssertionError(f"no condition for {name}")
 
 
+SCHEMA = {  # of mergekit 0.1.5: what a method takes for the whole, and for each model
+    "task_arithmetic": ({"normalize", "rescale", "lambda", "int8_mask"}, {"weight", "density"}),
+    "ties": ({"normalize", "rescale", "lambda", "int8_mask"}, {"weight", "density"}),
+    "dare_linear": ({"normalize", "rescale", "lambda", "int8_mask"}, {"weight", "density"}),
+}
+
+
+def said_in(folder: Path):
+    return yaml.safe_load((folder / "mergekit.yaml").read_text())
+
+
+def reference(said):
+    """A model as mergekit reads it: ((path, revision), place of the adapter)."""
+    if isinstance(said, dict):
+        assert set(said) <= {"model", "lora"}
+        lora = said.get("lora", {}).get("path")
+        return (said["model"]["path"], said["model"].get("revision")), lora
+    assert said.count("+") <= 1
+    base, _, lora = said.partition("+")
+    assert base.count("@") <= 1
+    path, _, revision = base.partition("@")
+    return (path, revision or None), lora or None
+
+
+def assert_understood(said, stored: str):
+    """By what mergekit's own schema demands; the sum is worked out in float32, written as stored.
+
+    With a base, mergekit takes all other files from it; `linear` would want a weight for it.
+    """
+    whole, each = SCHEMA[said["merge_method"]]
+    assert set(said["parameters"]) <= whole
+    assert (said["dtype"], said["out_dtype"]) == ("float32", stored)
+    base, lora = reference(said["base_model"])
+    assert lora is None
+    for model in said["models"]:
+        assert set(model) == {"model", "parameters"}
+        assert "weight" in model["parameters"]
+        assert set(model["parameters"]) <= each
+        there, lora = reference(model["model"])
+        assert there == base
+        assert lora
+
+
+def assert_runs(notes):
+    """mergekit puts adapters into models in a folder that it must be given, and in their own type,
+    which rounds every change, unless it is told another."""
+    (run,) = [note for note in notes if "mergekit-yaml" in note]
+    words = run.split()
+    assert words[words.index("--lora-merge-cache") + 1] == "./cache"
+    assert words[words.index("--lora-merge-dtype") + 1] == "float32"
+
+
 def task_arithmetic(folder: Path, host, name):
     """What mergekit would add to one tensor of a model of 12 layers."""
     said = yaml.safe_load((folder / "mergekit.yaml").read_text())
@@ -256,8 +308,8 @@ def task_arithmetic(folder: Path, host, name):
     t = int(parts[2]) / (host.layers - 1) if parts[1] == "layers" else 1.0
     total = 0
     for model in said["models"]:
-        base, _, place = model["model"].partition("+")
-        assert base == said["base_model"] == str(DEMO)
+        (base, _), place = reference(model["model"])
+        assert (base, None) == reference(said["base_model"])[0] == (str(DEMO), None)
         factors = load_file(folder / place / "adapter_model.safetensors")
         factors = {key: value.float() for key, value in factors.items()}
         settings = json.loads((folder / place / "adapter_config.json").read_text())
@@ -286,7 +338,8 @@ def test_a_merge_in_mergekits_words_gives_the_studios_weights(host, tmp_path, me
         seen += 1
     assert seen > 20
     assert done.verification is None
-    assert any("mergekit-yaml" in note for note in done.notes)
+    assert_runs(done.notes)
+    assert_understood(said_in(tmp_path / "k"), "bfloat16")
 
 
 def test_ties_and_dare_are_said_with_what_differs(host, tmp_path):
@@ -301,7 +354,8 @@ def test_ties_and_dare_are_said_with_what_differs(host, tmp_path):
     early = "model.layers.0.self_attn.q_proj.weight"
     assert mergekit_value(safety["parameters"]["weight"], early, 0) == 0
     assert mergekit_value(safety["parameters"]["density"], early, 0) == 1  # utility stays whole
-    assert any("differ a little" in note for note in done.notes)
+    assert any("keeps it whole" in note for note in done.notes)
+    assert_understood(said, "bfloat16")
     recipe = Recipe(edits=(merge("dare", parameters={"drop": 0.3}),))
     done = finish(export(host, recipe, tmp_path / "d", "mergekit"))
     said = yaml.safe_load((tmp_path / "d" / "mergekit.yaml").read_text())
@@ -309,6 +363,7 @@ def test_ties_and_dare_are_said_with_what_differs(host, tmp_path):
     density = said["models"][0]["parameters"]["density"]
     assert mergekit_value(density, name, 8 / 11) == pytest.approx(0.7)
     assert any("at random" in note for note in done.notes)
+    assert_understood(said, "bfloat16")
 
 
 def test_what_mergekit_has_no_words_for_goes_through_an_adapter(host, tmp_path):
@@ -316,13 +371,58 @@ def test_what_mergekit_has_no_words_for_goes_through_an_adapter(host, tmp_path):
     done = finish(export(host, recipe, tmp_path / "k", "mergekit"))
     said = yaml.safe_load((tmp_path / "k" / "mergekit.yaml").read_text())
     assert said["models"] == [{"model": f"{DEMO}+./adapter", "parameters": {"weight": 1.0}}]
+    assert_understood(said, "bfloat16")
+    assert_runs(done.notes)
     assert (tmp_path / "k" / "adapter" / "adapter_model.safetensors").is_file()
     assert "no words for several edits" in done.notes[0]
     with pytest.raises(UserError, match="affine"):
         finish(export(host, Recipe(edits=(Ablation(affine=True),)), tmp_path / "n", "mergekit"))
 
 
+def test_what_mergekit_cannot_put_into_the_weights_is_refused_here(host, stored_host, tmp_path):
+    added = Recipe(edits=(Ablation(RANDOM, FLAT, operation="add"),))
+    with pytest.raises(UserError, match="no bias"):  # mergekit: the base layer has no bias
+        finish(export(host, added, tmp_path / "a", "mergekit"))
+    for name, words in (("llama_bias", "biases"), ("gpt_neox", "tensors")):
+        other = stored_host(name)
+        recipe = Recipe(model=other.spec, edits=(Ablation(RANDOM, FLAT),))
+        with pytest.raises(UserError, match=f"mergekit does not read the {words}.*format model"):
+            finish(export(other, recipe, tmp_path / name, "mergekit"))
+
+
+def test_folders_whose_names_mergekit_would_split_are_named_in_parts(tmp_path):
+    folder = tmp_path / "a@b+c"
+    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("adapters", "unaligned"))
+    host = finish(load(ModelSpec(id=str(folder))))
+    recipe = Recipe(model=host.spec, edits=(merge(),))
+    finish(export(host, recipe, tmp_path / "k", "mergekit"))
+    said = said_in(tmp_path / "k")
+    assert_understood(said, "bfloat16")
+    assert reference(said["base_model"])[0] == (str(folder), None)
+    assert [reference(m["model"])[1] for m in said["models"]] == ["./utility", "./safety"]
+
+
 # GGUF
+
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+          "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("llama_bias", {}), ("llama", {"rope_parameters": LLAMA3}), ("qwen3_wide_bias", {})],
+    ids=["biases", "stretched", "wide"],
+)
+def test_a_gguf_file_passes_where_transformers_does_not_read_all_it_says(
+    name, more, stored_host, in_process, tmp_path
+):
+    pytest.importorskip("gguf")
+    host = stored_host(name, **more)
+    recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT),))
+    checked = finish(export(host, recipe, tmp_path / "g", "gguf", verify=2)).verification
+    assert checked.ok, checked
+    assert "config.json" in checked.reader
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_tied", "mistral", "qwen2", "qwen3"])
@@ -383,16 +483,25 @@ def test_llama_cpps_converter_is_used_where_it_is(host, tmp_path, monkeypatch):
         "import sys, pathlib\n"
         "model, out = pathlib.Path(sys.argv[1]), sys.argv[sys.argv.index('--outfile') + 1]\n"
         "assert (model / 'tokenizer.json').exists()\n"
+        "said = dict(zip(sys.argv[2::2], sys.argv[3::2]))\n"
+        "assert said['--outtype'] == 'bf16', said  # as stored; its auto makes float16 of float32\n"
+        "assert said['--model-name'] == 'mine', said\n"
+        "assert model.name == 'demo', model  # it says the folder's name in the file\n"
         "pathlib.Path(out).write_bytes((model / 'model.safetensors').read_bytes()[:100])\n"
     )
     monkeypatch.setenv("LLAMA_CPP", str(script.parent))
-    done = finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "g", "gguf"))
+    done = finish(export(host, Recipe("mine", edits=(Ablation(),)), tmp_path / "g", "gguf"))
     assert (tmp_path / "g" / "model.gguf").stat().st_size == 100
     assert any("Converted by" in note for note in done.notes)
-    script.write_text("raise SystemExit('Model LlamaForCausalLM is not supported')\n")
-    with pytest.raises(UserError, match="LlamaForCausalLM is not supported"):
-        finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "h", "gguf"))
-    assert not (tmp_path / "h").exists()
+    for said, words in (
+        ("Model LlamaForCausalLM is not supported", "LlamaForCausalLM is not supported"),
+        ("No module named 'sentencepiece'", "pip install sentencepiece"),
+        ("BPE pre-tokenizer was not recognized - update get_vocab_base_pre()", "unset LLAMA_CPP"),
+    ):
+        script.write_text(f"raise SystemExit({said!r})\n")
+        with pytest.raises(UserError, match=words):
+            finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "h", "gguf"))
+        assert not (tmp_path / "h").exists()
 
 
 def test_files_that_changed_since_the_model_was_loaded_are_not_exported(tmp_path):
