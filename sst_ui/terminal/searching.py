@@ -146,7 +146,7 @@ def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> N
     right = {"justify": "right"}
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("#", **right)
-    table.add_column("settings", overflow="fold", min_width=40)
+    table.add_column("settings", overflow="fold", min_width=28)
     for name in aim.metrics:
         table.add_column(find(name).title, max_width=14, **right)
     table.add_column("")
