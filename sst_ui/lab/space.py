@@ -4,6 +4,7 @@ Knows recipes and presets/search.yaml. Does not know how candidates are drawn or
 candidate is a whole recipe: it starts from the untouched base.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,7 +71,9 @@ def values(recipe: Recipe, rows: Mapping[str, Span | Choice], layers: int) -> Pa
         if isinstance(row, Choice):
             own[name] = value if value in row.options else row.options[0]
             continue
-        value = min(max(row.low, row.low if value is None else float(value)), row.high)
+        if value is None:  # the recipe says nothing of it: the middle
+            value = math.sqrt(row.low * row.high) if row.log else (row.low + row.high) / 2
+        value = min(max(row.low, float(value)), row.high)
         own[name] = round(value) if row.whole else value
     return own
 
@@ -105,10 +108,12 @@ def describe(params: Mapping[str, Any]) -> str:
     """A candidate's name: its settings in words, short."""
     words = []
     for name, value in params.items():
-        if name == "layer" and params.get("scope") != "single":
+        unused = name == "layer" and params.get("scope") != "single"
+        if unused or name == "scope" or value is False:
             continue
         name = {"only": "layer", "layer": "direction of"}.get(name, name.replace("_", " "))
-        words.append(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}")
+        number = f"{value:.3g}" if isinstance(value, float) else str(value)
+        words.append(name if value is True else f"{name} {number}")
     return ", ".join(words)
 
 

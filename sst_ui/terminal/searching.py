@@ -140,15 +140,23 @@ def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> N
     from rich.console import Console
     from rich.table import Table
 
-    params = list(dict.fromkeys(name for each in found for name in each.params))
-    table = Table(*params, *aim.metrics, "", box=None)
+    from sst_ui.lab.space import describe
+    from sst_ui.metrics.registry import find
+
+    right = {"justify": "right"}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("#", **right)
+    table.add_column("settings", overflow="fold", min_width=40)
+    for name in aim.metrics:
+        table.add_column(find(name).title, max_width=14, **right)
+    table.add_column("")
     for each in found:
-        settings = (each.params.get(name, "") for name in params)
-        shown = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in settings]
         values = (each.value(name) for name in aim.metrics)
-        shown += ["–" if value != value else f"{value:.3g}" for value in values]
+        shown = ["–" if value != value else f"{value:.3g}" for value in values]
         word = "best" if each is best else each.note
         if each.state == "done" and not each.feasible:
             word = "breaks a constraint"
-        table.add_row(*shown, word)
+        settings = describe(each.params)
+        style = "bold" if each is best else None
+        table.add_row(str(each.number), settings, *shown, word, style=style)
     Console().print(table)

@@ -10,7 +10,7 @@ from sst_ui.__main__ import main
 from sst_ui.errors import UserError
 from sst_ui.lab.aims import Limit, SearchSpec, aims
 from sst_ui.lab.candidates import Candidate, best, chosen, fitted, front
-from sst_ui.lab.evaluate import evaluate
+from sst_ui.lab.evaluate import evaluate, evaluate_rows
 from sst_ui.lab.measure import resolve
 from sst_ui.lab.search import search
 from sst_ui.lab.trials import Local
@@ -39,6 +39,19 @@ def test_candidates_of_one_batch_score_as_one_evaluation_at_a_time(host):
         assert each.values[names[0]] == refusals.edited
         assert each.value(names[1]) == pytest.approx(divergence.edited.value, rel=1e-3)
     assert len({each.value(names[0]) for each in found}) > 1
+
+
+def test_the_grid_finds_a_kernel_that_costs_less_than_the_default_on_prompts_it_never_saw(host):
+    spec = SearchSpec("grid", samples=32)
+    found = spent(host, spec)
+    kept = chosen(found, aims(DEFAULT, spec), spec)
+    assert len(found) == 25
+    edits = [finish(resolve(host, recipe)) for recipe in (DEFAULT, kept.recipe)]
+    unseen = Evaluation(metrics=("refusal_rate", "kl_16"), preset="full", max_new_tokens=48)
+    (_, default_kl), (refusals, kl) = finish(evaluate_rows(host, edits, unseen))
+    assert refusals.edited.n == 160
+    assert refusals.edited.value <= 0.02
+    assert kl.edited.value < default_kl.edited.value
 
 
 def test_a_staged_search_ends_at_the_first_stage_that_removes_enough(host):
