@@ -91,7 +91,7 @@ def search(
     opened = Opened(recipe, aim, study, total)
     yield opened
     study.reclaim()
-    study.enqueue(first)
+    study.enqueue(first[:total])
     known = candidates(study, recipe, measurer.layers)
     yield from known
     yield from _Run(opened, spec, measurer).go()

@@ -8,6 +8,7 @@ died is put back in the queue by the next one: at once on the same machine, wher
 looked for, and after Optuna's heartbeat has been silent elsewhere.
 """
 
+import math
 import os
 import socket
 import time
@@ -25,18 +26,17 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from sst_ui.errors import UserError
 from sst_ui.lab.space import Choice, Params, Span
-from sst_ui.paths import data_dir
+from sst_ui.lab.storage import BEAT, open_study
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-BEAT = 60  # seconds
-SILENT = 300  # seconds after which a trial of another machine counts as lost
 RANDOM = 10  # trials before the sampler goes by what it has seen
-FIRST = "sst:first"  # attribute of a study: what its creator enqueued
+CLAIM = "claim: "  # begins an attribute of a trial: who was about to measure it
+FIRST = "sst:first"  # attribute of a study: how many of its first settings were put in the queue
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,6 @@ class Asked:
 
     number: int
     params: Params
-
-
-def default_storage() -> str:
-    """The SQLite URL of the searches in the user's data folder."""
-    folder = data_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / 'searches.sqlite'}"
 
 
 class Study:
@@ -82,23 +75,8 @@ class Study:
         self._directions = ["minimize" if low else "maximize" for low in lower]
         self._owner = f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}"
         self._trials: dict[int, optuna.Trial] = {}
-        self._beaten = 0.0
-        try:
-            self._storage = _storage(storage)
-            self._study = optuna.create_study(
-                storage=self._storage, study_name=name, directions=self._directions,
-                load_if_exists=True,
-            )  # fmt: skip
-        except DuplicatedStudyError:
-            raise UserError(
-                f"the storage holds another search named {name!r}; give another name."
-            ) from None
-        except (StorageInternalError, ValueError, ImportError, OSError) as error:
-            raise _unusable(storage, error) from error
-        except Exception as error:  # SQLAlchemy has many; all mean the same here
-            if "sqlalchemy" in type(error).__module__:
-                raise _unusable(storage, error) from error
-            raise
+        self._beaten = -math.inf
+        self._storage, self._study = open_study(storage, name, self._directions)
         if [d.name.lower() for d in self._study.directions] != self._directions:
             raise UserError(f"the search {name!r} has other objectives; give another name.")
         if about and not self._study.user_attrs:
@@ -118,17 +96,17 @@ class Study:
             if trial.state != TrialState.FAIL or "error" in trial.user_attrs
         ]
 
-    def enqueue(self, params: Sequence[Params], once: bool = True) -> None:
-        """Put settings in the queue.
+    def enqueue(self, params: Sequence[Params]) -> None:
+        """Put the first settings in the queue, those of them that are not there yet.
 
-        Args:
-            once: only if nobody has put the first ones in yet.
+        A list that has grown since the last time has its new end put there: what is to be measured
+        later does not get in the way of what is given back before.
         """
-        if once and FIRST in self._study.user_attrs:
+        known = self._study.user_attrs.get(FIRST, 0)
+        if known >= len(params):
             return
-        if once:
-            self._study.set_user_attr(FIRST, True)
-        for each in params:
+        self._study.set_user_attr(FIRST, len(params))
+        for each in params[known:]:
             self._study.enqueue_trial(each, skip_if_exists=True)
 
     def reclaim(self) -> int:
@@ -139,7 +117,7 @@ class Study:
         lost = [
             trial
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if _dead(trial.user_attrs.get("owner", ""))
+            if _lost(trial)
         ]
         for trial in lost:
             self._give_back(trial.number, trial.params)
@@ -156,10 +134,11 @@ class Study:
             finished = [trial for trial in self.trials() if trial.state.is_finished()]
             self._study.sampler = _sampler(self.seed + 1000 * len(finished))
         asked = []
-        for _ in range(count):
+        while len(asked) < count:
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if not (waiting or draw):
                 break
+            self._claim(waiting)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # heartbeats are ours to give
                 trial = self._study.ask(fixed_distributions=self._distributions)
@@ -167,9 +146,13 @@ class Study:
             if fixed is None and not draw:  # another process was faster
                 self._study.tell(trial, state=TrialState.FAIL)
                 break
-            trial.set_user_attr("owner", self._owner)
+            if fixed and self._twin(trial):
+                self._study.tell(trial, state=TrialState.FAIL)
+                continue
             self._trials[trial.number] = trial
+            trial.set_user_attr("owner", self._owner)
             asked.append(Asked(trial.number, dict(trial.params)))
+        self._beaten = -math.inf  # without its first beat a trial never counts as lost
         self.beat()
         return asked
 
@@ -236,40 +219,30 @@ class Study:
                 evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
             )  # fmt: skip
 
+    def _twin(self, mine: optuna.Trial) -> bool:
+        """Whether an earlier trial has these settings: two processes may have put them there."""
+        return any(
+            trial.number < mine.number
+            and mine.params == (trial.params or trial.system_attrs.get("fixed_params"))
+            for trial in self.trials()
+        )
+
+    def _claim(self, waiting: Sequence[FrozenTrial]) -> None:
+        """Write on the trial that is asked for next who is about to, before it runs.
+
+        Else a kill right after would leave a running trial that nobody can know to be lost. Another
+        process may be faster, and write that it owns it.
+        """
+        claim = CLAIM + self._owner
+        if not waiting:
+            self._study.enqueue_trial({}, user_attrs={claim: self._owner})
+            return
+        with suppress(UpdateFinishedTrialError):  # much faster
+            self._storage.set_trial_user_attr(waiting[0]._trial_id, claim, self._owner)
+
     def _give_back(self, number: int, params: Params) -> None:
         self._study.enqueue_trial(params)
         self._study.tell(number, state=TrialState.FAIL)
-
-
-def names(storage: str | None = None) -> list[str]:
-    """The searches that a storage holds."""
-    try:
-        return optuna.get_all_study_names(_storage(storage))
-    except Exception as error:
-        raise _unusable(storage, error) from error
-
-
-def _storage(url: str | None) -> optuna.storages.BaseStorage:
-    if url == "memory":
-        return optuna.storages.InMemoryStorage()
-    url = url or default_storage()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        if "://" not in url:
-            raise ValueError("not a URL; write sqlite:///FILE, or another of Optuna's URLs")
-        if url.startswith(("redis", "journal")):
-            return optuna.storages.get_storage(url)
-        return optuna.storages.RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
-            heartbeat_interval=BEAT,
-            grace_period=SILENT,
-            failed_trial_callback=_requeue,
-        )
-
-
-def _requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    study.enqueue_trial(trial.params)
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
@@ -288,16 +261,19 @@ def _distribution(row: Span | Choice) -> BaseDistribution:
     return FloatDistribution(row.low, row.high, log=row.log)
 
 
-def _unusable(storage: str | None, error: BaseException) -> UserError:
-    words = " ".join(str(error).split())[:200]
-    return UserError(f"the storage {storage or default_storage()} cannot be used: {words}")
-
-
 def _born(pid: int) -> int:
     try:
         return int(psutil.Process(pid).create_time())
     except psutil.Error:
         return 0
+
+
+def _lost(trial: FrozenTrial) -> bool:
+    """Whether the process that runs it is gone; where none says so, all that were about to."""
+    attrs = trial.user_attrs
+    claims = [owner for key, owner in attrs.items() if key.startswith(CLAIM)]
+    owners = [attrs["owner"]] if "owner" in attrs else claims
+    return bool(owners) and all(map(_dead, owners))
 
 
 def _dead(owner: str) -> bool:

@@ -1,0 +1,265 @@
+"""Where a search keeps its trials: kills, pauses, several processes at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from sst_ui import recipe as recipes
+from sst_ui.errors import UserError
+from sst_ui.lab.aims import SearchSpec
+from sst_ui.lab.candidates import Candidate
+from sst_ui.lab.search import search
+from sst_ui.lab.space import Span
+from sst_ui.lab.storage import names
+from sst_ui.lab.study import Study
+from sst_ui.lab.trials import Local, Numbers
+from sst_ui.maths import kernel
+from sst_ui.metrics.results import Value
+from sst_ui.paths import PRESETS, ROOT
+from sst_ui.progress import Progress, finish
+
+DEFAULT = recipes.load(PRESETS / "recipes" / "default.yaml")
+GRID = SearchSpec("grid", trials=10, samples=4, max_new_tokens=8)
+FREE = SearchSpec("tpe", trials=16, samples=4, max_new_tokens=8, seed=5)
+ROWS = {"peak": Span(0.0, 1.0)}
+
+PROCESS = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from tests.unit.test_study import GRID, Formula, DEFAULT
+from sst_ui.lab.search import search
+print("begun", flush=True)
+sys.stdin.readline()
+for step in search(DEFAULT, GRID, Formula(float(sys.argv[3])), sys.argv[1]):
+    pass
+"""
+
+
+class Formula:
+    """A measurer whose numbers are a formula of the recipe; it counts what it is asked."""
+
+    layers, preserving, name, workers = 12, True, "formula", 1
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.asked = seconds, []
+
+    def numbers(self, asked, evaluation):
+        for place, recipe in enumerate(asked):
+            yield Progress("measure", place, len(asked))
+            time.sleep(self.seconds)
+            self.asked.append(recipe)
+            weights = recipe.edits[0].weights
+            got = (weights.peak - 0.6) ** 2 + weights.width / 10 + weights.strength / 100
+            value = Value(got, got, got, os.getpid())  # whoever measured it
+            values = dict.fromkeys(evaluation.metrics, value)
+            yield place, Numbers(values, values)
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return f"sqlite:///{tmp_path / 'searches.sqlite'}"
+
+
+def rows(storage):
+    """Every row of the storage's one study, as Optuna reads it."""
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage).get_trials()
+
+
+def complete(storage):
+    return {t.number: t for t in rows(storage) if t.state == TrialState.COMPLETE}
+
+
+def start(storage, seconds):
+    """A process that searches the grid once it is told to begin."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, storage, str(ROOT), str(seconds)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def begin(process):
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def grid_points(trials):
+    return sorted((trial.params["peak"], trial.params["width"]) for trial in trials)
+
+
+def test_a_killed_search_goes_on_where_it_was(storage):
+    process = start(storage, seconds=0.3)
+    begin(process)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        made = os.path.exists(storage.removeprefix("sqlite:///")) and names(storage)
+        if made and len(complete(storage)) >= 2:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = complete(storage)
+    assert 2 <= len(before) < 10
+    assert any(trial.state == TrialState.RUNNING for trial in rows(storage))
+
+    measurer = Formula()
+    found = finish(search(DEFAULT, GRID, measurer, storage))
+    assert grid_points(found) == sorted(kernel.grid()[:10])
+    assert len(measurer.asked) == 10 - len(before)
+    after = complete(storage)
+    for number, trial in before.items():
+        assert after[number] == trial  # values, settings, times, attributes
+    assert {each.base["kl_16@demo/harmless"].n for each in found} == {process.pid, os.getpid()}
+
+
+def test_a_trial_whose_process_died_right_after_asking_is_not_lost(storage):
+    """Between Optuna's ask and the owner's name there is time enough for a kill."""
+    code = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+import optuna
+from tests.unit.test_study import ROWS
+from sst_ui.lab.study import Study
+study = Study("a", [True], ROWS, sys.argv[1])
+study.enqueue([{"peak": 0.25}])
+ask = study._study.ask
+def fatal(*given, **named):
+    ask(*given, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+study._study.ask = fatal
+study.ask(1, draw=DRAW)
+"""
+    for draw in ("False", "True"):
+        died = subprocess.run(
+            [sys.executable, "-c", code.replace("DRAW", draw), storage, str(ROOT)], cwd=ROOT
+        )
+        assert died.returncode == -signal.SIGKILL
+        study = Study("a", [True], ROWS, storage)
+        assert study.reclaim() == 1
+        (asked,) = study.ask(1, draw=False)
+        assert draw == "True" or asked.params == {"peak": 0.25}
+        study.tell(asked.number, [0.0], {})
+
+
+def test_two_processes_share_a_grid_and_measure_every_point_once(storage):
+    both = [start(storage, seconds=0.2) for _ in range(2)]
+    for process in both:
+        begin(process)
+    for process in both:
+        assert process.wait(timeout=120) == 0
+    done = list(complete(storage).values())
+    assert grid_points(done) == sorted(kernel.grid()[:10])
+    shares = {trial.user_attrs["values"]["kl_16@demo/harmless"][3] for trial in done}
+    assert shares == {process.pid for process in both}
+
+
+def test_a_pause_gives_back_what_was_not_measured(storage):
+    first = Formula()
+    with closing(search(DEFAULT, GRID, first, storage)) as steps:
+        for step in steps:
+            if isinstance(step, Candidate) and step.number == 2:
+                break
+    assert not any(trial.state == TrialState.RUNNING for trial in rows(storage))
+    assert len(complete(storage)) == 3
+    second = Formula()
+    found = finish(search(DEFAULT, GRID, second, storage))
+    assert grid_points(found) == sorted(kernel.grid()[:10])
+    assert len(second.asked) == 7
+    third = Formula()
+    assert len(finish(search(DEFAULT, GRID, third, storage))) == 10
+    assert third.asked == []
+
+
+def test_the_same_seed_searches_the_same_and_another_one_does_not(storage):
+    def params(spec, storage="memory", seconds=0.0):
+        found = finish(search(DEFAULT, spec, Formula(), storage))
+        return [(each.params, each.state) for each in found]
+
+    first = params(FREE)
+    assert len(first) == 16
+    assert params(FREE) == first
+    assert params(FREE, storage) == first  # on disk as in memory
+    other = SearchSpec("tpe", trials=16, samples=4, max_new_tokens=8, seed=6)
+    assert params(other) != first
+
+
+def test_a_free_search_goes_on_after_a_pause_with_the_settings_it_had_drawn(storage):
+    drawn = []
+    with closing(search(DEFAULT, FREE, Formula(), storage)) as steps:
+        for step in steps:
+            if isinstance(step, Candidate):
+                drawn.append(step)
+            if len(drawn) == 4:
+                break
+    waiting = [t for t in rows(storage) if t.state == TrialState.WAITING]
+    given = [t.system_attrs["fixed_params"] for t in waiting]
+    assert len(given) == 6  # a round is ten
+    found = finish(search(DEFAULT, FREE, Formula(), storage))
+    assert len(found) == 16
+    assert [each.params for each in found[:4]] == [each.params for each in drawn]
+    assert [each.params for each in found[4:10]] == given
+    whole = finish(search(DEFAULT, FREE, Formula(), "memory"))
+    assert [each.params for each in found[:10]] == [each.params for each in whole[:10]]
+
+
+def test_a_paused_search_of_the_demo_comes_to_the_numbers_of_one_that_was_not(host, storage):
+    spec = SearchSpec("grid", trials=6, samples=4, max_new_tokens=8)
+    with closing(search(DEFAULT, spec, Local(host), storage)) as steps:
+        next(step for step in steps if isinstance(step, Candidate))
+    paused = finish(search(DEFAULT, spec, Local(host), storage))
+    whole = finish(search(DEFAULT, spec, Local(host), "memory"))
+
+    def numbers(found):
+        return {tuple(e.params.values()): e.values["refusal_rate@demo/harmful"] for e in found}
+
+    assert numbers(paused) == numbers(whole)
+    assert len(whole) == 6
+
+
+def test_another_search_of_the_same_name_is_refused(storage):
+    Study("mine", [True, True], ROWS, storage)
+    for lower in ([True, False], [True]):
+        with pytest.raises(UserError, match=r"'mine'.*give another name"):
+            Study("mine", lower, ROWS, storage)
+    assert names(storage) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["/tmp/file.sqlite", "sqlite:////no/such/folder/x.sqlite", "nonsense://x", "memory2",
+     "postgresql://nobody@127.0.0.1:1/x"],
+)  # fmt: skip
+def test_a_storage_that_cannot_be_used_is_said(url):
+    with pytest.raises(UserError, match="cannot be used") as told:
+        Study("a", [True], ROWS, url)
+    assert url in str(told.value)
+    with pytest.raises(UserError, match="cannot be used"):
+        names(url)
+
+
+def test_trials_of_another_machine_are_left_to_it(storage, monkeypatch):
+    gone = SimpleNamespace(gethostname=lambda: "elsewhere")
+    monkeypatch.setattr("sst_ui.lab.study.socket", gone)
+    theirs = Study("a", [True], ROWS, storage)
+    theirs.enqueue([{"peak": 0.5}])
+    assert len(theirs.ask(1, draw=False)) == 1
+    monkeypatch.undo()
+    mine = Study("a", [True], ROWS, storage)
+    assert mine.reclaim() == 0
+    assert mine.ask(1, draw=False) == []
+    # until they have been silent for long: a beat is given with the first ask
+    backend = getattr(mine._study._storage, "_backend", mine._storage)  # Optuna wraps it in a cache
+    monkeypatch.setattr(backend, "grace_period", -10)
+    mine.reclaim()
+    (asked,) = mine.ask(1, draw=False)
+    assert asked.params == {"peak": 0.5}
