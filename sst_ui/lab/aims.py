@@ -79,6 +79,8 @@ class SearchSpec:
         seed: of the random draws.
         start: begin at the recipe's bell, or at the one fitted to the measured signal.
         prune: leave out candidates that the cheap scores rule out (tpe).
+        round: candidates drawn before any of them is told (tpe); a larger one keeps more workers
+            of a cluster busy, and the same one draws the same wherever it is measured.
     """
 
     strategy: Strategy = "grid"
@@ -92,9 +94,10 @@ class SearchSpec:
     seed: int = 0
     start: Start = "recipe"
     prune: bool = True
+    round: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("trials", "samples", "max_new_tokens"):
+        for name in ("trials", "samples", "max_new_tokens", "round"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"the search's {name} is {value}; it must be 1 or more.")

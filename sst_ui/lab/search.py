@@ -25,7 +25,6 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, Recipe, to_dict, to_yaml
 
 LEAST = 1e-7  # nats a token; smaller divergences are rounding
-ROUND = 2 * TOGETHER  # drawn before any of them is told, however many processes measure them
 Steps = Generator[Progress | Candidate, None, None]
 
 
@@ -157,7 +156,7 @@ class _Run:
                     return
                 # Stages end where one is good enough; of a fixed list everybody gets a batch.
                 batches = 1 if staged else self.measurer.workers
-                count = ROUND if free else TOGETHER * batches
+                count = self.spec.round if free else TOGETHER * batches
                 count = min(count, self.total - self.done)
                 asked = self.study.ask(count, draw=free)
                 if asked:

@@ -39,6 +39,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=64, help="prompts of each set")
     add("--tokens", type=int, default=48, help="length of an answer")
     add("--seed", type=int, default=0)
+    add("--round", type=int, default=10,
+        help="candidates that tpe draws at a time; 5 for every worker of a cluster")  # fmt: skip
     add("--start", choices=("recipe", "signal"), default="recipe",
         help="at the recipe's bell, or at the one that fits the measured signal")  # fmt: skip
     add("--no-prune", action="store_true", help="generate answers for every candidate")
@@ -65,7 +67,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
     spec = SearchSpec(
         given.strategy, tuple(given.objectives), tuple(given.constraints), given.target,
         given.trials, given.minutes, given.samples, given.tokens, given.seed, given.start,
-        not given.no_prune,
+        not given.no_prune, given.round,
     )  # fmt: skip
     aim = aims(recipe, spec)
 
