@@ -45,3 +45,24 @@ def tiny_host():
     from tests.talk import tiny_host as build
 
     return build
+
+
+@pytest.fixture
+def stored_host(tmp_path):
+    """`stored_host(name, dtype)`: a tiny random model, loaded from a folder as any other."""
+    import torch
+
+    from sst_ui.model.host import load
+    from sst_ui.progress import finish
+    from sst_ui.recipe import ModelSpec
+    from tests.talk import byte_tokenizer
+    from tests.tiny import tiny
+
+    def build(name, dtype=torch.float32, **overrides):
+        folder = tmp_path / f"tiny-{name}"
+        model = tiny(name, **{"vocab_size": 261, **overrides}).to(dtype)
+        model.save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+        return finish(load(ModelSpec(id=str(folder))))
+
+    return build
