@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face Hub on loopback: the calls that pushing a model makes.
 
 Knows whoami, creating a repository, checking a card, preupload, the LFS batch and its PUTs, a
-commit, model_info.
+commit, model_info; and, for signing in, OpenID's configuration, authorisation and token.
 Keeps everything in memory and writes down what it was sent. Files over 1 kB count as large.
 """
 
@@ -10,10 +10,13 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import yaml
 
 TOKEN = "stand-in-token"
+OPENID = "/.well-known/openid-configuration"
+CODE = "one-time"  # what the browser brings back from signing in
 LARGE = 1000
 
 
@@ -25,6 +28,9 @@ class Hub:
         blobs: sha256 -> content of large files.
         puts: sha256 of every large file sent, in order.
         fail_puts: how many of the next PUTs after `spare` good ones are refused.
+        accounts: token -> whose it is.
+        callers: the account behind every call that was allowed, in order.
+        visitor: the token that signing in gives.
     """
 
     def __init__(self) -> None:
@@ -33,6 +39,9 @@ class Hub:
         self.puts: list[str] = []
         self.spare, self.fail_puts = 0, 0
         self.url = ""
+        self.accounts = {TOKEN: "ada"}
+        self.callers: list[str] = []
+        self.visitor = TOKEN
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -61,17 +70,45 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(text)
 
         def allowed(self) -> bool:
-            if self.headers.get("Authorization") == f"Bearer {TOKEN}":
+            account = self.account()
+            if account:
+                hub.callers.append(account)
                 return True
             self.answer({"error": "Invalid credentials"}, 401)
             return False
 
+        def account(self) -> str:
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            return hub.accounts.get(token, "")
+
+        def openid(self, data: bytes = b"") -> bool:
+            """Signing in, without a question: whether this call was a part of that."""
+            path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
+            if path == OPENID:
+                ends = {"authorization_endpoint": "authorize", "token_endpoint": "token"}
+                ends = {key: f"{hub.url}/oauth/{end}" for key, end in ends.items()}
+                self.answer({"issuer": hub.url, **ends})
+            elif path == "/oauth/authorize":
+                back = urlencode({"code": CODE, "state": query["state"][0]})
+                place = query["redirect_uri"][0]
+                self.send_response(302)
+                self.send_header("Location", f"{place}{'&' if '?' in place else '?'}{back}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            elif path == "/oauth/token" and parse_qs(data.decode()).get("code") == [CODE]:
+                user = {"preferred_username": hub.accounts[hub.visitor], "name": "A visitor"}
+                token = {"access_token": hub.visitor, "token_type": "bearer", "expires_in": 3600}
+                self.answer({**token, "scope": "openid manage-repos", "userinfo": user})
+            else:
+                return False
+            return True
+
         def do_GET(self) -> None:
-            if not self.allowed():
+            if self.openid() or not self.allowed():
                 return
             path = self.path.partition("?")[0]
             if path == "/api/whoami-v2":
-                self.answer({"name": "ada", "type": "user", "orgs": []})
+                self.answer({"name": self.account(), "type": "user", "orgs": []})
             elif path.startswith("/api/models/") and (name := path[12:]) in hub.repos:
                 repo = hub.repos[name]
                 files = [{"rfilename": file} for file in repo["files"]]
@@ -83,7 +120,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             data = self.body()
-            if not self.allowed():
+            if self.openid(data) or not self.allowed():
                 return
             path = self.path.partition("?")[0]
             if path == "/api/repos/create":
@@ -121,8 +158,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.answer()
 
         def create(self, wanted: dict) -> None:
-            name = f"{wanted.get('organization') or 'ada'}/{wanted['name']}"
-            if not name.startswith("ada/"):
+            name = f"{wanted.get('organization') or self.account()}/{wanted['name']}"
+            if not name.startswith(f"{self.account()}/"):
                 self.answer({"error": "You don't have the rights"}, 403)
                 return
             there = name in hub.repos

@@ -22,13 +22,14 @@ from sst_ui.maths.lowrank import Delta, core
 from sst_ui.maths.merging import METHODS, Module, Record
 from sst_ui.maths.subspace import Moments
 from sst_ui.model.adapters import Adapter, read_adapter
-from sst_ui.model.deltas import RowDelta
+from sst_ui.model.deltas import RowDelta, bias_of
 from sst_ui.model.host import Host
 from sst_ui.model.roles import is_conv1d
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress
 from sst_ui.recipe import Merge
 
+SUMS = ("task_arithmetic", "linear")  # methods that say what becomes of an adapter's biases
 _kept = Memory(4)  # statistics of a few pairs of adapters
 
 
@@ -97,6 +98,7 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
     yield Progress("adapters", 1, 2, spec.safety)
     safety = read_adapter(spec.safety, host)
     yield Progress("adapters", 2, 2)
+    check_biases(spec, utility, safety)
     needs = METHODS[spec.method].needs
     key = (host.digest, utility.digest, safety.digest)
     if "moments" in needs:
@@ -135,6 +137,7 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
 def combine(host: Host, pair: Pair, spec: Merge) -> Outcome:
     """Merge module by module; after `prepare` this takes a fraction of a second on the demo."""
     parameters = settings(spec)
+    check_biases(spec, pair.utility, pair.safety)
     weights = table(host, spec)
     modules = [replace(m, weight=weights[m.name]) for m in pair.modules]
     if spec.budget is not None:
@@ -143,10 +146,28 @@ def combine(host: Host, pair: Pair, spec: Merge) -> Outcome:
         parameters["mu"] = subspace.mu_for_budget(found, spec.budget, active)
     merged = {m.name: merging.merge(m, spec.method, spec.rank, **parameters) for m in modules}
     return Outcome(
-        {name: m.delta for name, m in merged.items()},
+        {name: _biased(m.delta, name, pair, spec, weights[name]) for name, m in merged.items()},
         {name: m.record for name, m in merged.items()},
         parameters,
     )
+
+
+def check_biases(spec: Merge, utility: Adapter, safety: Adapter) -> None:
+    """Refuse adapters with biases (PEFT's lora_bias) where the method merges weights only."""
+    for adapter in (utility, safety):
+        if spec.method not in SUMS and any(d.bias is not None for d in adapter.deltas.values()):
+            raise UserError(
+                f"{adapter.name} adds biases (lora_bias), and {spec.method} merges weights only. "
+                f"Use one of {', '.join(SUMS)}, or an adapter without lora_bias."
+            )
+
+
+def _biased(delta: Delta, name: str, pair: Pair, spec: Merge, weight: float) -> Delta:
+    """With the adapters' biases, summed as the method sums their deltas."""
+    share = {"utility": 1 - weight if spec.method == "linear" else 1.0, "safety": weight}
+    found = {side: getattr(pair, side).deltas.get(name) for side in share}
+    bias = bias_of((d, share[side]) for side, d in found.items() if d is not None)
+    return delta if bias is None else replace(delta, bias=bias.float())
 
 
 def towards(spec: Merge, parameters: Mapping[str, object]) -> dict[str, object]:

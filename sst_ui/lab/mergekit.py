@@ -23,7 +23,9 @@ import yaml
 from sst_ui.errors import UserError
 from sst_ui.lab.formats import Job, Made, adapter_files, check_adapter, check_model
 from sst_ui.lab.merge import settings, table
+from sst_ui.model import alter
 from sst_ui.model.adapters import read_adapter
+from sst_ui.model.deltas import RowDelta
 from sst_ui.model.host import Host
 from sst_ui.model.source import is_local, open_source
 from sst_ui.progress import Progress
@@ -120,10 +122,9 @@ def spoken(host: Host, merge: Merge, folder: Path) -> tuple[dict[str, Any], tupl
         folder: local adapters are copied into it, so that the configuration stands by itself.
     """
     weights, parameters = table(host, merge), settings(merge)
-    changed = {
-        *read_adapter(merge.utility, host).deltas,
-        *read_adapter(merge.safety, host).deltas,
-    }
+    read = [read_adapter(name, host).deltas for name in (merge.utility, merge.safety)]
+    alter.check([RowDelta(deltas) for deltas in read], host.architecture)  # biases too
+    changed = {path for deltas in read for path in deltas}
     weights = {path: weight for path, weight in weights.items() if path in changed}
     ones = dict.fromkeys(weights, 1.0)
     sides = {"utility": ones, "safety": weights}

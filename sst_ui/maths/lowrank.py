@@ -27,16 +27,21 @@ class Delta:
     Attributes:
         b: [out, r].
         a: [r, in]; r may be 0, which is the zero change.
+        bias: [out], added to the module's output as well, or None. Cores, sums and truncations are
+            of the weights alone.
     """
 
     b: Tensor
     a: Tensor
+    bias: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.b.ndim != 2 or self.a.ndim != 2 or self.b.shape[1] != self.a.shape[0]:
             raise ValueError(
                 f"b {list(self.b.shape)} and a {list(self.a.shape)} must be [out, r] and [r, in]"
             )
+        if self.bias is not None and self.bias.shape != (self.out,):
+            raise ValueError(f"the bias {list(self.bias.shape)} must be [{self.out}]")
 
     @property
     def out(self) -> int:

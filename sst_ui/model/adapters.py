@@ -87,7 +87,7 @@ def read_adapter(adapter: str, host: Host, revision: str | None = None) -> Adapt
         notes.append(f"{source.name} says that it was trained on {settings.base}, not on {mine}.")
     if settings.config.target_modules is None:
         notes.append(f"{source.name} does not say which modules it should hold.")
-    if not any(bool(delta.b.any()) for delta in deltas.values()):
+    if not any(bool(delta.b.any()) or delta.bias is not None for delta in deltas.values()):
         notes.append(f"Every B of {source.name} is zero: it changes nothing.")
     return Adapter(
         name=source.name,
@@ -113,8 +113,9 @@ def write_adapter(
         folder: must not exist, or be empty.
         deltas: module path -> delta.
         host: the model that they belong to.
-        biases: module path -> [out], added to the output of a module that has a delta: PEFT's
-            `lora_bias`. Not every reader of adapters knows it, so it is written only where needed.
+        biases: module path -> [out], added to the output of a module that has a delta, in place of
+            the delta's own: PEFT's `lora_bias`. Not every reader of adapters knows it, so it is
+            written only where needed.
 
     Returns:
         The folder.
@@ -125,10 +126,13 @@ def write_adapter(
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; give a folder that does not.")
-    kept = {path: deltas[path] for path in sorted(deltas) if deltas[path].rank}
+    kept = {path: _padded(deltas[path]) for path in sorted(deltas)}
+    kept = {path: delta for path, delta in kept.items() if delta.rank}
     if not kept:
         raise UserError("there is nothing to save: no module changes.")
     tensors = {}
+    own = {path: delta.bias for path, delta in kept.items() if delta.bias is not None}
+    biases = {**own, **(biases or {})}
     for path, delta in kept.items():
         _fits(path, delta, host, "the edit")
         for letter, factor in (("A", delta.a), ("B", delta.b)):
@@ -190,7 +194,8 @@ def _deltas(
                 f"{module} of {name} has factors {list(b.shape)} and {list(a.shape)}; its {CONFIG} "
                 f"says rank {rank}."
             )
-        deltas[path] = Delta(settings.scale(module) * b.float(), a.float())
+        bias, scale = _bias(module, pair, settings), settings.scale(module)
+        deltas[path] = Delta(scale * b.float(), a.float(), None if bias is None else scale * bias)
         _fits(path, deltas[path], host, name)
     head = next(iter(host.architecture.linears.get("lm_head", ())), "")
     wanted = settings.targets(host.architecture.matrices, head) or set()
@@ -202,6 +207,30 @@ def _deltas(
     _check_turned(deltas, settings, host)
     matrices = host.architecture.matrices
     return {path: deltas[path] for path in matrices if path in deltas}  # in the model's order
+
+
+def _padded(delta: Delta) -> Delta:
+    """PEFT knows no bias without factors: zeros of rank 1 go with it."""
+    if delta.rank or delta.bias is None:
+        return delta
+    return Delta(delta.b.new_zeros(delta.out, 1), delta.a.new_zeros(1, delta.inp), delta.bias)
+
+
+def _bias(module: str, pair: Mapping[str, Tensor], settings: LoraSettings) -> Tensor | None:
+    """B's bias [out] where the adapter has one that is not zero; PEFT scales it as it does B A."""
+    bias = pair.get("bias")
+    if settings.config.lora_bias != (bias is not None):
+        has = "lacks" if bias is None else "holds"
+        raise UserError(
+            f"{settings.name} {has} {module}.lora_B.bias, and its {CONFIG} sets lora_bias "
+            f"{str(settings.config.lora_bias).lower()}."
+        )
+    if bias is not None and bias.shape != pair["B"].shape[:1]:
+        raise UserError(
+            f"{module} of {settings.name} has a bias {list(bias.shape)} beside a B of "
+            f"{list(pair['B'].shape)}."
+        )
+    return bias.float() if bias is not None and bool(bias.any()) else None
 
 
 def _fits(path: str, delta: Delta, host: Host, whose: str) -> None:

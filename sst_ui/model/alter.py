@@ -15,7 +15,7 @@ from sst_ui.errors import UserError
 from sst_ui.maths.ablation import edit_bias, edit_weight
 from sst_ui.maths.rounding import to_dtype
 from sst_ui.model.architecture import POST_NORMS, Architecture
-from sst_ui.model.deltas import RowDelta, Scaled, summed
+from sst_ui.model.deltas import RowDelta, Scaled, bias_of, summed
 from sst_ui.model.live import Edit
 from sst_ui.model.plan import RowEdit
 from sst_ui.model.roles import Written, is_conv1d
@@ -37,8 +37,9 @@ class Change:
     Attributes:
         last: whether the output features are the last axis (Conv1D, some experts, biases), not the
             one before it.
-        bias: a vector and not a matrix: ablations project it, deltas and norms do not concern it.
+        bias: a vector and not a matrix: ablations project it, norms do not concern it.
         deltas: added first, with their scales.
+        added: [out] the deltas' own biases, for a bias.
         links: the ablations, in order.
         shift: [d] what is subtracted from a bias at the end.
     """
@@ -46,6 +47,7 @@ class Change:
     last: bool = False
     bias: bool = False
     deltas: tuple[Scaled, ...] = ()
+    added: Tensor | None = None
     links: tuple[Link, ...] = ()
     shift: Tensor | None = None
 
@@ -61,6 +63,8 @@ class Change:
         """
         if self.bias:
             exact = stored.to(torch.promote_types(stored.dtype, torch.float32))
+            if self.added is not None:
+                exact = exact + self.added.to(exact)
             for rows, alpha, _ in self.links:
                 exact = edit_bias(exact, rows, alpha)
             if self.shift is not None:
@@ -109,9 +113,10 @@ def check(edits: Sequence[Edit], architecture: Architecture) -> None:
     """Refuse edits that no weights can hold, before files are looked at.
 
     Raises:
-        UserError: an affine edit, or an added direction that no bias can hold.
+        UserError: an affine edit, or an addition that no bias can hold.
     """
-    for _ in (*_ablations(edits, architecture), *_shifts(edits, architecture)):
+    parts = (_ablations, _shifts, _biases)
+    for _ in (found for part in parts for found in part(edits, architecture)):
         pass
 
 
@@ -132,12 +137,15 @@ def alterations(
     found: dict[str, Change] = {}
     for name, last, scaled in _deltas(edits, architecture):
         found[name] = Change(last=last, deltas=scaled)
+    for name, added in _biases(edits, architecture):
+        found[name] = Change(last=True, bias=True, added=added)
     for written, links in _ablations(edits, architecture):
         before = found.get(written.name, Change())
         last = written.axis == model.get_parameter(written.name).dim() - 1
         found[written.name] = replace(before, last=last, links=links)
         if written.bias:
-            found[written.bias] = Change(last=True, bias=True, links=links)
+            before = found.get(written.bias, Change(last=True, bias=True))
+            found[written.bias] = replace(before, links=links)
     for name, shift in _shifts(edits, architecture):
         before = found.get(name, Change(last=True, bias=True))
         there = before.shift
@@ -196,6 +204,19 @@ def _deltas(
                 f"the model has no linear module {path!r} that a delta could be added to."
             )
         yield f"{path}.weight", is_conv1d(module), scaled
+
+
+def _biases(edits: Sequence[Edit], architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
+    """(bias, what the deltas add to it) of every module that gets some."""
+    for path, scaled in summed(e for e in edits if isinstance(e, RowDelta)).items():
+        if (added := bias_of(scaled)) is None:
+            continue
+        if getattr(architecture.matrices[path], "bias", None) is None:
+            raise UserError(
+                f"an adapter adds a bias to {path}, which has none in this model, so that its "
+                "files cannot hold it. Export an adapter (format adapter) instead."
+            )
+        yield f"{path}.bias", added
 
 
 def _ablations(

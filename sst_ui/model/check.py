@@ -146,6 +146,8 @@ def _deltas(live: "LiveEdits", edit: RowDelta) -> list[_Finding]:
         before, after = _both(live, plan, module, x)
         inner = x[0].double().cpu() @ delta.a.double().cpu().T  # [tokens, r]
         change = scale * inner @ delta.b.double().cpu().T
+        if delta.bias is not None:
+            change = change + scale * delta.bias.double().cpu()
         largest = max(float(before.abs().max()), float(change.abs().max()))
         wrong = float((after - before - change).abs().max()) / largest
         found.append(_finding(name, before, after, float(change.abs().max()), wrong, x.dtype))

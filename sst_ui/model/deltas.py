@@ -1,4 +1,4 @@
-"""Low-rank deltas while the model computes: y' = y + s (x Aᵀ) Bᵀ, on some rows of a batch.
+"""Low-rank deltas while the model computes: y' = y + s ((x Aᵀ) Bᵀ + b), on some rows of a batch.
 
 Knows `Delta`s by module path, rows and the hooks on linear modules. Does not know files, adapters'
 formats or how a delta came about. No weight is touched, so it works the same on quantised modules.
@@ -51,13 +51,13 @@ class RowDelta:
         return {
             path: (self.deltas[path], float(s))
             for path, s in scales.items()
-            if s and self.deltas[path].rank
+            if s and (self.deltas[path].rank or self.deltas[path].bias is not None)
         }
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """y' = y + ((x Aᵀ) ∘ factor) Bᵀ on some rows of the batch: those with the same deltas.
+    """y' = y + ((x Aᵀ) ∘ factor) Bᵀ + offset on some rows of the batch: those with the same deltas.
 
     Attributes:
         rows: numbers of the rows it acts on.
@@ -65,6 +65,7 @@ class LowRank:
         b: [out, r], the factors of all deltas side by side.
         a: [r, in].
         factor: [n, 1, r], each row's scale of each delta.
+        offset: [n, 1, out], the deltas' biases in each row, or None for none.
     """
 
     rows: tuple[int, ...]
@@ -72,6 +73,7 @@ class LowRank:
     b: Tensor
     a: Tensor
     factor: Tensor
+    offset: Tensor | None = None
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """[rows, tokens, in] and [rows, tokens, out] -> the same as y; float32 or better inside."""
@@ -80,6 +82,8 @@ class LowRank:
         some = x if index is None else x.index_select(0, index)
         inner = (some.to(exact) @ self.a.to(exact).mT) * self.factor.to(exact)
         change = inner @ self.b.to(exact).mT
+        if self.offset is not None:
+            change = change + self.offset.to(exact)
         if index is None:
             return (y.to(exact) + change).to(y.dtype)
         if y.dtype == exact:
@@ -158,7 +162,9 @@ class DeltaHooks:
             b, a = sides[0]
             if len(sides) > 1:
                 b, a = (torch.cat([side[i] for side in sides], dim=1 - i) for i in (0, 1))
-            ops.append(LowRank(rows, index_of(rows, size, device), b, a, factor))
+            offset = _offset(deltas, scales)
+            offset = None if offset is None else offset[:, None].to(device)
+            ops.append(LowRank(rows, index_of(rows, size, device), b, a, factor, offset))
         return tuple(ops)
 
     def _on(self, delta: Delta, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -191,6 +197,18 @@ def summed(edits: Iterable[RowDelta]) -> dict[str, tuple[Scaled, ...]]:
             there = found.setdefault(path, {})
             there[delta] = there.get(delta, 0.0) + scale
     return {path: tuple(there.items()) for path, there in found.items()}
+
+
+def bias_of(scaled: Iterable[Scaled]) -> Tensor | None:
+    """[out] float64 on the CPU, Σ s b: what the deltas of one module add to its bias, or None."""
+    parts = [s * delta.bias.double().cpu() for delta, s in scaled if delta.bias is not None]
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def _offset(deltas: Sequence[Delta], scales: Tensor) -> Tensor | None:
+    """[n, out] of rows with the scales [n, deltas]."""
+    rows = [bias_of(zip(deltas, row, strict=True)) for row in scales.tolist()]
+    return None if rows[0] is None else torch.stack(rows).float()
 
 
 def columns(scaled: Sequence[Scaled], weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

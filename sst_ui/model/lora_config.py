@@ -17,7 +17,6 @@ OTHERWISE = {
     "use_dora": "DoRA rescales every weight column, which is no low-rank change",
     "use_qalora": "QA-LoRA pools the inputs of a module",
     "use_bdlora": "its factors are block-diagonal",
-    "lora_bias": "it adds biases, and only weights can be merged here",
     "modules_to_save": "it brings whole retrained modules beside its low-rank changes",
     "trainable_token_indices": "it brings retrained token embeddings",
     "target_parameters": "it changes parameters that are no linear module's weight",

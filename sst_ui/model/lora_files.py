@@ -19,6 +19,7 @@ from sst_ui.model.source import Source
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 FACTOR = re.compile(r"^base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight$")
+BIAS = re.compile(r"^base_model\.model\.(.+)\.lora_B(?:\.default)?\.bias$")  # of `lora_bias`
 COPY = re.compile(r"^(?:base_model\.model\.)?(.+?)(?:\.base_layer)?\.weight$")
 # What else a tensor's name can tell, and what it means.
 FOREIGN = {
@@ -55,7 +56,8 @@ def local_file(source: Source, name: str) -> Path:
 
 
 def read_factors(path: Path, name: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """({module in the adapter -> {"A": .., "B": ..}}, {module -> copy of a base weight})."""
+    """({module in the adapter -> {"A": .., "B": ..}, with lora_bias "bias" too}, {module -> copy
+    of a base weight})."""
     factors: dict[str, dict[str, Tensor]] = {}
     copies: dict[str, Tensor] = {}
     with safe_open(path, "pt") as file:
@@ -67,6 +69,9 @@ def read_factors(path: Path, name: str) -> tuple[dict[str, dict[str, Tensor]], d
                 raise UserError(
                     f"{key} of {name} holds NaN or infinite numbers; the adapter is damaged."
                 )
+            if found := BIAS.match(key):
+                factors.setdefault(found[1], {})["bias"] = tensor
+                continue
             if foreign := next((why for part, why in FOREIGN.items() if part in key), None):
                 raise UserError(f"{name} holds {key}: {foreign}. Only plain LoRA can be merged.")
             if found := FACTOR.match(key):

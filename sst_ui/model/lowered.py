@@ -23,7 +23,7 @@ from sst_ui.maths.ablation import edit_weight, orthonormalise
 from sst_ui.maths.lowrank import Delta, concat, core, truncate
 from sst_ui.model.alter import PLAIN_ENDS
 from sst_ui.model.architecture import POST_NORMS, fold
-from sst_ui.model.deltas import RowDelta, Scaled, summed
+from sst_ui.model.deltas import RowDelta, Scaled, bias_of, summed
 from sst_ui.model.host import Host
 from sst_ui.model.live import Edit
 from sst_ui.model.plan import RowEdit
@@ -122,8 +122,11 @@ def lower(
         writer = writers.get(path)
         links = _links(writer, edits) if writer is not None else []
         delta, error = _change(writer, added.get(path, ()), links, rank)
-        if writer is not None and (shift := _bias(writer, links, edits)) is not None:
-            biases[path] = shift.float().cpu()
+        own = bias_of(added.get(path, ()))
+        if writer is not None:
+            own = _bias(writer, links, edits, own)
+        if own is not None:
+            biases[path] = own.float().cpu()
         size = math.hypot(delta.norm(), error)  # the part kept and the part dropped are orthogonal
         lost, whole = lost + error**2, whole + size**2
         if error > 1e-6 * size:
@@ -193,14 +196,20 @@ def _projected(values: Tensor, links: list[Link]) -> Tensor:
     return values
 
 
-def _bias(writer: Writer, links: list[Link], edits: Sequence[Edit]) -> Tensor | None:
-    """What is added to a writer's output for every input, [out] float64; None for nothing."""
-    bias = writer.bias() if links else None
-    change = None if bias is None else _projected(bias.double().cpu(), links) - bias.double().cpu()
-    for edit in edits:
-        if isinstance(edit, RowEdit) and (shift := _shift(writer, edit)) is not None:
-            change = shift if change is None else change + shift
-    return change
+def _bias(
+    writer: Writer, links: list[Link], edits: Sequence[Edit], own: Tensor | None
+) -> Tensor | None:
+    """What is added to a writer's output for every input, [out] float64; None for nothing.
+
+    Args:
+        own: [out] what the deltas add, before the ablations.
+    """
+    parts = [] if own is None else [_projected(own, links)]
+    if links and (bias := writer.bias()) is not None:
+        parts.append(_projected(bias.double().cpu(), links) - bias.double().cpu())
+    shifts = (_shift(writer, edit) for edit in edits if isinstance(edit, RowEdit))
+    parts += [change for change in shifts if change is not None]
+    return sum(parts[1:], parts[0]) if parts else None
 
 
 def _shift(writer: Writer, edit: RowEdit) -> Tensor | None:

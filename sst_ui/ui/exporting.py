@@ -152,6 +152,10 @@ def connect(studio, engine: Engine) -> None:
 
         @guarded
         def push(lang, done, repo, private):
+            """With the user's own token; where others can come in it would be the owner's."""
+            if shared():
+                yield {panel.status: notice(say(lang, "hub.shared"), "bad")}
+                return
             yield from send(lang, done, repo, private, None)
 
     def check_push(lang, done, repo, private):

@@ -31,7 +31,7 @@ TARGETS = {
 
 def saved_by_peft(folder: Path, name: str = "llama", **settings) -> Path:
     """A random adapter, saved with PEFT."""
-    settings = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS[name], **settings}
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS.get(name), **settings}
     model = get_peft_model(tiny(name), LoraConfig(task_type="CAUSAL_LM", **settings))
     noise = torch.Generator().manual_seed(1)
     for key, parameter in model.named_parameters():
@@ -209,7 +209,7 @@ def test_embeddings_that_peft_stores_beside_must_be_those_of_the_base(here, tmp_
         ({"peft_type": "IA3"}, "type IA3; only LoRA"),
         ({"use_dora": True}, "sets use_dora: DoRA rescales"),
         ({"bias": "lora_only"}, "sets bias 'lora_only'"),
-        ({"lora_bias": True}, "sets lora_bias"),
+        ({"lora_bias": True}, r"lacks .*lora_B\.bias.*sets lora_bias true"),
         ({"modules_to_save": ["lm_head"]}, r"sets modules_to_save \(lm_head\): it brings whole"),
         ({"trainable_token_indices": [3]}, "retrained token embeddings"),
         ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "no linear module's weight"),
@@ -243,6 +243,7 @@ Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
         (lambda t: t.update({"surplus.weight": torch.ones(2)}), r"surplus\.weight.*does not have"),
         (lambda t: t.update({Q + "magnitude_vector.weight": torch.ones(2)}), "DoRA"),
         (lambda t: t.update({Q + "A.bias": torch.ones(2)}), "biases"),
+        (lambda t: t.update({Q + "B.bias": torch.ones(32)}), "sets lora_bias false"),
         (lambda t: t.update({Q + "A.weight": torch.ones(4, 32).int()}), "int32, no floating"),
         (lambda t: t.clear(), "no LoRA factors"),
     ],

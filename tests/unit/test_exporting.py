@@ -212,6 +212,8 @@ def test_every_format_has_words_for_the_screen():
 
 
 # GGUF
+
+
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Merges in mergekit's words: what its own reading of the file gives, against the live model."""
+"""The mergekit export, read by the rules of mergekit's own schema and arithmetic."""
 
 import json
 import shutil
@@ -25,9 +25,6 @@ FLAT = WeightTable(peak=0.5, width=10.0)
 def merge(method="task_arithmetic", **more):
     names = {"utility": str(ADAPTERS / "utility"), "safety": str(ADAPTERS / "safety")}
     return Merge(**names, method=method, **more)
-
-
-# mergekit
 
 
 def mergekit_value(setting, name, t):

@@ -10,6 +10,7 @@ import pytest
 from sst_ui.errors import UserError
 from sst_ui.lab.export import Export
 from sst_ui.lab.history import History
+from sst_ui.lab.publish import Pushed
 from sst_ui.metrics.export import stem
 from sst_ui.paths import output_dir
 from sst_ui.progress import Progress
@@ -265,12 +266,36 @@ def test_a_space_pushes_with_the_visitors_token_or_not_at_all(space, engine, mon
     assert export_panel.access() == "oauth"
     monkeypatch.setattr(gr, "LoginButton", lambda **more: gr.Button("Sign in", **more))
     sent = []
-    monkeypatch.setattr(exporting, "publish", lambda *a, **k: sent.append(k) or iter(()))
+
+    def publish(folder, repo, private, token):
+        sent.append((folder, repo, private, token))
+        yield Progress("upload", 1, 2)
+        return Pushed(f"https://hub/{repo}", "c0", private, 1, 50)
+
+    monkeypatch.setattr(exporting, "publish", publish)
     page = build(engine)
     push = handler(page, exporting, "push")
     (only,) = push("en", Done(Path("x"), "d"), "me/mine", True, None)
     assert "Sign in" in text(only, page, "export-status")
     assert sent == []
+    signed_in = gr.OAuthToken("the_visitors", "manage-repos", 0)
+    *_, last = push("en", Done(Path("x"), "d"), "me/mine", True, signed_in)
+    assert sent == [(Path("x"), "me/mine", True, "the_visitors")]
+    assert "https://hub/me/mine" in text(last, page, "export-status")
+
+
+def test_a_shared_program_without_signing_in_offers_no_push_and_refuses_one(
+    space, engine, monkeypatch
+):
+    sent = []
+    monkeypatch.setattr(exporting, "publish", lambda *a, **k: sent.append(k) or iter(()))
+    page = build(engine)
+    (hub,) = [b for b in page.blocks.values() if getattr(b, "elem_id", None) == "hub"]
+    assert not hub.visible
+    push = handler(page, exporting, "push")
+    *_, last = push("en", Done(Path("x"), "d"), "me/mine", True)
+    assert sent == [], "the owner's token is not a visitor's"
+    assert "signed in" in text(last, page, "export-status")
 
 
 def test_without_a_token_there_is_nothing_to_push_with(monkeypatch):
