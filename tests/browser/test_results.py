@@ -25,6 +25,11 @@ def few(page):
     with suppress(PlaywrightTimeout):  # on a busy machine the page may lag behind their end
         page.click("#cancel-metrics", timeout=10_000)
         expect(page.locator("#metrics-progress")).to_contain_text("Stopped")
+    sample(page)
+
+
+def sample(page):
+    """Measure a few prompts of each set from now on."""
     page.click("#metrics-settings .label-wrap")
     page.click("#metric-preset label:has-text('Quick')")
     page.fill("#metric-samples input", "12")
@@ -132,7 +137,7 @@ def held(monkeypatch):
                 return end.value
             count += isinstance(part, MetricResult)
             if count == 5:
-                go.wait(60)
+                go.wait(300)
             yield part
 
     monkeypatch.setattr(engine, "evaluate", wait)
@@ -143,10 +148,12 @@ def held(monkeypatch):
 def test_cancel_keeps_what_is_finished_and_run_again_measures_again(window, held):
     with window() as page:
         expect(page.locator(RATE)).to_contain_text("n ")
-        few(page)
+        page.click("#cancel-metrics")
         expect(page.locator("#metrics-progress")).to_contain_text("Stopped")
         held.set()
         expect(page.locator("#run-metrics")).to_be_visible()
+        expect(page.locator("#metrics-progress")).to_contain_text("Stopped")
+        sample(page)
         expect(page.locator(".metric.ghost")).to_have_count(0)
         finished = page.locator(".metric").count()
         assert 1 <= finished < 14

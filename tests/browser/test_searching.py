@@ -34,6 +34,9 @@ def held(monkeypatch):
 
 def test_a_grid_is_watched_paused_resumed_and_its_candidates_used(window, held):
     with window() as page:
+        expect(page.locator('.metric[data-pick="refusal_rate"]')).to_contain_text(
+            "n "
+        )  # it is open
         tab(page, "work-tabs", 5)
         expect(page.locator("#search-plot")).to_contain_text("press Search")
         expect(page.locator("#search-hint")).to_contain_text("target ≤ 0.02")
