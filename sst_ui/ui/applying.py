@@ -1,10 +1,9 @@
 """Apply, measure, undo, and picking a variant.
 
-Knows jobs: each is a generator with progress that Cancel closes. The model is used through the
+Knows jobs: each is a generator with progress that Cancel stops. The model is used through the
 engine only.
 """
 
-import time
 from dataclasses import replace
 
 import gradio as gr
@@ -17,8 +16,8 @@ from sst_ui.ui.board import Board
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import checker
 from sst_ui.ui.engine import Engine
-from sst_ui.ui.errors import guarded, message
-from sst_ui.ui.html import LATE, notice
+from sst_ui.ui.errors import guarded, message, told
+from sst_ui.ui.html import notice
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import say
 
@@ -77,12 +76,16 @@ def connect(studio, engine: Engine):
     """Wire the jobs; returns the events after which another variant is current."""
     session, bar = studio.session, studio.apply
     drawn = drawing.outputs(studio)
-    busy = {bar.cancel: gr.update(visible=True), bar.undo: gr.update(visible=False)}
+    busy = {
+        bar.cancel: gr.update(visible=True, interactive=True),
+        bar.undo: gr.update(visible=False),
+    }
     idle = {bar.cancel: gr.update(visible=False), bar.undo: gr.update(visible=True)}
 
-    def watched(lang, job):
+    def watched(lang, job, request):
         """Drive a job with its bar above the button; the result comes back from `yield from`."""
-        return jobs.watched(lang, job, lambda shown: {bar.status: shown, **busy})
+        stopped = engine.begin(jobs.name("apply", request))
+        return jobs.watched(lang, job, lambda shown: {bar.status: shown, **busy}, stopped=stopped)
 
     inputs = [*studio.draft, *studio.board]
 
@@ -91,65 +94,70 @@ def connect(studio, engine: Engine):
         return Draft.of(*values[:cut]), Board.of(*values[cut:])
 
     @guarded
-    def apply(*values):
-        draft, board = split(values)
+    def apply(lang, request: gr.Request, *values):
+        draft, board = split((lang, *values))
         try:
             recipe = draft.recipe()
-            edits = yield from watched(draft.language, engine.resolve(draft.loaded.key, recipe))
+            edits = yield from watched(
+                draft.language, engine.resolve(draft.loaded.key, recipe), request
+            )
             report = engine.check(draft.loaded.key, edits)
         except Exception as error:
-            text = message(error, draft.language)
-            yield {bar.status: notice(text, "bad"), **idle}
-            raise UserError(text) from error
+            yield {bar.status: told(error, draft.language), **idle}
+            if isinstance(error, jobs.Stopped):
+                raise gr.Error(message(error, draft.language), visible=False) from error
+            raise UserError(message(error, draft.language)) from error
         draft = replace(draft, variants=draft.variants.add(recipe))
-        told = report_text(draft.language, draft.variants.current, report)
+        text = report_text(draft.language, draft.variants.current, report)
         tone = "good" if report.matched == report.expected else "warn"
         yield {
             **draw(studio, engine, draft),
             **adopted(studio, draft, board),
-            bar.status: notice(told, tone, report_more(draft.language, report)),
+            bar.status: notice(text, tone, report_more(draft.language, report)),
             **idle,
         }
 
     @guarded
-    def measure(*values):
-        draft = Draft.of(*values)
+    def measure(lang, request: gr.Request, *values):
+        draft = Draft.of(lang, *values)
         try:
             spec = draft.ablation().directions
-            yield from watched(draft.language, engine.measure(draft.loaded.key, spec))
+            yield from watched(draft.language, engine.measure(draft.loaded.key, spec), request)
             signals = engine.signals(draft.loaded.key, spec)
             updates = draw(studio, engine, draft)
         except Exception as error:
-            yield {bar.status: notice(message(error, draft.language), "bad"), **idle}
+            yield {bar.status: told(error, draft.language), **idle}
             return
-        told = say(draft.language, "stage.done")
+        text = say(draft.language, "stage.done")
         if (values := signals.get(draft.signal)) is not None:
             best = int(np.nanargmax(values))
-            told = say(
+            text = say(
                 draft.language,
                 "direction.measured",
                 layer=best,
                 name=say(draft.language, f"signal.{draft.signal}"),
                 value=float(values[best]),
             )
-        yield {**updates, bar.status: notice(told, "good"), **idle}
+        yield {**updates, bar.status: notice(text, "good"), **idle}
 
     @guarded
-    def predict(*values):
+    def predict(lang, request: gr.Request, *values):
         """The Fisher statistics of the two adapters; what follows from them is drawn live."""
-        draft = Draft.of(*values)
+        draft = Draft.of(lang, *values)
         on = replace(draft, form=draft.form._replace(merge_on=True))
         try:
             merge = on.recipe().edits[0]
-            yield from watched(draft.language, engine.merges.prepare(draft.loaded.key, merge))
+            yield from watched(
+                draft.language, engine.merges.prepare(draft.loaded.key, merge), request
+            )
             updates = drawing.draw_rest(studio, engine, on)
         except Exception as error:
-            yield {bar.status: notice(message(error, draft.language), "bad"), **idle}
+            yield {bar.status: told(error, draft.language), **idle}
             return
-        told = notice(say(draft.language, "merge.done"), "good")
+        done = notice(say(draft.language, "merge.done"), "good")
         shown = gr.update(selected="merge")
         switched = {studio.form.merge_on: True, studio.figures.tabs: shown}
-        yield {**updates, **switched, bar.status: told, **idle}
+        yield {**updates, **switched, bar.status: done, **idle}
 
     def bring_back(draft: Draft, known: Variants, board: Board) -> dict:
         """A variant's settings into the controls, and the variant into chat and metrics."""
@@ -187,10 +195,8 @@ def connect(studio, engine: Engine):
         return [*check(*values[: len(studio.draft)]), *rest]
 
     applied = bar.apply.click(apply, inputs, changed, validator=check_apply, **job)
-    measured = studio.direction.measure.click(
-        measure, studio.draft, changed, validator=check, **job
-    )
-    predicted = studio.merge.predict.click(
+    studio.direction.measure.click(measure, studio.draft, changed, validator=check, **job)
+    studio.merge.predict.click(
         predict,
         studio.draft,
         [*changed, studio.form.merge_on, studio.figures.tabs],
@@ -198,17 +204,11 @@ def connect(studio, engine: Engine):
         **job,
     )
 
-    def stop(lang):
-        time.sleep(LATE)  # a bar that was on its way must not come after the last word
-        return {bar.status: notice(say(lang, "stage.stopped")), **idle}
+    def stop(lang, request: gr.Request):
+        engine.stop(jobs.name("apply", request))
+        return gr.update(interactive=False)  # the job says the rest when it has ended
 
-    bar.cancel.click(
-        stop,
-        session.language,
-        [bar.status, bar.cancel, bar.undo],
-        cancels=[applied, measured, predicted],
-        **private,
-    )
+    bar.cancel.click(stop, session.language, bar.cancel, **private)
     undone = bar.undo.click(undo, inputs, back, **private)
     picked = studio.variants.rows.click(pick, inputs, back, **private)
     return [applied, undone, picked]

@@ -3,7 +3,6 @@
 Knows the buttons under the figure. What was found is `found`, how a search runs is `searching`.
 """
 
-import time
 from dataclasses import replace
 
 import gradio as gr
@@ -12,14 +11,14 @@ from sst_ui.errors import UserError
 from sst_ui.lab.aims import held_out
 from sst_ui.metrics.registry import find
 from sst_ui.recipe import Recipe
-from sst_ui.ui import applying, drawing, jobs, search_table, talking
+from sst_ui.ui import applying, drawing, errors, jobs, search_table, talking
 from sst_ui.ui.board import Board
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import usable
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.found import BELL, Found
-from sst_ui.ui.html import LATE, notice
+from sst_ui.ui.html import notice
 from sst_ui.ui.metrics import title
 from sst_ui.ui.numbers import exact
 from sst_ui.ui.texts import say
@@ -30,7 +29,10 @@ PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 def connect(studio, engine: Engine) -> None:
     """Wire the buttons."""
     panel, session, cut = studio.search, studio.session, len(studio.draft)
-    busy = {panel.cancel: gr.update(visible=True), panel.check: gr.update(visible=False)}
+    busy = {
+        panel.cancel: gr.update(visible=True, interactive=True),
+        panel.check: gr.update(visible=False),
+    }
     idle = {panel.cancel: gr.update(visible=False), panel.check: gr.update(visible=True)}
 
     @guarded
@@ -76,8 +78,9 @@ def connect(studio, engine: Engine) -> None:
         }
 
     @guarded
-    def check(lang, loaded, found: Found, picked):
+    def check(lang, request: gr.Request, loaded, found: Found, picked):
         """The picked one on prompts that no candidate has seen."""
+        stopped = engine.begin(jobs.name("held out", request))
         try:
             recipe = _made(lang, found, picked)
             wanted = held_out(recipe, found.aim, found.spec)
@@ -85,11 +88,12 @@ def connect(studio, engine: Engine) -> None:
                 lang,
                 engine.held_out(loaded.key, recipe, wanted),
                 lambda bar: {panel.told: bar, **busy},
+                stopped=stopped,
             )
             if numbers.error:
                 raise UserError(numbers.error)
         except Exception as error:
-            yield {panel.told: notice(message(error, lang), "bad"), **idle}
+            yield {panel.told: errors.told(error, lang), **idle}
             return
         words = []
         for name, value in numbers.values.items():
@@ -100,9 +104,9 @@ def connect(studio, engine: Engine) -> None:
         told = say(lang, "search.checked", name=name, values=" · ".join(words))
         yield {panel.told: notice(told, "good"), **idle}
 
-    def stop(lang):
-        time.sleep(LATE)  # a bar that was on its way must not come after the last word
-        return {panel.told: notice(say(lang, "stage.stopped")), **idle}
+    def stop(lang, request: gr.Request):
+        engine.stop(jobs.name("held out", request))
+        return gr.update(interactive=False)  # the job says the rest when it has ended
 
     chosen = [panel.found, panel.picked]
     panel.use.click(
@@ -118,7 +122,7 @@ def connect(studio, engine: Engine) -> None:
         [*applying.outputs(studio), panel.told],
         **PRIVATE,
     )
-    checking = panel.check.click(
+    panel.check.click(
         check,
         [session.language, session.loaded, *chosen],
         [panel.told, panel.cancel, panel.check],
@@ -126,9 +130,7 @@ def connect(studio, engine: Engine) -> None:
         concurrency_limit=4,
         **PRIVATE,
     )
-    panel.cancel.click(
-        stop, session.language, [panel.told, panel.cancel, panel.check], cancels=checking, **PRIVATE
-    )
+    panel.cancel.click(stop, session.language, panel.cancel, **PRIVATE)
 
 
 def _made(language: str, found: Found, picked: str) -> Recipe:

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -295,6 +295,11 @@ class Engine:
         """
         if job:
             self._keep(self._stopped, job, ())
+
+    def begin(self, job: str) -> Callable[[], bool]:
+        """A job of this name begins; the answer tells whether it was told to stop since."""
+        self._stopped.pop(job, None)
+        return lambda: self.stopped(job)
 
     def stopped(self, job: str) -> bool:
         """Whether a job was told to stop."""

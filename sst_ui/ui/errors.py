@@ -10,6 +10,8 @@ import logging
 import gradio as gr
 
 from sst_ui.errors import UserError
+from sst_ui.ui.html import notice
+from sst_ui.ui.jobs import Stopped
 from sst_ui.ui.loaded import Replaced
 from sst_ui.ui.texts import say
 
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 
 def message(error: Exception, language: str) -> str:
     """What to say about an error, in the visitor's language where we wrote it."""
+    if isinstance(error, Stopped):
+        return say(language, "stage.stopped")
     if isinstance(error, Replaced):
         return say(language, "model.replaced", name=error.name)
     if isinstance(error, UserError):
@@ -27,6 +31,11 @@ def message(error: Exception, language: str) -> str:
         return text if named else text[:1].upper() + text[1:]
     log.error("unexpected error on the screen", exc_info=error)
     return say(language, "error.internal", kind=type(error).__name__)
+
+
+def told(error: Exception, language: str) -> str:
+    """The same as the HTML of a status line: red, but for a job that was asked to stop."""
+    return notice(message(error, language), "info" if isinstance(error, Stopped) else "bad")
 
 
 def guarded(handler):

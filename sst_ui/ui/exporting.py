@@ -4,7 +4,6 @@ Knows the jobs and their buttons. The panel's look and its folders are in `expor
 """
 
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from sst_ui.recipe import Recipe
 from sst_ui.ui import export_panel, jobs
 from sst_ui.ui.board import Board
 from sst_ui.ui.engine import Engine
-from sst_ui.ui.errors import guarded, message
+from sst_ui.ui.errors import guarded, message, told
 from sst_ui.ui.export_panel import RANKED, ROUNDED, SMALL, Done, Wanted
-from sst_ui.ui.html import LATE, notice
+from sst_ui.ui.html import notice
 from sst_ui.ui.shelf import Shelf, shared
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import say
@@ -33,7 +32,7 @@ def connect(studio, engine: Engine) -> None:
     """Wire the Export panel."""
     session, panel = studio.session, studio.export
     busy = {
-        panel.cancel: gr.update(visible=True),
+        panel.cancel: gr.update(visible=True, interactive=True),
         panel.export: gr.update(interactive=False),
         panel.push: gr.update(interactive=False),
     }
@@ -43,9 +42,9 @@ def connect(studio, engine: Engine) -> None:
         panel.push: gr.update(interactive=True),
     }
 
-    def watched(lang, job):
+    def watched(lang, job, stopped):
         """Drive a job under its bar; the result comes back from `yield from`."""
-        return jobs.watched(lang, job, lambda shown: {panel.status: shown, **busy})
+        return jobs.watched(lang, job, lambda shown: {panel.status: shown, **busy}, stopped=stopped)
 
     @guarded
     def settle(lang, variants: Variants, *settings):
@@ -87,7 +86,8 @@ def connect(studio, engine: Engine) -> None:
         return ()
 
     @guarded
-    def export(lang, variants: Variants, *values):
+    def export(lang, request: gr.Request, variants: Variants, *values):
+        stopped = engine.begin(jobs.name("export", request))
         cut = len(studio.board) - 2
         board = Board.of(lang, variants, *values[:cut])
         loaded, rows, earlier, *settings = values[cut:]
@@ -113,11 +113,12 @@ def connect(studio, engine: Engine) -> None:
                     loaded.key, recipe, out, wanted.format, rounding=wanted.rounding,
                     rank=wanted.rank, verify=wanted.verify, results=results(board, recipe, rows),
                 ),
+                stopped,
             )  # fmt: skip
             small = done.bytes <= SMALL
             packed = export_panel.archive(done.folder, out.name) if small else None
         except Exception as error:
-            yield {panel.status: notice(message(error, lang), "bad"), **idle}
+            yield {panel.status: told(error, lang), **idle}
             return
         yield {
             panel.status: report(lang, recipe, done),
@@ -126,37 +127,38 @@ def connect(studio, engine: Engine) -> None:
             **idle,
         }
 
-    def send(lang, done: Done, repo, private, token):
+    def send(lang, request, done: Done, repo, private, token):
+        stopped = engine.begin(jobs.name("export", request))
         try:
             if done.folder is None:
                 raise UserError(say(lang, "hub.nothing"))
             sent = yield from watched(
-                lang, publish(done.folder, repo.strip(), private=private, token=token)
+                lang, publish(done.folder, repo.strip(), private=private, token=token), stopped
             )
         except Exception as error:
-            yield {panel.status: notice(message(error, lang), "bad"), **idle}
+            yield {panel.status: told(error, lang), **idle}
             return
-        told = say(lang, "hub.private_done" if sent.private else "hub.public_done", url=sent.url)
-        yield {panel.status: notice(told, "good", [f"{done.digest} · {sent.commit}"]), **idle}
+        text = say(lang, "hub.private_done" if sent.private else "hub.public_done", url=sent.url)
+        yield {panel.status: notice(text, "good", [f"{done.digest} · {sent.commit}"]), **idle}
 
     if export_panel.access() == "oauth":
 
         @guarded
-        def push(lang, done, repo, private, token: gr.OAuthToken | None):
+        def push(lang, request: gr.Request, done, repo, private, token: gr.OAuthToken | None):
             """With the visitor's own token; the Space's is never used in its place."""
             if token is None:
                 yield {panel.status: notice(say(lang, "hub.sign_in"), "bad")}
                 return
-            yield from send(lang, done, repo, private, token.token)
+            yield from send(lang, request, done, repo, private, token.token)
     else:
 
         @guarded
-        def push(lang, done, repo, private):
+        def push(lang, request: gr.Request, done, repo, private):
             """With the user's own token; where others can come in it would be the owner's."""
             if shared():
                 yield {panel.status: notice(say(lang, "hub.shared"), "bad")}
                 return
-            yield from send(lang, done, repo, private, None)
+            yield from send(lang, request, done, repo, private, None)
 
     def check_push(lang, done, repo, private):
         try:
@@ -165,9 +167,9 @@ def connect(studio, engine: Engine) -> None:
             return [gr.validate(i != 2, message(error, lang)) for i in range(4)]
         return [gr.validate(True, "")] * 4
 
-    def stop(lang):
-        time.sleep(LATE)  # a bar that was on its way must not come after the last word
-        return {panel.status: notice(say(lang, "stage.stopped")), **idle}
+    def stop(lang, request: gr.Request):
+        engine.stop(jobs.name("export", request))
+        return gr.update(interactive=False)  # the job says the rest when it has ended
 
     looks = [panel.hint, panel.rounding, panel.rank, panel.folder, panel.command]
     buttons = [panel.status, panel.cancel, panel.export, panel.push]
@@ -175,21 +177,21 @@ def connect(studio, engine: Engine) -> None:
     for control in panel.settings:
         control.change(settle, seen, looks, trigger_mode="always_last", **PRIVATE)
     panel.what.change(settle, seen, looks, trigger_mode="always_last", **PRIVATE)  # another recipe
-    exported = panel.export.click(
+    panel.export.click(
         export,
         [*studio.board, session.loaded, session.runs, panel.done, *panel.settings],
         [*buttons, panel.done, panel.download],
         validator=check,
         **JOB,
     )
-    pushed = panel.push.click(
+    panel.push.click(
         push,
         [session.language, panel.done, panel.repo, panel.private],
         buttons,
         validator=check_push,
         **JOB,
     )
-    panel.cancel.click(stop, session.language, buttons, cancels=[exported, pushed], **PRIVATE)
+    panel.cancel.click(stop, session.language, panel.cancel, **PRIVATE)
 
 
 def report(language: str, recipe: Recipe, done) -> str:

@@ -2,6 +2,10 @@
 
 Knows generators that yield `Progress`. Does not know components: what a bar is written to is the
 handler's to say.
+
+Cancel only asks: the handler that runs ends its job at the next step and has the last word, so that
+no bar of it can come later, however busy the machine is. (Gradio's own `cancels` closes a handler
+between two steps too, but what it had sent by then may arrive after the word that it was stopped.)
 """
 
 import time
@@ -10,10 +14,27 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+import gradio as gr
+
+from sst_ui.errors import UserError
 from sst_ui.progress import Progress
 from sst_ui.ui.html import Clock
 
 PACE = 0.1  # seconds between two updates of a progress bar
+
+
+class Stopped(UserError):
+    """The visitor asked the job to stop."""
+
+
+def name(what: str, request: gr.Request) -> str:
+    """The name of a window's job of this kind."""
+    return f"{what} {request.session_hash}"
+
+
+def never() -> bool:
+    """Of a job that nobody can stop."""
+    return False
 
 
 def watched(
@@ -22,15 +43,20 @@ def watched(
     bar: Callable[[str], Any],
     part: Callable[[Any], Any] | None = None,
     notes: bool = True,
+    stopped: Callable[[], bool] = never,
 ) -> Generator[Any, None, Any]:
     """Drive a job to its end; its result comes back from `yield from`.
 
-    Whoever closes this closes the job with it: that is how Cancel works.
+    Whoever closes this closes the job with it.
 
     Args:
         bar: the HTML of a progress bar -> what the handler yields for it.
         part: anything else that the job yields -> what the handler yields for it; left out without.
         notes: whether the bar says what a step notes about itself.
+        stopped: whether the visitor asked it to stop; asked at every step.
+
+    Raises:
+        Stopped: it was; the job is closed by then.
     """
     clock, shown = Clock(), 0.0
     with closing(job):
@@ -39,6 +65,8 @@ def watched(
                 step = next(job)
             except StopIteration as end:
                 return end.value
+            if stopped():
+                raise Stopped("stopped")
             if not isinstance(step, Progress):
                 if part is not None:
                     yield part(step)

@@ -3,7 +3,6 @@
 Knows the job and how its lines look. What a method or a metric is, is the lab's to know.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,13 +11,12 @@ import gradio as gr
 from sst_ui.lab.versus import COLUMNS
 from sst_ui.metrics.registry import find
 from sst_ui.recipe import Merge, Recipe
-from sst_ui.ui import drawing
+from sst_ui.ui import drawing, jobs
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.engine import Engine
-from sst_ui.ui.errors import guarded, message
+from sst_ui.ui.errors import guarded, told
 from sst_ui.ui.form import evaluation, measuring
-from sst_ui.ui.html import CLICKS, LATE, notice, safe
-from sst_ui.ui.jobs import watched
+from sst_ui.ui.html import CLICKS, notice, safe
 from sst_ui.ui.merges import Line
 from sst_ui.ui.numbers import exact, number
 from sst_ui.ui.texts import has, say, t
@@ -102,12 +100,16 @@ def _best(name: str, lines: Sequence[Line]) -> float | None:
 def connect(studio, engine: Engine) -> None:
     """Wire the button, its cancel, and the rows."""
     panel, session = studio.methods, studio.session
-    busy = {panel.cancel: gr.update(visible=True), panel.run: gr.update(visible=False)}
+    busy = {
+        panel.cancel: gr.update(visible=True, interactive=True),
+        panel.run: gr.update(visible=False),
+    }
     idle = {panel.cancel: gr.update(visible=False), panel.run: gr.update(visible=True)}
 
     @guarded
-    def run(*values):
-        draft = Draft.of(*values)
+    def run(lang, request: gr.Request, *values):
+        draft = Draft.of(lang, *values)
+        stopped = engine.begin(jobs.name("methods", request))
         lang, lines = draft.language, ()
 
         def one_more(line: Line) -> dict:
@@ -120,15 +122,16 @@ def connect(studio, engine: Engine) -> None:
             spec = replace(draft, form=on).recipe().edits[0]
             wanted = replace(evaluation(*measuring(draft.form)), metrics=())
             yield {panel.table: render(lang, ()), session.methods: (), **busy}
-            yield from watched(
+            yield from jobs.watched(
                 lang,
                 engine.merges.compare(draft.loaded.key, spec, wanted),
                 lambda bar: {panel.progress: bar},
                 one_more,
                 notes=False,
+                stopped=stopped,
             )
         except Exception as error:
-            yield {panel.progress: notice(message(error, lang), "bad"), **idle}
+            yield {panel.progress: told(error, lang), **idle}
             return
         yield {panel.progress: "", **idle}
 
@@ -142,31 +145,25 @@ def connect(studio, engine: Engine) -> None:
         recipe = Recipe(model=draft.loaded.spec, edits=edits, evaluation=draft.recipe().evaluation)
         updates, form, extras = fill(studio, recipe, draft)
         draft = replace(draft, form=form, extras=extras)
-        told = notice(say(lang, "methods.used"), "info")
+        used = notice(say(lang, "methods.used"), "info")
         return {
             **updates,
             **draw(studio, engine, draft),
             panel.table: render(lang, lines, line.spec),
-            studio.apply.status: told,
+            studio.apply.status: used,
             studio.edits: gr.update(selected="merge"),
         }
 
     outputs = [panel.table, panel.progress, panel.run, panel.cancel, session.methods]
-    running = panel.run.click(
+    panel.run.click(
         run, studio.draft, outputs, concurrency_id="metrics", concurrency_limit=4, **PRIVATE
     )
 
-    def stop(lang):
-        time.sleep(LATE)  # a bar that was on its way must not come after the last word
-        return {panel.progress: notice(say(lang, "stage.stopped")), **idle}
+    def stop(lang, request: gr.Request):
+        engine.stop(jobs.name("methods", request))
+        return gr.update(interactive=False)  # the job says the rest when it has ended
 
-    panel.cancel.click(
-        stop,
-        session.language,
-        [panel.progress, panel.run, panel.cancel],
-        cancels=running,
-        **PRIVATE,
-    )
+    panel.cancel.click(stop, session.language, panel.cancel, **PRIVATE)
     panel.table.click(
         use,
         [session.language, session.methods, *studio.draft[1:]],
