@@ -3,6 +3,7 @@
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -168,11 +169,46 @@ def asked(engine, monkeypatch):
     return got
 
 
+WINDOW = SimpleNamespace(session_hash="one window")  # of Gradio's request, all that is looked at
+
+
+def test_a_cancelled_export_ends_at_the_next_step_and_has_the_last_word(
+    page, engine, recipe, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SST_OUTPUTS", str(tmp_path))
+    closed = []
+
+    def export(*values, **more):
+        try:
+            for step in range(100):
+                yield Progress("write", step, 100)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(engine, "export", export)
+    board = (Variants().add(recipe), {}, [], "", "all", "any", "")
+    settings = ("adapter", "nearest", 0, 0, "")
+    values = ("en", WINDOW, *board, engine.loaded, [], Done(), *settings)
+    steps = handler(page, exporting, "export")(*values)
+    next(steps)  # the buttons
+    assert "0/100" in text(next(steps), page, "export-status")
+    other = SimpleNamespace(session_hash="another window")
+    stop = handler(page, exporting, "stop")
+    stop("en", other)
+    stop("en", WINDOW)
+    (last,) = steps  # nothing but the last word
+    assert "Stopped" in text(last, page, "export-status")
+    enabled = {getattr(c, "elem_id", None): u for c, u in last.items() if isinstance(u, dict)}
+    assert enabled["run-export"]["interactive"] is True
+    assert enabled["cancel-export"]["visible"] is False
+    assert closed == [True]
+
+
 def press(page, engine, recipe, settings, results=None, done=None):
     """The updates of the Export button."""
     known = Variants().add(recipe) if recipe else Variants()
     board = (known, results or {}, [], "", "all", "any", "")
-    values = ("en", *board, engine.loaded, [], done or Done(), *settings)
+    values = ("en", WINDOW, *board, engine.loaded, [], done or Done(), *settings)
     return list(handler(page, exporting, "export")(*values))
 
 
@@ -275,11 +311,11 @@ def test_a_space_pushes_with_the_visitors_token_or_not_at_all(space, engine, mon
     monkeypatch.setattr(exporting, "publish", publish)
     page = build(engine)
     push = handler(page, exporting, "push")
-    (only,) = push("en", Done(Path("x"), "d"), "me/mine", True, None)
+    (only,) = push("en", WINDOW, Done(Path("x"), "d"), "me/mine", True, None)
     assert "Sign in" in text(only, page, "export-status")
     assert sent == []
     signed_in = gr.OAuthToken("the_visitors", "manage-repos", 0)
-    *_, last = push("en", Done(Path("x"), "d"), "me/mine", True, signed_in)
+    *_, last = push("en", WINDOW, Done(Path("x"), "d"), "me/mine", True, signed_in)
     assert sent == [(Path("x"), "me/mine", True, "the_visitors")]
     assert "https://hub/me/mine" in text(last, page, "export-status")
 
@@ -293,7 +329,7 @@ def test_a_shared_program_without_signing_in_offers_no_push_and_refuses_one(
     (hub,) = [b for b in page.blocks.values() if getattr(b, "elem_id", None) == "hub"]
     assert not hub.visible
     push = handler(page, exporting, "push")
-    *_, last = push("en", Done(Path("x"), "d"), "me/mine", True)
+    *_, last = push("en", WINDOW, Done(Path("x"), "d"), "me/mine", True)
     assert sent == [], "the owner's token is not a visitor's"
     assert "signed in" in text(last, page, "export-status")
 

@@ -252,7 +252,7 @@ def test_the_picked_one_is_measured_on_prompts_that_no_candidate_saw(page, engin
     found, _ = ended(begin(page, engine, trials="5"))
     check = handler(page, choosing, "check")
     assert check.__module__ == choosing.__name__
-    updates = list(check("en", engine.loaded, found, ""))
+    updates = list(check("en", SimpleNamespace(session_hash="w"), engine.loaded, found, ""))
     told = said(updates[-1], "search-told")
     alone = Evaluation(("refusal_rate",), samples=6, max_new_tokens=16)
     job = engine.evaluate(engine.loaded.key, found.best.recipe, alone)
