@@ -168,10 +168,9 @@ def connect(studio, engine: Engine, opened) -> None:
         return {panel.picked: event.pick, **draw(studio, lang, found, event.pick, view, metric)}
 
     @guarded
-    def settle(*values):
-        """Settings that the strategy has, its sentence, and what it goes by."""
+    def hint(*values):
+        """What the strategy does, and what it goes by."""
         draft, given = Draft.of(*values[:cut]), dict(zip(SETTINGS, values[cut:], strict=True))
-        updates = search_panel.shown(panel, given["strategy"])
         try:
             wanted = search_panel.spec(*given.values())
         except UserError:  # said at its control when the search is started
@@ -181,7 +180,12 @@ def connect(studio, engine: Engine, opened) -> None:
             recipe = draft.recipe() if draft.loaded.key else None
         except UserError:
             recipe = None
-        return {**updates, panel.hint: search_panel.hinted(draft.language, recipe, wanted)}
+        return search_panel.hinted(draft.language, recipe, wanted)
+
+    def settle(strategy):
+        """Which settings the strategy has. Only a change of it touches them: an update takes what
+        is said at a control away."""
+        return search_panel.shown(panel, strategy)
 
     form = checker(engine, with_prompts=True)
 
@@ -209,7 +213,9 @@ def connect(studio, engine: Engine, opened) -> None:
     panel.table.click(pick, seen, [panel.picked, *drawn], **PRIVATE)
     told = [panel.settings[name].change for name in ("strategy", "objectives", "target")]
     for listen in (*told, studio.search_tab.select, opened.success):
-        listen(settle, [*studio.draft, *settings], [panel.hint, *settings], **live)
+        listen(hint, [*studio.draft, *settings], panel.hint, **live)
+    strategy = panel.settings["strategy"]
+    strategy.change(settle, strategy, settings, **live)
 
 
 def outputs(studio) -> list:

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 from playwright.sync_api import sync_playwright
 
+from sst_ui.lab import evaluate
 from sst_ui.progress import finish
 from sst_ui.ui import Engine, build, launch_options
 from tests.browser.chromium import executable
@@ -23,8 +24,12 @@ PATIENCE = 120_000  # milliseconds; a busy machine is slow, not wrong
 
 @pytest.fixture(scope="package")
 def engine(folders):
-    """The engine behind the page."""
-    return Engine()
+    """The engine behind the page. What every visitor's page measures by itself is kept short: the
+    numbers are other tests' business, and a minute of them for each window would be all there is.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(evaluate._presets()["standard"], "samples", 32)
+        yield Engine()
 
 
 @pytest.fixture(scope="package")
