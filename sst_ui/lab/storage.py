@@ -6,7 +6,8 @@ Knows Optuna's storages and what SQLite needs. Does not know what a trial holds.
 import random
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
@@ -17,6 +18,8 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from sst_ui.errors import UserError
 from sst_ui.paths import data_dir
+
+T = TypeVar("T")
 
 BEAT = 60  # seconds
 SILENT = 300  # seconds after which a trial of another machine counts as lost
@@ -42,7 +45,7 @@ def open_study(
         UserError: the storage cannot be used, or holds another search of this name.
     """
     try:
-        return _opened(url, name, directions)
+        return _patiently(lambda: _opened(url, name, directions))
     except DuplicatedStudyError:
         raise UserError(
             f"the storage holds another search named {name!r}; give another name."
@@ -54,7 +57,7 @@ def open_study(
 def names(url: str | None = None) -> list[str]:
     """The searches that a storage holds."""
     try:
-        return optuna.get_all_study_names(_storage(url))
+        return _patiently(lambda: optuna.get_all_study_names(_storage(url)))
     except Exception as error:
         raise _unusable(url, error) from error
 
@@ -62,18 +65,23 @@ def names(url: str | None = None) -> list[str]:
 def _opened(
     url: str | None, name: str, directions: Sequence[str]
 ) -> tuple[BaseStorage, optuna.Study]:
+    storage = _storage(url)
+    return storage, optuna.create_study(
+        storage=storage, study_name=name, directions=directions, load_if_exists=True
+    )
+
+
+def _patiently(opened: Callable[[], T]) -> T:
+    """What `opened` returns, once no other process is making the same tables or the same study."""
     tries = 10
     while True:
         try:
-            storage = _storage(url)
-            return storage, optuna.create_study(
-                storage=storage, study_name=name, directions=directions, load_if_exists=True
-            )
+            return opened()
         except (OperationalError, IntegrityError) as error:
             tries -= 1
             if tries == 0 or not ("already exists" in str(error) or "UNIQUE" in str(error)):
                 raise
-            time.sleep(0.1 + 0.1 * random.random())  # another process makes it just now
+            time.sleep(0.1 + 0.1 * random.random())
 
 
 def _storage(url: str | None) -> BaseStorage:

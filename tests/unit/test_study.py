@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -224,6 +226,17 @@ def test_a_paused_search_of_the_demo_comes_to_the_numbers_of_one_that_was_not(ho
 
     assert numbers(paused) == numbers(whole)
     assert len(whole) == 6
+
+
+def test_a_new_storage_is_made_once_by_processes_that_come_at_the_same_time(storage):
+    together = threading.Barrier(6)
+
+    def listed(_):
+        together.wait()
+        return names(storage)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(listed, range(6))) == [[]] * 6
 
 
 def test_another_search_of_the_same_name_is_refused(storage):
