@@ -8,3 +8,63 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("click", (event) => {
   if (event.target.closest("#theme-switch")) document.body.classList.toggle("dark");
 });
+
+// What a validator says of a control. Gradio shows it too, but takes it away as soon as any other
+// function of the page reports (a running metric, say), and shows nothing in a closed accordion.
+// Here it stays until the control's value changes or a button asks again.
+const said = new Map(); // block -> its values when it was said
+const values = (block) => [...block.querySelectorAll("input, textarea")]
+  .map((field) => (/radio|checkbox/.test(field.type) ? field.checked : field.value)).join("\n");
+function unsay(block) {
+  block?.querySelector(":scope > .said")?.remove();
+  said.delete(block);
+}
+function say(block, text) {
+  unsay(block);
+  const message = document.createElement("div");
+  message.className = "said";
+  message.setAttribute("role", "alert");
+  message.textContent = text;
+  block.prepend(message);
+  block.scrollIntoView({ block: "nearest" });
+  said.set(block, values(block));
+}
+setInterval(() => said.forEach((then, block) => values(block) === then || unsay(block)), 200);
+const page = () => window.gradio_config;
+const element = (id) => {
+  const known = page().components.find((component) => component.id === id);
+  return document.getElementById(known?.props.elem_id || `component-${id}`);
+};
+function above(id, node = page().layout) { // the ids of what holds a component, outermost first
+  for (const child of node.children ?? []) {
+    const rest = child.id === id ? [] : above(id, child);
+    if (rest) return [child.id, ...rest];
+  }
+  return null;
+}
+async function show(id, text) {
+  for (const outer of above(id) ?? []) {
+    element(outer)?.querySelector(":scope > button.label-wrap:not(.open)")?.click();
+  }
+  for (let tries = 0; tries < 20; tries++) { // an accordion fills itself when it is opened
+    const block = element(id);
+    if (block?.offsetParent) return say(block, text);
+    await new Promise((resume) => setTimeout(resume, 100));
+  }
+}
+const ask = window.fetch;
+window.fetch = async (...request) => {
+  if (!String(request[0]).includes("/queue/join")) return ask(...request);
+  const asked = page().dependencies.find(({ id }) => id === JSON.parse(request[1].body).fn_index);
+  if (asked?.targets.some(([, event]) => event === "click")) {
+    asked.inputs.forEach((id) => unsay(element(id)));
+  }
+  const answer = await ask(...request);
+  if (asked && answer.status === 422) {
+    const { detail } = await answer.clone().json();
+    if (Array.isArray(detail)) {
+      detail.forEach((each, n) => each.is_valid || show(asked.inputs[n], each.message));
+    }
+  }
+  return answer;
+};

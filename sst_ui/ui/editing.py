@@ -28,15 +28,23 @@ LIVE = {  # a dragged slider: only the newest position counts, nothing spins
     "concurrency_limit": None,
     "api_visibility": "private",
 }
+SHAPES = ("peak", "width", "threshold")  # what a profile writes
 ABLATED, MERGED = ("harmful", "harmless"), ("utility_set", "safety_set")  # prompts that are read
 
 
-def checker(engine: Engine, with_prompts: bool = False):
-    """A validator for handlers that take the draft: the message appears at the wrong control."""
+def checker(engine: Engine, with_prompts: bool = False, picked: bool = False):
+    """A validator for handlers that take the draft: the message appears at the wrong control.
+
+    Args:
+        with_prompts: read the prompts too.
+        picked: what a picked profile is about to write may be wrong.
+    """
     sound, _ = show(engine.first_recipe())
 
     def check(*values):
         draft, wrong, text = Draft.of(*values), None, ""
+        if picked:
+            draft = _shaped(draft, sound)
         try:
             draft.recipe()
             ablation = draft.ablation()
@@ -59,11 +67,19 @@ def checker(engine: Engine, with_prompts: bool = False):
     return check
 
 
+def _shaped(draft: Draft, sound: Form) -> Draft:
+    """The draft, with sound values where its profile writes its own."""
+    if draft.form.profile == "custom":
+        return draft
+    return replace(draft, form=draft.form._replace(**{n: getattr(sound, n) for n in SHAPES}))
+
+
 def connect(studio, engine: Engine) -> None:
     """Wire every control to the drawing."""
     form, session, panel = studio.form, studio.session, studio.figures
     drawn = drawing.outputs(studio)
     check = checker(engine)
+    sound, _ = show(engine.first_recipe())
 
     @guarded
     def redraw(*values):
@@ -83,7 +99,7 @@ def connect(studio, engine: Engine) -> None:
 
     @guarded
     def pick_profile(*values):
-        draft = Draft.of(*values)
+        draft = _shaped(Draft.of(*values), sound)
         chosen, extras = drawing.with_profile(engine, draft)
         draft = replace(draft, form=chosen, extras=extras)
         return {
@@ -95,7 +111,7 @@ def connect(studio, engine: Engine) -> None:
             session.extras: extras,
         }
 
-    shapes = (form.peak, form.width, form.threshold)
+    shapes = [getattr(form, name) for name in SHAPES]
     gr.on(
         [c.input for c in shapes],
         reshape,
@@ -108,7 +124,7 @@ def connect(studio, engine: Engine) -> None:
         pick_profile,
         studio.draft,
         [*drawn, form.profile, *shapes, session.extras],
-        validator=check,
+        validator=checker(engine, picked=True),
         **LIVE,
     )
     mine = [*shapes, form.profile, *studio.merge.controls.values()]

@@ -103,7 +103,7 @@ def test_the_applied_recipe_is_exported_verified_and_downloaded(page):
 
 def test_a_folder_that_is_taken_and_one_elsewhere_are_said_at_the_control(page):
     page.click("#run-export")
-    wrong = page.locator("#export-folder div.validation-error")
+    wrong = page.locator("#export-folder .said")
     expect(wrong).to_contain_text("there already")
     page.fill("#export-folder input, #export-folder textarea", "../elsewhere")
     page.click("#run-export")

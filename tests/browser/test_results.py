@@ -66,10 +66,10 @@ def test_a_bad_number_is_said_at_its_control(page):
     page.click("#metrics-settings .label-wrap")
     page.fill("#metric-tokens input", "9999")
     page.press("#metric-tokens input", "Enter")
-    expect(page.locator("#metric-tokens div.validation-error")).to_contain_text("1 to 4096")
+    expect(page.locator("#metric-tokens .said")).to_contain_text("1 to 4096")
     page.fill("#metric-tokens input", "0")
     page.press("#metric-tokens input", "Enter")
-    expect(page.locator("#metric-tokens div.validation-error")).to_have_count(0)
+    expect(page.locator("#metric-tokens .said")).to_have_count(0)
     page.click("#metrics-settings .label-wrap")
 
 

@@ -47,7 +47,7 @@ def test_a_grid_is_watched_paused_resumed_and_its_candidates_used(window, held):
             page.fill(f"#search-{name} input", value)
             page.press(f"#search-{name} input", "Tab")
         page.click("#run-search")
-        wrong = page.locator("#search-constraints div.validation-error")
+        wrong = page.locator("#search-constraints .said")
         expect(wrong).to_contain_text("did you mean 'quality'")
         page.fill("#search-constraints textarea", "")
 

@@ -133,10 +133,16 @@ def test_a_width_of_zero_is_said_at_the_slider(page):
     box = page.locator("#width input[type=number]")
     box.fill("0")
     box.press("Enter")
-    expect(page.locator("#width .validation-error")).to_contain_text("must be above 0")
+    expect(page.locator("#width .said")).to_contain_text("must be above 0")
     box.fill("0.15")
     box.press("Enter")
-    expect(page.locator("#width .validation-error")).to_have_count(0)
+    expect(page.locator("#width .said")).to_have_count(0)
+    box.fill("0")
+    box.press("Enter")
+    expect(page.locator("#width .said")).to_contain_text("must be above 0")
+    page.click("#profile label:has-text('Narrow')")  # writes a width of its own
+    expect(page.locator("#width .said")).to_have_count(0)
+    page.click("#profile label:has-text('Default')")
 
 
 def test_a_word_in_the_table_is_said_and_a_number_is_pinned(page):
@@ -179,9 +185,23 @@ def test_a_prompt_file_that_is_not_utf8_is_said_at_its_control(page, tmp_path):
     page.fill("#harmful input", str(path))
     page.press("#harmful input", "Enter")
     page.click("#measure")
-    expect(page.locator("#harmful .validation-error")).to_contain_text("not UTF-8")
+    said = page.locator("#harmful .said")
+    expect(said).to_contain_text("not UTF-8")
+    # it stays while other functions report, and goes when its control is changed
+    before = line(page)
+    strength = page.locator("#strength input[type=number]")
+    strength.fill("0.5")
+    strength.press("Enter")
+    until(lambda: line(page) != before)
+    expect(said).to_contain_text("not UTF-8")
+    # and is shown although the panel of its control is closed
+    page.click("#direction-panel .label-wrap")
+    expect(said).not_to_be_visible()
+    page.click("#apply")
+    expect(said).to_be_visible()
     page.fill("#harmful input", "demo/harmful")
     page.press("#harmful input", "Enter")
+    expect(said).to_have_count(0)
     page.click("#direction-panel .label-wrap")
 
 
