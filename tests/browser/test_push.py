@@ -17,6 +17,7 @@ from playwright.sync_api import expect
 
 from sst_ui.paths import ROOT
 from tests.browser.conftest import PATIENCE
+from tests.browser.test_results import stopped
 from tests.browser.test_studio import tab
 from tests.standin import TOKEN, standin
 
@@ -68,6 +69,7 @@ def opened(page, address):
     page.goto(address)
     page.wait_for_selector("#header .digest")
     expect(page.locator("#apply")).to_contain_text("Applied")
+    stopped(page)
     tab(page, "work-tabs", 2)
 
 

@@ -20,11 +20,19 @@ expect.set_options(timeout=PATIENCE)
 RATE = '.metric[data-pick="refusal_rate"]'
 
 
+def stopped(page):
+    """The metrics that begin with the page have begun, and are stopped unless they have ended."""
+    cancel = page.locator("#cancel-metrics")
+    expect(page.locator(f"#cancel-metrics:visible, {RATE}:has-text('n ')").first).to_be_visible()
+    if cancel.is_visible():
+        with suppress(PlaywrightTimeout):  # on a busy machine the page may lag behind their end
+            cancel.click(timeout=10_000)
+            expect(page.locator("#metrics-progress")).to_contain_text("Stopped")
+
+
 def few(page):
     """Stop the metrics that began with the page, and measure a few prompts of each set instead."""
-    with suppress(PlaywrightTimeout):  # on a busy machine the page may lag behind their end
-        page.click("#cancel-metrics", timeout=10_000)
-        expect(page.locator("#metrics-progress")).to_contain_text("Stopped")
+    stopped(page)
     sample(page)
 
 
