@@ -48,6 +48,7 @@ def create() -> ChatPanel:
                     gr.Dropdown(
                         [(t("chat.base"), BASE), (t("answers.edited"), EDITED)],
                         value=value,
+                        label=t(f"chat.{side}"),  # read out by screen readers
                         show_label=False,
                         container=False,
                         elem_id=f"picker-{side}",
@@ -70,6 +71,7 @@ def create() -> ChatPanel:
         examples = tuple(_example(*row) for row in EXAMPLES)
     with gr.Row(elem_id="ask"):
         box = gr.Textbox(
+            label=t("chat.message"),
             placeholder=t("chat.placeholder"),
             show_label=False,
             container=False,
