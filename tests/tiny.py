@@ -94,7 +94,7 @@ def tiny(name: str = "llama", seed: int = 0, **overrides) -> PreTrainedModel:
     """
     model_type, settings = (_FAMILIES | _VARIANTS | _UNSUPPORTED)[name]
     config = AutoConfig.for_model(model_type, **{**_COMMON, **settings, **overrides})
-    with torch.random.fork_rng(devices=[]):  # what stays as it is initialised below, gpt_oss's sinks
+    with torch.random.fork_rng(devices=[]):  # gpt_oss's sinks stay as they are drawn
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
     noise = torch.Generator().manual_seed(seed)
