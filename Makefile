@@ -43,6 +43,7 @@ bench: $(VENV)/.studio $(VENV)/.tests
 	$(OFFLINE) $(PY) -m benchmarks.live_edit
 	$(OFFLINE) $(PY) -m benchmarks.evaluate
 	$(OFFLINE) $(PY) -m benchmarks.search
+	$(OFFLINE) $(PY) -m benchmarks.strategies
 	$(OFFLINE) $(PY) -m benchmarks.sst
 	$(OFFLINE) $(PY) -m benchmarks.export
 	$(OFFLINE) $(PY) -m benchmarks.sweep

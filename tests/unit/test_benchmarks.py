@@ -7,7 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import evaluate, export, export_ways, live_edit, mergers, search, sst, sweep
+from benchmarks import (
+    evaluate,
+    export,
+    export_ways,
+    live_edit,
+    mergers,
+    search,
+    sst,
+    strategies,
+    sweep,
+)
 from benchmarks.peak import Peak
 from benchmarks.plain import Plain
 from sst_ui.data.prompts import load as load_prompts
@@ -16,9 +26,10 @@ from sst_ui.lab.measure import measure
 from sst_ui.lab.sweep import COLUMNS, Row
 from sst_ui.maths.lowrank import Delta
 from sst_ui.model.adapters import write_adapter
-from sst_ui.paths import DEMO
+from sst_ui.paths import DEMO, PRESETS
 from sst_ui.progress import finish
 from sst_ui.recipe import DirectionSpec
+from sst_ui.recipe import load as load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +194,21 @@ SMALL = mergers.Shape(hidden=64, inner=96, heads=4, kv_heads=2, layers=3)
 @pytest.fixture(scope="module")
 def merged() -> sst.Result:
     return sst.measure(SMALL, 4, [2, 4], layers=1, repeats=1, read=sst.in_here)
+
+
+def test_the_table_of_strategies_says_what_each_took_and_found():
+    values = {"refusal_rate": Value(0.0125, 0.003, 0.04, 160)}
+    values |= {"kl_16": Value(1.2e-4, 8e-5, 2e-4, 128), "quality": Value(0.99, 0.98, 1.0, 102)}
+    start = load_recipe(PRESETS / "recipes" / "default.yaml")
+    rows = [
+        strategies.Row("default profile", (0, 0), 0.0, start, values),
+        strategies.Row("TPE", (85, 15), 61.4, replace(start, name="peak 0.5"), values),
+    ]
+    table = strategies.markdown(rows)
+    assert "| default profile | – | – | 0.013 [0.003, 0.040] | 1.2e-04 [8.0e-05, 2.0e-04]" in table
+    assert "| TPE | 100, 15 ruled out early | 61 s |" in table
+    assert "| peak 0.5 |" in table
+    assert table.endswith("Held-out prompts: refusals 160, KL, 16 tokens 128, quality kept 102.")
 
 
 def test_the_modules_of_an_8b_layer_have_llamas_shapes():
