@@ -92,22 +92,26 @@ ABOUT = {
 
 
 def measure(
-    folders: Mapping[str, Path], samples: int | None = None, metrics: Iterable[str] = COLUMNS
+    folders: Mapping[str, Path],
+    samples: int | None = None,
+    metrics: Iterable[str] = COLUMNS,
+    tokens: int = 64,
 ) -> dict[str, dict[str, MetricResult]]:
     """Every metric of the base and of each model: row -> metric -> result.
 
     Args:
         folders: row -> an adapter, which is merged for it, or a model.
         samples: prompts of each set; None for all.
+        tokens: of an answer at most.
     """
-    rows = {"base": _row(DEMO, "base", samples, tuple(metrics))}
+    rows = {"base": _row(DEMO, "base", samples, tuple(metrics), tokens)}
     for name, folder in folders.items():
         with tempfile.TemporaryDirectory() as merged:
             model = folder
             if (folder / "adapter_config.json").exists():
                 model = Path(merged)
                 adapters.merge(folder, model)
-            rows[name] = _row(model, name, samples, tuple(metrics))
+            rows[name] = _row(model, name, samples, tuple(metrics), tokens)
     return rows
 
 
@@ -148,7 +152,7 @@ def write_cards(
 
 
 def _row(
-    folder: Path, name: str, samples: int | None, metrics: tuple[str, ...]
+    folder: Path, name: str, samples: int | None, metrics: tuple[str, ...], tokens: int
 ) -> dict[str, MetricResult]:
     with Console(stderr=True).status(name) as status:
 
@@ -158,7 +162,7 @@ def _row(
 
         host = finish(load(ModelSpec(id=str(folder))), tell)
         size = {"preset": "full"} if samples is None else {"samples": samples}
-        evaluation = Evaluation(metrics=metrics, max_new_tokens=64, **size)
+        evaluation = Evaluation(metrics=metrics, max_new_tokens=tokens, **size)
         results = finish(evaluate(host, (), evaluation), tell)
     return dict(zip(metrics, results, strict=True))
 
