@@ -9,16 +9,13 @@ L20 .9557, L25 .3878, L30 .0495, L31 .0286.
 """
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 
+from sst_ui import profiles as named
 from sst_ui.errors import UserError, unknown
-from sst_ui.paths import PRESETS
 from sst_ui.recipe import GROUPS, KINDS, WeightTable
 
 EARLY = 0.25  # the first quarter of the layers carries grammar; editing it costs coherence
@@ -144,18 +141,9 @@ def suggest(signal: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return best[1], best[2]
 
 
-@cache
-def _presets() -> Mapping[str, Any]:
-    return yaml.safe_load((PRESETS / "profiles.yaml").read_text(encoding="utf-8"))
-
-
 def profiles() -> dict[str, dict[str, float]]:
     """The named kernels of `presets/profiles.yaml`: name -> peak, width, threshold."""
-    data = _presets()
-    return {
-        name: {**values, "threshold": data["threshold"]}
-        for name, values in data["profiles"].items()
-    }
+    return {name: dict(named.named()[name]) for name in named.presets()["profiles"]}
 
 
 def profile(name: str) -> WeightTable:
@@ -164,24 +152,17 @@ def profile(name: str) -> WeightTable:
     Raises:
         UserError: no such profile; the message suggests the nearest name.
     """
-    known = profiles()
-    if name not in known:
-        raise unknown("profile", name, known)
-    return WeightTable(profile=name, **known[name])
+    if name not in profiles():
+        raise unknown("profile", name, profiles())
+    return WeightTable(profile=name)
 
 
 def recommended(model_id: str, parameters: int) -> tuple[str, float, float]:
     """The model's own measured kernel, else the one for its size: (source, peak, width)."""
-    data = _presets()
-    for row in data["models"]:
-        if re.search(row["match"], model_id.lower()):
-            return row["name"], row["peak"], row["width"]
-    billions = parameters / 1e9
-    row = next(r for r in data["sizes"] if billions < r["below"])
-    return row["name"], row["peak"], row["width"]
+    return named.of_model(model_id) or named.of_size(parameters)
 
 
 def grid() -> list[tuple[float, float]]:
     """The 25 (peak, width) points of the automatic search."""
-    data = _presets()["grid"]
+    data = named.presets()["grid"]
     return [(peak, width) for peak in data["peak"] for width in data["width"]]

@@ -143,7 +143,7 @@ def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
     if name == "custom":
         return form, draft.extras
     if name == "model":
-        _, peak, width = kernel.recommended(draft.loaded.name, draft.loaded.parameters)
+        _, peak, width = kernel.recommended(draft.loaded.spec.id, draft.loaded.parameters)
         chosen = WeightTable(peak=peak, width=width)
     elif name == "measured":
         signal = engine.suggestion(draft.loaded.key, draft.ablation().directions)
