@@ -25,6 +25,7 @@ GROUPS = {  # kind of linear module -> the role it belongs to; the head belongs 
     **dict.fromkeys(("q", "k", "v", "qkv", "o"), "attention"),
     **dict.fromkeys(("gate", "up", "gate_up", "down"), "mlp"),
 }
+FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # several kinds in one matrix
 MODULES = (*GROUPS, "lm_head")  # what an adapter may change
 STRENGTH = (-2.0, 2.0)  # the studio's slider shows -1..2; files may go to -2
 FACTOR = (-32.0, 32.0)  # of a module kind; merges have been tried with an lm_head of 20
@@ -306,6 +307,11 @@ class Merge:
             raise UserError(f"merge.inputs is {shown(self.inputs)}; it must be 0 to 4096.")
         if self.inputs and self.fisher == "block":
             raise UserError("merge.fisher 'block' is for small cores: set merge.inputs to 0.")
+        if "lm_head" in self.weights.overrides:
+            raise UserError(
+                "weights.overrides.lm_head: the head is in no layer; weigh it with "
+                "weights.modules.lm_head."
+            )
         if self.rank is not None and self.rank < 1:
             raise UserError(f"merge.rank is {shown(self.rank)}; it must be 1 or more.")
 

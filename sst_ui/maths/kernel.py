@@ -16,7 +16,7 @@ import numpy as np
 
 from sst_ui import profiles as named
 from sst_ui.errors import UserError, unknown
-from sst_ui.recipe import GROUPS, KINDS, WeightTable
+from sst_ui.recipe import FUSED, GROUPS, KINDS, WeightTable
 
 EARLY = 0.25  # the first quarter of the layers carries grammar; editing it costs coherence
 
@@ -68,21 +68,23 @@ def kernel(weights: WeightTable, layers: int) -> np.ndarray:
 def table(weights: WeightTable, layers: int, kinds: Sequence[str] = KINDS) -> np.ndarray:
     """[layers, kinds] alpha of every cell: strength x kernel x module factor, then overrides.
 
-    A kind of linear module (q, up, ...) without a factor of its own has that of its role
-    (attention, mlp), so that one table shapes ablations and merges; so it is with overrides.
+    A kind of linear module (q, up, ...) without a factor of its own has that of the fused matrix
+    it may be a part of (qkv, gate_up), else that of its role (attention, mlp), so that one table
+    shapes ablations and merges; so it is with overrides.
 
     Raises:
         UserError: an override names a layer or a kind that the model does not have.
     """
-    given = weights.modules
-    factors = np.array([given.get(k, given.get(GROUPS.get(k, ""), 1.0)) for k in kinds])  # [kinds]
-    alpha = weights.strength * kernel(weights, layers)[:, None] * factors  # [layers, kinds]
-    # roles before single kinds, so that the more particular number counts
-    for kind, cells in sorted(weights.overrides.items(), key=lambda item: item[0] in GROUPS):
-        columns = [i for i, k in enumerate(kinds) if kind in (k, GROUPS.get(k))]
+    given, known = weights.modules, [names(kind) for kind in kinds]
+    factors = [next((given[n] for n in each if n in given), 1.0) for each in known]  # [kinds]
+    alpha = weights.strength * kernel(weights, layers)[:, None] * np.array(factors)
+    # roles before fused matrices before single kinds, so that the more particular number counts
+    order = sorted(weights.overrides, key=lambda kind: (kind not in KINDS, kind not in FUSED))
+    for kind in order:
+        columns = [i for i, each in enumerate(known) if kind in each]
         if not columns:
             raise unknown("module kind", kind, kinds)
-        for layer, value in cells.items():
+        for layer, value in weights.overrides[kind].items():
             if not 0 <= layer < layers:
                 raise UserError(
                     f"the override for layer {layer} ({kind}) is outside the model's layers "
@@ -90,6 +92,12 @@ def table(weights: WeightTable, layers: int, kinds: Sequence[str] = KINDS) -> np
                 )
             alpha[layer, columns] = value
     return alpha
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Under which names a table may speak of a kind of module, the most particular first."""
+    fused = [whole for whole, parts in FUSED.items() if kind in parts]
+    return (kind, *fused, *([GROUPS[kind]] if kind in GROUPS else []))
 
 
 def warnings(weights: WeightTable, layers: int) -> list[tuple[str, dict[str, Any]]]:
