@@ -15,7 +15,16 @@ from typing import Any, NoReturn
 
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
-from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, build, load, to_dict
+from sst_ui.recipe import (
+    Ablation,
+    DirectionSpec,
+    ModelSpec,
+    Recipe,
+    build,
+    from_data,
+    load,
+    to_dict,
+)
 from sst_ui.terminal import (
     completion,
     evaluating,
@@ -56,6 +65,7 @@ def build_parser() -> Parser:
 
     kernel = commands.add_parser("kernel", help="print a weight kernel, one value a layer")
     kernel.add_argument("--profile", default="default")
+    kernel.add_argument("--model", default="demo", help="whose own it is, for --profile model")
     kernel.add_argument("--layers", type=int, default=32)
     for name in ("peak", "width", "threshold"):
         kernel.add_argument(f"--{name}", type=float, help=f"in place of the profile's {name}")
@@ -156,13 +166,9 @@ def _model_spec(options: argparse.Namespace, base: ModelSpec | None = None) -> M
 def _kernel(options: argparse.Namespace) -> None:
     from sst_ui.maths import kernel
 
-    weights = kernel.profile(options.profile)
-    changes = {
-        name: getattr(options, name)
-        for name in ("peak", "width", "threshold")
-        if getattr(options, name) is not None
-    }
-    weights = replace(weights, **changes)
+    shape = {name: getattr(options, name) for name in ("profile", "peak", "width", "threshold")}
+    recipe = {"version": 1, "model": {"id": options.model}, "edits": [{"weights": shape}]}
+    weights = from_data(recipe).edits[0].weights  # as a recipe says it, not as we would
     values = kernel.kernel(weights, options.layers)
     if options.json:
         shape = {"peak": weights.peak, "width": weights.width, "threshold": weights.threshold}

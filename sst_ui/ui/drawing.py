@@ -73,6 +73,8 @@ def draw(studio, engine: Engine, draft: Draft) -> dict:
     notes = [notice(_warning(lang, key, values), "warn") for key, values in found]
     if draft.loaded.key and not signals:
         notes.append(notice(say(lang, "warn.unmeasured"), "info"))
+    if edit.directions.estimator == "random":
+        notes.append(notice(say(lang, "warn.control"), "info"))
     figure = plots.curve(
         lang,
         kernel.table(weights, layers),
@@ -137,18 +139,21 @@ def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
     """The form after a profile was picked: its peak, width and threshold, without a pasted curve.
 
     Raises:
-        UserError: the measured profile was asked for before anything was measured.
+        UserError: the measured profile was asked for before anything was measured, or for a random
+            control.
     """
     form, name = draft.form, draft.form.profile
     if name == "custom":
         return form, draft.extras
     if name == "model":
-        _, peak, width = kernel.recommended(draft.loaded.name, draft.loaded.parameters)
+        _, peak, width = kernel.recommended(draft.loaded.spec.id, draft.loaded.parameters)
         chosen = WeightTable(peak=peak, width=width)
     elif name == "measured":
-        signal = engine.suggestion(draft.loaded.key, draft.ablation().directions)
+        spec = draft.ablation().directions
+        signal = engine.suggestion(draft.loaded.key, spec)
         if signal is None:
-            raise UserError(say(draft.language, "warn.unmeasured"))
+            why = "warn.control" if spec.estimator == "random" else "warn.unmeasured"
+            raise UserError(say(draft.language, why))
         peak, width = kernel.suggest(signal)
         chosen = WeightTable(peak=peak, width=width)
     else:

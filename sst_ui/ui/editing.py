@@ -4,7 +4,6 @@ Knows that nothing here loads, measures or computes with a model.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import gradio as gr
 
@@ -19,6 +18,7 @@ from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.form import Extras, Form, culprit, show, split
 from sst_ui.ui.html import notice
+from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.merge_form import FACTORS
 from sst_ui.ui.texts import say
 
@@ -219,9 +219,10 @@ def connect(studio, engine: Engine) -> None:
     @guarded
     def upload(lang, path, *values):
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            told = say(lang, "recipe.not_utf8")
+            text = recipes.read_text(path)
+        except UserError as error:
+            binary = isinstance(error.__cause__, UnicodeDecodeError)
+            told = say(lang, "recipe.not_utf8") if binary else message(error, lang)
             return {studio.recipe.status: notice(told, "bad")}
         return load_text(Draft.of(lang, *values), text)
 
@@ -252,13 +253,26 @@ def connect(studio, engine: Engine) -> None:
 def usable(draft: Draft, recipe: recipes.Recipe) -> recipes.Recipe:
     """The recipe, if this window can show it: this model and its layers, edits as in `split`."""
     lang, loaded = draft.language, draft.loaded
-    if recipe.model.id != loaded.spec.id:
+    if not recipe.model.is_of(loaded.spec):
         raise UserError(
-            say(lang, "recipe.other_model", model=recipe.model.id, loaded=loaded.spec.id)
+            say(lang, "recipe.other_model", model=str(recipe.model), loaded=str(loaded.spec))
         )
     merge, ablation = split(recipe)
     if ablation is not None:
         kernel.table(ablation.weights, loaded.layers)
     if merge is not None:
         kernel.table(merge.weights, loaded.layers, FACTORS)
-    return recipe
+    return _named(recipe, loaded)
+
+
+def _named(recipe: recipes.Recipe, loaded: Loaded) -> recipes.Recipe:
+    """The recipe, `custom` where it claims the loaded model's own profile and has other numbers."""
+    own = kernel.recommended(loaded.spec.id, loaded.parameters)[1:]
+
+    def told(edit):
+        weights = edit.weights
+        if weights.profile != "model" or own == (weights.peak, weights.width):
+            return edit
+        return replace(edit, weights=replace(weights, profile="custom"))
+
+    return replace(recipe, edits=tuple(map(told, recipe.edits)))

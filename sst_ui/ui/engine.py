@@ -169,18 +169,20 @@ class Engine:
         return self._directions.get(_name(key, spec))
 
     def signals(self, key: str, spec: DirectionSpec) -> Mapping[str, np.ndarray]:
-        """Statistic -> [layers] values of these settings; empty when not measured."""
+        """Statistic -> [layers] values of these settings; empty when not measured. A random control
+        has no `evidence`."""
         found = self.directions(key, spec)
         if found is None:
             return {}
         stats = {name: values.numpy() for name, values in found.stats.items()}
-        stats["evidence"] = maths_directions.signal(found)
+        if not found.control:
+            stats["evidence"] = maths_directions.signal(found)
         return {name: values for name, values in stats.items() if np.isfinite(values).any()}
 
     def suggestion(self, key: str, spec: DirectionSpec) -> np.ndarray | None:
-        """[layers] the signal a kernel is fitted to, or None when not measured."""
+        """[layers] the signal a kernel is fitted to; None when not measured or a random control."""
         found = self.directions(key, spec)
-        return None if found is None else maths_directions.signal(found)
+        return None if found is None or found.control else maths_directions.signal(found)
 
     def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple]:
         """The recipe's edits on the loaded model, measured where needed."""

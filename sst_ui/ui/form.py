@@ -164,12 +164,9 @@ def show(
             off. Without them it has its defaults.
 
     Raises:
-        UserError: as `split`, or an unknown profile.
+        UserError: as `split`.
     """
     merge, edit = split(recipe)
-    known = (*kernel.profiles(), *OWN_PROFILES)
-    if edit is not None and edit.weights.profile not in known:
-        raise unknown("profile", edit.weights.profile, known)
     kept = {} if now is None else now._asdict()
     before = extras or Extras()
     if edit is not None or now is None:
@@ -194,8 +191,9 @@ def show(
 
 def _shown(edit: Ablation) -> dict[str, Any]:
     weights, directions = edit.weights, edit.directions
+    offered = (*kernel.profiles(), *OWN_PROFILES)  # a merge's `flat` is not among them
     return {
-        "profile": weights.profile,
+        "profile": weights.profile if weights.profile in offered else "custom",
         "strength": weights.strength,
         "peak": weights.peak,
         "width": weights.width,

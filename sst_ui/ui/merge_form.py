@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sst_ui.errors import UserError, unknown
+from sst_ui.maths import kernel
 from sst_ui.maths.merging import METHODS
 from sst_ui.maths.methods import Parameter
 from sst_ui.paths import DEMO
-from sst_ui.recipe import GROUPS, Fisher, Merge, Target, WeightTable, late
+from sst_ui.recipe import Fisher, Merge, Target, WeightTable, late
 
 COMMON = ("target", "mode")  # parameters that the recipe has one place for, whatever the method
 FACTORS = ("q", "k", "v", "o", "gate", "up", "down", "lm_head")
@@ -111,8 +112,8 @@ def show(spec: Merge) -> dict[str, Any]:
         default = mine[name].default if name in mine else row.default
         values[f"p_{name}"] = spec.parameters.get(name, default)
     for kind in FACTORS:
-        given = weights.modules
-        values[f"f_{kind}"] = given.get(kind, given.get(GROUPS.get(kind, ""), 1.0))
+        given, known = weights.modules, kernel.names(kind)
+        values[f"f_{kind}"] = next((given[name] for name in known if name in given), 1.0)
     return values
 
 
