@@ -74,8 +74,9 @@ def inspect(spec: ModelSpec, source: Source | None = None) -> Report:
             raise UserError(f"{source.name} is quantised already; set model.quantization to none.")
         weights = sum(source.files.get(name, 0) for name in source.weights())
         weights = weights or parameters
-        method = stored.get("quant_method") if isinstance(stored, Mapping) else stored.quant_method
-        messages.append(f"the checkpoint is quantised ({getattr(method, 'value', method)}).")
+        if becomes_plain(config, device):
+            weights = parameters * dtype.itemsize
+        messages.append(f"the checkpoint is quantised ({_method(stored)}).")
     else:
         weights = _weight_bytes(spec, model, dtype.itemsize)
     report = Report(
@@ -125,24 +126,48 @@ def read_config(spec: ModelSpec, source: Source) -> PreTrainedConfig:
             revision=source.commit if source.folder is None else None,
             trust_remote_code=spec.trust_remote_code,
         )
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+    except Exception as error:  # a wrong configuration fails in as many ways as there are models
         kind = raw.get("model_type")
-        what = f"model type {kind!r}" if kind else "no model_type in its config.json"
+        what = f"model type {str(kind)[:80]!r}" if kind else "no model_type in its config.json"
         raise UserError(
             f"{source.name} cannot be read ({what}): {' '.join(str(error).split())[:200]}"
         ) from error
 
 
+def becomes_plain(config: PreTrainedConfig, device: str) -> bool:
+    """Whether a checkpoint's weights are FP8, which only some GPUs compute with, and this device
+    has to have them unpacked."""
+    stored = getattr(config, "quantization_config", None)
+    if not stored or _method(stored) != "fp8":
+        return False
+    if not device.startswith("cuda"):
+        return True
+    number = 0 if device == SEVERAL else int(device.partition(":")[2] or 0)
+    return torch.cuda.get_device_capability(number) < (8, 9)
+
+
+def _method(stored: object) -> str:
+    """The name of a way of quantising."""
+    mapping = isinstance(stored, Mapping)
+    found = stored.get("quant_method") if mapping else getattr(stored, "quant_method", stored)
+    return str(getattr(found, "value", found))[:80]
+
+
 def dtype_for(spec: ModelSpec, config: PreTrainedConfig, device: str) -> torch.dtype:
-    """The type to load in; `auto` is float32 on a CPU and for the demo, else the checkpoint's."""
+    """The type to load in; `auto` is float32 on a CPU and for the demo, else the checkpoint's.
+
+    A quantised checkpoint is unpacked to the checkpoint's type on a CPU too: bfloat16.
+    """
     if spec.dtype != "auto":
         return getattr(torch, spec.dtype)
-    if device == "cpu" or spec.id == "demo":
+    packed = getattr(config, "quantization_config", None)
+    if (device == "cpu" and not packed) or spec.id == "demo":
         return torch.float32
     stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     if isinstance(stored, str):
         stored = getattr(torch, stored, None)
-    return stored or torch.bfloat16
+    usable = isinstance(stored, torch.dtype) and stored.is_floating_point and stored.itemsize > 1
+    return stored if usable else torch.bfloat16
 
 
 def _skeleton(spec: ModelSpec, config: PreTrainedConfig, name: str):
@@ -151,7 +176,7 @@ def _skeleton(spec: ModelSpec, config: PreTrainedConfig, name: str):
             return AutoModelForCausalLM.from_config(
                 config, trust_remote_code=spec.trust_remote_code
             )
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:
         raise UserError(
             f"{name} ({config.model_type}) is not a causal language model that transformers can "
             f"build: {' '.join(str(error).split())[:200]}"
