@@ -23,6 +23,9 @@ from sst_ui.model.turns import Turns
 from sst_ui.progress import Progress
 from sst_ui.recipe import ModelSpec
 
+SAMPLE = "Hello, 你好, こんにちは 1"  # something that every tokenizer knows a part of
+SETTINGS = ("generation_config.json", "tokenizer_config.json")  # read by others, some in silence
+
 __all__ = ["Host", "Report", "inspect", "load"]
 
 
@@ -68,7 +71,12 @@ class Host:
         self.stop = frozenset(t for t in stop if t in range(self.vocabulary))
         self.pad = self.template.pad if self.template.pad in range(self.vocabulary) else 0
         self._turns = Turns()
-        self.encode("Hello")  # a template that this model cannot read is found now
+        if not set(self.tokens(SAMPLE)) - {tokenizer.unk_token_id}:
+            raise UserError(
+                f"the tokenizer of {self.name} knows no token of an ordinary text ({SAMPLE}); its "
+                "files are damaged or incomplete. Fetch them again."
+            )
+        self.encode(SAMPLE)  # a template that this model cannot read is found now
 
     def format(self, messages: Sequence[Message]) -> str:
         """The conversation as the model will read it, generation prompt included."""
@@ -149,6 +157,9 @@ def load(spec: ModelSpec) -> Generator[Progress, None, Host]:
     yield Progress("inspect", 1, 1, report.summary())
     folder = yield from source.download()
     yield Progress("load", 0, 1, report.summary())
+    for name in SETTINGS:
+        if name in source.files:
+            source.read(name)
     weights = [folder / name for name in source.weights()]
     check_stored(spec, folder, weights)
     before = [stamp(path) for path in weights]
@@ -172,11 +183,11 @@ def load(spec: ModelSpec) -> Generator[Progress, None, Host]:
 def _try(host: Host) -> None:
     """Raises UserError for a model that does not compute: settings that do not fit its weights,
     weights or settings that are not numbers, a type whose range is too short."""
-    ids = torch.tensor([host.encode("Hello")], device=host.device)
+    ids = torch.tensor([host.encode(SAMPLE)], device=host.device)
     try:
         with host.step():
             logits = host.model(input_ids=ids, use_cache=False).logits
-        broken = bool(logits.isnan().any())
+        broken = bool((logits.isnan() | (logits == torch.inf)).any())  # -inf masks, in some
     except Exception as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{host.name} was loaded and cannot compute: {why}") from error
@@ -210,5 +221,10 @@ def _stop(model) -> frozenset[int]:
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
         ids = getattr(config, "eos_token_id", None)
         ids = ids if isinstance(ids, list | tuple) else [ids]
-        stop |= {token for token in ids if isinstance(token, int)}
+        if odd := [token for token in ids if not isinstance(token, int | None)]:
+            raise UserError(
+                f"eos_token_id is {str(odd[0])[:80]!r}, not the number of a token; correct "
+                "generation_config.json or config.json."
+            )
+        stop |= {*ids} - {None}
     return frozenset(stop)

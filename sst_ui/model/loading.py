@@ -20,7 +20,7 @@ from transformers.utils import logging
 from sst_ui.errors import UserError
 from sst_ui.model.devices import SEVERAL
 from sst_ui.model.fingerprint import fingerprints
-from sst_ui.model.fit import Report, becomes_plain
+from sst_ui.model.fit import Report, becomes_plain, padded
 from sst_ui.progress import Progress
 from sst_ui.recipe import ModelSpec, digest
 
@@ -62,10 +62,10 @@ def read_model(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would report about keys is said here
     try:
-        if stored := _unpacked(spec, folder, report):
-            settings["config"] = stored
+        config, plain = _config(spec, folder, report)
         model, info = kind.from_pretrained(
             folder,
+            config=config,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=spec.trust_remote_code,
@@ -73,7 +73,7 @@ def read_model(
             ignore_mismatched_sizes=True,  # to say which; see below
             **settings,
         )
-        if stored:
+        if plain:
             model = model.to(dtype)  # it leaves some in the type they are stored in
     except SafetensorError as error:
         raise UserError(
@@ -133,19 +133,20 @@ def _unused(spec: ModelSpec, model: Any, names: list[str]) -> tuple[str, ...]:
     return (text,)
 
 
-def _unpacked(spec: ModelSpec, folder: Path, report: Report) -> Any | None:
-    """The configuration to load FP8 weights with where they have to become plain ones."""
+def _config(spec: ModelSpec, folder: Path, report: Report) -> tuple[Any, bool]:
+    """The configuration to load with, and whether FP8 weights become plain ones by it."""
     config = AutoConfig.from_pretrained(
         folder, trust_remote_code=spec.trust_remote_code, local_files_only=True
     )
+    config = padded(config)
     if not becomes_plain(config, report.device):
-        return None
+        return config, False
     stored = config.quantization_config
     if isinstance(stored, dict):
         stored["dequantize"] = True
     else:
         stored.dequantize = True
-    return config
+    return config, True
 
 
 def identity(spec: ModelSpec, files: str, template: str, dtype: str) -> str:

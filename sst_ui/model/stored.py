@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
 from transformers.utils import logging
 
 from sst_ui.errors import UserError
+from sst_ui.model.fit import padded
 from sst_ui.recipe import ModelSpec
 
 DTYPES = {
@@ -107,7 +108,7 @@ def skeleton(spec: ModelSpec, folder: Path) -> nn.Module:
         )
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=spec.trust_remote_code
+                padded(config), trust_remote_code=spec.trust_remote_code
             )
     except Exception as error:  # a wrong configuration fails in as many ways as there are models
         why = " ".join(str(error).split())[:200] or type(error).__name__
@@ -141,8 +142,8 @@ def check_stored(spec: ModelSpec, folder: Path, weights: Sequence[Path]) -> None
             continue
         if stored.dtype not in DTYPES:
             raise UserError(
-                f"{spec.id} stores {stored.name[:120]} as {stored.dtype}, a quantised form, and its "
-                "config.json does not say which (quantization_config)."
+                f"{spec.id} stores {stored.name[:120]} as {stored.dtype}, a quantised form, and "
+                "its config.json does not say which (quantization_config)."
             )
         if maker is None and stored.shape != tuple(state[name].shape):
             raise UserError(

@@ -9,7 +9,7 @@ import gradio as gr
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
-from sst_ui.ui import applying, dashboard, drawing, header, model
+from sst_ui.ui import applying, dashboard, drawing, header, jobs, model
 from sst_ui.ui.board import Board
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import usable
@@ -55,7 +55,8 @@ def connect(page: gr.Blocks, studio, engine: Engine):
         }
         for step in engine.wait():
             yield {bar.status: clock.bar(lang, step)}
-        loaded, said = engine.loaded, ""
+        loaded = engine.loaded
+        said = notice(" ".join(loaded.warnings), "warn")
         if engine.failure:
             said = notice(message(UserError(engine.failure), lang), "bad")
         first = engine.first_recipe()
@@ -63,7 +64,9 @@ def connect(page: gr.Blocks, studio, engine: Engine):
             try:
                 draft = Draft(lang, loaded, None, Variants(), "evidence", None)
                 first = read(*show(usable(draft, recipes.from_yaml(text))), loaded.spec)
+                heard = jobs.Told()
                 for step in engine.resolve(loaded.key, first):
+                    heard(step)
                     yield {bar.status: clock.bar(lang, step)}
             except UserError as error:
                 said = notice(message(error, lang), "bad")
