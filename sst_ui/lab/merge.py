@@ -27,9 +27,10 @@ from sst_ui.model.deltas import RowDelta, bias_of
 from sst_ui.model.fused import rows_of
 from sst_ui.model.host import Host
 from sst_ui.model.roles import is_conv1d, shape_of
+from sst_ui.model.source import check_safetensors, find_files
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress
-from sst_ui.recipe import FUSED, MODULES, Merge
+from sst_ui.recipe import FUSED, MODULES, Merge, ModelSpec
 
 OTHER = "other"  # a linear module that is none of the known kinds
 Parts = tuple[tuple[Tensor | slice, float], ...]  # (rows, weight) of a module's parts
@@ -102,6 +103,8 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
     yield Progress("adapters", 1, 2, spec.safety)
     safety = read_adapter(spec.safety, host)
     yield Progress("adapters", 2, 2)
+    for note in (*utility.notes, *safety.notes):
+        yield Progress("adapters", 2, 2, warning=note)
     check_biases(spec, utility, safety)
     needs = METHODS[spec.method].needs
     key = (host.digest, utility.digest, safety.digest)
@@ -289,12 +292,10 @@ def _unaligned(
         raise UserError(
             f"{spec.method} needs an unaligned checkpoint: name its folder in merge.unaligned."
         )
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"there are no safetensors weights in the unaligned checkpoint {folder}.")
     weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= load_file(file)
+    for name in find_files(ModelSpec(id=str(folder.absolute()))).weights():
+        check_safetensors(folder / name)
+        weights |= load_file(folder / name)
     for module in modules:
         aligned = host.architecture.matrices[module.name].weight
         name = f"{module.name}.weight"

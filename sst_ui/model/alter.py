@@ -97,15 +97,16 @@ class Alterations:
 
     Attributes:
         changes: stored tensor's name -> what happens to it.
-        untied: the head's name and the stored embedding that it is made from, where a tied head
-            gets numbers of its own; else None.
-        head: what happens to such a head.
+        untied: where a tied head gets numbers of its own, the name of the tensor that the files
+            lack, and the stored one that it is made from: the head of the embedding, or the
+            embedding of the head where only that is stored; else None.
+        twin: what happens to such a tensor on the way.
         untie: whether config.json must say that the two are no longer tied.
     """
 
     changes: Mapping[str, Change]
     untied: tuple[str, Stored] | None = None
-    head: Change | None = None
+    twin: Change | None = None
     untie: bool = False
 
 
@@ -150,17 +151,18 @@ def alterations(
         before = found.get(name, Change(last=True, bias=True))
         there = before.shift
         found[name] = replace(before, shift=shift if there is None else there + shift)
-    head = _head(model)
-    changes, untied, tied_head = {}, None, None
+    head, embedding = _tied(model)
+    changes, untied, twin = {}, None, None
     for name, change in found.items():
         places = located.get(name, ())
-        if not places and name == head and (embedding := _embedding(model, located)):
-            untied, tied_head = (name, embedding), change
-            places = [(None, embedding)]
+        if name == head and not places and len(table := located.get(embedding, ())) == 1:
+            untied, twin, places = (head, table[0][1]), change, table
+        elif name == head and len(places) == 1 and embedding not in located:
+            untied, twin = (embedding, places[0][1]), Change()
         for _, stored in _present(name, places, change, model):
-            if tied_head is not change:
+            if twin is not change:
                 changes[stored.name] = change
-    return Alterations(changes, untied, tied_head, untie=head in found)
+    return Alterations(changes, untied, twin, untie=head in found)
 
 
 def _present(name: str, places, change: Change, model: nn.Module):
@@ -274,16 +276,10 @@ def _shifts(edits: Sequence[Edit], architecture: Architecture) -> Iterator[tuple
             yield bias, shift * edit.directions.vectors[layer, 0].float().cpu()
 
 
-def _head(model: nn.Module) -> str | None:
-    """The name of the head's weight where the configuration ties it to the embedding."""
+def _tied(model: nn.Module) -> tuple[str | None, str]:
+    """The names of the head's weight, where the configuration ties it to the embedding, and of the
+    embedding's."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or getattr(head, "weight", None) is not embedding.weight:
-        return None
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
-
-
-def _embedding(model: nn.Module, located: Located) -> Stored | None:
-    embedding = model.get_input_embeddings()
-    name = next(f"{name}.weight" for name, module in model.named_modules() if module is embedding)
-    places = located.get(name, ())
-    return places[0][1] if len(places) == 1 else None
+    names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    tied = head is not None and getattr(head, "weight", None) is embedding.weight
+    return names[id(head)] if tied else None, names[id(embedding)]

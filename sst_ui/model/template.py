@@ -8,6 +8,7 @@ Knows tokenizers and Jinja templates. Does not know models or edits. The traps:
 * no template at all, no pad token, an end-of-turn token that the configuration does not list.
 """
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,12 @@ from sst_ui.paths import PRESETS
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 TEMPLATES = PRESETS / "templates"
-REFUSAL = (TemplateError, TypeError, ValueError)  # what a template may raise on a conversation
+# What a template may raise on a conversation.
+REFUSAL = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
+    RecursionError,
+)  # fmt: skip
+HALF = re.compile("[\ud800-\udfff]")  # a surrogate; Python's strings hold no pairs of them
 _PROBE = "9d2fqz"  # a word that no template contains by itself
 
 
@@ -95,6 +101,11 @@ class ChatTemplate:
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text as it stands: nothing added in front or behind."""
+        if half := HALF.search(text):
+            raise UserError(
+                f"the text holds half a character (U+{ord(half[0]):04X}, a surrogate without its "
+                f"partner) at place {half.start() + 1}, which no tokenizer can read; remove it."
+            )
         with self._lock:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 

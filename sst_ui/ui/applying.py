@@ -82,10 +82,12 @@ def connect(studio, engine: Engine):
     }
     idle = {bar.cancel: gr.update(visible=False), bar.undo: gr.update(visible=True)}
 
-    def watched(lang, job, request):
+    def watched(lang, job, request, told=None):
         """Drive a job with its bar above the button; the result comes back from `yield from`."""
         stopped = engine.begin(jobs.name("apply", request))
-        return jobs.watched(lang, job, lambda shown: {bar.status: shown, **busy}, stopped=stopped)
+        return jobs.watched(
+            lang, job, lambda shown: {bar.status: shown, **busy}, stopped=stopped, told=told
+        )
 
     inputs = [*studio.draft, *studio.board]
 
@@ -96,10 +98,11 @@ def connect(studio, engine: Engine):
     @guarded
     def apply(lang, request: gr.Request, *values):
         draft, board = split((lang, *values))
+        told_of = jobs.Told(toast=False)  # they stay under the button
         try:
             recipe = draft.recipe()
             edits = yield from watched(
-                draft.language, engine.resolve(draft.loaded.key, recipe), request
+                draft.language, engine.resolve(draft.loaded.key, recipe), request, told_of
             )
             report = engine.check(draft.loaded.key, edits)
         except Exception as error:
@@ -109,7 +112,8 @@ def connect(studio, engine: Engine):
             raise UserError(message(error, draft.language)) from error
         draft = replace(draft, variants=draft.variants.add(recipe))
         text = report_text(draft.language, draft.variants.current, report)
-        tone = "good" if report.matched == report.expected else "warn"
+        fine = report.matched == report.expected and not told_of.texts
+        text, tone = " ".join([text, *told_of.texts]), "good" if fine else "warn"
         yield {
             **draw(studio, engine, draft),
             **adopted(studio, draft, board),

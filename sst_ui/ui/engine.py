@@ -55,6 +55,7 @@ class Engine:
         self._opened = threading.Event()
         self._swap = threading.Lock()  # one load at a time
         self._edits: OrderedDict[str, tuple] = OrderedDict()
+        self._warnings: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # of those edits
         self._directions: OrderedDict[str, maths_directions.Directions] = OrderedDict()
         self._chats = 0
         self._stopped: OrderedDict[str, tuple] = OrderedDict()
@@ -125,6 +126,7 @@ class Engine:
                 dtype=dtype,
                 device=str(host.device),
                 context=host.context,
+                warnings=host.warnings,
             )
             return self._loaded
         finally:
@@ -194,8 +196,12 @@ class Engine:
                     yield from self.measure(key, edit.directions)
                 if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
                     yield from self.merges.prepare(key, edit)
-            edits = yield from resolve(host, recipe)
+            job, warnings = resolve(host, recipe), []
+            edits = yield from _listened(job, warnings)
+            self._keep(self._warnings, name, tuple(warnings))
             self._keep(self._edits, name, edits)
+        for warning in self._warnings.get(name, ()):
+            yield Progress("resolve", 1, 1, warning=warning)
         return self._edits[name]
 
     def knows(self, key: str, recipe: Recipe) -> bool:
@@ -314,6 +320,19 @@ class Engine:
             yield
         finally:
             self._chats -= 1
+
+
+def _listened(job: Generator, warnings: list[str]) -> Generator:
+    """Drive a job and note its warnings."""
+    with closing(job):
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                return end.value
+            if isinstance(step, Progress) and step.warning:
+                warnings.append(step.warning)
+            yield step
 
 
 def _name(key: str, spec: DirectionSpec) -> str:

@@ -9,7 +9,7 @@ from sst_ui.recipe import Dtype, ModelSpec, Quantization
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.html import notice
-from sst_ui.ui.jobs import watched
+from sst_ui.ui.jobs import Told, watched
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.texts import say, t
 
@@ -119,12 +119,14 @@ def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.St
                 lang,
                 engine.load(spec(*values)),
                 lambda bar: (bar, gr.skip(), gr.update(visible=True)),
+                told=Told(toast=False),  # they stay under the button
             )
         except Exception as error:
             text = message(error, lang)
             yield notice(text, "bad"), gr.skip(), gr.update(visible=False)
             raise gr.Error(text, print_exception=False) from error  # what was open stays open
-        done = notice(say(lang, "model.loaded", name=current.name), "good")
+        text = " ".join([say(lang, "model.loaded", name=current.name), *current.warnings])
+        done = notice(text, "warn" if current.warnings else "good")
         yield done, current, gr.update(visible=False)
 
     panel.inspect.click(look, [language, *panel.inputs], panel.status, api_visibility="private")

@@ -10,7 +10,7 @@ import gradio as gr
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.recipe import Recipe
-from sst_ui.ui import applying, dashboard, drawing, header, model
+from sst_ui.ui import applying, dashboard, drawing, header, jobs, model
 from sst_ui.ui.board import Board
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import usable
@@ -56,7 +56,8 @@ def connect(page: gr.Blocks, studio, engine: Engine):
         }
         for step in engine.wait():
             yield {bar.status: clock.bar(lang, step)}
-        loaded, said = engine.loaded, ""
+        loaded = engine.loaded
+        said = notice(" ".join(loaded.warnings), "warn")
         if engine.failure:
             said = notice(message(UserError(engine.failure), lang), "bad")
         first = wanted = engine.first_recipe()
@@ -64,7 +65,9 @@ def connect(page: gr.Blocks, studio, engine: Engine):
         try:
             if text:
                 wanted = linked(lang, loaded, text)
+                heard = jobs.Told()
                 for step in engine.resolve(loaded.key, wanted):
+                    heard(step)
                     yield {bar.status: clock.bar(lang, step)}
             known = engine.knows(loaded.key, wanted)
             updates = fresh(lang, loaded, wanted, known, saved, fixed)
