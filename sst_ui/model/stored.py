@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -72,6 +72,13 @@ class Shard:
     def end(self) -> int:
         """Bytes of all tensors."""
         return max((tensor.end for tensor in self.tensors), default=0)
+
+    def read(self, stored: Stored) -> Tensor:
+        """The numbers of one of its tensors, in a copy of their own."""
+        with self.path.open("rb") as file:
+            file.seek(len(self.header) + stored.start)
+            raw = bytearray(file.read(stored.bytes))
+        return torch.frombuffer(raw, dtype=DTYPES[stored.dtype]).view(stored.shape)
 
     def entries(self) -> dict:
         """The header as it reads: name -> dtype, shape and offsets, and the file's own notes."""
