@@ -11,6 +11,7 @@ from sst_ui.errors import UserError
 from sst_ui.model.batch import Row, out_of_memory, too_little_memory
 from sst_ui.model.generate import stream
 from sst_ui.model.host import Host
+from sst_ui.model.reasoning import split
 from sst_ui.model.template import Message
 
 PER_SECOND = 25  # texts a second that a screen can take
@@ -28,7 +29,7 @@ def fit(host: Host, messages: Sequence[Message], max_new_tokens: int) -> Fitted:
     """Leave out the oldest turns until the conversation and its answer fit the context.
 
     System messages and the last message always stay. The answer's share is `max_new_tokens`, at
-    most half of the context.
+    most half of the context. What was thought in earlier answers is not read again.
 
     Raises:
         UserError: the last message alone is too long, or there is none to answer.
@@ -37,7 +38,7 @@ def fit(host: Host, messages: Sequence[Message], max_new_tokens: int) -> Fitted:
         raise UserError("there is no message to answer; the conversation must end with the user's.")
     room = host.context - min(max_new_tokens, host.context // 2)
     system = [message for message in messages if message["role"] == "system"]
-    turns = [message for message in messages if message["role"] != "system"]
+    turns = [_said(message) for message in messages if message["role"] != "system"]
     dropped = 0
     while True:
         ids = host.template.encode([*system, *turns])
@@ -52,6 +53,13 @@ def fit(host: Host, messages: Sequence[Message], max_new_tokens: int) -> Fitted:
             )
         dropped += following[0]
         turns = turns[following[0] :]
+
+
+def _said(message: Message) -> Message:
+    """An earlier answer without its reasoning: chat templates expect it so, and some refuse it."""
+    if message["role"] != "assistant":
+        return message
+    return {**message, "content": split(message["content"])[1]}
 
 
 def chat(

@@ -123,6 +123,10 @@ class Host:
         """The text of some tokens, without special ones or half a character at the end."""
         return self.template.decode(ids).rstrip("\ufffd")
 
+    def answer(self, ids: Sequence[int]) -> str:
+        """The text of an answer with the marks around its reasoning; see `ChatTemplate.answer`."""
+        return self.template.answer(ids).rstrip("\ufffd")
+
     @contextmanager
     def step(self, plan: Plan | None = None) -> Iterator[None]:
         """One forward pass with these rows' edits. Hold it for nothing longer.

@@ -13,7 +13,7 @@ from sst_ui.metrics import corrections
 from sst_ui.metrics.results import Item, MetricResult
 from sst_ui.ui.board import Board
 from sst_ui.ui.html import CLICKS, safe
-from sst_ui.ui.metrics import MARKS, corrected, title, told, verdict
+from sst_ui.ui.metrics import MARKS, corrected, meaning, title, told, verdict
 from sst_ui.ui.numbers import interval, number, scale, track
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import has, say, t
@@ -120,7 +120,8 @@ def render(board: Board) -> str:
     kind = verdict(result)
     head = (
         f'<div class="answers-head"><b>{safe(title(lang, result.name, result.title))}</b>'
-        f'<span class="v-{kind}">{MARKS[kind]} {say(lang, f"verdict.{kind}")}</span>'
+        f'<span class="v-{kind}" title="{safe(meaning(lang, kind))}">{MARKS[kind]} '
+        f"{say(lang, f'verdict.{kind}')}</span>"
         f"<span>{told(lang, result)}</span>"
         f"<span>{say(lang, 'answers.count', shown=len(found), total=len(result.items))}</span>"
         f"{corrected(lang, board.counts.get(result.name, 0))}</div>"
