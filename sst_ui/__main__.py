@@ -125,6 +125,9 @@ def build_parser() -> Parser:
     _model_options(chat, default=None)
     chat.add_argument("--max-new-tokens", type=int, default=128)
     chat.add_argument("--temperature", type=float, default=0.0)
+    chat.add_argument(
+        "--seed", type=int, help="of every answer; without it each is drawn anew, and its seed told"
+    )
     chat.set_defaults(command=_chat)
 
     history = commands.add_parser("history", help="the recipes applied so far, with their numbers")
@@ -277,12 +280,14 @@ def _run(options: argparse.Namespace) -> None:
 def _chat(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from sst_ui.lab.chat import chat
+    from sst_ui.lab.chat import chat, check_seed, new_seed
     from sst_ui.lab.measure import resolve
     from sst_ui.model.host import load as load_host
 
     recipe = load(options.recipe) if options.recipe else Recipe(edits=(Ablation(),))
     recipe = replace(recipe, model=_model_spec(options, recipe.model))
+    if options.seed is not None:
+        check_seed(options.seed)
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load_host(recipe.model)
@@ -293,6 +298,16 @@ def _chat(options: argparse.Namespace) -> None:
     console.print("[dim]One message a line. /clear starts anew, /exit or Ctrl+D leaves.[/dim]")
     names, rows = ("base", "edited"), [(), edits]
     histories: list[list[dict[str, str]]] = [[], []]
+
+    def left_out(counts: list[int]) -> None:
+        for name, count in zip(names, counts, strict=True):
+            if count:
+                turns = "turn" if count == 1 else f"{count} turns"
+                print(
+                    f"note: {name} does not see the oldest {turns} any more; "
+                    f"{host.name} reads {host.context} tokens."
+                )
+
     while True:
         try:
             text = console.input("[bold]you:[/bold] ") if sys.stdin.isatty() else input()
@@ -306,10 +321,12 @@ def _chat(options: argparse.Namespace) -> None:
         if not text.strip():
             continue
         turns = [[*history, {"role": "user", "content": text}] for history in histories]
+        seed = new_seed() if options.seed is None else options.seed
+        if options.temperature > 0:
+            print(f"seed {seed}")
+        limits = (options.max_new_tokens, options.temperature, seed)
         try:
-            answers = live(
-                console, names, chat(host, rows, turns, options.max_new_tokens, options.temperature)
-            )
+            answers = live(console, names, chat(host, rows, turns, *limits, notify=left_out))
         except UserError as error:  # a message too long must not end the conversation
             print(f"error: {error}", file=sys.stderr)
             continue

@@ -106,10 +106,9 @@ def connect(studio, engine: Engine):
             )
             report = engine.check(draft.loaded.key, edits)
         except Exception as error:
+            text = message(error, draft.language)
             yield {bar.status: told(error, draft.language), **idle}
-            if isinstance(error, jobs.Stopped):
-                raise gr.Error(message(error, draft.language), visible=False) from error
-            raise UserError(message(error, draft.language)) from error
+            raise gr.Error(text, visible=False, print_exception=False) from error  # said already
         draft = replace(draft, variants=draft.variants.add(recipe))
         text = report_text(draft.language, draft.variants.current, report)
         fine = report.matched == report.expected and not told_of.texts
@@ -167,9 +166,13 @@ def connect(studio, engine: Engine):
         """A variant's settings into the controls, and the variant into chat and metrics."""
         updates, form, extras = fill(studio, known.now.recipe, draft)
         draft = replace(draft, form=form, extras=extras, variants=known)
+        try:
+            drawn = draw(studio, engine, draft)
+        except UserError as error:  # a control of an edit that this variant does not have
+            return {bar.status: notice(message(error, draft.language), "bad")}
         return {
             **updates,
-            **draw(studio, engine, draft),
+            **drawn,
             **adopted(studio, draft, board),
             bar.status: "",
         }

@@ -15,6 +15,7 @@ from sst_ui.metrics.results import MetricResult, change
 from sst_ui.recipe import Evaluation, Size
 from sst_ui.ui import uploading
 from sst_ui.ui.board import Board
+from sst_ui.ui.boxes import Dropdown, Number, Radio
 from sst_ui.ui.html import CLICKS, safe
 from sst_ui.ui.numbers import exact, interval, number, scale, spark, track
 from sst_ui.ui.state import Variants
@@ -56,7 +57,7 @@ def create() -> MetricsPanel:
                 min_width=70,
             )
         with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
-            preset = gr.Radio(
+            preset = Radio(
                 [(t(f"preset.{name}"), name) for name in get_args(Size)],
                 value="standard",
                 label=t("metrics.preset"),
@@ -64,13 +65,9 @@ def create() -> MetricsPanel:
             )
             limit = gr.HTML(elem_id="metric-limits", elem_classes="hint")
             with gr.Row(elem_classes="pair"):
-                samples = gr.Number(
-                    0, label=t("metrics.samples"), precision=0, elem_id="metric-samples"
-                )
-                tokens = gr.Number(
-                    0, label=t("metrics.tokens"), precision=0, elem_id="metric-tokens"
-                )
-            metrics = gr.Dropdown(
+                samples = Number(0, label=t("metrics.samples"), elem_id="metric-samples")
+                tokens = Number(0, label=t("metrics.tokens"), elem_id="metric-tokens")
+            metrics = Dropdown(
                 [(title("en", row.name, row.title), row.name) for row in METRICS],
                 value=[],
                 multiselect=True,
