@@ -126,6 +126,25 @@ class ChatTemplate:
             ids.insert(0, bos)
         return ids
 
+    def answer(self, messages: Sequence[Message], text: str) -> list[int]:
+        """The tokens of a given answer as they follow `encode(messages)`, with one that ends it.
+
+        Templates may put something between the generation prompt and an answer (a space, a line),
+        and tokenizers may write the beginning of a text otherwise than its middle; where a template
+        rewrites what came before, the text by itself has to do.
+        """
+        end = sorted(self.stop)[:1]
+        try:
+            whole = self.tokens(
+                self._render([*messages, {"role": "assistant", "content": text}], False)
+            )
+        except REFUSAL:
+            whole = []
+        prompt = self.tokens(self.format(messages))
+        after = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.tokens(text)
+        stops = [place for place, token in enumerate(after) if token in self.stop]
+        return [*after[: stops[0] if stops else None], *end]
+
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text as it stands: nothing added in front or behind."""
         if half := HALF.search(text):
