@@ -179,11 +179,15 @@ def _measure(options: argparse.Namespace) -> None:
     spec = _checked(DirectionSpec, "directions", values)
     _writable(options.out)
 
+    from sst_ui.lab import places
     from sst_ui.lab.measure import measure
     from sst_ui.model.host import load as load_host
 
+    model = _model_spec(options)
+    places.check(options.out, Recipe(model=model, edits=(Ablation(directions=spec),)))
+
     def job() -> Generator[Progress, None, Any]:
-        host = yield from load_host(_model_spec(options))
+        host = yield from load_host(model)
         return (yield from measure(host, spec))
 
     directions = with_bar(job())
@@ -315,8 +319,17 @@ def _chat(options: argparse.Namespace) -> None:
 
 def _writable(path: Path) -> None:
     """Fail before the long work, not after it, when the result cannot be saved."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    from sst_ui import disk
+    from sst_ui.maths.directions import is_directions
+
+    goal = disk.real(path)
+    if goal.is_dir() or not goal.parent.is_dir():
         raise UserError(f"cannot write {path}: give a file name in an existing folder.")
+    if goal.exists() and not is_directions(goal):
+        raise UserError(
+            f"{path} exists and holds no directions of this studio; give another file name."
+        )
+    disk.probe(path)
 
 
 if __name__ == "__main__":
