@@ -5,7 +5,6 @@ Heavy imports happen inside.
 """
 
 import argparse
-import json
 from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe
+from sst_ui.terminal import streams
 from sst_ui.terminal.looks import with_bar
 
 FORMATS = ("adapter", "model", "mergekit", "gguf")
@@ -84,7 +84,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     if given.json:
         hub = None if place is None else asdict(place)
         row = done.to_json() | {"recipe": recipe.digest(), "hub": hub}
-        print(json.dumps(row, ensure_ascii=False))
+        print(streams.to_json(row))
         return 0 if good else 1
     print(f"recipe {recipe.digest()}: {done.format} in {done.folder}, {len(done.files)} files, "
           f"{done.bytes / 1e6:,.1f} MB in {done.seconds:.1f} s")  # fmt: skip

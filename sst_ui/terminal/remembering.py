@@ -4,12 +4,11 @@ Knows arguments and tables. How runs are kept is in lab/history. Heavy imports h
 """
 
 import argparse
-import json
 import sys
 from typing import Any
 
 from sst_ui.errors import UserError
-from sst_ui.terminal import tables
+from sst_ui.terminal import streams, tables
 
 SHOWN = ("refusal_rate", "kl_16", "quality")  # metrics of the list; `show` has them all
 
@@ -126,4 +125,4 @@ def _plain(record: Any) -> dict[str, Any]:
 
 
 def _print(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    print(streams.to_json(value))
