@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -37,6 +37,7 @@ OTHER = (
     errno.EXDEV, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EMLINK,
 )  # fmt: skip
 CODES = (*FULL, *FORBIDDEN, *OTHER)
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 SQLITE = {  # SQLite tells the same in words of its own
     "database or disk is full": errno.ENOSPC,
     "disk i/o error": errno.EIO,
@@ -59,6 +60,11 @@ def refusal(error: BaseException) -> int | None:
     if isinstance(error, sqlite3.OperationalError):
         return next((code for words, code in SQLITE.items() if words in text), None)
     return next((code for code in CODES if f"os error {code})" in text), None)
+
+
+def damaged(error: BaseException | None) -> bool:
+    """Whether SQLite says that a file is no database, or a broken one."""
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in DAMAGED
 
 
 def advice(code: int) -> str:
@@ -173,6 +179,20 @@ class _Enough(Exception):
     pass
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes of ours from the same block for this path; waits for them."""
+    handle = os.open(path.parent, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if handle is not None:
+            with suppress(OSError):  # a disk without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def set_aside(path: Path, word: str = "damaged") -> Path:
     """Rename a file that cannot be read, so that it is kept and out of the way; the new path."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -183,6 +203,26 @@ def set_aside(path: Path, word: str = "damaged") -> Path:
             break
     os.rename(path, goal)
     return goal
+
+
+def set_database_aside(path: Path) -> Path | None:
+    """Keep a damaged SQLite file under another name; None if it can be read after all.
+
+    Another process may have done so a moment ago, and begun a new file that is good. Raises OSError
+    where nothing can be renamed.
+    """
+    with alone(path):
+        with closing(sqlite3.connect(path, timeout=15)) as db:
+            try:
+                if db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",):
+                    return None
+            except sqlite3.DatabaseError:
+                pass
+        kept = set_aside(path)
+        for more in ("-wal", "-shm"):
+            with suppress(OSError):
+                os.rename(f"{path}{more}", f"{kept}{more}")
+        return kept
 
 
 def sync(folder: Path) -> None:

@@ -71,8 +71,8 @@ def _list(history: Any, given: argparse.Namespace) -> None:
 
 def _show(history: Any, given: argparse.Namespace) -> None:
     record = history.get(given.run)
-    if given.recipe:
-        print(record.text, end="")
+    if given.recipe:  # to be read by a program again: nothing in it may become a question mark
+        print(record.text if streams.shows(record.text) else _ascii(record.text), end="")
     elif given.json:
         _print(_plain(record))
     else:
@@ -113,6 +113,13 @@ def _delete(history: Any, given: argparse.Namespace) -> None:
         _print([_plain(r) for r in gone])
     else:
         print(f"deleted {', '.join(str(r.id) for r in gone)}.")
+
+
+def _ascii(text: str) -> str:
+    """The same YAML with escapes in place of signs beyond ASCII."""
+    import yaml
+
+    return yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
 
 
 def _number(row: Any, side: str = "edited") -> str:

@@ -67,8 +67,9 @@ def guarded(work: Callable[[], int | None]) -> int:
         if code is None:
             raise
         name = getattr(error, "filename", None)
-        where = f" {os.fsdecode(name)}" if isinstance(name, str | bytes | os.PathLike) else ""
-        _say(f"error: the system refuses{where}: {os.strerror(code)}; {disk.advice(code)}.")
+        named = isinstance(name, str | bytes | os.PathLike)
+        what = f"cannot use {os.fsdecode(name)}" if named else "cannot write"
+        _say(f"error: {what}: {os.strerror(code)}; {disk.advice(code)}.")
         _silence()
         return BAD
 
