@@ -1,12 +1,12 @@
 """The same jobs without a screen: `python -m sst_ui kernel | measure | run | export | ...`.
 
-Knows arguments, progress bars and exit codes: 0, 2 for bad input (one line, no traceback), 130 for
-Ctrl+C, 1 for anything else (an export that does not verify, a defect). Heavy imports happen inside
-the commands, so that `--help` and `kernel` answer at once.
+Knows arguments, progress bars and exit codes: 0, 2 for bad input and what the system refuses (one
+line, no traceback), 130 for Ctrl+C, 143 for SIGTERM, 141 for a pipe that nobody reads, 1 for
+anything else (an export that does not verify, a defect). Heavy imports happen inside the commands,
+so that `--help` and `kernel` answer at once.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Generator
 from dataclasses import replace
@@ -33,6 +33,7 @@ from sst_ui.terminal import (
     merging,
     remembering,
     searching,
+    streams,
     tables,
     with_bar,
 )
@@ -47,15 +48,13 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
-    try:
+
+    def work() -> int | None:
         options = build_parser().parse_args(arguments)
-        return options.command(options) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
-        return 130
+        return options.command(options)
+
+    streams.warn_here()
+    return streams.guarded(work)
 
 
 def build_parser() -> Parser:
@@ -175,7 +174,7 @@ def _kernel(options: argparse.Namespace) -> None:
     values = kernel.kernel(weights, options.layers)
     if options.json:
         shape = {"peak": weights.peak, "width": weights.width, "threshold": weights.threshold}
-        print(json.dumps({"layers": options.layers, **shape, "weights": values.tolist()}))
+        print(streams.to_json({"layers": options.layers, **shape, "weights": values.tolist()}))
         return
     for layer, value in enumerate(values):
         print(f"layer {layer:3d}  {value:6.4f}  {'█' * round(40 * value)}")
@@ -188,18 +187,23 @@ def _measure(options: argparse.Namespace) -> None:
     spec = _checked(DirectionSpec, "directions", values)
     _writable(options.out)
 
+    from sst_ui.lab import places
     from sst_ui.lab.measure import measure
     from sst_ui.model.host import load as load_host
 
+    model = _model_spec(options)
+    places.check(options.out, Recipe(model=model, edits=(Ablation(directions=spec),)))
+
     def job() -> Generator[Progress, None, Any]:
-        host = yield from load_host(_model_spec(options))
+        host = yield from load_host(model)
         return (yield from measure(host, spec))
 
     directions = with_bar(job())
     directions.save(options.out)
     stats = {name: values.tolist() for name, values in directions.stats.items()}
     if options.json:
-        print(json.dumps({"layers": directions.layers, "meta": dict(directions.meta), **stats}))
+        meta = dict(directions.meta)
+        print(streams.to_json({"layers": directions.layers, "meta": meta, **stats}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -241,7 +245,7 @@ def _metrics(options: argparse.Namespace) -> None:
     for problem in sst_ui.metrics.own.PROBLEMS:
         print(f"warning: {problem}", file=sys.stderr)
     if options.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(streams.to_json(rows))
         return
     from rich.console import Console
     from rich.table import Table
@@ -263,7 +267,7 @@ def _run(options: argparse.Namespace) -> None:
     outcome = with_bar(run(recipe, options.out, force=options.force))
     remembering.remember(recipe, outcome.results)
     if options.json:
-        print(json.dumps([result.to_json() for result in outcome.results], ensure_ascii=False))
+        print(streams.to_json([result.to_json() for result in outcome.results]))
         return
     from sst_ui.model.architecture import fold
 
@@ -338,8 +342,17 @@ def _chat(options: argparse.Namespace) -> None:
 
 def _writable(path: Path) -> None:
     """Fail before the long work, not after it, when the result cannot be saved."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    from sst_ui import disk
+    from sst_ui.maths.directions import is_directions
+
+    goal = disk.real(path)
+    if goal.is_dir() or not goal.parent.is_dir():
         raise UserError(f"cannot write {path}: give a file name in an existing folder.")
+    if goal.exists() and not is_directions(goal):
+        raise UserError(
+            f"{path} exists and holds no directions of this studio; give another file name."
+        )
+    disk.probe(path)
 
 
 if __name__ == "__main__":

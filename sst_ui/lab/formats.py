@@ -13,7 +13,7 @@ from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import random
 from sst_ui.model import alter, lowered
-from sst_ui.model.adapters import write_adapter
+from sst_ui.model.adapters import write_files
 from sst_ui.model.carry import carry
 from sst_ui.model.host import Host
 from sst_ui.model.live import Edit
@@ -96,10 +96,7 @@ def adapter_files(job: Job, folder: Path) -> Generator[Progress, None, Made]:
     """The adapter's two files alone."""
     yield from _as_loaded(job.host)
     found = yield from lower(job.host, job.edits, job.rank)
-    part = write_adapter(folder / ".adapter", found.deltas, job.host, found.biases)
-    for file in part.iterdir():
-        file.rename(folder / file.name)
-    part.rmdir()
+    write_files(folder, found.deltas, job.host, found.biases)
     ranks = sorted({delta.rank for delta in found.deltas.values()})
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     notes = [f"{len(found.deltas)} modules of rank {span}."]

@@ -4,15 +4,12 @@ Knows arrays of residuals, files and digests. Does not know models, tokens, prom
 estimators' formulas are in `estimators.py`.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -20,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sst_ui import disk
 from sst_ui.errors import UserError
 
 FORMAT = "sst-studio directions 1"
@@ -92,25 +90,25 @@ class Directions:
         return content.hexdigest()[:12]
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file with metadata, whole or not at all."""
+        """Write a safetensors file with metadata, whole or not at all.
+
+        Raises:
+            UserError: the system refuses it.
+        """
         path = Path(path)
+        with disk.written(path) as part:
+            self.write(part)
+        return path
+
+    def write(self, path: Path) -> None:
+        """Write the file itself."""
         tensors = {"vectors": self.vectors, "norms": self.norms, "neutral": self.neutral}
         tensors |= {f"stats.{name}": value for name, value in self.stats.items()}
-        part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: value.clone().contiguous() for name, value in tensors.items()},
-                part,
-                metadata={"format": FORMAT, "meta": json.dumps(dict(self.meta))},
-            )
-            os.replace(part, path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot write the directions to {path}: {error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-        return path
+        save_file(
+            {name: value.clone().contiguous() for name, value in tensors.items()},
+            path,
+            metadata={"format": FORMAT, "meta": json.dumps(dict(self.meta))},
+        )
 
 
 def load(path: str | Path) -> Directions:
@@ -139,6 +137,15 @@ def load(path: str | Path) -> Directions:
         raise
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"the directions file {path} is damaged: {error}") from error
+
+
+def is_directions(path: str | Path) -> bool:
+    """Whether a file is one that `Directions.save` wrote, so that it may be replaced by another."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def random(

@@ -8,7 +8,6 @@ part.
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from sst_ui.model.lora_files import (
 )
 from sst_ui.model.roles import is_conv1d, shape_of
 from sst_ui.model.source import check_safetensors, find_files
+from sst_ui.model.staging import staged
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec, digest
 
@@ -132,6 +132,18 @@ def write_adapter(
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; give a folder that does not.")
+    with staged(folder, kind=None) as part:
+        write_files(part, deltas, host, biases)
+    return folder
+
+
+def write_files(
+    folder: Path,
+    deltas: Mapping[str, Delta],
+    host: Host,
+    biases: Mapping[str, Tensor] | None = None,
+) -> None:
+    """The two files of `write_adapter`, into a folder that is there."""
     kept = {path: _padded(deltas[path]) for path in sorted(deltas)}
     kept = {path: delta for path, delta in kept.items() if delta.rank}
     if not kept:
@@ -153,22 +165,10 @@ def write_adapter(
     turned = any(is_conv1d(host.architecture.matrices[path]) for path in kept)
     ranks = {path: delta.rank for path, delta in kept.items()}
     settings = settings_for(ranks, host.spec.id, host.spec.revision, turned, bool(biases))
-    part = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.part"
-    part.mkdir(parents=True)
-    try:
-        save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-        readable(part / WEIGHTS)
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        (part / CONFIG).write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        if part.exists():
-            for file in part.iterdir():
-                file.unlink()
-            part.rmdir()
-    return folder
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    readable(folder / WEIGHTS)
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def readable(path: Path) -> None:

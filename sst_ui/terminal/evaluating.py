@@ -5,14 +5,13 @@ it. Heavy imports happen inside.
 """
 
 import argparse
-import json
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe, build, to_dict
-from sst_ui.terminal import tables
+from sst_ui.terminal import streams, tables
 from sst_ui.terminal.looks import with_bar
 from sst_ui.terminal.remembering import remember
 
@@ -57,7 +56,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
         rows = [
             r.to_json() | r.judgement() | {"prompts": r.prompts, "note": r.note} for r in results
         ]
-        print(json.dumps({"recipe": recipe.digest(), "metrics": rows}, ensure_ascii=False))
+        print(streams.to_json({"recipe": recipe.digest(), "metrics": rows}))
         return
     tables.metrics(results)
     for result in results:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
-from sst_ui.recipe import Merge, ModelSpec, build, flat
+from sst_ui.recipe import Merge, ModelSpec, Recipe, build, flat
 from sst_ui.terminal.looks import with_bar
 
 
@@ -44,18 +44,22 @@ def run(given: argparse.Namespace, model: ModelSpec) -> None:
     """Merge and save; prints what was kept of the safety edit."""
     spec = _spec(given)
 
+    from sst_ui.lab import places
     from sst_ui.lab.merge import merge, settings
-    from sst_ui.model.adapters import write_adapter
+    from sst_ui.model.adapters import write_files
     from sst_ui.model.host import load
+    from sst_ui.model.staging import staged
 
     settings(spec)  # before a model is loaded
     if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
         raise UserError(f"{given.out} exists already; give a folder that does not.")
+    places.check(given.out, Recipe(model=model, edits=(spec,)))
 
     def job() -> Generator[Progress, None, Any]:
-        host = yield from load(model)
-        outcome = yield from merge(host, spec)
-        write_adapter(given.out, outcome.deltas, host)
+        with staged(given.out, kind="merge") as folder:
+            host = yield from load(model)
+            outcome = yield from merge(host, spec)
+            write_files(folder, outcome.deltas, host)
         return outcome
 
     outcome = with_bar(job())

@@ -4,12 +4,11 @@ Knows arguments and tables. How runs are kept is in lab/history. Heavy imports h
 """
 
 import argparse
-import json
 import sys
 from typing import Any
 
 from sst_ui.errors import UserError
-from sst_ui.terminal import tables
+from sst_ui.terminal import streams, tables
 
 SHOWN = ("refusal_rate", "kl_16", "quality")  # metrics of the list; `show` has them all
 
@@ -72,8 +71,8 @@ def _list(history: Any, given: argparse.Namespace) -> None:
 
 def _show(history: Any, given: argparse.Namespace) -> None:
     record = history.get(given.run)
-    if given.recipe:
-        print(record.text, end="")
+    if given.recipe:  # to be read by a program again: nothing in it may become a question mark
+        print(record.text if streams.shows(record.text) else _ascii(record.text), end="")
     elif given.json:
         _print(_plain(record))
     else:
@@ -116,6 +115,13 @@ def _delete(history: Any, given: argparse.Namespace) -> None:
         print(f"deleted {', '.join(str(r.id) for r in gone)}.")
 
 
+def _ascii(text: str) -> str:
+    """The same YAML with escapes in place of signs beyond ASCII."""
+    import yaml
+
+    return yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
+
+
 def _number(row: Any, side: str = "edited") -> str:
     found = row and (row[side] or row["base"])
     return "–" if not found or found["value"] is None else f"{found['value']:.3f}"
@@ -126,4 +132,4 @@ def _plain(record: Any) -> dict[str, Any]:
 
 
 def _print(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    print(streams.to_json(value))

@@ -6,6 +6,7 @@ inside.
 
 import argparse
 import json
+import os
 from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,9 +58,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, recipe: Recipe) -> None:
     """Search, print, and write the best recipe."""
-    if given.out is not None and given.out.exists():
+    if given.out is not None and os.path.lexists(given.out):
         raise UserError(f"{given.out} exists already; give a file that does not.")
 
+    from sst_ui import disk
+    from sst_ui.lab import places
     from sst_ui.lab.aims import SearchSpec, aims
     from sst_ui.lab.candidates import chosen, fitted
     from sst_ui.lab.search import search
@@ -70,6 +73,9 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
         not given.no_prune, given.round,
     )  # fmt: skip
     aim = aims(recipe, spec)
+    if given.out is not None:
+        places.check(given.out, recipe)
+        disk.probe(given.out)
 
     def job(stack: ExitStack) -> Generator[Any, None, tuple]:
         measurer = yield from _measurer(given, recipe, stack)
@@ -86,7 +92,8 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
     with ExitStack() as stack:
         found, best, made, unseen = with_bar(job(stack))
     if made is not None and given.out is not None:
-        given.out.write_text(to_yaml(made), encoding="utf-8")
+        with disk.written(given.out) as part:
+            part.write_text(to_yaml(made), encoding="utf-8")
     if given.json:
         print(json.dumps({
             "best": None if made is None else made.digest(),

@@ -79,7 +79,7 @@ def test_a_recipe_writes_itself_its_metrics_and_its_directions(recipe, tmp_path,
     out = tmp_path / "run"
     assert main(["run", str(recipe), "--out", str(out), "--json"]) == 0
     assert sorted(f.name for f in out.iterdir()) == [
-        "directions.safetensors", "metrics.json", "recipe.yaml",
+        ".sst-studio.json", "directions.safetensors", "metrics.json", "recipe.yaml",
     ]  # fmt: skip
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == json.loads(capsys.readouterr().out)
