@@ -106,7 +106,7 @@ def conversations(host: Host, name: str, samples: int | None) -> list[Conversati
             )
         messages = chosen.messages(prompt)
         ids = host.encode(messages)
-        response = host.template.answer(messages, prompt.assistant)
+        response = host.template.answer_tokens(messages, prompt.assistant)
         found.append((tuple(ids), tuple(response)))
     return found
 

@@ -126,7 +126,7 @@ class ChatTemplate:
             ids.insert(0, bos)
         return ids
 
-    def answer(self, messages: Sequence[Message], text: str) -> list[int]:
+    def answer_tokens(self, messages: Sequence[Message], text: str) -> list[int]:
         """The tokens of a given answer as they follow `encode(messages)`, with one that ends it.
 
         Templates may put something between the generation prompt and an answer (a space, a line),
