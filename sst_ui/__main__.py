@@ -39,7 +39,6 @@ from sst_ui.terminal import (
 )
 from sst_ui.terminal.values import real, whole
 
-
 LINE = 1500  # characters of an error at most; what is known of a name may take some
 
 

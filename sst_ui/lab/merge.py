@@ -5,6 +5,7 @@ module by the table, merge. Does not know how moments or methods work, nor scree
 do not depend on the method or its parameters, so they are kept in memory and on disk.
 """
 
+import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from sst_ui.model.deltas import RowDelta, bias_of
 from sst_ui.model.fused import rows_of
 from sst_ui.model.host import Host
 from sst_ui.model.roles import is_conv1d, shape_of
+from sst_ui.model.source import check_safetensors
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress
 from sst_ui.recipe import FUSED, MODULES, Merge
@@ -284,16 +286,17 @@ def _unaligned(
     host: Host, spec: Merge, modules: tuple[Module, ...]
 ) -> Generator[tuple[Module, Tensor]]:
     """Each module with W_aligned − W_unaligned [out, in]."""
-    folder = Path(spec.unaligned).expanduser() if spec.unaligned else DEMO / "unaligned"
+    folder = Path(os.path.expanduser(spec.unaligned)) if spec.unaligned else DEMO / "unaligned"
     if not spec.unaligned and host.spec.id != "demo":
         raise UserError(
             f"{spec.method} needs an unaligned checkpoint: name its folder in merge.unaligned."
         )
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []
     if not files:
         raise UserError(f"there are no safetensors weights in the unaligned checkpoint {folder}.")
     weights: dict[str, Tensor] = {}
     for file in files:
+        check_safetensors(file)
         weights |= load_file(file)
     for module in modules:
         aligned = host.architecture.matrices[module.name].weight

@@ -72,7 +72,8 @@ class Parameter:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not self.low <= value <= self.high:
             raise UserError(
-                f"{self.name} is {shown(value)}; it must be a number from {self.low:g} to {self.high:g}."
+                f"{self.name} is {shown(value)}; it must be a number from {self.low:g} to "
+                f"{self.high:g}."
             )
         if self.kind == "int" and value != int(value):
             raise UserError(f"{self.name} is {value}; it must be a whole number.")

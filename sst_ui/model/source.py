@@ -5,6 +5,7 @@ refused without fetching the weights is refused here.
 """
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Generator, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, line_of
 from sst_ui.model import hub
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress
@@ -48,8 +49,8 @@ class Source:
         path = self.folder / name if self.folder else hub.fetch(self.spec.id, name, self.commit)
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{name} of {self.name} cannot be read: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{name} of {self.name} cannot be read: {line_of(error)}") from error
         if not isinstance(data, dict):
             raise UserError(f"{name} of {self.name} is not a JSON object.")
         return data
@@ -114,13 +115,13 @@ def is_local(model: str) -> bool:
         model == "demo"
         or model.startswith(("/", "./", "../", "~", "\\"))
         or model[1:3] in (":\\", ":/")  # C:\models
-        or Path(model).exists()
+        or os.path.exists(model)  # False for what cannot be a path; Path.exists would raise
     )
 
 
 def _folder(spec: ModelSpec, kind: str) -> Source:
-    folder = DEMO if spec.id == "demo" else Path(spec.id).expanduser().resolve()
-    if not folder.exists():
+    folder = DEMO if spec.id == "demo" else Path(os.path.expanduser(spec.id)).resolve()
+    if not os.path.exists(folder):
         raise UserError(f"the folder {spec.id} does not exist; give a folder, a Hub id, or 'demo'.")
     if not folder.is_dir():
         raise UserError(f"{spec.id} is a file; give the folder that holds {kind}.")
@@ -192,7 +193,8 @@ def check_safetensors(path: Path) -> None:
         ends = [entry["data_offsets"][1] for k, entry in header.items() if k != "__metadata__"]
     except UserError:
         raise
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError,
+            RecursionError) as error:  # fmt: skip
         raise UserError(f"{path.name} is damaged or no safetensors file: {error}.") from error
     expected = 8 + length + max(ends, default=0)
     if size < expected:
