@@ -28,7 +28,7 @@ def message(error: Exception, language: str) -> str:
     if isinstance(error, UserError):
         text = line_of(error, LINE)
         first = text.split(" ")[0]
-        named = "." in first or "_" in first  # begins with the name of a setting: leave it alone
+        named = set("._/") & set(first)  # begins with a setting or a path: leave it alone
         return text if named else text[:1].upper() + text[1:]
     log.error("unexpected error on the screen", exc_info=error)
     return say(language, "error.internal", kind=type(error).__name__)
