@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, shown
 
 # Settings under which the adapted module computes something else than (W + s B A) x.
 OTHERWISE = {
@@ -53,9 +53,9 @@ class LoraSettings:
             )
         for key, why in OTHERWISE.items():
             if data.get(key):
-                shown = f" ({', '.join(map(str, data[key]))})" if _short_list(data[key]) else ""
+                which = f" ({', '.join(map(str, data[key]))})" if _short_list(data[key]) else ""
                 raise UserError(
-                    f"{name} sets {key}{shown}: {why}. Only plain LoRA can be merged; train it "
+                    f"{name} sets {key}{which}: {why}. Only plain LoRA can be merged; train it "
                     f"without {key}."
                 )
         if (bias := data.get("bias", "none")) != "none":
@@ -87,14 +87,16 @@ class LoraSettings:
         """r of the module with this name in the adapter."""
         rank = self._of("rank_pattern", path, self.config.r)
         if not isinstance(rank, int) or rank < 1:
-            raise UserError(f"{self.name} gives {path} the rank {rank!r}; it must be 1 or more.")
+            raise UserError(
+                f"{self.name} gives {path} the rank {shown(rank)}; it must be 1 or more."
+            )
         return rank
 
     def scale(self, path: str) -> float:
         """What B A is multiplied by: alpha / r, with rsLoRA alpha / √r."""
         alpha = self._of("alpha_pattern", path, self.config.lora_alpha)
         if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise UserError(f"{self.name} gives {path} the lora_alpha {alpha!r}, no number.")
+            raise UserError(f"{self.name} gives {path} the lora_alpha {shown(alpha)}, no number.")
         rank = self.rank(path)
         return alpha / math.sqrt(rank) if self.config.use_rslora else alpha / rank
 
@@ -117,6 +119,8 @@ class LoraSettings:
         from peft.utils.other import get_pattern_key
 
         pattern = getattr(self.config, table) or {}
+        if not isinstance(pattern, Mapping):
+            raise UserError(f"{self.name} sets {table} to {shown(pattern)}; it must be a mapping.")
         return pattern.get(get_pattern_key(pattern.keys(), path), default)
 
 
