@@ -14,7 +14,7 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError, unknown
 from sst_ui.lab import formats, gguf_file, mergekit
 from sst_ui.lab.card import FIGURE, card, figure
-from sst_ui.lab.formats import Job, Made
+from sst_ui.lab.formats import Job, Made, pretended
 from sst_ui.lab.measure import resolve
 from sst_ui.lab.verify import Verification, verify
 from sst_ui.metrics.results import MetricResult
@@ -176,9 +176,11 @@ def export(
     if verify < 0:
         raise UserError(f"verify is {verify}; give the number of prompts, or 0.")
     kind.check(host, recipe, rank)
+    host.live.refuse(pretended(host, recipe))
     out = Path(out).expanduser()
     with staged(out, force) as folder:
         edits = yield from resolve(host, recipe)
+        host.live.refuse(edits)
         started = time.monotonic()
         made = yield from kind.write(Job(host, recipe, edits, rounding, rank), folder)
         seconds = time.monotonic() - started

@@ -190,15 +190,15 @@ def _stream(live: "LiveEdits", edit: RowEdit) -> float:
             continue
         rows = edit.directions.vectors[number].double()
         factors = account.factors[number]
-        wanted, size = torch.zeros(len(seen.gave), len(rows)).double(), 0.0
+        wanted, size = torch.zeros(len(seen.out), len(rows)).double(), 0.0
         for role in KINDS:
             writer, alpha = architecture.writer(number, role), float(alphas[KINDS.index(role)])
             base, kept = _unedited(seen, writer)
             along = factors[role] * base @ rows.T  # [tokens, k]
             wanted += (1 - alpha) * kept * along
             size = max(size, float((kept * along).abs().max()))
-        found = (seen.gave - factors["stream"] * seen.into) @ rows.T
-        coarse = seen.eps * (seen.gave.abs() + seen.into.abs())  # what a sum in that type loses
+        found = (seen.out - factors["stream"] * seen.into) @ rows.T
+        coarse = seen.eps * (seen.out.abs() + seen.into.abs())  # what a sum in that type loses
         rounding = coarse.square() @ rows.square().T
         wrong = ((found - wanted).abs() - 4 * rounding.sqrt()).clamp_min(0).max()
         error = float(wrong) / max(size, 1e-30)

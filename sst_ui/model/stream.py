@@ -213,10 +213,10 @@ def _missing(seen: Seen, writers: list[Writer], layer: str) -> str:
         same = got is not None and got[0].shape == seen.written[writer.role].shape
         if not same or not _close(got[0], seen.written[writer.role], seen.eps):
             return f"{writer.norm_name} does not get what {writer.name} writes."
-    if seen.into is None or seen.into.shape != seen.gave.shape:
+    if seen.into is None or seen.into.shape != seen.out.shape:
         return f"{layer} does not return a residual stream of the shape that it gets."
     for writer in writers:
-        if seen.given(writer).shape != seen.gave.shape:
+        if seen.given(writer).shape != seen.out.shape:
             return f"{writer.name} writes another shape than {layer} returns."
         if not bool(seen.given(writer).isfinite().all()):
             return f"{writer.name} writes numbers that are not finite."
@@ -232,13 +232,13 @@ def _fit(seen: Seen, writers: list[Writer]) -> tuple[dict[str, float], float]:
     and the part of what is added that they leave unexplained."""
     names = ["stream", *(w.role for w in writers)]
     parts = torch.stack([seen.into, *(seen.given(w) for w in writers)])  # [1 + writers, tokens, d]
-    rounding = seen.eps * (parts.abs().sum(0) + seen.gave.abs())
+    rounding = seen.eps * (parts.abs().sum(0) + seen.out.abs())
     dtype = {torch.finfo(d).eps: d for d in (torch.float64, torch.float32)}.get(seen.eps)
     limit = tolerance(dtype)
 
     def unexplained(factors: Tensor) -> float:
         weighed = parts * factors[:, None, None]
-        rest = (seen.gave - weighed.sum(0)).abs() - rounding
+        rest = (seen.out - weighed.sum(0)).abs() - rounding
         size = weighed[1:].sum(0).norm()
         return float(rest.clamp_min(0).norm() / size.clamp_min(1e-30))
 
@@ -248,7 +248,7 @@ def _fit(seen: Seen, writers: list[Writer]) -> tuple[dict[str, float], float]:
     # Every number counts by how exactly it is known: a few features of a stream are far larger.
     weight = 1 / (rounding + seen.eps * rounding.mean() + 1e-300)
     columns = (parts * weight).flatten(1).mT
-    factors = torch.linalg.lstsq(columns, (seen.gave * weight).flatten()[:, None]).solution[:, 0]
+    factors = torch.linalg.lstsq(columns, (seen.out * weight).flatten()[:, None]).solution[:, 0]
     fitted = unexplained(factors) if bool(factors.isfinite().all()) else error
     if fitted <= limit and bool((factors.abs() > 1e-6).all()):
         return dict(zip(names, factors.tolist(), strict=True)), fitted
@@ -329,7 +329,7 @@ class _Finding:
         if changes := self._changes.get(number):
             name, kind, writer = changes[-1]
             return f"{beginning}: {name} ({kind}) changes the output of {writer}."
-        rest = seen.gave - seen.into - sum(seen.given(w) for w in writers)
+        rest = seen.out - seen.into - sum(seen.given(w) for w in writers)
         constant = rest.mean(0)
         if (rest - constant).norm() <= 1e-3 * rest.norm():
             return f"{beginning}: {self._bias(number, constant)} is added at every token."
