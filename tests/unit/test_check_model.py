@@ -1,8 +1,11 @@
 """The check looks at the model, not at modules alone: each layer adds what its modules write."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig
 
@@ -16,7 +19,9 @@ from sst_ui.model.fit import _overhead
 from sst_ui.model.generate import generate
 from sst_ui.model.kv_cache import fresh_cache
 from sst_ui.model.live import LiveEdits, RowEdit
+from sst_ui.model.lowered import lower
 from sst_ui.model.plan import stream_of, with_stream
+from sst_ui.model.rewrite import write_model
 from sst_ui.model.stream import watched
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, ModelSpec, Recipe
@@ -264,3 +269,34 @@ def test_a_model_that_cannot_be_run_says_so_in_one_line():
 
 def test_the_check_runs_on_the_byte_tokenizer_host_too(tiny_host):
     assert tiny_host("llama", tokenizer=byte_tokenizer()).live.account.error < 1e-6
+
+
+def test_the_two_errors_about_packed_experts_point_at_a_way_that_works(stored_host, tmp_path):
+    """gpt-oss as it is published: the experts are packed, and an adapter cannot hold them."""
+    host = stored_host("gpt_oss")
+    folder = tmp_path / "tiny-gpt_oss"
+    file, settings = folder / "model.safetensors", folder / "config.json"
+    every = load_file(file)
+    config = json.loads(settings.read_text())
+    packed = {
+        f"{name}_blocks" if name.endswith("experts.down_proj") else name: value.to(torch.uint8)
+        if name.endswith("experts.down_proj")
+        else value
+        for name, value in every.items()
+    }
+    save_file(packed, file)
+    settings.write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
+    one = (RowEdit(directions.random(host.layers, host.hidden), np.ones((host.layers, 2))),)
+    with pytest.raises(UserError, match=r"unpacked copy.*an adapter cannot") as model:
+        finish(write_model(host.spec, one, host.architecture, tmp_path / "out"))
+    with pytest.raises(UserError, match=r"no format can edit those.*unpacked") as adapter:
+        finish(lower(host, one))
+    assert "export an adapter" not in str(model.value)
+    assert "from that" in str(adapter.value)
+    # what both say: an unpacked copy
+    save_file(every, file, metadata={"format": "pt"})
+    settings.write_text(json.dumps(config))
+    done = finish(write_model(host.spec, one, host.architecture, tmp_path / "again"))
+    assert any(name.endswith("experts.down_proj") for name in done.changed)
+    with pytest.raises(UserError, match=r"format model\)\.$"):
+        finish(lower(host, one))
