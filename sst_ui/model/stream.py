@@ -38,7 +38,7 @@ class Seen:
         written: the same after the edits.
         normed: by role, what the norm behind the writer got and gave.
         calls: by role, how often the writer was called.
-        eps: rounding of the coarsest type that the sums were made in.
+        dtype: the coarsest type that the sums were made in.
     """
 
     into: Tensor | None = None
@@ -48,12 +48,18 @@ class Seen:
     written: dict[str, Tensor] = field(default_factory=dict)
     normed: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
-    eps: float = 0.0
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def eps(self) -> float:
+        """Relative rounding of that type."""
+        return torch.finfo(self.dtype).eps
 
     def kept(self, x: Tensor) -> Tensor:
         """A copy, and a note of how coarse the original is."""
-        self.eps = max(self.eps, torch.finfo(x.dtype).eps)
-        return x.detach().to("cpu", torch.float64, copy=True).reshape(-1, x.shape[-1])
+        if torch.finfo(x.dtype).eps > self.eps:
+            self.dtype = x.dtype
+        return x.detach().to("cpu", copy=True).double().reshape(-1, x.shape[-1])
 
     def given(self, writer: Writer) -> Tensor | None:
         """What the stream gets of a writer, up to a multiplier: behind its norm."""
@@ -117,11 +123,11 @@ def run_tokens(architecture: Architecture, rows: int = ROWS) -> None:
     Raises:
         UserError: it fails.
     """
-    embedding = architecture.decoder.get_input_embeddings()
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(embedding.weight.shape[0], (rows, TOKENS), generator=draw)
-    ids = ids.to(device_of(embedding))
     try:
+        embedding = architecture.decoder.get_input_embeddings()
+        ids = torch.randint(embedding.weight.shape[0], (rows, TOKENS), generator=draw)
+        ids = ids.to(device_of(embedding))
         architecture.decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise UserError(
@@ -233,8 +239,7 @@ def _fit(seen: Seen, writers: list[Writer]) -> tuple[dict[str, float], float]:
     names = ["stream", *(w.role for w in writers)]
     parts = torch.stack([seen.into, *(seen.given(w) for w in writers)])  # [1 + writers, tokens, d]
     rounding = seen.eps * (parts.abs().sum(0) + seen.out.abs())
-    dtype = {torch.finfo(d).eps: d for d in (torch.float64, torch.float32)}.get(seen.eps)
-    limit = tolerance(dtype)
+    limit = tolerance(seen.dtype)
 
     def unexplained(factors: Tensor) -> float:
         weighed = parts * factors[:, None, None]
