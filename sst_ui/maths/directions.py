@@ -6,6 +6,7 @@ estimators' formulas are in `estimators.py`.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
