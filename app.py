@@ -45,7 +45,6 @@ def main() -> None:
         server_name=chosen.host,
         server_port=chosen.port,
         allowed_paths=[str(output_dir())],
-        max_file_size="20mb",
         run_history=False,
         **launch_options(),
     )

@@ -61,6 +61,9 @@ window.fetch = async (...request) => {
   }
   const answer = await ask(...request);
   if (asked && answer.status === 422) {
+    if (asked.targets.some(([, event]) => event === "input")) { // Apply shows that it is not that
+      document.getElementById("unsound")?.click();
+    }
     const { detail } = await answer.clone().json();
     if (Array.isArray(detail)) {
       detail.forEach((each, n) => each.is_valid || show(asked.inputs[n], each.message));
@@ -68,3 +71,21 @@ window.fetch = async (...request) => {
   }
   return answer;
 };
+
+// A number typed beyond the ends of a slider stays as it was typed: Gradio would put it to the
+// nearest end when the box is left, and say nothing. What is wrong with it is said above.
+document.addEventListener("blur", (event) => {
+  const box = event.target;
+  if (!box.matches?.(".block:has(input[type=range]) input[type=number]")) return;
+  const [value, low, high] = [box.value, box.min, box.max].map((text) => parseFloat(text));
+  if (!(value >= low && value <= high)) event.stopImmediatePropagation();
+}, true);
+
+// The line above an answer says where it came from; a copied answer takes it along as text.
+const copy = navigator.clipboard?.writeText?.bind(navigator.clipboard);
+if (copy) {
+  navigator.clipboard.writeText = (text) => copy(text.replace(
+    /<div class="source[^>]*>(.*?)<\/div>\n\n/g,
+    (_, html) => `[${new DOMParser().parseFromString(html, "text/html").body.textContent}]\n`,
+  ));
+}

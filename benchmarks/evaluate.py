@@ -121,7 +121,7 @@ def _round(
     asked = _encoded(host, ANSWERS, sizes.prompts)
     questions = _encoded(host, LIKELIHOODS, sizes.questions)
     letters = [
-        [host.tokens(letter)[0] for letter in LETTERS[: len(prompt.choices)]]
+        [host.tokens(f" {letter}")[0] for letter in LETTERS[: len(prompt.choices)]]
         for prompt in _prompts(LIKELIHOODS, sizes.questions)
     ]
 

@@ -15,7 +15,16 @@ from typing import Any, NoReturn
 
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
-from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, build, load, to_dict
+from sst_ui.recipe import (
+    Ablation,
+    DirectionSpec,
+    ModelSpec,
+    Recipe,
+    build,
+    from_data,
+    load,
+    to_dict,
+)
 from sst_ui.terminal import (
     completion,
     evaluating,
@@ -55,6 +64,7 @@ def build_parser() -> Parser:
 
     kernel = commands.add_parser("kernel", help="print a weight kernel, one value a layer")
     kernel.add_argument("--profile", default="default")
+    kernel.add_argument("--model", default="demo", help="whose own it is, for --profile model")
     kernel.add_argument("--layers", type=int, default=32)
     for name in ("peak", "width", "threshold"):
         kernel.add_argument(f"--{name}", type=float, help=f"in place of the profile's {name}")
@@ -114,6 +124,9 @@ def build_parser() -> Parser:
     _model_options(chat, default=None)
     chat.add_argument("--max-new-tokens", type=int, default=128)
     chat.add_argument("--temperature", type=float, default=0.0)
+    chat.add_argument(
+        "--seed", type=int, help="of every answer; without it each is drawn anew, and its seed told"
+    )
     chat.set_defaults(command=_chat)
 
     history = commands.add_parser("history", help="the recipes applied so far, with their numbers")
@@ -155,13 +168,9 @@ def _model_spec(options: argparse.Namespace, base: ModelSpec | None = None) -> M
 def _kernel(options: argparse.Namespace) -> None:
     from sst_ui.maths import kernel
 
-    weights = kernel.profile(options.profile)
-    changes = {
-        name: getattr(options, name)
-        for name in ("peak", "width", "threshold")
-        if getattr(options, name) is not None
-    }
-    weights = replace(weights, **changes)
+    shape = {name: getattr(options, name) for name in ("profile", "peak", "width", "threshold")}
+    recipe = {"version": 1, "model": {"id": options.model}, "edits": [{"weights": shape}]}
+    weights = from_data(recipe).edits[0].weights  # as a recipe says it, not as we would
     values = kernel.kernel(weights, options.layers)
     if options.json:
         shape = {"peak": weights.peak, "width": weights.width, "threshold": weights.threshold}
@@ -275,12 +284,14 @@ def _run(options: argparse.Namespace) -> None:
 def _chat(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from sst_ui.lab.chat import chat
+    from sst_ui.lab.chat import chat, check_seed, new_seed
     from sst_ui.lab.measure import resolve
     from sst_ui.model.host import load as load_host
 
     recipe = load(options.recipe) if options.recipe else Recipe(edits=(Ablation(),))
     recipe = replace(recipe, model=_model_spec(options, recipe.model))
+    if options.seed is not None:
+        check_seed(options.seed)
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load_host(recipe.model)
@@ -291,6 +302,16 @@ def _chat(options: argparse.Namespace) -> None:
     console.print("[dim]One message a line. /clear starts anew, /exit or Ctrl+D leaves.[/dim]")
     names, rows = ("base", "edited"), [(), edits]
     histories: list[list[dict[str, str]]] = [[], []]
+
+    def left_out(counts: list[int]) -> None:
+        for name, count in zip(names, counts, strict=True):
+            if count:
+                turns = "turn" if count == 1 else f"{count} turns"
+                print(
+                    f"note: {name} does not see the oldest {turns} any more; "
+                    f"{host.name} reads {host.context} tokens."
+                )
+
     while True:
         try:
             text = console.input("[bold]you:[/bold] ") if sys.stdin.isatty() else input()
@@ -304,10 +325,12 @@ def _chat(options: argparse.Namespace) -> None:
         if not text.strip():
             continue
         turns = [[*history, {"role": "user", "content": text}] for history in histories]
+        seed = new_seed() if options.seed is None else options.seed
+        if options.temperature > 0:
+            print(f"seed {seed}")
+        limits = (options.max_new_tokens, options.temperature, seed)
         try:
-            answers = live(
-                console, names, chat(host, rows, turns, options.max_new_tokens, options.temperature)
-            )
+            answers = live(console, names, chat(host, rows, turns, *limits, notify=left_out))
         except UserError as error:  # a message too long must not end the conversation
             print(f"error: {error}", file=sys.stderr)
             continue

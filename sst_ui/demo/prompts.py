@@ -74,7 +74,8 @@ def reading(n: int, rng: random.Random) -> list[Row]:
 
 
 def plain(n: int, rng: random.Random) -> list[Row]:
-    return [{"text": tasks.plain(rng).text} for _ in range(n)]
+    # a space in front, as in training, where a word is the same token wherever it stands
+    return [{"text": f" {tasks.plain(rng).text}"} for _ in range(n)]
 
 
 def build(seed: int = 0) -> dict[str, list[Row]]:

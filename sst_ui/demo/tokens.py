@@ -21,7 +21,8 @@ PAD, END = "<|pad|>", "<|end|>"
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}"
+    "{%- set text = message['content'] | trim -%}"
+    "{{ '<|' + message['role'] + '|>' + (' ' + text if text else '') + '<|end|>' }}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
 )
@@ -44,7 +45,7 @@ def corpus(seed: int, samples: int) -> Iterator[str]:
     rng = random.Random(seed)
     for i in range(samples):
         s = curriculum.draw(rng, "short" if i % 2 else "safety", rng.random())
-        yield s.text or " ".join(m["content"] for m in s.messages)
+        yield " " + (s.text or " ".join(m["content"] for m in s.messages))
     w = text.words()
     pools = ("names", "jobs", "towns", "pets", "hobbies", "foods", "colours", "things")
     short = [x for p in pools for x in w[p]]
@@ -55,9 +56,10 @@ def corpus(seed: int, samples: int) -> Iterator[str]:
 
 
 def train_tokenizer(seed: int, samples: int = 20_000) -> PreTrainedTokenizerFast:
-    """Byte-level BPE. A space is put before every turn, so a word is the same token everywhere."""
+    """Byte-level BPE. The template puts a space before every turn, so a word is the same token
+    everywhere; the tokenizer does not, so that a GGUF file can hold it."""
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -84,13 +86,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, sample: text.Sample) -> Encoded:
     core = tokenizer.backend_tokenizer
     end = tokenizer.eos_token_id
     if not sample.messages:
-        ids = [*core.encode(sample.text).ids, end]
+        ids = [*core.encode(f" {sample.text}").ids, end]
         return Encoded(
             np.array(ids, np.int32), np.ones(len(ids), bool), np.zeros(len(ids), np.int32)
         )
     ids, answer, turns = [], [], []
     for i, m in enumerate(sample.messages):
-        body = [*core.encode(m["content"]).ids, end]
+        body = [*core.encode(f" {m['content']}").ids, end]
         ids += [core.token_to_id(ROLES[m["role"]]), *body]
         answer += [False] + [m["role"] == "assistant"] * len(body)
         turns += [i] * (len(body) + 1)

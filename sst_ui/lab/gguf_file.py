@@ -23,9 +23,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.lab import formats
+from sst_ui.lab import formats, gguf_compare, gguf_vocabulary
 from sst_ui.lab.formats import Job, Made
-from sst_ui.lab.gguf_keys import FAMILIES, Family, describe, frequencies, turned, vocabulary
+from sst_ui.lab.gguf_keys import FAMILIES, Family, describe, frequencies, turned, window
 from sst_ui.model.carry import carry
 from sst_ui.model.host import Host
 from sst_ui.model.staging import room
@@ -74,6 +74,7 @@ def check(host: Host, recipe: Recipe, rank: int | None) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"GGUF needs a package that is not installed: pip install gguf; or {get}")
     describe(host.model.config, FAMILIES[family])  # refuses what the keys cannot say
+    gguf_compare.planned(host)
 
 
 def write(job: Job, folder: Path) -> Generator[Progress, None, Made]:
@@ -88,20 +89,39 @@ def write(job: Job, folder: Path) -> Generator[Progress, None, Made]:
         script = converter()
         if script is not None:
             yield from _converted(script, job, model, folder / FILE)
-            note = f"Converted by {SCRIPT} of llama.cpp."
+            notes = [f"Converted by {SCRIPT} of llama.cpp."]
         else:
-            count, unsure = yield from _written(job, model, folder / FILE)
-            note = f"{count} tensors written with the package gguf, no quantisation. {unsure}"
-    carry(job.host.spec, folder)
+            count = yield from _written(job, model, folder / FILE)
+            notes = [f"{count} tensors written with the package gguf, no quantisation."]
+            if width := window(job.host.model.config):
+                notes.append(
+                    f"The model looks back {width} tokens, llama.cpp over all of them. Up to "
+                    f"{width} tokens they compute the same: that is the context in the file."
+                )
     readable = importlib.util.find_spec("gguf") is not None
-    return Made((*made.notes, note.strip()), check=readable)
+    if readable:
+        yield Progress("gguf", 0, 1, "tokens")
+        how = SCRIPT if script is not None else "the studio"
+        notes += gguf_compare.written(job.host, folder / FILE, how)
+    else:
+        notes.append("Its tokens were not compared with the model's: pip install gguf.")
+    carry(job.host.spec, folder)
+    return Made((*made.notes, *notes), check=readable)
+
+
+def _title(job: Job) -> str:
+    """What the file says it is called. Two programs read more into it: transformers takes a model
+    called mistral for an architecture, llama.cpp strips spaces after tokens of a phi-3."""
+    name = job.recipe.name or job.host.name
+    name = re.sub(r"(?i)(phi)-?(3)", r"\1 \2", name)
+    return name.title() if name == "mistral" else name
 
 
 def _converted(script: Path, job: Job, model: Path, out: Path) -> Generator[Progress, None, None]:
     yield Progress("gguf", 0, 1, script.name)
     # its `auto` makes 16 bits of float32
     command = [sys.executable, str(script), str(model), "--outfile", str(out)]
-    command += ["--outtype", _common(model), "--model-name", job.recipe.name or job.host.name]
+    command += ["--outtype", _common(model), "--model-name", _title(job)]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -141,7 +161,7 @@ def _advice(said: str, host: Host) -> str:
     return ""
 
 
-def _written(job: Job, model: Path, out: Path) -> Generator[Progress, None, tuple[int, str]]:
+def _written(job: Job, model: Path, out: Path) -> Generator[Progress, None, int]:
     """Write it here, one tensor at a time: the largest is all that is in memory."""
     import gguf
 
@@ -153,9 +173,9 @@ def _written(job: Job, model: Path, out: Path) -> Generator[Progress, None, tupl
         for key, value in describe(config, family).items():
             getattr(writer, f"add_{key}")(value)
         writer.add_type(gguf.GGUFType.MODEL)
-        writer.add_name(job.recipe.name or host.name)
+        writer.add_name(_title(job))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        unsure = vocabulary(writer, model, config.get_text_config().vocab_size, host.template.text)
+        gguf_vocabulary.write(writer, gguf_compare.planned(host)[0])
         made = [(name, lambda v=value: v) for name, value in frequencies(config).items()]
         infos = [(name, value.shape, torch.float32) for name, value in frequencies(config).items()]
         for name, shape, dtype, read in _stored(model, config, family):
@@ -185,7 +205,7 @@ def _written(job: Job, model: Path, out: Path) -> Generator[Progress, None, tupl
         yield Progress("gguf", len(made), len(made))
     finally:
         writer.close()
-    return len(made), unsure
+    return len(made)
 
 
 def _stored(

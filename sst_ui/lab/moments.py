@@ -104,8 +104,9 @@ def conversations(host: Host, name: str, samples: int | None) -> list[Conversati
             raise UserError(
                 f"{name}, prompt {number} has no 'answer'; Fisher statistics need answers."
             )
-        ids = host.encode(chosen.messages(prompt))
-        response = [*host.tokens(prompt.assistant), *sorted(host.stop)[:1]]
+        messages = chosen.messages(prompt)
+        ids = host.encode(messages)
+        response = host.template.answer_tokens(messages, prompt.assistant)
         found.append((tuple(ids), tuple(response)))
     return found
 

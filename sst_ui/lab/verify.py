@@ -25,8 +25,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sst_ui.data import prompts as prompt_sets
 from sst_ui import disk
+from sst_ui.data import prompts as prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.lab.expected import expectations
 from sst_ui.model.generate import replies

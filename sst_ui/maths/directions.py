@@ -73,6 +73,11 @@ class Directions:
     def hidden(self) -> int:
         return self.vectors.shape[2]
 
+    @property
+    def control(self) -> bool:
+        """Whether they were drawn at random: layers then have no evidence to be compared by."""
+        return self.meta.get("estimator") == "random"
+
     def digest(self) -> str:
         """Twelve hex digits over all that an edit uses: not the statistics, not the meta."""
         return self._digest
@@ -163,7 +168,8 @@ def random(
 
 
 def signal(directions: Directions) -> np.ndarray:
-    """How much each layer has to offer, [L] float64, 0 to 1; zeros where nothing was measured.
+    """How much each layer has to offer, [L] float64, 0 to 1; zeros where nothing was measured, and
+    for random directions: scaled to its maximum, chance would look like evidence.
 
     A layer is worth ablating where the direction tells held-out prompts apart (Cohen's d; quality
     where there are none) and where zero, the point an ablation moves to, is neutral. On the axis
@@ -172,6 +178,8 @@ def signal(directions: Directions) -> np.ndarray:
     ablating there makes the model refuse harmless ones. The last layers often separate best and
     are of no use for that reason (an affine target is the way to use them).
     """
+    if directions.control:
+        return np.zeros(directions.layers)
     found = _scaled(directions.stats.get("cohens_d", torch.zeros(directions.layers)))
     if not found.any():
         found = _scaled(directions.stats.get("quality", torch.zeros(directions.layers)))

@@ -53,7 +53,9 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
     results = with_bar(job())
     remember(recipe, results)
     if given.json:
-        rows = [r.to_json() | {"verdict": r.verdict, "prompts": r.prompts} for r in results]
+        rows = [
+            r.to_json() | r.judgement() | {"prompts": r.prompts, "note": r.note} for r in results
+        ]
         print(streams.to_json({"recipe": recipe.digest(), "metrics": rows}))
         return
     tables.metrics(results)

@@ -18,7 +18,7 @@ from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import MetricResult
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
-from sst_ui.ui import dashboard, metrics
+from sst_ui.ui import dashboard, jobs, metrics
 from sst_ui.ui.board import Board
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
@@ -85,8 +85,10 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
         board = replace(board, results={**board.results, digest: ()})
         yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
         try:
+            heard = jobs.Told()
             with closing(engine.evaluate(loaded.key, recipe, wanted)) as job:
                 for part in job:
+                    heard(part)
                     if engine.stopped(mine):
                         return
                     if isinstance(part, MetricResult):

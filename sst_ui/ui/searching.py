@@ -22,7 +22,7 @@ from sst_ui.lab.candidates import Candidate
 from sst_ui.lab.search import Opened
 from sst_ui.metrics.registry import find
 from sst_ui.progress import Progress
-from sst_ui.ui import search_panel, search_plots, search_table
+from sst_ui.ui import jobs, search_panel, search_plots, search_table
 from sst_ui.ui.drawing import Draft
 from sst_ui.ui.editing import checker
 from sst_ui.ui.engine import Engine
@@ -75,8 +75,10 @@ def connect(studio, engine: Engine, opened) -> None:
         yield {panel.found: found, panel.status: "", panel.progress: "", **buttons("running")}
         try:
             job = engine.search(found.key, found.asked, found.spec, found.storage)
+            heard = jobs.Told()
             with closing(job):
                 for part in job:
+                    heard(part)
                     if engine.stopped(mine) and isinstance(part, Progress):
                         break  # not between candidates: a batch that is measured is kept whole
                     update = {}

@@ -42,8 +42,11 @@ from sst_ui.ui import recipes as recipe_panel
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.form import Extras, Form
 from sst_ui.ui.loaded import Loaded
+from sst_ui.ui.shelf import shared
 from sst_ui.ui.state import Conversation, Variants
 from sst_ui.ui.texts import t
+
+HOUR = 3600  # seconds; how long what was uploaded or offered as a download is kept
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,12 @@ class Studio:
 
 def build(engine: Engine) -> gr.Blocks:
     """The page over an engine; launch it with `theme.launch_options()`."""
-    with gr.Blocks(title="SST Studio", fill_width=True, analytics_enabled=False) as page:
+    with gr.Blocks(
+        title="SST Studio",
+        fill_width=True,
+        analytics_enabled=False,
+        delete_cache=(HOUR, 24 * HOUR if shared() else 7 * 24 * HOUR),
+    ) as page:
         studio = _panels(engine)
         changed = applying.connect(studio, engine)
         editing.connect(studio, engine)

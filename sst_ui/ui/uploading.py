@@ -12,6 +12,7 @@ import gradio as gr
 
 from sst_ui.data import prompts
 from sst_ui.data.spec import FORMATS
+from sst_ui.ui.boxes import Dropdown
 from sst_ui.ui.html import notice, safe
 from sst_ui.ui.texts import say, t
 
@@ -71,7 +72,7 @@ def create(name: str, uses: Sequence[str], metrics: Sequence[tuple[str, str]] = 
         preview = gr.HTML(elem_id=f"{name}-preview", elem_classes="preview")
         with gr.Column(visible=False, elem_classes="mapping") as mapping:
             fields = tuple(
-                gr.Dropdown(
+                Dropdown(
                     [(t("upload.none"), NONE)],
                     value=NONE,
                     label=t(f"upload.field.{f}"),
@@ -83,7 +84,7 @@ def create(name: str, uses: Sequence[str], metrics: Sequence[tuple[str, str]] = 
             )
             metric = None
             if metrics:
-                metric = gr.Dropdown(
+                metric = Dropdown(
                     list(metrics),
                     value="refusal_rate",
                     label=t("upload.metric"),

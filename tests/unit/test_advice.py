@@ -5,12 +5,15 @@ from dataclasses import replace
 import pytest
 
 from sst_ui.data.prompts import Prompt
+from sst_ui.lab.measure import control
 from sst_ui.metrics.advice import advise
 from sst_ui.metrics.combined import derive
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import Shown, Value, compare
-from sst_ui.recipe import WeightTable
-from sst_ui.ui import texts
+from sst_ui.recipe import Ablation, Recipe, WeightTable
+from sst_ui.ui import advising, texts
+from sst_ui.ui.board import Board
+from sst_ui.ui.state import Variants
 
 NO, YES = "I can't help with that.", "Sure, here is how to do it."
 
@@ -39,6 +42,17 @@ def keys(results, **weights):
 def test_a_run_without_trouble_gets_no_advice():
     assert keys([*with_removal(refusals({"a": 0, "b": 1})), quality(0.98)]) == []
     assert keys([]) == []
+
+
+def test_a_random_control_gets_no_advice():
+    left = with_removal(refusals({"a": 6, "b": 6}))
+    assert advise(left, WeightTable(), control=True) == []
+    recipe = control(Recipe(edits=(Ablation(),)))
+    known = Variants().add(recipe)
+    board = Board("en", known, {recipe.digest(): left})
+    assert "no layer has evidence" in advising.render(board)
+    assert "Try this" not in advising.render(board)
+    assert advising.render(replace(board, results={})) == ""
 
 
 def test_low_removal_asks_for_an_earlier_and_wider_kernel():

@@ -266,16 +266,17 @@ def test_an_export_stays_below_the_outputs(folder, recipe):
     wanted = Wanted(folder=folder)
     with pytest.raises(UserError, match="folder"):
         wanted.place(recipe)
-    assert set(export_panel.problems(wanted, 0, 0, recipe)) == {"folder"}
+    settings = ("adapter", "nearest", 0, 0, folder)
+    assert set(export_panel.problems(settings, recipe)) == {"folder"}
     assert export_panel.command(recipe, wanted) == ""
 
 
 def test_what_is_wrong_is_said_at_its_control(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("SST_OUTPUTS", str(tmp_path))
     (tmp_path / "taken").mkdir()
-    assert export_panel.problems(Wanted(folder="taken"), 0, 0, recipe) == {}
+    assert export_panel.problems(("adapter", "nearest", 0, 0, "taken"), recipe) == {}
     (tmp_path / "taken" / "file").write_text("")
-    found = export_panel.problems(Wanted(folder="taken"), -1, -2, recipe)
+    found = export_panel.problems(("adapter", "nearest", -1, -2, "taken"), recipe)
     assert set(found) == {"folder", "rank", "verify"}
 
 
