@@ -160,13 +160,20 @@ def settle(part: Path, goal: Path) -> None:
     sync_folder(goal.parent)
 
 
-@cache
 def temporary() -> Path:
     """The folder of this process for all that is temporary: gone when it ends, and if it was killed
     when the next one begins.
 
     Raises OSError where the system's folder for such things cannot be written to.
     """
+    if not (folder := _temporary()).is_dir():  # somebody tidied up
+        _temporary.cache_clear()
+        folder = _temporary()
+    return folder
+
+
+@cache
+def _temporary() -> Path:
     stack = ExitStack()
     folder = stack.enter_context(claimed(Path(tempfile.gettempdir()).absolute() / "sst-studio"))
     atexit.register(stack.close)
