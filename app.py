@@ -31,11 +31,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     os.environ.pop("GRADIO_SERVER_NAME", None)  # Gradio would look for a free port by it, IPv4 only
 
+    from sst_ui import disk
     from sst_ui.paths import output_dir
     from sst_ui.recipe import ModelSpec
     from sst_ui.ui import Engine, build, launch_options
 
     os.environ["GRADIO_SERVER_NAME"] = chosen.host  # whoever asks whether others can come in
+    disk.sweep(output_dir())  # what was being exported when the program was killed
     engine = Engine(ModelSpec(id=chosen.model))
     page = build(engine)
     address.launch(

@@ -18,10 +18,10 @@ from sst_ui.paths import cache_dir
 log = logging.getLogger(__name__)
 SETTING = "SST_CACHE_GB"
 LIMIT = 4.0  # GB of all entries together, unless the setting says another number
-KINDS = ("directions", "moments", "residuals")
+KINDS = ("directions", "fingerprints", "moments", "residuals")
 # what `place` names, and what earlier versions may have left half written; nothing else is removed,
 # wherever SST_CACHE points to
-ENTRY = re.compile(r"\.?[0-9a-f]{12,64}\.(safetensors|(safetensors\.[0-9a-f]{8}\.)?part)")
+ENTRY = re.compile(r"\.?[0-9a-f]{12,64}\.(json|safetensors|(safetensors\.[0-9a-f]{8}\.)?part)")
 _told: set[str] = set()
 
 

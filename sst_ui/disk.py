@@ -8,14 +8,17 @@ its writer still lives (process numbers come again, and mean nothing from anothe
 next one that writes beside it removes what the dead have left.
 """
 
+import atexit
 import errno
 import os
 import re
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -155,6 +158,26 @@ def settle(part: Path, goal: Path) -> None:
     sync_file(part)
     os.replace(part, goal)
     sync_folder(goal.parent)
+
+
+def temporary() -> Path:
+    """The folder of this process for all that is temporary: gone when it ends, and if it was killed
+    when the next one begins.
+
+    Raises OSError where the system's folder for such things cannot be written to.
+    """
+    if not (folder := _temporary()).is_dir():  # somebody tidied up
+        _temporary.cache_clear()
+        folder = _temporary()
+    return folder
+
+
+@cache
+def _temporary() -> Path:
+    stack = ExitStack()
+    folder = stack.enter_context(claimed(Path(tempfile.gettempdir()).absolute() / "sst-studio"))
+    atexit.register(stack.close)
+    return folder
 
 
 def probe(path: str | Path) -> None:
@@ -344,10 +367,15 @@ def _old(folder: Path) -> bool:
 
 def about(error: BaseException, goal: Path) -> bool:
     """Whether a refusal is about what was being written to a goal, not a file that was read."""
-    name = getattr(error, "filename", None)
-    if not isinstance(name, str | bytes | os.PathLike):
+    names = [getattr(error, name, None) for name in ("filename", "filename2")]  # of a copy: both
+    names = [name for name in names if isinstance(name, str | bytes | os.PathLike)]
+    if not names:
         return refusal(error) in (*FULL, *FORBIDDEN, errno.EIO)
-    path = Path(os.fsdecode(name)).absolute()
+    return any(_near(Path(os.fsdecode(name)).absolute(), goal) for name in names)
+
+
+def _near(path: Path, goal: Path) -> bool:
+    """Whether a path is a goal, the hidden folder beside it, in one of them, or above both."""
     if path == goal.parent or path in goal.parents:
         return True
     if goal.parent not in path.parents:

@@ -192,7 +192,7 @@ class History:
     def _open(self, reading: bool = False) -> Iterator[sqlite3.Connection | None]:
         """A transaction on the file; None where there is nothing to read yet."""
         try:
-            if reading and not self.path.exists():
+            if reading and not self._begun():
                 yield None
                 return
             if not reading:
@@ -216,6 +216,13 @@ class History:
             raise UserError(self._broken(str(error))) from error
         except OSError as error:
             raise self._refused(error.strerror or str(error)) from error
+
+    def _begun(self) -> bool:
+        """Whether there is anything to read; a file without a byte is one that was never begun."""
+        try:
+            return self.path.stat().st_size > 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _connected(self, reading: bool) -> sqlite3.Connection:
         """The file, opened and of our layout; one on a disk without rights can still be read."""

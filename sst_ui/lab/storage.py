@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 BEAT = 60  # seconds
 SILENT = 300  # seconds after which a trial of another machine counts as lost
-FAILURES = (SQLAlchemyError, StorageInternalError, ValueError, ImportError, OSError)
+FAILURES = (SQLAlchemyError, StorageInternalError, ValueError, ImportError, OSError, RuntimeError)
 PATIENCE = 60  # seconds that a process waits for another one to have written
 
 
@@ -153,8 +153,9 @@ def unusable(url: str | None, error: BaseException) -> UserError:
     cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None)
     if disk.damaged(cause) and not url:
         return _set_aside(cause)
-    words = " ".join(str(cause or error).split())[:200].rstrip(".")
-    home = "" if url else " SST_HOME names another folder; '--storage memory' keeps nothing."
+    said = error.strerror if isinstance(error, OSError) and error.strerror else cause or error
+    words = " ".join(str(said).split())[:200].rstrip(".")
+    home = "" if url else " Set SST_HOME to another folder; --storage memory keeps nothing."
     left = " It is left as it is; give another one." if disk.damaged(cause) else ""
     return UserError(f"the storage {url or default_storage()} cannot be used: {words}.{home}{left}")
 

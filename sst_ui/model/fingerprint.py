@@ -5,25 +5,21 @@ it is read once more. The change time is among them because no program can set i
 the modification time.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from uuid import uuid4
 
+from sst_ui import cache
 from sst_ui.errors import UserError
-from sst_ui.paths import cache_dir
 from sst_ui.progress import Progress
 
 PIECE = 1 << 24  # bytes read between two signs of progress
-KEEP = 1024  # files that are remembered, those asked for last
 # Seconds. A file written to shortly before it was read could be written to again within the same
 # tick of the clock, and nothing would have moved; so it is not remembered yet.
 FRESH = 2.0
-LEFT = 3600.0  # seconds after which an unfinished memo is that of a process that is gone
 
 Stamp = tuple[int, int, int, int, int]
 
@@ -75,46 +71,24 @@ def _memo(path: Path) -> tuple[str, Path]:
     """A file's real path, and where its hash is kept."""
     real = os.path.realpath(path)
     key = hashlib.sha256(os.fsencode(real)).hexdigest()[:32]
-    return ascii(real), cache_dir() / "fingerprints" / f"{key}.json"
+    return ascii(real), cache.place("fingerprints", f"{key}.json")
 
 
 def _recall(path: Path, now: Stamp) -> str | None:
     """What a file hashed to, if it has not moved since; a damaged memo counts as none."""
     real, memo = _memo(path)
-    try:
-        kept = json.loads(memo.read_text(encoding="utf-8"))
-        if kept["path"] != real or tuple(kept["stamp"]) != now:
+    with cache.used(memo) as there:
+        try:
+            kept = json.loads(memo.read_text(encoding="utf-8")) if there else {}
+            if kept["path"] != real or tuple(kept["stamp"]) != now:
+                return None
+            found = kept["sha256"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        found = kept["sha256"]
-        if not isinstance(found, str) or len(found) != 64:
-            return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    with contextlib.suppress(OSError):
-        os.utime(memo)  # asked for now
-    return found
+    return found if isinstance(found, str) and len(found) == 64 else None
 
 
 def _remember(path: Path, when: Stamp, found: str) -> None:
     real, memo = _memo(path)
-    part = memo.with_name(f".{memo.name}.{uuid4().hex[:8]}")
-    with contextlib.suppress(OSError):  # a full disk costs time, nothing else
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_text(json.dumps({"path": real, "stamp": when, "sha256": found}), "utf-8")
-            os.replace(part, memo)
-        finally:
-            part.unlink(missing_ok=True)
-        _prune(memo.parent)
-
-
-def _prune(folder: Path) -> None:
-    """Keep the memos asked for last; others may prune at the same time."""
-    times = {}
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            times[path] = path.stat().st_mtime
-    memos = sorted((p for p in times if p.suffix == ".json" and p.name[0] != "."), key=times.get)
-    left = [p for p in times if p.name[0] == "." and times[p] < time.time() - LEFT]
-    for path in [*memos[:-KEEP], *left]:
-        path.unlink(missing_ok=True)
+    text = json.dumps({"path": real, "stamp": when, "sha256": found})
+    cache.keep(memo, lambda part: part.write_text(text, encoding="utf-8"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from sst_ui import disk
 from sst_ui import recipe as recipes
 from sst_ui.metrics import export
 from sst_ui.ui import advising, answers, comparing, metrics, variants
@@ -73,7 +74,7 @@ def files(board: Board) -> list[dict]:
 @cache
 def _folder() -> Path:
     """A folder that lives as long as the program; a download is copied out of it at once."""
-    _folder.kept = tempfile.TemporaryDirectory(prefix="sst-studio-")
+    _folder.kept = tempfile.TemporaryDirectory(prefix="files-", dir=disk.temporary())
     return Path(_folder.kept.name)
 
 

@@ -18,9 +18,11 @@ import gradio as gr
 from huggingface_hub import get_token
 from huggingface_hub.utils import validate_repo_id
 
+from sst_ui import disk
 from sst_ui.errors import UserError, unknown
 from sst_ui.lab.export import FORMATS, ROUNDINGS
 from sst_ui.metrics.export import stem
+from sst_ui.model.staging import MANIFEST
 from sst_ui.paths import output_dir
 from sst_ui.recipe import Recipe
 from sst_ui.ui.boxes import Dropdown, Number, Radio
@@ -282,9 +284,9 @@ def check_repo(name: str) -> None:
 
 def archive(folder: Path, name: str) -> Path:
     """The folder as one zip file, in a temporary place of its own."""
-    path = Path(tempfile.mkdtemp(prefix="sst-export-")) / f"{name}.zip"
+    path = Path(tempfile.mkdtemp(prefix="export-", dir=disk.temporary())) / f"{name}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:  # weights do not get smaller
         for item in sorted(folder.rglob("*")):
-            if item.is_file():
+            if item.is_file() and item.name != MANIFEST:  # that is about this place
                 file.write(item, f"{name}/{item.relative_to(folder).as_posix()}")
     return path

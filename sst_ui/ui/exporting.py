@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.lab.publish import push as publish
 from sst_ui.metrics.export import stem
@@ -106,7 +107,7 @@ def connect(studio, engine: Engine) -> None:
         try:
             out = wanted.place(recipe)
             if shared():
-                out = Path(tempfile.mkdtemp(prefix="sst-export-")) / out.name
+                out = Path(tempfile.mkdtemp(prefix="export-", dir=disk.temporary())) / out.name
             done = yield from watched(
                 lang,
                 engine.export(

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import gradio as gr
 
+from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.lab.aims import aims, searched
 from sst_ui.lab.candidates import Candidate
@@ -122,7 +123,7 @@ def connect(studio, engine: Engine, opened) -> None:
             return
         folder = before.folder
         if shared() and folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="sst-search-"))
+            folder = Path(tempfile.mkdtemp(prefix="search-", dir=disk.temporary()))
         found = Found(
             asked=recipe, spec=wanted, key=draft.loaded.key, recipe=recipe,
             layers=draft.loaded.layers, folder=folder,

@@ -231,17 +231,16 @@ def test_a_damaged_memo_counts_as_none(folder, cache, memo):
 
 
 def test_memos_are_bounded_and_nothing_unfinished_stays(folder, cache, monkeypatch):
-    monkeypatch.setattr(fingerprint, "KEEP", 3)
-    cache.mkdir(parents=True)
-    left = cache / ".gone.json.1234"
-    left.write_text("")
-    os.utime(left, (1, 1))
+    (left := cache / ".gone.json.partial-0123abcd").mkdir(parents=True)
     for number in range(5):
         path = folder / f"{number}.bin"
         path.write_bytes(b"x")
         finish(fingerprints([path]))
-        os.utime(max(cache.glob("*.json"), key=os.path.getmtime), (100 + number, 100 + number))
-    assert len(list(cache.iterdir())) == 3
+        newest = max(cache.glob("*.json"), key=os.path.getmtime)
+        os.utime(newest, (100 + number, 100 + number))
+        monkeypatch.setenv("SST_CACHE_GB", str(3.5 * newest.stat().st_size / 1e9))
+    assert len(list(cache.glob("*.json"))) == 3
+    assert not left.exists()
 
 
 def test_the_live_model_does_not_change_with_its_files(folder):
