@@ -22,8 +22,8 @@ Reads = Literal["answer", "choice", "first_words", "divergence", "text"]
 Row = TypeVar("Row")
 
 # Changes up to this size are negligible, however sure they are; a metric may set its own.
-# A percentage point; a hundredth of a ROUGE-L F1; 0.1 nats of log-odds; of KL 0.01 nats/token, about
-# 1 % of a token's probability; of perplexity the same, since means are compared before exp.
+# A percentage point; a hundredth of a ROUGE-L F1; 0.1 nats of log-odds; of KL 0.01 nats/token,
+# about 1 % of a token's probability; of perplexity the same, since means are compared before exp.
 NEGLIGIBLE: Mapping[Unit, float] = {
     "rate": 0.01, "score": 0.01, "nats": 0.1, "nats/token": 0.01, "perplexity": 0.01,
 }  # fmt: skip
