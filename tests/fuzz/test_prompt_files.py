@@ -29,8 +29,24 @@ TEXT = st.text(
 )
 NAMES = st.one_of(
     st.sampled_from(
-        "prompt text answer choices context topic system answerable instruction input Behavior"
-        " ContextString A B aliases pair".split()
+        [
+            "prompt",
+            "text",
+            "answer",
+            "choices",
+            "context",
+            "topic",
+            "system",
+            "answerable",
+            "instruction",
+            "input",
+            "Behavior",
+            "ContextString",
+            "A",
+            "B",
+            "aliases",
+            "pair",
+        ]
     ),
     TEXT,
 )
@@ -129,8 +145,27 @@ def test_a_good_file_with_a_damaged_place(tmp_path, whole, suffix, place, gone, 
 
 KEYS = st.one_of(
     st.sampled_from(
-        "prompt answer choices topic slice split config revision shots shots_file shots_split file"
-        " where.topic set.system set.topic where. unanswerable text context".split()
+        [
+            "prompt",
+            "answer",
+            "choices",
+            "topic",
+            "slice",
+            "split",
+            "config",
+            "revision",
+            "shots",
+            "shots_file",
+            "shots_split",
+            "file",
+            "where.topic",
+            "set.system",
+            "set.topic",
+            "where.",
+            "unanswerable",
+            "text",
+            "context",
+        ]
     ),
     TEXT,
 )
