@@ -73,6 +73,8 @@ def draw(studio, engine: Engine, draft: Draft) -> dict:
     notes = [notice(_warning(lang, key, values), "warn") for key, values in found]
     if draft.loaded.key and not signals:
         notes.append(notice(say(lang, "warn.unmeasured"), "info"))
+    if not all(free(draft.form).values()):
+        notes.append(notice(say(lang, "weights.exclude"), "info"))
     figure = plots.curve(
         lang,
         kernel.table(weights, layers),

@@ -242,6 +242,8 @@ def connect(studio, engine: Engine) -> None:
 
     @guarded
     def upload(lang, path, *values):
+        if not path:
+            return {}
         try:
             text = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError:
