@@ -13,11 +13,11 @@ from sst_ui.ui import dashboard, studio, talking, theme
 from sst_ui.ui.board import Board
 from sst_ui.ui.chat import BASE, EDITED
 from sst_ui.ui.state import Conversation, Source, Turn, Variants
+from tests.patience import SECONDS
 from tests.wiring.test_results import handler, measured
 from tests.wiring.test_wiring import with_strength
 
 WINDOW = SimpleNamespace(session_hash="one window")
-HELD = 60  # seconds in which a machine that is not hung does a step
 
 
 def part(update, page, name):
@@ -133,7 +133,7 @@ def held(engine, monkeypatch):
             for i in range(1, 1000):
                 yield [f"{'left ' * i}", f"{'right ' * i}"]
                 begun.release()
-                assert go.acquire(timeout=HELD)
+                assert go.acquire(timeout=SECONDS)
         finally:
             closed.append(True)
 
@@ -154,7 +154,7 @@ def running(page, engine, known, held):
     thread = threading.Thread(target=drive)
     thread.start()
     for _ in range(3):
-        assert held.begun.acquire(timeout=HELD)
+        assert held.begun.acquire(timeout=SECONDS)
     return thread, updates
 
 
@@ -166,7 +166,7 @@ def test_edit_while_it_streams_takes_the_message_back_and_the_answer_falls_silen
     held.go.release(1000)
     update = handler(page, talking, "edit")("en", WINDOW, talk)
     count = len(updates)
-    thread.join(HELD)
+    thread.join(SECONDS)
     assert held.closed
     assert part(update, page, "box") == "Hello"
     assert state(update) == Conversation()
@@ -181,7 +181,7 @@ def test_regenerate_while_it_streams_takes_the_place_of_the_answer(page, engine,
     steps = ask(page, engine, "again", known, talk)
     first = next(steps)
     count = len(updates)
-    thread.join(HELD)
+    thread.join(SECONDS)
     assert len(updates) == count
     assert state(first).turns[-1].answers == ("", "")
     assert part(first, page, "stop")["visible"] is True
@@ -195,7 +195,7 @@ def test_stop_keeps_what_there_is_and_only_in_its_own_window(page, engine, known
     assert part(other, page, "send")["visible"] is True  # nothing runs there
     assert part(stop("en", WINDOW), page, "stop")["interactive"] is False
     held.go.release(1000)
-    thread.join(HELD)
+    thread.join(SECONDS)
     kept = state(updates[-1]).turns[-1].answers
     assert kept[0].startswith("left left")
     assert part(updates[-1], page, "send")["visible"] is True
