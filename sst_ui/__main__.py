@@ -17,6 +17,7 @@ from sst_ui.errors import UserError, line_of
 from sst_ui.progress import Progress
 from sst_ui.recipe import (
     LAYERS,
+    SEEDS,
     Ablation,
     DirectionSpec,
     ModelSpec,
@@ -127,7 +128,9 @@ def build_parser() -> Parser:
     chat.add_argument("--max-new-tokens", type=whole(1, 4096), default=128)
     chat.add_argument("--temperature", type=real(0, 2), default=0.0)
     chat.add_argument(
-        "--seed", type=int, help="of every answer; without it each is drawn anew, and its seed told"
+        "--seed",
+        type=whole(0, SEEDS),
+        help="of every answer; without it each is drawn anew, and its seed told",
     )
     chat.set_defaults(command=_chat)
 
@@ -286,14 +289,12 @@ def _run(options: argparse.Namespace) -> None:
 def _chat(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from sst_ui.lab.chat import chat, check_seed, new_seed
+    from sst_ui.lab.chat import chat, new_seed
     from sst_ui.lab.measure import resolve
     from sst_ui.model.host import load as load_host
 
     recipe = load(options.recipe) if options.recipe else Recipe(edits=(Ablation(),))
     recipe = replace(recipe, model=_model_spec(options, recipe.model))
-    if options.seed is not None:
-        check_seed(options.seed)
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load_host(recipe.model)

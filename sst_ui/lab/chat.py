@@ -14,9 +14,9 @@ from sst_ui.model.generate import stream
 from sst_ui.model.host import Host
 from sst_ui.model.reasoning import split
 from sst_ui.model.template import Message
+from sst_ui.recipe import SEEDS
 
 PER_SECOND = 25  # texts a second that a screen can take
-SEEDS = 2**32  # a seed is 0 or more and below this
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,7 @@ class Fitted:
 
 def new_seed() -> int:
     """A seed that nobody chose, for an answer drawn anew; whoever keeps it has that one again."""
-    return secrets.randbelow(SEEDS)
-
-
-def check_seed(seed: int) -> int:
-    """The seed.
-
-    Raises:
-        UserError: it is not 0 to 2³² − 1.
-    """
-    if not 0 <= seed < SEEDS:
-        raise UserError(f"the seed is {seed:.12g}; it must be 0 to {SEEDS - 1}.")
-    return seed
+    return secrets.randbelow(SEEDS + 1)
 
 
 def fit(host: Host, messages: Sequence[Message], max_new_tokens: int) -> Fitted:

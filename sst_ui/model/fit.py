@@ -245,8 +245,9 @@ def _overhead(config: PreTrainedConfig, itemsize: int) -> int:
     text = config.get_text_config()
     tokens = min(CHAT, getattr(text, "max_position_embeddings", None) or CHAT)
     kept = 0  # numbers a token leaves in all layers; their shapes may differ (Gemma 4)
-    layers = [text] * getattr(text, "num_hidden_layers", 0)
-    for layer in getattr(text, "per_layer_config", layers):
+    depth = getattr(text, "num_hidden_layers", 0)  # wrong ones are refused with the skeleton
+    alike = [text] * depth
+    for layer in getattr(text, "per_layer_config", alike) if depth > 0 else alike:
         heads = getattr(layer, "num_attention_heads", 1) or 1
         kv = getattr(layer, "num_key_value_heads", None) or heads
         width = getattr(layer, "head_dim", None) or getattr(layer, "hidden_size", 0) // heads

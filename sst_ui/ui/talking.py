@@ -11,8 +11,9 @@ from dataclasses import replace
 import gradio as gr
 
 from sst_ui.errors import UserError
-from sst_ui.lab.chat import check_seed, new_seed
+from sst_ui.lab.chat import new_seed
 from sst_ui.lab.versus import utility_only
+from sst_ui.recipe import check_seed
 from sst_ui.ui import plots
 from sst_ui.ui.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
 from sst_ui.ui.engine import Engine
@@ -126,7 +127,8 @@ def drawn(tokens, temperature, seed) -> tuple[int, float, int]:
         if not low <= values[name] <= high:
             raise UserError(f"chat.{name} is {values[name]:.12g}; it must be {low} to {high}.")
     typed = str("" if seed is None else seed).strip()
-    chosen = check_seed(whole("chat.seed", typed)) if typed else new_seed()
+    chosen = int(whole("chat.seed", typed)) if typed else new_seed()
+    check_seed("chat.seed", chosen)
     return int(values["tokens"]), values["temperature"], chosen
 
 

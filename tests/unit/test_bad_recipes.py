@@ -165,7 +165,7 @@ def test_a_name_that_no_file_can_have_is_not_found(host, name):
         (b"[" * 100_000, "cannot be read"),
         (b"[1]", "is not a JSON object"),
         (b'{"peft_type": "LORA", "r": %s}' % (b"9" * 5000), "cannot be read"),
-        (b'{"peft_type": "LORA", "rank_pattern": [1]}', "rank_pattern to .1.; it must be a map"),
+        (b'{"peft_type": "LORA", "rank_pattern": [1]}', "rank_pattern to .1.; it must be a table"),
     ],
     ids=["empty", "binary", "deep", "list", "digits", "pattern"],
 )

@@ -148,7 +148,7 @@ def test_all_that_is_wrong_is_said_at_once(engine):
     values, extras = show(engine.first_recipe())
     broken = values._replace(peak=None, width="abc", samples=2.5, seed=1e300)
     found = form.wrong(broken, extras, engine.loaded.spec, values)
-    assert set(found) == {"peak", "width", "samples"}
+    assert set(found) == {"peak", "width", "samples", "seed"}
     assert "whole number" in found["samples"]
     assert all(len(text) < 100 for text in found.values())
 
