@@ -184,9 +184,9 @@ def _stream(live: "LiveEdits", edit: RowEdit) -> float:
     with live.applied(plan), watched(architecture) as layers:
         run_tokens(architecture, rows=1)
     largest = 0.0
-    for number, seen in enumerate(layers):
+    for number, seen in enumerate(seen.finite() for seen in layers):
         alphas = edit.alpha[number]
-        if not alphas.any():
+        if not alphas.any() or not len(seen.out):
             continue
         rows = edit.directions.vectors[number].double()
         factors = account.factors[number]

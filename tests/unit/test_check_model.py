@@ -300,3 +300,22 @@ def test_the_two_errors_about_packed_experts_point_at_a_way_that_works(stored_ho
     assert any(name.endswith("experts.down_proj") for name in done.changed)
     with pytest.raises(UserError, match=r"format model\)\.$"):
         finish(lower(host, one))
+
+
+def test_a_module_that_computes_more_than_its_weight_says_is_refused():
+    """Live its whole output would be edited, in the files its weight alone."""
+    model = tiny("llama")
+    module = model.model.layers[0].mlp.down_proj
+    inner = module.forward
+    module.forward = lambda x: inner(x) + 0.5
+    refused(live_of(model), r"layers\.0\.mlp\.down_proj \(Linear\) computes something else")
+
+
+@pytest.mark.parametrize("where", ["model.layers.1.mlp", "model.layers.1.mlp.experts"])
+def test_a_norm_hooked_behind_experts_is_noticed_too(where):
+    model = tiny("qwen3_moe")
+    norm = nn.RMSNorm(HIDDEN)
+    model.get_submodule(where).register_forward_hook(
+        lambda module, args, output: with_stream(output, norm(stream_of(output)))
+    )
+    refused(live_of(model), r"model\.layers\.1\.mlp")
