@@ -136,7 +136,9 @@ def load(spec: ModelSpec) -> Generator[Progress, None, Host]:
         spec, folder, source.weights(), source.commit, host.template.text, report.dtype
     )
     host.files = contents(folder, source.weights(), source.commit)
-    yield Progress("hooks", 1, 1, f"{host.layers} layers of {host.hidden}")
+    odd = len(host.live.account.problems)
+    more = f"; {odd} of them do not add up and cannot be ablated" if odd else ""
+    yield Progress("hooks", 1, 1, f"{host.layers} layers of {host.hidden}{more}")
     return host
 
 
