@@ -184,23 +184,25 @@ def _stream(live: "LiveEdits", edit: RowEdit) -> float:
     with live.applied(plan), watched(architecture) as layers:
         run_tokens(architecture, rows=1)
     largest = 0.0
-    for number, seen in enumerate(layers):
+    for number, seen in enumerate(seen.finite() for seen in layers):
         alphas = edit.alpha[number]
-        if not alphas.any():
+        if not alphas.any() or not len(seen.out):
             continue
         rows = edit.directions.vectors[number].double()
         factors = account.factors[number]
         wanted, size = torch.zeros(len(seen.out), len(rows)).double(), 0.0
+        coarse = seen.out.abs() + seen.into.abs()
         for role in KINDS:
             writer, alpha = architecture.writer(number, role), float(alphas[KINDS.index(role)])
             base, kept = _unedited(seen, writer)
             along = factors[role] * base @ rows.T  # [tokens, k]
             wanted += (1 - alpha) * kept * along
             size = max(size, float((kept * along).abs().max()))
+            coarse += (factors[role] * kept * base).abs()
         found = (seen.out - factors["stream"] * seen.into) @ rows.T
-        coarse = seen.eps * (seen.out.abs() + seen.into.abs())  # what a sum in that type loses
-        rounding = coarse.square() @ rows.square().T
-        wrong = ((found - wanted).abs() - 4 * rounding.sqrt()).clamp_min(0).max()
+        # In that type nothing is more exact; of what was removed before, rounding alone is left.
+        rounding = seen.eps * (coarse.square() @ rows.square().T).sqrt()
+        wrong = ((found - wanted).abs() - 4 * rounding).clamp_min(0).max()
         error = float(wrong) / max(size, 1e-30)
         if not error <= TOLERANCE.get(seen.dtype, HALF_TOLERANCE):
             raise UserError(
@@ -256,7 +258,7 @@ def _residuals(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
         wrong = (after @ rows.T - wanted).abs()
         wrong -= seen.eps * (before.abs() @ rows.abs().T)  # the stream is kept in its own type
         size = max(float(wanted.abs().max()), float((before @ rows.T).abs().max()))
-        error = float(wrong.clamp_min(0).max()) / size
+        error = float(wrong.clamp_min(0).max()) / max(size, 1e-30)
         change = float(((wanted - before @ rows.T) @ rows).abs().max())
         found.append(_finding(name, before, after, change, error, seen.eps))
     return found

@@ -174,9 +174,17 @@ def load(spec: ModelSpec) -> Generator[Progress, None, Host]:
         raise UserError(f"the files of {source.name} changed while they were loaded; try again.")
     yield Progress("hooks", 0, 1)
     host = Host(spec, model, tokenizer, name=source.name)
-    host.files, host.warnings = files, warnings
+    host.files = files
     host.digest = identity(spec, files, host.template.text, report.dtype)
     _try(host)
+    odd = len(host.live.account.problems)
+    if odd:
+        do, are = ("does", "it is") if odd == 1 else ("do", "they are")
+        warnings += (
+            f"{odd} of {host.layers} layers {do} not add up to what "
+            f"{'its' if odd == 1 else 'their'} modules write; {are} not ablated.",
+        )
+    host.warnings = warnings
     for warning in warnings:
         yield Progress("hooks", 0, 1, warning=warning)
     yield Progress("hooks", 1, 1, f"{host.layers} layers of {host.hidden}")

@@ -144,7 +144,8 @@ class LiveEdits:
         family, problems = self.architecture.model_type, self.account.problems
         for edit in edits:
             if isinstance(edit, RowDelta):
-                if idle := sorted(self.account.uncalled & edit.active().keys()):
+                idle = self.account.uncalled
+                if idle and (idle := sorted(idle & edit.active().keys())):
                     raise UserError(
                         f"this {family} does not call {fold(idle)}: it uses the weight in another "
                         "way, which a live adapter does not reach. Leave that module out."

@@ -10,7 +10,7 @@ export or in both.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,26 @@ class Seen:
             self.dtype = x.dtype
         return x.detach().to("cpu", copy=True).double().reshape(-1, x.shape[-1])
 
+    def finite(self) -> "Seen":
+        """The same without tokens at which some number is not finite (half precision overflows)."""
+        if self.into is None or self.out is None:
+            return self
+        beside = [*self.wrote.values(), *self.written.values()]
+        beside += [x for pair in self.normed.values() for x in pair]
+        every = [self.into, self.gave, self.out, *beside]
+        if len({len(x) for x in every}) > 1 or all(bool(x.isfinite().all()) for x in every):
+            return self
+        rows = torch.stack([x.isfinite().all(-1) for x in every]).all(0)
+        return replace(
+            self,
+            into=self.into[rows],
+            gave=self.gave[rows],
+            out=self.out[rows],
+            wrote={role: x[rows] for role, x in self.wrote.items()},
+            written={role: x[rows] for role, x in self.written.items()},
+            normed={role: (got[rows], gave[rows]) for role, (got, gave) in self.normed.items()},
+        )
+
     def given(self, writer: Writer) -> Tensor | None:
         """What the stream gets of a writer, up to a multiplier: behind its norm."""
         if writer.norm is None:
@@ -102,9 +122,13 @@ def account(architecture: Architecture) -> Account:
     with watched(architecture) as layers, found.watching():
         run_tokens(architecture)
     factors, problems, errors = [], dict(found.mixtures()), [0.0]
-    for number, seen in enumerate(layers):
+    for number, seen in enumerate(seen.finite() for seen in layers):
         writers = [w for w in architecture.writers if w.layer == number]
-        problem = problems.get(number) or _missing(seen, writers, architecture.layer_names[number])
+        problem = (
+            problems.get(number)
+            or found.foreign(writers)
+            or _missing(seen, writers, architecture.layer_names[number])
+        )
         fit: dict[str, float] = {}
         if not problem:
             fit, error = _fit(seen, writers)
@@ -209,6 +233,10 @@ def _missing(seen: Seen, writers: list[Writer], layer: str) -> str:
             )
         if calls > 1:
             return f"the model calls {writer.name} {calls} times in one pass."
+        if not len(seen.wrote[writer.role]):
+            return f"{writer.name} writes numbers that are not finite; load it in another type."
+        if not _close(seen.wrote[writer.role], seen.written[writer.role], seen.eps):
+            return f"a hook changes what {writer.name} writes, which no weights would hold."
         if writer.norm is None:
             continue
         try:
@@ -224,8 +252,6 @@ def _missing(seen: Seen, writers: list[Writer], layer: str) -> str:
     for writer in writers:
         if seen.given(writer).shape != seen.out.shape:
             return f"{writer.name} writes another shape than {layer} returns."
-        if not bool(seen.given(writer).isfinite().all()):
-            return f"{writer.name} writes numbers that are not finite."
     return ""
 
 
@@ -267,6 +293,7 @@ class _Finding:
         self.architecture = architecture
         self.called: set[str] = set()
         self._changes: dict[int, list[tuple[str, str, str]]] = {}  # (module, its class, writer)
+        self._foreign: dict[str, float] = {}  # writer -> how far off its weight and bias it is
         self._blocks: dict[int, tuple[tuple, dict, Tensor]] = {}  # mixtures: arguments, output
 
     @contextmanager
@@ -300,10 +327,33 @@ class _Finding:
         return lambda *_: self.called.add(name)
 
     def _keep(self, last: dict[str, Tensor], writer: Writer):
-        def hook(_module, _args, output):
-            last[writer.name] = stream_of(output)
+        def hook(module, args, output):
+            last[writer.name] = y = stream_of(output)
+            weight = getattr(module, "weight", None)
+            if writer.form == "experts" or writer.quantized or weight.is_meta:
+                return
+            weight = weight.mT if writer.form == "conv1d" else weight
+            own = nn.functional.linear(
+                args[0].to(weight.dtype), weight, getattr(module, "bias", None)
+            ).float()
+            error = (own - y.float()).norm() / own.norm().clamp_min(1e-30)
+            if own.isfinite().all() and not error <= max(
+                tolerance(y.dtype), 4 * torch.finfo(y.dtype).eps
+            ):
+                self._foreign[writer.name] = float(error)
 
         return hook
+
+    def foreign(self, writers: list[Writer]) -> str:
+        """Which writer computes something that its weight and bias do not say; '' for none."""
+        for writer in writers:
+            if writer.name in self._foreign:
+                return (
+                    f"{writer.name} ({type(writer.module).__name__}) computes something else than "
+                    f"its weight and bias say ({self._foreign[writer.name]:.2g} of it), so that "
+                    "edited weights would not be the edit."
+                )
+        return ""
 
     def _block(self, number: int):
         def hook(_module, args, kwargs, output):
@@ -365,7 +415,7 @@ class _Finding:
 
             names = [tensor.name.removeprefix(f"{writer.name}.") for tensor in writer.tensors]
             inner = {writer.module.get_submodule(name.rpartition(".")[0]) for name in names}
-            handles = [module.register_forward_hook(hook) for module in inner]
+            handles = [module.register_forward_hook(hook, prepend=True) for module in inner]
             try:
                 after = stream_of(writer.module(*args, **kwargs))
             finally:

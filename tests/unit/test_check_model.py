@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sst_ui.errors import UserError
 from sst_ui.lab.export import export
@@ -17,6 +17,7 @@ from sst_ui.model.architecture import discover
 from sst_ui.model.deltas import RowDelta
 from sst_ui.model.fit import _overhead
 from sst_ui.model.generate import generate
+from sst_ui.model.host import load
 from sst_ui.model.kv_cache import fresh_cache
 from sst_ui.model.live import LiveEdits, RowEdit
 from sst_ui.model.lowered import lower
@@ -300,3 +301,47 @@ def test_the_two_errors_about_packed_experts_point_at_a_way_that_works(stored_ho
     assert any(name.endswith("experts.down_proj") for name in done.changed)
     with pytest.raises(UserError, match=r"format model\)\.$"):
         finish(lower(host, one))
+
+
+def test_a_module_that_computes_more_than_its_weight_says_is_refused():
+    """Live its whole output would be edited, in the files its weight alone."""
+    model = tiny("llama")
+    module = model.model.layers[0].mlp.down_proj
+    inner = module.forward
+    module.forward = lambda x: inner(x) + 0.5
+    refused(live_of(model), r"layers\.0\.mlp\.down_proj \(Linear\) computes something else")
+
+
+@pytest.mark.parametrize("where", ["model.layers.1.mlp", "model.layers.1.mlp.experts"])
+def test_a_norm_hooked_behind_experts_is_noticed_too(where):
+    model = tiny("qwen3_moe")
+    norm = nn.RMSNorm(HIDDEN)
+    model.get_submodule(where).register_forward_hook(
+        lambda module, args, output: with_stream(output, norm(stream_of(output)))
+    )
+    refused(live_of(model), r"model\.layers\.1\.mlp")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_an_edit_of_what_was_removed_before_is_no_error(name, dtype, tmp_path):
+    """Then the component along the direction is nothing but rounding, before and after."""
+    tiny(name, vocab_size=261).to(dtype).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    read = AutoModelForCausalLM.from_pretrained
+    live = live_of(read(tmp_path / "base", dtype=dtype).requires_grad_(False))
+    spec, one = ModelSpec(id=str(tmp_path / "base")), edit(1.0, 2)
+    finish(write_model(spec, (one,), live.architecture, tmp_path / "out"))
+    again = live_of(read(tmp_path / "out", dtype=dtype).requires_grad_(False))
+    for alpha in (1.0, -1.0):
+        assert again.check((edit(alpha, 2),)).matched == 2 * LAYERS
+
+
+def test_loading_says_how_many_layers_cannot_be_ablated(tmp_path):
+    tiny("gpt_neox_japanese", vocab_size=261).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    said = []
+    host = finish(load(ModelSpec(id=str(tmp_path))), said.append)
+    warning = f"1 of {LAYERS} layers does not add up to what its modules write; it is not ablated."
+    assert warning in host.warnings
+    assert warning in [step.warning for step in said]

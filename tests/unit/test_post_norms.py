@@ -265,3 +265,18 @@ def test_bfloat16_leaves_no_more_than_rounding():
     report = LiveEdits(discover(model)).check((RowEdit(edit().directions, np.ones((LAYERS, 2))),))
     assert report.max_error < 0.02
     assert not any("rounding" in message for message in report.messages)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES[3:], "granite", "bloom"])
+def test_every_family_with_something_on_the_way_exports_what_it_computes(name, tmp_path):
+    model = tiny(name, vocab_size=261) if name in ("granite", "bloom") else uneven(name, (1, 4))
+    model.save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    row = (edit(table(7), 2), edit(0.6, seed=3))
+    live = LiveEdits(discover(model))
+    actual = logits(model, ids(), live, [row] * 2)
+    spec = ModelSpec(id=str(tmp_path / "base"))
+    finish(write_model(spec, row, live.architecture, tmp_path / "out"))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert_same(logits(again, ids()), actual, 1e-5)
+    assert (actual - logits(model, ids())).abs().max() > 0.001
