@@ -44,13 +44,16 @@ function above(id, node = page().layout) { // the ids of what holds a component,
 }
 async function show(id, text) {
   for (const outer of above(id) ?? []) {
+    const name = page().components.find((component) => component.id === outer)?.props.elem_id;
+    document.getElementById(`${name}-button`)?.click(); // a tab
     element(outer)?.querySelector(":scope > button.label-wrap:not(.open)")?.click();
   }
-  for (let tries = 0; tries < 20; tries++) { // an accordion fills itself when it is opened
+  for (let tries = 0; tries < 600; tries++) { // an accordion or a tab fills itself when opened
     const block = element(id);
     if (block?.offsetParent) return say(block, text);
-    await new Promise((resume) => setTimeout(resume, 100));
+    await new Promise((resume) => setTimeout(resume, 50));
   }
+  say(document.getElementById("apply-bar"), text); // a control that cannot be shown
 }
 const ask = window.fetch;
 window.fetch = async (...request) => {

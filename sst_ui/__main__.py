@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, line_of
 from sst_ui.progress import Progress
 from sst_ui.recipe import (
+    LAYERS,
     Ablation,
     DirectionSpec,
     ModelSpec,
@@ -38,13 +39,14 @@ from sst_ui.terminal import (
     tables,
     with_bar,
 )
+from sst_ui.terminal.values import real, whole
 
 
 class Parser(argparse.ArgumentParser):
     """Wrong arguments are bad input like any other: one line, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See `{self.prog} --help`.")
+        raise UserError(f"{line_of(message, 400)}. See `{self.prog} --help`.")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,9 +68,9 @@ def build_parser() -> Parser:
     kernel = commands.add_parser("kernel", help="print a weight kernel, one value a layer")
     kernel.add_argument("--profile", default="default")
     kernel.add_argument("--model", default="demo", help="whose own it is, for --profile model")
-    kernel.add_argument("--layers", type=int, default=32)
+    kernel.add_argument("--layers", type=whole(1, LAYERS), default=32)
     for name in ("peak", "width", "threshold"):
-        kernel.add_argument(f"--{name}", type=float, help=f"in place of the profile's {name}")
+        kernel.add_argument(f"--{name}", type=real(), help=f"in place of the profile's {name}")
     kernel.add_argument("--json", action="store_true")
     kernel.set_defaults(command=_kernel)
 
@@ -79,11 +81,11 @@ def build_parser() -> Parser:
     measure.add_argument("--estimator", default=spec.estimator)
     measure.add_argument("--harmful", default=spec.harmful, help="prompt set or file")
     measure.add_argument("--harmless", default=spec.harmless, help="prompt set or file")
-    measure.add_argument("--k", type=int, default=spec.k, help="directions per layer")
-    measure.add_argument("--layer", type=float, help="one direction, from this layer, for all")
-    measure.add_argument("--winsorize", type=float, help="quantile, for example 0.995")
+    measure.add_argument("--k", type=whole(), default=spec.k, help="directions per layer")
+    measure.add_argument("--layer", type=real(), help="one direction, from this layer, for all")
+    measure.add_argument("--winsorize", type=real(), help="quantile, for example 0.995")
     measure.add_argument("--position", default=spec.position, help="template or instruction")
-    measure.add_argument("--samples", type=int, help="prompts of each set; default all")
+    measure.add_argument("--samples", type=whole(), help="prompts of each set; default all")
     measure.add_argument("--json", action="store_true", help="per-layer analysis as JSON")
     measure.set_defaults(command=_measure)
 
@@ -123,8 +125,8 @@ def build_parser() -> Parser:
     chat = commands.add_parser("chat", help="chat with the base and the edited model side by side")
     chat.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.yaml")
     _model_options(chat, default=None)
-    chat.add_argument("--max-new-tokens", type=int, default=128)
-    chat.add_argument("--temperature", type=float, default=0.0)
+    chat.add_argument("--max-new-tokens", type=whole(1, 4096), default=128)
+    chat.add_argument("--temperature", type=real(0, 2), default=0.0)
     chat.add_argument(
         "--seed", type=int, help="of every answer; without it each is drawn anew, and its seed told"
     )

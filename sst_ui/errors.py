@@ -4,6 +4,7 @@ Knows nothing of models or screens. The studio shows a `UserError` at the contro
 prints it as one line and leaves with exit code 2; anything else is a defect of ours.
 """
 
+import re
 import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -33,6 +34,7 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
+_LONG = re.compile("[!-~]{200,}")  # a word or a path that nobody reads to its end
 
 
 def shown(value: object) -> str:
@@ -46,8 +48,9 @@ def shown(value: object) -> str:
 
 
 def line_of(message: object, length: int = 240) -> str:
-    """Another program's message as one line of bounded length."""
+    """A message as one line of bounded length, every value in it shorter than a line too."""
     text = " ".join(str(message).split()).encode("utf-8", "backslashreplace").decode()
+    text = _LONG.sub(lambda found: f"{found[0][:80]}...{found[0][-40:]}", text)
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 

@@ -5,7 +5,7 @@ aliases without limit and recurses as deep as the text does; here each of these 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import yaml
@@ -95,6 +95,9 @@ def _check(root: yaml.Node, loader: yaml.SafeLoader, what: str) -> None:
                 if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
                     continue  # the constructor refuses other keys
                 name = _scalar(key, loader, what)
+                if not isinstance(name, Hashable):  # `!!set x: 1`
+                    kind = key.tag.rpartition(":")[2]
+                    raise UserError(f"{what} has a {kind} as a key in line {_line(key)}.")
                 if name in lines:
                     raise UserError(
                         f"{what} has the key {shown(name)} twice, in lines {lines[name]} and "

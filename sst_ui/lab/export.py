@@ -15,7 +15,7 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError, unknown
 from sst_ui.lab import formats, gguf_file, mergekit, places
 from sst_ui.lab.card import FIGURE, card, figure
-from sst_ui.lab.formats import Job, Made
+from sst_ui.lab.formats import Job, Made, pretended
 from sst_ui.lab.measure import resolve
 from sst_ui.lab.verify import Verification, verify
 from sst_ui.metrics.results import MetricResult
@@ -180,8 +180,10 @@ def export(
     places.check(out, recipe)
     places.check(out, host.spec)
     kind.check(host, recipe, rank)
+    host.live.refuse(pretended(host, recipe))
     with staged(out, force) as folder:
         edits = yield from resolve(host, recipe)
+        host.live.refuse(edits)
         started = time.monotonic()
         made = yield from kind.write(Job(host, recipe, edits, rounding, rank), folder)
         seconds = time.monotonic() - started

@@ -5,6 +5,7 @@ screens. Directions are measured on the base model, each edit's for itself.
 """
 
 import json
+import os
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def control(recipe: Recipe, seed: int = 0) -> Recipe:
 
 
 def _from_file(host: Host, spec: DirectionSpec) -> tuple[Directions, str]:
-    directions = load(Path(spec.file).expanduser())
+    directions = load(os.path.expanduser(spec.file))
     check_fits(host, directions, f"the directions in {spec.file}")
     source = directions.meta.get("model", "")
     note = ""

@@ -5,6 +5,7 @@ module by the table, merge. Does not know how moments or methods work, nor scree
 do not depend on the method or its parameters, so they are kept in memory and on disk.
 """
 
+import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -287,7 +288,7 @@ def _unaligned(
     host: Host, spec: Merge, modules: tuple[Module, ...]
 ) -> Generator[tuple[Module, Tensor]]:
     """Each module with W_aligned − W_unaligned [out, in]."""
-    folder = Path(spec.unaligned).expanduser() if spec.unaligned else DEMO / "unaligned"
+    folder = Path(os.path.expanduser(spec.unaligned)) if spec.unaligned else DEMO / "unaligned"
     if not spec.unaligned and host.spec.id != "demo":
         raise UserError(
             f"{spec.method} needs an unaligned checkpoint: name its folder in merge.unaligned."

@@ -6,6 +6,7 @@ estimators' formulas are in `estimators.py`.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sst_ui import disk
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, shown
 
 FORMAT = "sst-studio directions 1"
 STATS = ("norm", "snr", "cosine", "purity", "quality", "auroc", "cohens_d")
@@ -118,8 +119,8 @@ def load(path: str | Path) -> Directions:
         UserError: no such file, not a directions file, or a damaged one.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no directions file at {path}.")
+    if not os.path.isfile(path):  # Path.is_file raises for what cannot be a path
+        raise UserError(f"no directions file at {shown(str(path))}.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -135,7 +136,7 @@ def load(path: str | Path) -> Directions:
         )
     except UserError:
         raise
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise UserError(f"the directions file {path} is damaged: {error}") from error
 
 

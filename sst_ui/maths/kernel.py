@@ -44,7 +44,8 @@ def gaussian(layers: int, peak: float, width: float) -> np.ndarray:
         raise UserError(f"layers is {layers}; a model has at least 1.")
     if not width > 0:
         raise UserError(f"width is {width}; it must be above 0, for example 0.15.")
-    return np.exp(-((positions(layers) - peak) ** 2) / (2 * width**2))
+    with np.errstate(over="ignore"):  # the square of a huge or a tiny width is no float any more
+        return np.exp(-(((positions(layers) - peak) / width) ** 2) / 2)
 
 
 def kernel(weights: WeightTable, layers: int) -> np.ndarray:

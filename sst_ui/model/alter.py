@@ -19,7 +19,7 @@ from sst_ui.model.deltas import RowDelta, Scaled, bias_of, summed
 from sst_ui.model.live import Edit
 from sst_ui.model.plan import RowEdit
 from sst_ui.model.post_norm import measured_gain
-from sst_ui.model.roles import Writer, Written, is_conv1d
+from sst_ui.model.roles import EXPERTS, Writer, Written, is_conv1d
 from sst_ui.model.stored import DTYPES, Shard, Stored
 from sst_ui.recipe import KINDS
 
@@ -173,15 +173,13 @@ def _present(name: str, places, change: Change, model: nn.Module):
     if not places or sum(_numbers(stored.shape) for _, stored in places) != expected.numel():
         raise UserError(
             f"{name} is to be changed, and the model's files hold no tensor {list(expected)} of "
-            "that name, nor its experts one by one. If they are quantised or packed in another "
-            "way, export from the original model; or export an adapter."
+            f"that name, nor its experts one by one. {otherwise(name)}"
         )
     for _, stored in places:
         if stored.dtype not in DTYPES:
             raise UserError(
                 f"{stored.name} is stored as {stored.dtype}, a quantised form that cannot be "
-                f"edited (only {', '.join(DTYPES)} can). Export from the original model, or export "
-                "an adapter."
+                f"edited (only {', '.join(DTYPES)} can). {otherwise(name)}"
             )
         for delta, _ in change.deltas:
             shape = (delta.inp, delta.out) if change.last else (delta.out, delta.inp)
@@ -191,6 +189,21 @@ def _present(name: str, places, change: Change, model: nn.Module):
                     f"{list(stored.shape)}: it belongs to another model."
                 )
     return places
+
+
+def otherwise(name: str) -> str:
+    """What to do with a parameter whose numbers the files do not hold as such, in sentences. No
+    adapter can hold a change of experts either, so that their model must be unpacked first."""
+    if set(name.split(".")) & set(EXPERTS):
+        return (
+            "If they are quantised or packed, as gpt-oss is, write an unpacked copy with "
+            "transformers (from_pretrained with Mxfp4Config(dequantize=True), then "
+            "save_pretrained) and export from that; an adapter cannot change experts."
+        )
+    return (
+        "If they are quantised or packed in another way, export from the original model; or export "
+        "an adapter."
+    )
 
 
 def _numbers(shape: Sequence[int]) -> int:

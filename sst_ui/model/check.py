@@ -190,19 +190,19 @@ def _stream(live: "LiveEdits", edit: RowEdit) -> float:
             continue
         rows = edit.directions.vectors[number].double()
         factors = account.factors[number]
-        wanted, size = torch.zeros(len(seen.gave), len(rows)).double(), 0.0
+        wanted, size = torch.zeros(len(seen.out), len(rows)).double(), 0.0
         for role in KINDS:
             writer, alpha = architecture.writer(number, role), float(alphas[KINDS.index(role)])
             base, kept = _unedited(seen, writer)
             along = factors[role] * base @ rows.T  # [tokens, k]
             wanted += (1 - alpha) * kept * along
             size = max(size, float((kept * along).abs().max()))
-        found = (seen.gave - factors["stream"] * seen.into) @ rows.T
-        coarse = seen.eps * (seen.gave.abs() + seen.into.abs())  # what a sum in that type loses
+        found = (seen.out - factors["stream"] * seen.into) @ rows.T
+        coarse = seen.eps * (seen.out.abs() + seen.into.abs())  # what a sum in that type loses
         rounding = coarse.square() @ rows.square().T
         wrong = ((found - wanted).abs() - 4 * rounding.sqrt()).clamp_min(0).max()
         error = float(wrong) / max(size, 1e-30)
-        if not error <= _allowed(seen.eps):
+        if not error <= TOLERANCE.get(seen.dtype, HALF_TOLERANCE):
             raise UserError(
                 f"the edit does not do to the residual stream what it should: the component along "
                 f"the direction that {architecture.layer_names[number]} adds is {error:.2g} off, "
@@ -220,8 +220,7 @@ def _unedited(seen: Seen, writer: Writer) -> tuple[Tensor, Tensor | float]:
         return wrote, 1.0
     gain = writer.gain.double()
     got, gave = seen.normed[writer.role]
-    dtype = torch.float32 if seen.eps < 1e-5 else torch.bfloat16
-    given = wrote.to(device_of(writer.norm), dtype if seen.eps > 1e-10 else torch.float64)
+    given = wrote.to(seen.dtype).to(device_of(writer.norm))
     base = stream_of(writer.norm(given[None]))[0].double().cpu()
     return base, _divisor(base, gain * wrote) ** -1 * _divisor(gave, gain * got)
 
@@ -281,12 +280,6 @@ def _noise(module: nn.Module, width: int) -> Tensor:
         dtype = torch.bfloat16
     x = torch.randn(1, TOKENS, width, generator=_seeded())
     return x.to(device_of(module), dtype)
-
-
-def _allowed(eps: float) -> float:
-    """The largest relative error that rounding in a type explains."""
-    dtypes = {torch.finfo(dtype).eps: value for dtype, value in TOLERANCE.items()}
-    return dtypes.get(eps, HALF_TOLERANCE)
 
 
 def _seeded() -> torch.Generator:

@@ -243,13 +243,15 @@ def _weight_bytes(spec: ModelSpec, model, itemsize: int) -> float:
 def _overhead(config: PreTrainedConfig, itemsize: int) -> int:
     """Key-value cache and logits of a two-column chat."""
     text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", 1) or 1
-    kv = getattr(text, "num_key_value_heads", None) or heads
-    width = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
     tokens = min(CHAT, getattr(text, "max_position_embeddings", None) or CHAT)
-    layers = getattr(text, "num_hidden_layers", 0)
-    cache = 2 * 2 * layers * kv * width * tokens * itemsize
-    return cache + 2 * 4 * getattr(text, "vocab_size", 0)
+    kept = 0  # numbers a token leaves in all layers; their shapes may differ (Gemma 4)
+    layers = [text] * getattr(text, "num_hidden_layers", 0)
+    for layer in getattr(text, "per_layer_config", layers):
+        heads = getattr(layer, "num_attention_heads", 1) or 1
+        kv = getattr(layer, "num_key_value_heads", None) or heads
+        width = getattr(layer, "head_dim", None) or getattr(layer, "hidden_size", 0) // heads
+        kept += 2 * kv * width
+    return 2 * kept * tokens * itemsize + 2 * 4 * getattr(text, "vocab_size", 0)
 
 
 def size(n: float) -> str:

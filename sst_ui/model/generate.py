@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from sst_ui.errors import UserError
 from sst_ui.model.batch import Batch, Room, Row, forward, rows_for, tokens_a_step
 from sst_ui.model.host import Host
+from sst_ui.model.kv_cache import fresh_cache
 from sst_ui.model.prefill import Prefill, arranged, fitting, start
 from sst_ui.model.reasoning import said, shown
 from sst_ui.model.score import logprobs, teacher_forced
@@ -63,7 +63,7 @@ def generate(
             )
     # 1. All rows start together, padded on the left so that they end in the same column. What they
     # share (layers under the edits, a beginning) is computed once.
-    cache = DynamicCache(config=host.model.config)
+    cache = fresh_cache(host)
     first: Prefill | None = start(host, prompts, rows, cache=cache)
     batch, plan = first.batch, first.plan
     active = list(range(len(prompts)))
@@ -94,7 +94,8 @@ def generate(
         if len(stay) < len(active):
             index = torch.tensor(stay, device=host.device)
             # reorder_cache, since batch_select_indices is missing from linear attention layers
-            cache.reorder_cache(index)
+            if cache is not None:
+                cache.reorder_cache(index)
             batch = Batch(batch.ids[index], batch.mask[index])
             plan = plan.select(stay)
             active, chosen = [active[i] for i in stay], [chosen[i] for i in stay]
@@ -103,7 +104,7 @@ def generate(
         batch = Batch(
             torch.cat([batch.ids, fresh], 1), torch.cat([batch.mask, torch.ones_like(fresh)], 1)
         )
-        new = 1
+        new = None if cache is None else 1
 
 
 def pick(

@@ -71,12 +71,12 @@ class Host:
         self.stop = frozenset(t for t in stop if t in range(self.vocabulary))
         self.pad = self.template.pad if self.template.pad in range(self.vocabulary) else 0
         self._turns = Turns()
-        if not set(self.tokens(SAMPLE)) - {tokenizer.unk_token_id}:
+        if not set(self.template.tokens(SAMPLE)) - {tokenizer.unk_token_id}:
             raise UserError(
                 f"the tokenizer of {self.name} knows no token of an ordinary text ({SAMPLE}); its "
                 "files are damaged or incomplete. Fetch them again."
             )
-        self.encode(SAMPLE)  # a template that this model cannot read is found now
+        self.encode("Hello")  # a template that this model cannot read is found now
 
     def format(self, messages: Sequence[Message]) -> str:
         """The conversation as the model will read it, generation prompt included."""
@@ -187,7 +187,7 @@ def load(spec: ModelSpec) -> Generator[Progress, None, Host]:
 def _try(host: Host) -> None:
     """Raises UserError for a model that does not compute: settings that do not fit its weights,
     weights or settings that are not numbers, a type whose range is too short."""
-    ids = torch.tensor([host.encode(SAMPLE)], device=host.device)
+    ids = torch.tensor([host.encode("Hello")], device=host.device)
     try:
         with host.step():
             logits = host.model(input_ids=ids, use_cache=False).logits

@@ -29,6 +29,7 @@ from sst_ui.model.host import Host
 from sst_ui.model.live import Edit
 from sst_ui.model.plan import RowEdit
 from sst_ui.model.roles import Writer
+from sst_ui.model.source import open_source
 from sst_ui.progress import Progress
 from sst_ui.recipe import KINDS
 
@@ -81,7 +82,7 @@ def check(host: Host, edits: Sequence[Edit], rank: int | None = None) -> None:
     if mixtures:
         raise UserError(
             f"{fold(mixtures)} of {host.name} are mixtures of experts, whose fused matrices a LoRA "
-            f"adapter cannot change. {MODEL}."
+            f"adapter cannot change. {_whole(host)}."
         )
     odd = any(writer.norm is not None for writer in host.architecture.writers)
     odd = odd or host.architecture.model_type not in ENDS
@@ -91,6 +92,18 @@ def check(host: Host, edits: Sequence[Edit], rank: int | None = None) -> None:
             f"{host.name} ({host.architecture.model_type}) is not that. Keep this edit in the "
             "studio, or use operation 'ablate'."
         )
+
+
+def _whole(host: Host) -> str:
+    """The advice to export the whole model, as far as its files can be edited."""
+    stored = open_source(host.spec).read("config.json") if host.files else {}
+    if "quantization_config" not in stored:
+        return MODEL
+    return (
+        "Its files are quantised or packed, as gpt-oss's are, and no format can edit those: write "
+        "an unpacked copy with transformers (from_pretrained with Mxfp4Config(dequantize=True), "
+        "then save_pretrained) and export the whole model (format model) from that"
+    )
 
 
 def lower(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sst_ui.errors import UserError
 from sst_ui.maths.ablation import through_gain
 from sst_ui.model.post_norm import measured_gain
+from sst_ui.recipe import KINDS
 
 # Children of a decoder layer, by role. `linear_attn` is the recurrent mixer of hybrid Qwen models.
 BLOCKS = {
@@ -47,13 +48,15 @@ READERS = {
     },
 }
 OUTPUT_KIND = {"attention": "o", "mlp": "down"}
-# Norms between what a block writes and the residual stream (Gemma, OLMo 2, GLM 4, EXAONE 4, Grok).
-# `post_attention_layernorm` is one only where the MLP has one too: Llama calls the norm in front of
-# its MLP by that name.
-POST_NORMS = {
-    "attention": ("post_self_attn_layernorm", "post_attention_layernorm", "post_attn_norm"),
-    "mlp": ("post_feedforward_layernorm", "post_mlp_layernorm", "post_moe_norm", "post_mlp_norm"),
-}
+# Norms between what a block writes and the stream: of the attention, of the MLP. Only as
+# a pair: alone, `post_attention_layernorm` is what Llama calls the norm in front of its MLP.
+POST_NORMS = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),  # Gemma 2 to 4, OLMo 2, EXAONE 4
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),  # GLM 4
+    ("post_attention_layernorm", "post_mlp_layernorm"),  # AFMoE
+    ("post_norm1", "post_norm2"),  # HyperCLOVA X
+    ("post_attn_norm", "post_moe_norm"),  # Grok
+)
 
 
 class ArchitectureError(UserError):
@@ -161,10 +164,12 @@ def find_home(layer: nn.Module, role: str) -> nn.Module | None:
 
 
 def find_norm(layer: nn.Module, role: str) -> nn.Module | None:
-    """The norm behind the writer of this role, by its name; the check runs the model to see."""
-    if not any(hasattr(layer, name) for name in POST_NORMS["mlp"]):
-        return None
-    return next((c for n in POST_NORMS[role] if (c := getattr(layer, n, None)) is not None), None)
+    """The norm behind the writer of this role, by its name; `stream.account` sees if it is so."""
+    for pair in POST_NORMS:
+        if all(hasattr(layer, name) for name in pair):
+            norm = getattr(layer, pair[KINDS.index(role)])
+            return None if isinstance(norm, nn.Identity) else norm
+    return None
 
 
 def find_writer(

@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, line_of
 from sst_ui.model import hub
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress
@@ -64,8 +64,7 @@ class Source:
                 raise ValueError(f"{size:,} bytes are too many")
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise UserError(f"{name} of {self.name} cannot be read: {why}") from error
+            raise UserError(f"{name} of {self.name} cannot be read: {line_of(error)}") from error
         if not isinstance(data, dict):
             raise UserError(f"{name} of {self.name} is not a JSON object.")
         return data
@@ -158,8 +157,7 @@ def is_local(model: str) -> bool:
 
 
 def _folder(spec: ModelSpec, kind: str) -> Source:
-    shown = ascii(spec.id)[1:-1] if not spec.id.isprintable() else spec.id
-    shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
+    shown = line_of(ascii(spec.id)[1:-1] if not spec.id.isprintable() else spec.id)
     try:
         folder = DEMO if spec.id == "demo" else Path(spec.id).expanduser().resolve()
         if not os.path.exists(folder):
@@ -172,7 +170,7 @@ def _folder(spec: ModelSpec, kind: str) -> Source:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # no permission, no such user, no name
-        why = getattr(error, "strerror", None) or str(error)[:200]
+        why = getattr(error, "strerror", None) or line_of(error)
         raise UserError(f"the folder {shown} cannot be read: {why}.") from error
 
 
@@ -277,7 +275,7 @@ def check_safetensors(path: Path) -> None:
         raise UserError(f"{path.name} cannot be read: {error.strerror}.") from error
     except HEADERS as error:
         raise UserError(
-            f"{path.name} is damaged or no safetensors file: {str(error)[:200]}."
+            f"{path.name} is damaged or no safetensors file: {line_of(error)}."
         ) from error
     if size < expected:
         raise UserError(f"{path.name} is cut off: {size:,} of {expected:,} bytes; fetch it again.")

@@ -38,7 +38,7 @@ class Seen:
         written: the same after the edits.
         normed: by role, what the norm behind the writer got and gave.
         calls: by role, how often the writer was called.
-        eps: rounding of the coarsest type that the sums were made in.
+        dtype: the coarsest type that the sums were made in.
     """
 
     into: Tensor | None = None
@@ -48,12 +48,18 @@ class Seen:
     written: dict[str, Tensor] = field(default_factory=dict)
     normed: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
-    eps: float = 0.0
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def eps(self) -> float:
+        """Relative rounding of that type."""
+        return torch.finfo(self.dtype).eps
 
     def kept(self, x: Tensor) -> Tensor:
         """A copy, and a note of how coarse the original is."""
-        self.eps = max(self.eps, torch.finfo(x.dtype).eps)
-        return x.detach().to("cpu", torch.float64, copy=True).reshape(-1, x.shape[-1])
+        if torch.finfo(x.dtype).eps > self.eps:
+            self.dtype = x.dtype
+        return x.detach().to("cpu", copy=True).double().reshape(-1, x.shape[-1])
 
     def given(self, writer: Writer) -> Tensor | None:
         """What the stream gets of a writer, up to a multiplier: behind its norm."""
@@ -117,11 +123,11 @@ def run_tokens(architecture: Architecture, rows: int = ROWS) -> None:
     Raises:
         UserError: it fails.
     """
-    embedding = architecture.decoder.get_input_embeddings()
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(embedding.weight.shape[0], (rows, TOKENS), generator=draw)
-    ids = ids.to(device_of(embedding))
     try:
+        embedding = architecture.decoder.get_input_embeddings()
+        ids = torch.randint(embedding.weight.shape[0], (rows, TOKENS), generator=draw)
+        ids = ids.to(device_of(embedding))
         architecture.decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise UserError(
@@ -213,10 +219,10 @@ def _missing(seen: Seen, writers: list[Writer], layer: str) -> str:
         same = got is not None and got[0].shape == seen.written[writer.role].shape
         if not same or not _close(got[0], seen.written[writer.role], seen.eps):
             return f"{writer.norm_name} does not get what {writer.name} writes."
-    if seen.into is None or seen.into.shape != seen.gave.shape:
+    if seen.into is None or seen.into.shape != seen.out.shape:
         return f"{layer} does not return a residual stream of the shape that it gets."
     for writer in writers:
-        if seen.given(writer).shape != seen.gave.shape:
+        if seen.given(writer).shape != seen.out.shape:
             return f"{writer.name} writes another shape than {layer} returns."
         if not bool(seen.given(writer).isfinite().all()):
             return f"{writer.name} writes numbers that are not finite."
@@ -232,13 +238,12 @@ def _fit(seen: Seen, writers: list[Writer]) -> tuple[dict[str, float], float]:
     and the part of what is added that they leave unexplained."""
     names = ["stream", *(w.role for w in writers)]
     parts = torch.stack([seen.into, *(seen.given(w) for w in writers)])  # [1 + writers, tokens, d]
-    rounding = seen.eps * (parts.abs().sum(0) + seen.gave.abs())
-    dtype = {torch.finfo(d).eps: d for d in (torch.float64, torch.float32)}.get(seen.eps)
-    limit = tolerance(dtype)
+    rounding = seen.eps * (parts.abs().sum(0) + seen.out.abs())
+    limit = tolerance(seen.dtype)
 
     def unexplained(factors: Tensor) -> float:
         weighed = parts * factors[:, None, None]
-        rest = (seen.gave - weighed.sum(0)).abs() - rounding
+        rest = (seen.out - weighed.sum(0)).abs() - rounding
         size = weighed[1:].sum(0).norm()
         return float(rest.clamp_min(0).norm() / size.clamp_min(1e-30))
 
@@ -248,7 +253,7 @@ def _fit(seen: Seen, writers: list[Writer]) -> tuple[dict[str, float], float]:
     # Every number counts by how exactly it is known: a few features of a stream are far larger.
     weight = 1 / (rounding + seen.eps * rounding.mean() + 1e-300)
     columns = (parts * weight).flatten(1).mT
-    factors = torch.linalg.lstsq(columns, (seen.gave * weight).flatten()[:, None]).solution[:, 0]
+    factors = torch.linalg.lstsq(columns, (seen.out * weight).flatten()[:, None]).solution[:, 0]
     fitted = unexplained(factors) if bool(factors.isfinite().all()) else error
     if fitted <= limit and bool((factors.abs() > 1e-6).all()):
         return dict(zip(names, factors.tolist(), strict=True)), fitted
@@ -329,7 +334,7 @@ class _Finding:
         if changes := self._changes.get(number):
             name, kind, writer = changes[-1]
             return f"{beginning}: {name} ({kind}) changes the output of {writer}."
-        rest = seen.gave - seen.into - sum(seen.given(w) for w in writers)
+        rest = seen.out - seen.into - sum(seen.given(w) for w in writers)
         constant = rest.mean(0)
         if (rest - constant).norm() <= 1e-3 * rest.norm():
             return f"{beginning}: {self._bias(number, constant)} is added at every token."

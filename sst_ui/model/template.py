@@ -10,6 +10,7 @@ Knows tokenizers and Jinja templates. Does not know models or edits. The traps:
 * no template at all, no pad token, an end-of-turn token that the configuration does not list.
 """
 
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -268,8 +269,8 @@ def read_template(source: str) -> str:
         UserError: there is no such file or preset, or it is not a chat template.
     """
     presets = {path.stem: path for path in TEMPLATES.glob("*.jinja")}
-    path = presets.get(source, Path(source).expanduser())
-    if not path.is_file():
+    path = presets.get(source, Path(os.path.expanduser(source)))
+    if not os.path.isfile(path):  # Path.is_file raises for what cannot be a path
         if path.suffix or "/" in source:
             raise UserError(f"the chat template {source} does not exist; give a Jinja file.")
         raise unknown("chat template", source, presets)

@@ -15,6 +15,7 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe
 from sst_ui.terminal import streams
 from sst_ui.terminal.looks import with_bar
+from sst_ui.terminal.values import whole
 
 FORMATS = ("adapter", "model", "mergekit", "gguf")
 ROUNDINGS = ("nearest", "stochastic")
@@ -28,8 +29,8 @@ def options(parser: argparse.ArgumentParser) -> None:
                         help="PEFT adapter, safetensors model, mergekit YAML, or GGUF")  # fmt: skip
     parser.add_argument("--rounding", default="nearest", choices=ROUNDINGS,
                         help="to the stored dtype, for a model")  # fmt: skip
-    parser.add_argument("--rank", type=int, help="largest rank of an adapter; default exact")
-    parser.add_argument("--verify", type=int, default=0, metavar="N",
+    parser.add_argument("--rank", type=whole(), help="largest rank of an adapter; default exact")
+    parser.add_argument("--verify", type=whole(), default=0, metavar="N",
                         help="reload in a fresh process and compare N prompts")  # fmt: skip
     parser.add_argument("--unmeasured", action="store_true",
                         help="a card without numbers, where no earlier run has them")  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 from sst_ui.errors import UserError
 from sst_ui.terminal import streams, tables
+from sst_ui.terminal.values import whole
 
 SHOWN = ("refusal_rate", "kl_16", "quality")  # metrics of the list; `show` has them all
 
@@ -19,7 +20,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     known = what.add_parser("list", help="runs, newest first")
     known.add_argument("--search", default="", metavar="WORDS", help="in name, recipe, metrics")
     known.add_argument("--model", help="only runs on this model")
-    known.add_argument("--limit", type=int, default=20)
+    known.add_argument("--limit", type=whole(1), default=20)
     one = what.add_parser("show", help="one run: its numbers and its recipe")
     one.add_argument("run", metavar="RUN", help="its number, or the beginning of its hash")
     one.add_argument("--recipe", action="store_true", help="the recipe as YAML and nothing else")
@@ -51,8 +52,6 @@ def remember(recipe: Any, results: Any) -> None:
 
 
 def _list(history: Any, given: argparse.Namespace) -> None:
-    if given.limit < 1:
-        raise UserError(f"--limit is {given.limit}; it must be 1 or more.")
     records = history.list(given.search, given.model, given.limit)
     if given.json:
         _print([_plain(r) for r in records])

@@ -48,7 +48,7 @@ def _preview(studio, panel: UploadPanel) -> None:
                 panel.mapping: gr.update(visible=False),
                 panel.opened: Opened(),
             }
-        opened = Opened(path, found.mapping)
+        opened = Opened(path, found.mapping, found.columns)
         choices = [(say(lang, "upload.none"), NONE), *((c, c) for c in found.columns)]
         menus = {
             menu: gr.Dropdown(choices=choices, value=found.mapping.get(f, NONE))

@@ -189,6 +189,8 @@ def connect(studio, engine: Engine):
     @guarded
     def pick(lang, event: gr.EventData, *values):
         draft, board = split((lang, *values))
+        if draft.variants.get(event.pick) is None:  # a row of an earlier list
+            return {}
         return bring_back(draft, replace(draft.variants, current=event.pick), board)
 
     private = {"api_visibility": "private", "show_progress": "hidden"}

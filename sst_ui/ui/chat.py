@@ -37,7 +37,7 @@ class ChatPanel:
     clear: gr.Button
     tokens: gr.Number
     temperature: gr.Number
-    seed: gr.Number
+    seed: gr.Textbox
     status: gr.HTML
 
 
@@ -93,9 +93,10 @@ def create() -> ChatPanel:
         status = gr.HTML(elem_id="chat-status")
         tokens = Number(64, label=t("chat.tokens"), elem_id="tokens")
         temperature = Number(0, label=t("chat.temperature"), step=0.1, elem_id="temperature")
-        seed = Number(
-            None, label=t("chat.seed"), placeholder=t("chat.seed.new"), elem_id="chat-seed"
-        )
+        seed = gr.Textbox(  # a number may be left out, which gr.Number makes a 0
+            "", label=t("chat.seed"), placeholder=t("chat.seed.new"), max_lines=1,
+            elem_id="chat-seed",
+        )  # fmt: skip
     return ChatPanel(
         tuple(pickers),
         tuple(columns),

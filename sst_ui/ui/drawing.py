@@ -75,6 +75,8 @@ def draw(studio, engine: Engine, draft: Draft) -> dict:
         notes.append(notice(say(lang, "warn.unmeasured"), "info"))
     if edit.directions.estimator == "random":
         notes.append(notice(say(lang, "warn.control"), "info"))
+    if not all(free(draft.form).values()):
+        notes.append(notice(say(lang, "weights.exclude"), "info"))
     figure = plots.curve(
         lang,
         kernel.table(weights, layers),

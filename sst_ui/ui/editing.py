@@ -242,6 +242,8 @@ def connect(studio, engine: Engine) -> None:
 
     @guarded
     def upload(lang, path, *values):
+        if not path:
+            return {}
         try:
             text = recipes.read_text(path)
         except UserError as error:

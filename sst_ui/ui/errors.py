@@ -11,7 +11,7 @@ import os
 import gradio as gr
 
 from sst_ui import disk
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, line_of
 from sst_ui.ui.html import notice
 from sst_ui.ui.jobs import Stopped
 from sst_ui.ui.loaded import Replaced
@@ -19,6 +19,7 @@ from sst_ui.ui.shelf import shared
 from sst_ui.ui.texts import say
 
 log = logging.getLogger(__name__)
+LINE = 1500  # characters of a message at most
 
 
 def message(error: Exception, language: str) -> str:
@@ -28,9 +29,9 @@ def message(error: Exception, language: str) -> str:
     if isinstance(error, Replaced):
         return say(language, "model.replaced", name=error.name)
     if isinstance(error, UserError):
-        text = str(error)
+        text = line_of(error, LINE)
         first = text.split(" ")[0]
-        named = "." in first or "_" in first  # begins with the name of a setting: leave it alone
+        named = set("._/") & set(first)  # begins with a setting or a path: leave it alone
         return text if named else text[:1].upper() + text[1:]
     if (code := disk.refusal(error)) is not None:
         name = getattr(error, "filename", None)

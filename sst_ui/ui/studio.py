@@ -166,10 +166,10 @@ def _panels(engine: Engine) -> Studio:
             with gr.Column(elem_id="controls", min_width=240):
                 model_panel = model.create()
                 with gr.Tabs(elem_id="edit-tabs", selected="ablation") as edits:
-                    with gr.Tab(t("tab.ablation"), id="ablation"):
+                    with gr.Tab(t("tab.ablation"), id="ablation", elem_id="ablation-tab"):
                         weights_panel = weights.create_weights()
                         direction_panel = weights.create_direction()
-                    with gr.Tab(t("tab.merge"), id="merge"):
+                    with gr.Tab(t("tab.merge"), id="merge", elem_id="merging-tab"):
                         merge = merge_panel.create()
             apply_bar = weights.create_apply()
         with gr.Column(elem_id="middle", min_width=300):

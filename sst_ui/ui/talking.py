@@ -125,13 +125,14 @@ def drawn(tokens, temperature, seed) -> tuple[int, float, int]:
     for name, (low, high) in limits.items():
         if not low <= values[name] <= high:
             raise UserError(f"chat.{name} is {values[name]:.12g}; it must be {low} to {high}.")
-    chosen = new_seed() if seed is None else check_seed(whole("chat.seed", seed))
+    typed = str("" if seed is None else seed).strip()
+    chosen = check_seed(whole("chat.seed", typed)) if typed else new_seed()
     return int(values["tokens"]), values["temperature"], chosen
 
 
 def problems(values: Sequence) -> dict[int, str]:
     """Place among the three boxes -> what is wrong with its number."""
-    sound, found = (1, 0.0, None), {}
+    sound, found = (1, 0.0, ""), {}
     for place, value in enumerate(values):
         try:
             drawn(*sound[:place], value, *sound[place + 1 :])
