@@ -7,6 +7,7 @@ so that `--help` and `kernel` answer at once.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Generator
 from dataclasses import replace
@@ -351,7 +352,7 @@ def _writable(path: Path) -> None:
     goal = disk.real(path)
     if goal.is_dir() or not goal.parent.is_dir():
         raise UserError(f"cannot write {path}: give a file name in an existing folder.")
-    if goal.exists() and not is_directions(goal):
+    if os.path.lexists(goal) and not is_directions(goal):
         raise UserError(
             f"{path} exists and holds no directions of this studio; give another file name."
         )

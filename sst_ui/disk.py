@@ -47,6 +47,7 @@ SQLITE = {  # SQLite tells the same in words of its own
     "attempt to write a readonly database": errno.EROFS,
     "unable to open database file": errno.EACCES,
 }
+LINE = 300  # characters of a path in a message
 STALE = 86400.0  # seconds after which a folder counts as left behind where there are no locks
 
 
@@ -81,7 +82,9 @@ def advice(code: int) -> str:
 
 def refused(path: str | Path, code: int, doing: str = "write") -> UserError:
     """A `UserError` of one line about a path that the system refused."""
-    return UserError(f"cannot {doing} {path}: {os.strerror(code)}; {advice(code)}.")
+    name = str(path)
+    name = name if len(name) <= LINE else f"{name[: LINE // 2]}…{name[-LINE // 2 :]}"
+    return UserError(f"cannot {doing} {name}: {os.strerror(code)}; {advice(code)}.")
 
 
 def real(path: str | Path) -> Path:
@@ -108,6 +111,8 @@ def claimed(goal: Path) -> Iterator[Path]:
     while not above.exists():
         made.append(above)
         above = above.parent
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
         sweep(goal.parent)

@@ -19,6 +19,7 @@ from sst_ui.errors import UserError, line_of
 
 LINE = 1500  # characters of an error at most; what is known of a name may take some
 
+LINE = 1000  # characters of a message at most, whatever is in it
 BAD, STOPPED, ENDED, PIPE = 2, 130, 143, 141  # the last three as a shell counts signals
 
 
@@ -137,6 +138,8 @@ def _flush() -> None:
 def _say(text: str) -> None:
     """One line on stderr, whatever has become of it; and nothing more on a closed pipe."""
     line = " ".join(text.split())
+    if len(line) > LINE:
+        line = f"{line[: LINE // 2]} … {line[-LINE // 2 :]}"
     try:
         if sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from sst_ui.lab.evaluate import evaluate
 from sst_ui.lab.measure import control, measure, resolve
 from sst_ui.lab.residuals import probe
 from sst_ui.maths import kernel
-from sst_ui.maths.directions import Directions, random, signal
+from sst_ui.maths.directions import random, signal
 from sst_ui.model.host import Host
 from sst_ui.model.live import RowEdit
 from sst_ui.progress import Progress, finish
@@ -323,10 +323,12 @@ def test_the_probe_sees_the_edit(llama, prompts):
 
 
 def test_old_cache_files_make_room(llama, prompts, cache, monkeypatch):
-    monkeypatch.setattr(lab, "KEEP", 3)
-    kept: list[Directions] = []
+    finish(measure(llama, spec_of(prompts, estimator="random", seed=99), None))
+    one, others = (sum(p.stat().st_size for p in files(cache / kind))
+                   for kind in ("directions", "residuals"))  # fmt: skip
+    monkeypatch.setenv("SST_CACHE_GB", str((others + 3.5 * one) / 1e9))
     for seed in range(6):
-        kept.append(finish(measure(llama, spec_of(prompts, estimator="random", seed=seed), None)))
+        finish(measure(llama, spec_of(prompts, estimator="random", seed=seed), None))
     assert len(files(cache / "directions")) == 3
 
 
