@@ -30,6 +30,21 @@ def stamp(path: Path) -> Stamp:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
 
 
+def state(*paths: str | None) -> tuple:
+    """What moves when one of these files, or a file in one of these folders, is changed.
+
+    For results that are kept in memory under a path. What is not there counts as well.
+    """
+    found: list = []
+    for name in filter(None, paths):
+        path = Path(name).expanduser()
+        with contextlib.suppress(OSError, ValueError):
+            inside = sorted(path.iterdir()) if path.is_dir() else [path]
+            found += [(file.name, *stamp(file)) for file in inside]
+        found.append(None)
+    return tuple(found)
+
+
 def fingerprints(paths: Sequence[Path]) -> Generator[Progress, None, tuple[str, ...]]:
     """Hash files, or remember what they hashed to.
 

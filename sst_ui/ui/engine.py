@@ -31,6 +31,7 @@ from sst_ui.lab.search import search
 from sst_ui.lab.trials import Local, Numbers
 from sst_ui.maths import directions as maths_directions
 from sst_ui.maths.merging import METHODS
+from sst_ui.model.fingerprint import state
 from sst_ui.model.host import inspect, load
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
@@ -202,7 +203,7 @@ class Engine:
     def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple]:
         """The recipe's edits on the loaded model, measured where needed."""
         host = self.host(key)
-        name = f"{key}:{recipe.digest()}"
+        name = _edited(key, recipe)
         if name not in self._edits:
             for edit in recipe.edits:
                 if isinstance(edit, Ablation) and self.directions(key, edit.directions) is None:
@@ -219,7 +220,7 @@ class Engine:
 
     def knows(self, key: str, recipe: Recipe) -> bool:
         """Whether the recipe's edits are at hand, so that a window may open with them applied."""
-        return f"{key}:{recipe.digest()}" in self._edits
+        return _edited(key, recipe) in self._edits
 
     def check(self, key: str, edits: tuple):
         """The numerical self-check of an edit (see `model.live.EditReport`)."""
@@ -379,4 +380,15 @@ def _listened(job: Generator, warnings: list[str]) -> Generator:
 
 
 def _name(key: str, spec: DirectionSpec) -> str:
-    return f"{key}:{recipes.digest(recipes.to_dict(spec))}"
+    return f"{key}:{recipes.digest([recipes.to_dict(spec), state(spec.file)])}"
+
+
+def _edited(key: str, recipe: Recipe) -> str:
+    """Names the recipe's edits on a model: also the state of the files that it names."""
+    files = [
+        state(e.utility, e.safety, e.unaligned)
+        if isinstance(e, Merge)
+        else state(e.directions.file)
+        for e in recipe.edits
+    ]
+    return f"{key}:{recipe.digest()}:{recipes.digest(files)}"

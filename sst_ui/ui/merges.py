@@ -15,6 +15,7 @@ from sst_ui.lab.merge import Outcome, Pair, combine, prepare
 from sst_ui.lab.versus import compare, contenders
 from sst_ui.maths.merging import METHODS
 from sst_ui.metrics.results import Value
+from sst_ui.model.fingerprint import state
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Merge
 
@@ -118,4 +119,5 @@ class Merges:
 
 
 def _name(key: str, spec: Merge) -> str:
-    return f"{key}:{recipes.digest(recipes.to_dict(spec))}"
+    files = state(spec.utility, spec.safety, spec.unaligned)
+    return f"{key}:{recipes.digest([recipes.to_dict(spec), files])}"

@@ -137,7 +137,15 @@ def spoil(folder: Path, names: list[str], draw) -> None:
         ways = [spoil_header, spoil_tensors] * 3 + ways
     try:
         draw(st.sampled_from(ways))(path, draw)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, OverflowError):
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        ArithmeticError,
+        RecursionError,
+    ):
         return  # it was spoilt before, and cannot be changed in this way any more
     except Exception as error:
         if type(error).__name__ != "SafetensorError":

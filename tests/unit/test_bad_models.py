@@ -369,6 +369,27 @@ def test_the_page_is_told_of_a_warning_each_time_an_edit_is_asked_for(tmp_path, 
         assert "trained on org/x" in told.texts[0]
 
 
+def test_an_adapter_changed_in_place_is_read_again_by_the_page(tmp_path, saved):
+    engine = Engine()
+    key = finish(engine.load(ModelSpec(id=str(saved), device="cpu"))).key
+    host = engine.host(key)
+    one, two = lora(tmp_path / "one", host, "small"), lora(tmp_path / "two", host, "small")
+    recipe = Recipe(model=host.spec, edits=(Merge(one, two, method="task_arithmetic"),))
+
+    def edited():
+        (edit,) = finish(engine.resolve(key, recipe))
+        return next(iter(edit.deltas.values())).dense().sum().item()
+
+    assert edited() == pytest.approx(2 * 32 * 32)
+    assert engine.knows(key, recipe)
+    weights = {
+        k: 3 * v for k, v in load_file(tmp_path / "two" / "adapter_model.safetensors").items()
+    }
+    save_file(weights, tmp_path / "two" / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert not engine.knows(key, recipe)
+    assert edited() == pytest.approx(10 * 32 * 32)
+
+
 def test_a_warning_without_a_place_of_its_own_is_a_toast(monkeypatch):
     shown = []
     monkeypatch.setattr("gradio.Warning", lambda text, **_: shown.append(text))
