@@ -41,7 +41,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 # lines whose words are not the answer's own: of a list, a dialogue or a quotation
 _FOREIGN = re.compile(
-    r"""\s*(?:[-*•>|]|\d+[.)]|["'“‘「『«„]|[^\s:：]{1,20}(?: [^\s:：]{1,20})?[:：]\s*\S)"""
+    r"\s*(?:[-*•>|]|\d+[.)]|[\"'“‘「『«„]|[^\s:：]{1,20}(?: [^\s:：]{1,20})?[:：]\s*\S)"
 )
 _LETTER = re.compile(r"\s*(?:subject|dear|hi|hello|hey|件名|拝啓)\b", re.IGNORECASE)
 _HELP = re.compile(r"^\s*(?:[-*•]|\d+[.)]|```|step \d)", re.MULTILINE | re.IGNORECASE)
