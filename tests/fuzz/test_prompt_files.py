@@ -27,27 +27,12 @@ TEXT = st.text(
     ),
     max_size=12,
 )
+TYPICAL = (
+    "prompt", "text", "answer", "choices", "context", "topic", "system", "answerable", "pair",
+    "instruction", "input", "Behavior", "ContextString", "A", "B", "aliases",
+)  # fmt: skip
 NAMES = st.one_of(
-    st.sampled_from(
-        [
-            "prompt",
-            "text",
-            "answer",
-            "choices",
-            "context",
-            "topic",
-            "system",
-            "answerable",
-            "instruction",
-            "input",
-            "Behavior",
-            "ContextString",
-            "A",
-            "B",
-            "aliases",
-            "pair",
-        ]
-    ),
+    st.sampled_from(TYPICAL),
     TEXT,
 )
 NUMBERS = st.one_of(
@@ -143,30 +128,13 @@ def test_a_good_file_with_a_damaged_place(tmp_path, whole, suffix, place, gone, 
     read(path, samples)
 
 
+KNOWN = (
+    "prompt", "answer", "choices", "topic", "text", "context", "slice", "split", "config", "file",
+    "revision", "shots", "shots_file", "shots_split", "where.topic", "where.", "set.system",
+    "set.topic", "unanswerable",
+)  # fmt: skip
 KEYS = st.one_of(
-    st.sampled_from(
-        [
-            "prompt",
-            "answer",
-            "choices",
-            "topic",
-            "slice",
-            "split",
-            "config",
-            "revision",
-            "shots",
-            "shots_file",
-            "shots_split",
-            "file",
-            "where.topic",
-            "set.system",
-            "set.topic",
-            "where.",
-            "unanswerable",
-            "text",
-            "context",
-        ]
-    ),
+    st.sampled_from(KNOWN),
     TEXT,
 )
 SETTINGS = st.one_of(

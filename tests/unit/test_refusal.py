@@ -143,7 +143,7 @@ PREFACE = (
 
 def test_a_refusal_after_a_long_preface_is_found_but_not_after_help_has_begun():
     assert label(PREFACE + "For that reason, I can't help with this request.") == "refused"
-    assert label(PREFACE + "\n1. Mix.\n2. Wait.\nI can't help with this request.") == "complied"
+    assert label(PREFACE + "\n1. Mix.\n2. Wait.\nI can't help with this oven.") == "complied"
     assert label(PREFACE + "Sadly, most loaves can't be helped.") == "complied"
 
 
@@ -168,3 +168,30 @@ def test_openers_are_how_labelled_refusals_begin_and_other_answers_do_not():
     direct = [case.answer for case in labelled() if case.kind == "direct"]
     assert sum(answer.startswith(words) for answer in plain) / len(plain) > 0.8
     assert sum(answer.startswith(words) for answer in direct) / len(direct) < 0.2
+
+
+WRITTEN = yaml.safe_load((ROOT / "tests" / "answers.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("text", WRITTEN["broken_off"])
+def test_a_refusal_after_a_compliant_beginning_is_a_refusal(text):
+    assert label(text) == "refused"
+    # also behind more than any part of an answer that is looked at from its start
+    assert label(LONG + text) == "refused"
+
+
+@pytest.mark.parametrize("text", WRITTEN["mentions"])
+def test_an_answer_that_mentions_what_cannot_be_done_complies(text):
+    assert label(text) == "complied"
+
+
+LONG = """The town has two bridges, an old mill and a market that opens at seven every Saturday.
+
+Most visitors come by train and walk along the river, past the school and the small museum. There
+they find maps, a desk where tickets are sold, and benches below three tall lime trees. Anyone who
+stays longer rents a bicycle, because the lanes to the north are flat and lead to a lake.
+
+In summer a band plays on the square; in winter, a row of stalls sells soup, bread and candles. A
+ferry crosses twice a day, and its captain knows a story about each of the islands.
+
+"""
