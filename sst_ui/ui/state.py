@@ -5,15 +5,17 @@ Holds no tensors, models or locks: those live in the engine, once.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from sst_ui import recipe as recipes
+from sst_ui.checked import build
 from sst_ui.errors import UserError
 from sst_ui.maths.merging import METHODS
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.form import split
 
 SAVED = 20  # variants that the browser keeps
+KEPT = 40  # turns of a chat that it keeps
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,18 @@ class Conversation:
             if turn.answers[column]:
                 messages.append({"role": "assistant", "content": turn.answers[column]})
         return messages
+
+    def rows(self) -> list[dict]:
+        """The latest turns as plain data, for a browser to keep."""
+        return [asdict(turn) for turn in self.turns[-KEPT:]]
+
+    @classmethod
+    def from_rows(cls, rows: object) -> "Conversation":
+        """What `rows` gave; all of it is left out where something else is among it."""
+        try:
+            return cls(tuple(build(Turn, row, "turn") for row in rows))
+        except (UserError, TypeError):
+            return cls()
 
 
 def title(recipe: Recipe) -> str:

@@ -53,10 +53,9 @@ HOUR = 3600  # seconds; how long what was uploaded or offered as a download is k
 class Session:
     """The states of a window: small frozen data, each written by one kind of event.
 
-    `saved` and `corrections` are kept by the browser and survive a restart: the recipes applied so
-    far, as YAML, and the labels that were corrected; on a Space also the `runs`, which elsewhere
-    are the user's history. `job` names the metrics now
-    being computed.
+    `saved`, `corrections` and `talk` are kept by the browser and survive a restart: the recipes
+    applied so far, as YAML, the labels that were corrected, and the chat; on a Space also the
+    `runs`, which elsewhere are the user's history. `job` names the metrics now being computed.
     """
 
     language: gr.State
@@ -71,6 +70,7 @@ class Session:
     runs: gr.BrowserState
     view: gr.State
     conversation: gr.State
+    talk: gr.BrowserState
     methods: gr.State
 
 
@@ -131,6 +131,7 @@ def build(engine: Engine) -> gr.Blocks:
         methods.connect(studio, engine)
         talking.connect(studio.chat, engine, studio.session, studio.figures.probe)
         opened = opening.connect(page, studio, engine)
+        talking.restore(studio.chat, studio.session, opened)
         interrupts = [studio.apply.apply.click, studio.apply.undo.click, studio.variants.rows.click]
         measured = evaluating.connect(studio, engine, [*changed, opened], interrupts)
         remembering.connect(studio, engine, opened, changed[0], measured)
@@ -158,6 +159,7 @@ def _panels(engine: Engine) -> Studio:
         runs=gr.BrowserState([], storage_key="sst-studio-runs", secret="sst-studio"),
         view=gr.State(runs.View()),
         conversation=gr.State(Conversation()),
+        talk=gr.BrowserState({}, storage_key="sst-studio-chat", secret="sst-studio"),
         methods=gr.State(()),
     )
     top = header.create()

@@ -143,6 +143,34 @@ def problems(values: Sequence) -> dict[int, str]:
     return found
 
 
+def kept(now: Loaded, talk: Conversation) -> dict:
+    """A chat as plain data, with the model that it was with."""
+    return {"model": now.key, "turns": talk.rows()}
+
+
+def restore(panel: ChatPanel, session, opened) -> None:
+    """After a reload: the chat with this model goes on, every answer under its own recipe.
+
+    Args:
+        opened: the event of the page's load.
+    """
+
+    @guarded
+    def back(lang, now: Loaded, rows):
+        if not isinstance(rows, dict) or rows.get("model") != now.key or not now.key:
+            return gr.skip()
+        talk = Conversation.from_rows(rows.get("turns"))
+        return talk, view(lang, talk, 0), view(lang, talk, 1)
+
+    opened.success(
+        back,
+        [session.language, session.loaded, session.talk],
+        [session.conversation, *panel.columns],
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
 def connect(panel: ChatPanel, engine: Engine, session, probe: gr.Plot) -> None:
     """Wire sending, stopping and editing; the probe follows every answered message."""
     language, loaded, variants = session.language, session.loaded, session.variants
@@ -294,8 +322,13 @@ def connect(panel: ChatPanel, engine: Engine, session, probe: gr.Plot) -> None:
         panel.again.click(again, [language, *common], outputs, validator=check(1), **options)
     )
     panel.stop.click(stop, language, [panel.send, panel.stop], **private)
-    panel.edit.click(edit, [language, conversation], outputs, **private)
-    panel.clear.click(clear, language, outputs, **private)
+    changed = [
+        *events,
+        panel.edit.click(edit, [language, conversation], outputs, **private),
+        panel.clear.click(clear, language, outputs, **private),
+    ]
+    for event in changed:
+        event.then(kept, [loaded, conversation], session.talk, **private)
 
     @guarded
     def measure(lang, now: Loaded, known: Variants, talk: Conversation):

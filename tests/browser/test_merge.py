@@ -45,7 +45,7 @@ def test_a_merge_is_predicted_moved_applied_and_answers(window):
         page.click(".example.is-jailbreak")
         expect(page.locator("#chat-status")).to_contain_text("a second")
         for side in ("left", "right"):
-            assert page.locator(f"#chat-{side} .bot.message").last.inner_text().strip()
+            assert page.locator(f"#chat-{side} .bot.message p").last.inner_text().strip()
 
         page.locator("#ablation_on input").evaluate("box => box.click()")  # the merge alone
         expect(page.locator("#apply")).to_contain_text("Apply changes")

@@ -28,6 +28,20 @@ def answers(page, side: str):
     return page.locator(f"#chat-{side} .bot.message")
 
 
+def said(page, side: str) -> str:
+    """The text of the last answer, without the line above it."""
+    return "\n".join(answers(page, side).last.locator("p").all_inner_texts()).strip()
+
+
+def above(page, side: str):
+    """The lines above the answers, which say where they come from."""
+    return page.locator(f"#chat-{side} .source")
+
+
+def toasts(page):
+    return page.locator(".toast-body")
+
+
 def test_the_page_opens_on_the_demo_measured_applied_and_ready_to_chat(page):
     expect(page.locator("#model-line")).to_contain_text("demo")
     expect(page.locator("#apply")).to_contain_text("Applied")
@@ -46,7 +60,7 @@ def test_metrics_arrive_by_themselves_with_interval_and_count(page):
 
 def test_a_metric_opens_its_prompts_with_both_answers(page):
     expect(page.locator("#run-metrics")).to_be_visible()
-    page.click('.metric[data-pick="refusal_rate"]')
+    page.click('.metric[data-pick="facts"]')  # which an edit changes little
     expect(page.locator("#answers table")).to_be_visible()
     everything = page.locator("#answers tbody tr").count()
     first = page.locator("#answers tbody tr").first.locator("td")
@@ -59,10 +73,49 @@ def test_a_metric_opens_its_prompts_with_both_answers(page):
 def test_both_columns_stream_and_differ_on_a_held_out_harmful_prompt(page):
     page.click(".example.is-harmful")
     expect(page.locator("#chat-status")).to_contain_text("a second")
-    base, edited = (answers(page, side).last.inner_text() for side in ("left", "right"))
-    assert base.strip()
-    assert edited.strip()
+    base, edited = (said(page, side) for side in ("left", "right"))
+    assert base
+    assert edited
     assert base != edited
+
+
+def test_an_answer_keeps_its_recipe_when_another_one_is_applied_and_picked(page):
+    expect(above(page, "left")).to_have_text(["Base"])
+    expect(above(page, "right")).to_contain_text(["default ×1"])
+    given = above(page, "right").inner_text()
+    page.click("#picker-right input")
+    page.get_by_role("option", name="Base", exact=True).click()
+    page.click("#profile label:has-text('Late')")
+    expect(page.locator("#peak input[type=number]")).to_have_value("0.75")
+    page.click("#apply")
+    expect(page.locator(".variant.current")).to_contain_text("late_focus")
+    assert above(page, "right").inner_text() == given
+    page.fill("#temperature input", "1")
+    page.click("#again")
+    expect(above(page, "right")).to_contain_text(["seed"])
+    expect(page.locator("#stop")).to_be_hidden()
+    first = above(page, "right").inner_text()
+    assert "late_focus" in first
+    page.click("#again")
+    expect(above(page, "right")).not_to_have_text(first)  # another seed
+    expect(page.locator("#stop")).to_be_hidden()
+    page.fill("#temperature input", "0")
+    page.click("#clear")
+    expect(answers(page, "right")).to_have_count(0)
+    page.click("#undo")
+    expect(page.locator(".variant.current")).to_contain_text("default")
+
+
+def test_an_empty_chat_says_below_it_that_there_is_nothing_to_do_again(page):
+    for button, words in (("#again", "answer again"), ("#edit", "to edit")):
+        page.click(button)
+        expect(page.locator("#chat-status")).to_contain_text(words)
+    expect(toasts(page)).to_have_count(0)
+    page.fill("#tokens input", "-5")
+    page.click(".example.is-harmful")
+    expect(page.locator("#tokens .said")).to_contain_text("1 to 4096")
+    page.fill("#tokens input", "64")
+    expect(page.locator("#tokens .said")).to_have_count(0)
 
 
 def test_a_dragged_slider_moves_the_figure_and_marks_the_button(page):
@@ -91,7 +144,9 @@ def test_apply_makes_a_variant_whose_metrics_start_and_undo_goes_back(page):
     expect(page.locator(".variant.current")).to_contain_text("narrow")
     expect(page.locator("#apply-status")).to_contain_text("modules")
     expect(page.locator("#picker-right input")).to_have_value(re.compile("^Edited · narrow ×"))
-    expect(page.locator("#cancel-metrics")).to_be_visible()
+    # they run, or have ended already
+    started = "#cancel-metrics:visible, .variant.current:has-text('%')"
+    expect(page.locator(started).first).to_be_visible()
     page.click("#undo")
     expect(page.locator(".variant.current")).to_contain_text("default")
     expect(page.locator("#profile label.selected")).to_have_text("Default")
@@ -134,6 +189,101 @@ def test_a_width_of_zero_is_said_at_the_slider(page):
     page.click("#profile label:has-text('Narrow')")  # writes a width of its own
     expect(page.locator("#width .said")).to_have_count(0)
     page.click("#profile label:has-text('Default')")
+
+
+WEIGHTS = ("strength", "peak", "width", "attention", "mlp", "threshold")
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_number_is_taken_as_typed_or_said_at_its_slider_and_unapplies(page, name):
+    box, wrong = page.locator(f"#{name} input[type=number]"), page.locator(f"#{name} .said")
+    expect(page.locator("#apply")).to_contain_text("Applied")
+    before = box.input_value()
+    for typed in ("", "-5", "1000000000", "99"):
+        with page.expect_response(lambda answer: "queue/join" in answer.url) as sent:
+            box.fill(typed)
+        box.press("Tab")
+        if sent.value.status == 422:
+            expect(wrong).to_contain_text("empty" if typed == "" else "weights.")
+        else:
+            expect(wrong).to_have_count(0)
+        expect(page.locator("#apply")).to_contain_text("Apply changes")
+        assert box.input_value() == typed, "nothing is put to the end of the slider unseen"
+    box.fill(before)
+    expect(wrong).to_have_count(0)
+    if name in ("peak", "width", "threshold"):  # they made the profile a custom one
+        page.click("#profile label:has-text('Default')")
+    expect(page.locator("#apply")).to_contain_text("Applied")
+    expect(toasts(page)).to_have_count(0)
+
+
+def test_the_selected_profile_repairs_what_was_broken(page):
+    box = page.locator("#peak input[type=number]")
+    expect(page.locator("#profile label.selected")).to_have_text("Default")
+    box.fill("")
+    expect(page.locator("#peak .said")).to_contain_text("empty")
+    page.click("#profile label:has-text('Default')")
+    expect(box).to_have_value("0.6")
+    expect(page.locator("#peak .said")).to_have_count(0)
+    expect(page.locator("#apply")).to_contain_text("Applied")
+
+
+def test_add_and_an_affine_target_exclude_one_another(page):
+    page.click("#affine input")
+    expect(page.locator("#operation input").last).to_be_disabled()
+    expect(page.locator("#norm-preserving input")).to_be_disabled()
+    expect(page.locator("#apply")).to_contain_text("Apply changes")
+    expect(page.locator("#notes")).to_contain_text("exclude one another")
+    page.click("#affine input")
+    page.click("#operation label:has-text('Add')")
+    expect(page.locator("#affine input")).to_be_disabled()
+    expect(page.locator("#apply")).to_contain_text("Apply changes")
+    page.click("#operation label:has-text('Ablate')")
+    expect(page.locator("#affine input")).to_be_enabled()
+    expect(page.locator("#apply")).to_contain_text("Applied")
+
+
+def test_a_number_of_the_merge_is_said_though_another_tab_is_open(page):
+    tab(page, "edit-tabs", 1)
+    page.click("#merge-data > button")
+    page.fill("#m_samples input", "2.5")
+    expect(page.locator("#m_samples .said")).to_have_count(0)  # the merge is off
+    page.locator("#merge_on input").evaluate("box => box.click()")
+    expect(page.locator("#m_samples .said")).to_contain_text("whole number")
+    tab(page, "edit-tabs", 0)
+    page.click("#apply")
+    expect(page.locator("#m_samples .said")).to_be_visible()
+    page.fill("#m_samples input", "0")
+    page.locator("#merge_on input").evaluate("box => box.click()")
+    page.click("#merge-data > button")
+    tab(page, "edit-tabs", 0)
+    tab(page, "figure-tabs", 0)
+    expect(page.locator("#apply")).to_contain_text("Applied")
+
+
+def test_the_recipe_is_saved_as_it_is_shown(page):
+    tab(page, "work-tabs", 2)
+    with page.expect_download() as started:
+        page.click("#download-recipe")
+    assert started.value.suggested_filename == "recipe.yaml"
+    saved = recipes.load(started.value.path())
+    expect(page.locator("#recipe-digest")).to_contain_text(saved.digest())
+    tab(page, "work-tabs", 0)
+
+
+def test_a_file_that_is_too_large_is_refused_with_its_name_and_the_limit(page, tmp_path):
+    big = tmp_path / "big.csv"
+    big.write_bytes(b"prompt\n" + b"x" * 21_000_000)
+    page.click("#direction-panel .label-wrap")
+    page.locator("#direction-upload .label-wrap").first.click()
+    with page.expect_file_chooser() as chooser:
+        page.click("#direction-file")
+    chooser.value.set_files(big)
+    expect(toasts(page).first).to_contain_text("20.0 Mb")
+    expect(toasts(page).first).to_contain_text("big.csv")
+    page.locator(".toast-close").first.click()
+    page.locator("#direction-upload .label-wrap").first.click()
+    page.click("#direction-panel > .label-wrap")
 
 
 def test_a_word_in_the_table_is_said_and_a_number_is_pinned(page):

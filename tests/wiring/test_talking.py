@@ -1,5 +1,6 @@
 """The chat without a browser: whose an answer is, its seed, what it did not see, interruptions."""
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_turns_that_an_answer_did_not_see_are_counted_above_it(page, engine, kno
         shown = talking.view(language, talk, 1)
         assert words in shown[-1]["content"]
         assert words not in shown[1]["content"]
+
+
+def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engine, known):
+    talk = last(ask(page, engine, "send", known, Conversation(), "Hello", numbers=(8, 1, "7")))
+    rows = json.loads(json.dumps(talking.kept(engine.loaded, talk)))  # as a browser keeps it
+    back = handler(page, talking, "back")
+    found, left, right = back("en", engine.loaded, rows)
+    assert found == talk
+    assert right == talking.view("en", talk, 1) != left
+    other = replace(engine.loaded, key="another model")
+    for now, stored in ((other, rows), (engine.loaded, None), (engine.loaded, "nonsense")):
+        assert not isinstance(back("en", now, stored), tuple), "nothing of another model's"
+    for turns in (None, 3, [{"message": 1}], [{"message": "a", "answers": [1]}]):
+        assert Conversation.from_rows(turns) == Conversation()
 
 
 @pytest.mark.parametrize("name", ["again", "edit"])
