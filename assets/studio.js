@@ -44,13 +44,16 @@ function above(id, node = page().layout) { // the ids of what holds a component,
 }
 async function show(id, text) {
   for (const outer of above(id) ?? []) {
+    const name = page().components.find((component) => component.id === outer)?.props.elem_id;
+    document.getElementById(`${name}-button`)?.click(); // a tab
     element(outer)?.querySelector(":scope > button.label-wrap:not(.open)")?.click();
   }
-  for (let tries = 0; tries < 20; tries++) { // an accordion fills itself when it is opened
+  for (let tries = 0; tries < 600; tries++) { // an accordion or a tab fills itself when opened
     const block = element(id);
     if (block?.offsetParent) return say(block, text);
-    await new Promise((resume) => setTimeout(resume, 100));
+    await new Promise((resume) => setTimeout(resume, 50));
   }
+  say(document.getElementById("apply-bar"), text); // a control that cannot be shown
 }
 const ask = window.fetch;
 window.fetch = async (...request) => {
@@ -61,6 +64,9 @@ window.fetch = async (...request) => {
   }
   const answer = await ask(...request);
   if (asked && answer.status === 422) {
+    if (asked.targets.some(([, event]) => event === "input")) { // Apply shows that it is not that
+      document.getElementById("unsound")?.click();
+    }
     const { detail } = await answer.clone().json();
     if (Array.isArray(detail)) {
       detail.forEach((each, n) => each.is_valid || show(asked.inputs[n], each.message));
@@ -68,3 +74,21 @@ window.fetch = async (...request) => {
   }
   return answer;
 };
+
+// A number typed beyond the ends of a slider stays as it was typed: Gradio would put it to the
+// nearest end when the box is left, and say nothing. What is wrong with it is said above.
+document.addEventListener("blur", (event) => {
+  const box = event.target;
+  if (!box.matches?.(".block:has(input[type=range]) input[type=number]")) return;
+  const [value, low, high] = [box.value, box.min, box.max].map((text) => parseFloat(text));
+  if (!(value >= low && value <= high)) event.stopImmediatePropagation();
+}, true);
+
+// The line above an answer says where it came from; a copied answer takes it along as text.
+const copy = navigator.clipboard?.writeText?.bind(navigator.clipboard);
+if (copy) {
+  navigator.clipboard.writeText = (text) => copy(text.replace(
+    /<div class="source[^>]*>(.*?)<\/div>\n\n/g,
+    (_, html) => `[${new DOMParser().parseFromString(html, "text/html").body.textContent}]\n`,
+  ));
+}

@@ -1,6 +1,6 @@
 """All merge methods over their strengths on the demo's adapters: the README's table and figure.
 
-    python -m benchmarks.merging [--pair small] [--figure assets/pictures/merging.svg]
+    python -m benchmarks.merging [--pair small] [--figure docs/pictures/merging.svg]
 
 Knows arguments and output; the sweep is sst_ui/lab/frontier.py.
 """

@@ -1,21 +1,31 @@
 """The same jobs without a screen: `python -m sst_ui kernel | measure | run | export | ...`.
 
-Knows arguments, progress bars and exit codes: 0, 2 for bad input (one line, no traceback), 130 for
-Ctrl+C, 1 for anything else (an export that does not verify, a defect). Heavy imports happen inside
-the commands, so that `--help` and `kernel` answer at once.
+Knows arguments, progress bars and exit codes: 0, 2 for bad input and what the system refuses (one
+line, no traceback), 130 for Ctrl+C, 143 for SIGTERM, 141 for a pipe that nobody reads, 1 for
+anything else (an export that does not verify, a defect). Heavy imports happen inside the commands,
+so that `--help` and `kernel` answer at once.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, line_of
 from sst_ui.progress import Progress
-from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, build, load, to_dict
+from sst_ui.recipe import (
+    LAYERS,
+    Ablation,
+    DirectionSpec,
+    ModelSpec,
+    Recipe,
+    build,
+    from_data,
+    load,
+    to_dict,
+)
 from sst_ui.terminal import (
     completion,
     evaluating,
@@ -24,29 +34,29 @@ from sst_ui.terminal import (
     merging,
     remembering,
     searching,
+    streams,
     tables,
     with_bar,
 )
+from sst_ui.terminal.values import real, whole
 
 
 class Parser(argparse.ArgumentParser):
     """Wrong arguments are bad input like any other: one line, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See `{self.prog} --help`.")
+        raise UserError(f"{line_of(message, 400)}. See `{self.prog} --help`.")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
-    try:
+
+    def work() -> int | None:
         options = build_parser().parse_args(arguments)
-        return options.command(options) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
-        return 130
+        return options.command(options)
+
+    streams.warn_here()
+    return streams.guarded(work)
 
 
 def build_parser() -> Parser:
@@ -56,9 +66,10 @@ def build_parser() -> Parser:
 
     kernel = commands.add_parser("kernel", help="print a weight kernel, one value a layer")
     kernel.add_argument("--profile", default="default")
-    kernel.add_argument("--layers", type=int, default=32)
+    kernel.add_argument("--model", default="demo", help="whose own it is, for --profile model")
+    kernel.add_argument("--layers", type=whole(1, LAYERS), default=32)
     for name in ("peak", "width", "threshold"):
-        kernel.add_argument(f"--{name}", type=float, help=f"in place of the profile's {name}")
+        kernel.add_argument(f"--{name}", type=real(), help=f"in place of the profile's {name}")
     kernel.add_argument("--json", action="store_true")
     kernel.set_defaults(command=_kernel)
 
@@ -69,11 +80,11 @@ def build_parser() -> Parser:
     measure.add_argument("--estimator", default=spec.estimator)
     measure.add_argument("--harmful", default=spec.harmful, help="prompt set or file")
     measure.add_argument("--harmless", default=spec.harmless, help="prompt set or file")
-    measure.add_argument("--k", type=int, default=spec.k, help="directions per layer")
-    measure.add_argument("--layer", type=float, help="one direction, from this layer, for all")
-    measure.add_argument("--winsorize", type=float, help="quantile, for example 0.995")
+    measure.add_argument("--k", type=whole(), default=spec.k, help="directions per layer")
+    measure.add_argument("--layer", type=real(), help="one direction, from this layer, for all")
+    measure.add_argument("--winsorize", type=real(), help="quantile, for example 0.995")
     measure.add_argument("--position", default=spec.position, help="template or instruction")
-    measure.add_argument("--samples", type=int, help="prompts of each set; default all")
+    measure.add_argument("--samples", type=whole(), help="prompts of each set; default all")
     measure.add_argument("--json", action="store_true", help="per-layer analysis as JSON")
     measure.set_defaults(command=_measure)
 
@@ -113,8 +124,11 @@ def build_parser() -> Parser:
     chat = commands.add_parser("chat", help="chat with the base and the edited model side by side")
     chat.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.yaml")
     _model_options(chat, default=None)
-    chat.add_argument("--max-new-tokens", type=int, default=128)
-    chat.add_argument("--temperature", type=float, default=0.0)
+    chat.add_argument("--max-new-tokens", type=whole(1, 4096), default=128)
+    chat.add_argument("--temperature", type=real(0, 2), default=0.0)
+    chat.add_argument(
+        "--seed", type=int, help="of every answer; without it each is drawn anew, and its seed told"
+    )
     chat.set_defaults(command=_chat)
 
     history = commands.add_parser("history", help="the recipes applied so far, with their numbers")
@@ -156,17 +170,13 @@ def _model_spec(options: argparse.Namespace, base: ModelSpec | None = None) -> M
 def _kernel(options: argparse.Namespace) -> None:
     from sst_ui.maths import kernel
 
-    weights = kernel.profile(options.profile)
-    changes = {
-        name: getattr(options, name)
-        for name in ("peak", "width", "threshold")
-        if getattr(options, name) is not None
-    }
-    weights = replace(weights, **changes)
+    shape = {name: getattr(options, name) for name in ("profile", "peak", "width", "threshold")}
+    recipe = {"version": 1, "model": {"id": options.model}, "edits": [{"weights": shape}]}
+    weights = from_data(recipe).edits[0].weights  # as a recipe says it, not as we would
     values = kernel.kernel(weights, options.layers)
     if options.json:
         shape = {"peak": weights.peak, "width": weights.width, "threshold": weights.threshold}
-        print(json.dumps({"layers": options.layers, **shape, "weights": values.tolist()}))
+        print(streams.to_json({"layers": options.layers, **shape, "weights": values.tolist()}))
         return
     for layer, value in enumerate(values):
         print(f"layer {layer:3d}  {value:6.4f}  {'█' * round(40 * value)}")
@@ -179,18 +189,23 @@ def _measure(options: argparse.Namespace) -> None:
     spec = _checked(DirectionSpec, "directions", values)
     _writable(options.out)
 
+    from sst_ui.lab import places
     from sst_ui.lab.measure import measure
     from sst_ui.model.host import load as load_host
 
+    model = _model_spec(options)
+    places.check(options.out, Recipe(model=model, edits=(Ablation(directions=spec),)))
+
     def job() -> Generator[Progress, None, Any]:
-        host = yield from load_host(_model_spec(options))
+        host = yield from load_host(model)
         return (yield from measure(host, spec))
 
     directions = with_bar(job())
     directions.save(options.out)
     stats = {name: values.tolist() for name, values in directions.stats.items()}
     if options.json:
-        print(json.dumps({"layers": directions.layers, "meta": dict(directions.meta), **stats}))
+        meta = dict(directions.meta)
+        print(streams.to_json({"layers": directions.layers, "meta": meta, **stats}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -232,7 +247,7 @@ def _metrics(options: argparse.Namespace) -> None:
     for problem in sst_ui.metrics.own.PROBLEMS:
         print(f"warning: {problem}", file=sys.stderr)
     if options.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(streams.to_json(rows))
         return
     from rich.console import Console
     from rich.table import Table
@@ -254,7 +269,7 @@ def _run(options: argparse.Namespace) -> None:
     outcome = with_bar(run(recipe, options.out, force=options.force))
     remembering.remember(recipe, outcome.results)
     if options.json:
-        print(json.dumps([result.to_json() for result in outcome.results], ensure_ascii=False))
+        print(streams.to_json([result.to_json() for result in outcome.results]))
         return
     from sst_ui.model.architecture import fold
 
@@ -271,12 +286,14 @@ def _run(options: argparse.Namespace) -> None:
 def _chat(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from sst_ui.lab.chat import chat
+    from sst_ui.lab.chat import chat, check_seed, new_seed
     from sst_ui.lab.measure import resolve
     from sst_ui.model.host import load as load_host
 
     recipe = load(options.recipe) if options.recipe else Recipe(edits=(Ablation(),))
     recipe = replace(recipe, model=_model_spec(options, recipe.model))
+    if options.seed is not None:
+        check_seed(options.seed)
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load_host(recipe.model)
@@ -287,6 +304,16 @@ def _chat(options: argparse.Namespace) -> None:
     console.print("[dim]One message a line. /clear starts anew, /exit or Ctrl+D leaves.[/dim]")
     names, rows = ("base", "edited"), [(), edits]
     histories: list[list[dict[str, str]]] = [[], []]
+
+    def left_out(counts: list[int]) -> None:
+        for name, count in zip(names, counts, strict=True):
+            if count:
+                turns = "turn" if count == 1 else f"{count} turns"
+                print(
+                    f"note: {name} does not see the oldest {turns} any more; "
+                    f"{host.name} reads {host.context} tokens."
+                )
+
     while True:
         try:
             text = console.input("[bold]you:[/bold] ") if sys.stdin.isatty() else input()
@@ -300,10 +327,12 @@ def _chat(options: argparse.Namespace) -> None:
         if not text.strip():
             continue
         turns = [[*history, {"role": "user", "content": text}] for history in histories]
+        seed = new_seed() if options.seed is None else options.seed
+        if options.temperature > 0:
+            print(f"seed {seed}")
+        limits = (options.max_new_tokens, options.temperature, seed)
         try:
-            answers = live(
-                console, names, chat(host, rows, turns, options.max_new_tokens, options.temperature)
-            )
+            answers = live(console, names, chat(host, rows, turns, *limits, notify=left_out))
         except UserError as error:  # a message too long must not end the conversation
             print(f"error: {error}", file=sys.stderr)
             continue
@@ -315,8 +344,17 @@ def _chat(options: argparse.Namespace) -> None:
 
 def _writable(path: Path) -> None:
     """Fail before the long work, not after it, when the result cannot be saved."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    from sst_ui import disk
+    from sst_ui.maths.directions import is_directions
+
+    goal = disk.real(path)
+    if goal.is_dir() or not goal.parent.is_dir():
         raise UserError(f"cannot write {path}: give a file name in an existing folder.")
+    if goal.exists() and not is_directions(goal):
+        raise UserError(
+            f"{path} exists and holds no directions of this studio; give another file name."
+        )
+    disk.probe(path)
 
 
 if __name__ == "__main__":

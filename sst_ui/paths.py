@@ -2,7 +2,10 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
+
+from sst_ui.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "presets"
@@ -12,7 +15,12 @@ DEMO = ASSETS / "demo"
 
 def cache_dir() -> Path:
     """Folder for what can be computed again (`SST_CACHE`, else `~/.cache/sst-studio`)."""
-    return Path(os.environ.get("SST_CACHE") or Path.home() / ".cache" / "sst-studio")
+    if own := os.environ.get("SST_CACHE"):
+        return Path(own)
+    try:
+        return Path.home() / ".cache" / "sst-studio"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"sst-studio-{os.getuid()}"
 
 
 def data_dir() -> Path:
@@ -20,7 +28,17 @@ def data_dir() -> Path:
 
     `~/.local/share/sst-studio` on Linux (`XDG_DATA_HOME` counts), `~/Library/Application Support`
     and `%LOCALAPPDATA%` elsewhere.
+
+    Raises:
+        UserError: the user has no home, and none of them is set.
     """
+    try:
+        return _data_dir()
+    except RuntimeError as error:
+        raise UserError("this user has no home folder; set SST_HOME to one.") from error
+
+
+def _data_dir() -> Path:
     if own := os.environ.get("SST_HOME"):
         return Path(own)
     if sys.platform == "darwin":

@@ -13,12 +13,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a job: `done` of `total` units of `stage`; `note` is free text for the screen."""
+    """One step of a job: `done` of `total` units of `stage`; `note` is free text for the screen.
+
+    A job that finds something a person should know, and can go on, says it once in `warning`: the
+    terminal prints it, the page shows it. No step with a warning may be left out.
+    """
 
     stage: str
     done: int
     total: int
     note: str = ""
+    warning: str = ""
 
     @property
     def fraction(self) -> float:

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import yaml
 
+from sst_ui import profiles
 from sst_ui.checked import build
-from sst_ui.errors import UserError, unknown
+from sst_ui.errors import UserError, shown, unknown
+from sst_ui.yaml_text import LENGTH, parse
 
 VERSION = 1
 KINDS = ("attention", "mlp")  # the two roles that write to the residual stream
@@ -23,10 +25,16 @@ GROUPS = {  # kind of linear module -> the role it belongs to; the head belongs 
     **dict.fromkeys(("q", "k", "v", "qkv", "o"), "attention"),
     **dict.fromkeys(("gate", "up", "gate_up", "down"), "mlp"),
 }
+FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # several kinds in one matrix
 MODULES = (*GROUPS, "lm_head")  # what an adapter may change
 STRENGTH = (-2.0, 2.0)  # the studio's slider shows -1..2; files may go to -2
 FACTOR = (-32.0, 32.0)  # of a module kind; merges have been tried with an lm_head of 20
 ALPHA = (-4.0, 4.0)  # a single cell of the table, after strength
+WIDEST = 1e6  # a bell of that width is the same in every layer
+SEEDS = 2**32 - 1  # the largest seed that torch, numpy and Optuna all take
+LAYERS = 10_000  # more than any model has
+
+SHAPE = ("peak", "width", "threshold")  # what a profile's name stands for
 
 Estimator = Literal["mean_difference", "projected", "whitened", "random"]
 Scope = Literal["per_layer", "single"]
@@ -60,16 +68,52 @@ class ModelSpec:
     enable_thinking: bool = False
     chat_template: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.id.strip():
+            raise UserError("model.id is empty; give a folder, a Hub id, or demo.")
+
+    def __str__(self) -> str:
+        """Id and what is not as usual, for messages: never longer than a line."""
+        told = [shown(self.id).strip("'\"")]
+        told += [f"revision {shown(self.revision)}"] if self.revision else []
+        told += [
+            f"{name} {shown(getattr(self, name))}"
+            for name in ("dtype", "quantization", "enable_thinking", "chat_template")
+            if getattr(self, name) != getattr(ModelSpec, name)
+        ]
+        return ", ".join(told)
+
+    def is_of(self, loaded: "ModelSpec") -> bool:
+        """Whether a recipe for this model may be answered by a loaded one.
+
+        Both are the same id and revision, and what this one says of type, quantisation and
+        template is so there; what it leaves at the default it does not ask for. The device and
+        leave to run the model's code are not the recipe's to choose.
+        """
+        if (self.id, self.revision or "main") != (loaded.id, loaded.revision or "main"):
+            return False
+        return all(
+            getattr(self, name) in (getattr(ModelSpec, name), getattr(loaded, name))
+            for name in ("dtype", "quantization", "enable_thinking", "chat_template")
+        )
+
 
 @dataclass(frozen=True)
 class WeightTable:
     """How strongly each (layer, module kind) cell is edited: a kernel, then exceptions.
 
+    A profile's name stands for its peak, width and threshold (presets/profiles.yaml). Numbers given
+    beside the name count, and where they differ from the profile's the table is `custom`: a table
+    never has a name that its numbers do not bear out.
+
     Attributes:
-        profile: the name it came from; `custom` once a number was changed by hand.
-        peak: position of the maximum, 0 (first layer) to 1 (last).
-        width: standard deviation in the same unit, > 0.
-        threshold: kernel values below it become 0.
+        profile: `default`, `early_focus`, `late_focus`, `broad`, `narrow`, `flat` (1 everywhere),
+            `custom` (the numbers given; those of `default` where none are), `measured` or `model`
+            (both numbers given; in a recipe's text those of the model's own profile, if it has
+            one).
+        peak: position of the maximum, 0 (first layer) to 1 (last); None for the profile's.
+        width: standard deviation in the same unit, > 0; None for the profile's.
+        threshold: kernel values below it become 0; None for the profile's.
         strength: 1 removes the direction, 2 reflects it, negative values reinforce it.
         modules: factor per module kind.
         curve: one kernel value a layer, in place of the Gaussian.
@@ -77,20 +121,26 @@ class WeightTable:
     """
 
     profile: str = "default"
-    peak: float = 0.60
-    width: float = 0.15
-    threshold: float = 0.1
+    peak: float | None = None
+    width: float | None = None
+    threshold: float | None = None
     strength: float = 1.0
     modules: Mapping[str, float] = field(default_factory=lambda: {"attention": 1.0, "mlp": 1.0})
     curve: tuple[float, ...] | None = None
     overrides: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._take_profile()
         _within("weights.peak", self.peak, 0.0, 1.0)
-        if not (math.isfinite(self.width) and self.width > 0):
-            raise UserError(f"weights.width is {self.width}; it must be above 0, for example 0.15.")
+        if not 1 / WIDEST <= self.width <= WIDEST:  # its square must be a number, and not 0
+            raise UserError(
+                f"weights.width is {shown(self.width)}; it must be above 0 (up to {WIDEST:g}), for "
+                "example 0.15."
+            )
         _within("weights.threshold", self.threshold, 0.0, 1.0)
         _within("weights.strength", self.strength, *STRENGTH)
+        if strangers := {*self.modules, *self.overrides} - {*KINDS, *MODULES}:
+            raise unknown("module kind", min(strangers), (*KINDS, *MODULES))
         for kind, value in self.modules.items():
             _within(f"weights.modules.{kind}", value, *FACTOR)
         if self.curve is not None:
@@ -98,9 +148,26 @@ class WeightTable:
                 _within(f"weights.curve[{layer}]", value, *ALPHA)
         for kind, cells in self.overrides.items():
             for layer, value in cells.items():
-                if layer < 0:
-                    raise UserError(f"weights.overrides.{kind}: layer {layer} is below 0.")
+                _within(f"a layer of weights.overrides.{kind}", layer, 0, LAYERS)
                 _within(f"weights.overrides.{kind}.{layer}", value, *ALPHA)
+
+    def _take_profile(self) -> None:
+        """Fill in the profile's numbers; other ones beside its name make the table `custom`."""
+        known = profiles.named()
+        if self.profile not in (*known, *profiles.OWN):
+            raise unknown("weights.profile", self.profile, (*known, *profiles.OWN))
+        given = {n: v for n in SHAPE if (v := getattr(self, n)) is not None}
+        if self.profile in ("measured", "model") and not {"peak", "width"} <= given.keys():
+            raise UserError(
+                f"weights.profile is {self.profile!r} without numbers of its own: write peak and "
+                f"width beside it, or name one of {', '.join(known)}."
+            )
+        own = known.get(self.profile, known["default"])
+        for name in SHAPE:
+            object.__setattr__(self, name, given.get(name, own[name]))
+        told = self.profile not in known or all(given[n] == own[n] for n in given)
+        if not told or self.curve is not None:
+            object.__setattr__(self, "profile", "custom")
 
 
 @dataclass(frozen=True)
@@ -135,16 +202,17 @@ class DirectionSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= 16:
-            raise UserError(f"directions.k is {self.k}; it must be 1 to 16.")
+            raise UserError(f"directions.k is {shown(self.k)}; it must be 1 to 16.")
         _within("directions.shrinkage", self.shrinkage, 0.0, 1.0)
         if self.winsorize is not None:
             _within("directions.winsorize", self.winsorize, 0.5, 1.0)
         if self.samples is not None and self.samples < 2:
-            raise UserError(f"directions.samples is {self.samples}; at least 2 are needed.")
+            raise UserError(f"directions.samples is {shown(self.samples)}; at least 2 are needed.")
         if self.scope == "single" and self.layer is None:
             raise UserError("directions.scope is 'single': say which layer with directions.layer.")
-        if self.layer is not None and self.layer < 0:
-            raise UserError(f"directions.layer is {self.layer}; it must be 0 or more.")
+        if self.layer is not None:
+            _within("directions.layer", self.layer, 0, LAYERS)
+        check_seed("directions.seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -177,7 +245,7 @@ class Ablation:
 
 def flat() -> WeightTable:
     """A weight table that is 1 everywhere: where a merge starts from."""
-    return WeightTable(profile="flat", peak=0.5, width=1e6, threshold=0.0, modules={})
+    return WeightTable(profile="flat", modules={})
 
 
 def late() -> WeightTable:
@@ -230,18 +298,22 @@ class Merge:
             if not getattr(self, name).strip():
                 raise UserError(f"merge.{name} is empty; give the adapter's folder or Hub id.")
         if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
-            raise UserError(f"merge.budget is {self.budget}; it must be above 0 nats a token.")
+            raise UserError(
+                f"merge.budget is {shown(self.budget)}; it must be above 0 nats a token."
+            )
         if self.samples is not None and self.samples < 2:
-            raise UserError(f"merge.samples is {self.samples}; at least 2 are needed.")
+            raise UserError(f"merge.samples is {shown(self.samples)}; at least 2 are needed.")
         if not 0 <= self.inputs <= 4096:
-            raise UserError(f"merge.inputs is {self.inputs}; it must be 0 to 4096.")
+            raise UserError(f"merge.inputs is {shown(self.inputs)}; it must be 0 to 4096.")
         if self.inputs and self.fisher == "block":
             raise UserError("merge.fisher 'block' is for small cores: set merge.inputs to 0.")
+        if "lm_head" in self.weights.overrides:
+            raise UserError(
+                "weights.overrides.lm_head: the head is in no layer; weigh it with "
+                "weights.modules.lm_head."
+            )
         if self.rank is not None and self.rank < 1:
-            raise UserError(f"merge.rank is {self.rank}; it must be 1 or more.")
-        known = (*KINDS, *MODULES)
-        if unknown_kinds := (set(self.weights.modules) | set(self.weights.overrides)) - set(known):
-            raise unknown("module kind", min(unknown_kinds), known)
+            raise UserError(f"merge.rank is {shown(self.rank)}; it must be 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -268,10 +340,10 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
-            raise UserError(f"evaluation.samples is {self.samples}; it must be 1 or more.")
+            raise UserError(f"evaluation.samples is {shown(self.samples)}; it must be 1 or more.")
         if self.max_new_tokens is not None and not 1 <= self.max_new_tokens <= 4096:
             raise UserError(
-                f"evaluation.max_new_tokens is {self.max_new_tokens}; it must be 1 to 4096."
+                f"evaluation.max_new_tokens is {shown(self.max_new_tokens)}; it must be 1 to 4096."
             )
 
 
@@ -288,6 +360,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise UserError(f"recipe version {self.version} is not supported; this is {VERSION}.")
+        edits = tuple(
+            replace(edit, weights=_of_model(edit.weights, self.model.id)) for edit in self.edits
+        )
+        object.__setattr__(self, "edits", edits)
 
     def digest(self) -> str:
         """Twelve hex digits over everything that changes the edited model (not the name)."""
@@ -318,32 +394,80 @@ def to_yaml(recipe: Recipe) -> str:
 
 def from_yaml(text: str) -> Recipe:
     """Read a recipe; every unknown key, wrong type and value out of range is a `UserError`."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"the recipe is not valid YAML: {_one_line(error)}") from error
+    if not isinstance(text, str):
+        raise UserError(f"the recipe is {shown(text)}; it must be text.")
+    return from_data(parse(text, "the recipe"))
+
+
+def from_data(data: Any) -> Recipe:
+    """A recipe from plain data, as YAML or JSON holds it; checked as by `from_yaml`."""
     if not isinstance(data, Mapping):
         raise UserError("the recipe is empty or not a mapping; it needs at least 'version: 1'.")
     if "version" not in data:
         raise UserError("the recipe has no 'version'; add 'version: 1'.")
-    return build(Recipe, data, "recipe")
+    return build(Recipe, _with_own_profiles(data), "recipe")
+
+
+def _with_own_profiles(data: Mapping) -> Mapping:
+    """The data with the numbers of `profile: model`, which only the recipe's model has."""
+    model, edits = data.get("model"), data.get("edits")
+    name = model.get("id") if isinstance(model, Mapping) else None
+    own = profiles.of_model(name if isinstance(name, str) else ModelSpec().id)
+    if own is None or not isinstance(edits, list | tuple):
+        return data
+    numbers = dict(zip(("peak", "width"), own[1:], strict=True))
+
+    def filled(edit: Any) -> Any:
+        weights = edit.get("weights") if isinstance(edit, Mapping) else None
+        if not isinstance(weights, Mapping) or weights.get("profile") != "model":
+            return edit
+        given = {name: value for name, value in weights.items() if value is not None}
+        return {**edit, "weights": {**numbers, **given}}
+
+    return {**data, "edits": [filled(edit) for edit in edits]}
+
+
+def _of_model(weights: WeightTable, model_id: str) -> WeightTable:
+    """The table, `custom` where it claims to be a known model's own and is not."""
+    own = profiles.of_model(model_id) if weights.profile == "model" else None
+    if own is None or own[1:] == (weights.peak, weights.width):
+        return weights
+    return replace(weights, profile="custom")
 
 
 def load(path: str | Path) -> Recipe:
     """Read a recipe file (UTF-8 YAML)."""
+    return from_yaml(read_text(path))
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a recipe file, a byte order mark left out.
+
+    Raises:
+        UserError: no such file, a folder, not readable, too large, or not UTF-8.
+    """
     path = Path(path)
     try:
-        return from_yaml(path.read_text(encoding="utf-8"))
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give a recipe file (YAML).")
+        if path.is_file() and path.stat().st_size > 4 * LENGTH:
+            raise UserError(f"{path} is {path.stat().st_size:,} bytes large; that is no recipe.")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason}.") from error
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the recipe {shown(str(path))}: {reason}.") from error
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raises UserError for a seed that some generator of random numbers would not take."""
+    if not 0 <= seed <= SEEDS:
+        raise UserError(f"{name} is {shown(seed)}; it must be 0 to {SEEDS}.")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
-        raise UserError(f"{name} is {value}; it must be {low:g} to {high:g}.")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise UserError(f"{name} is {shown(value)}; it must be {low:g} to {high:g}.")

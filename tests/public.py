@@ -152,3 +152,26 @@ def repliqa(root: Path) -> Path:
     ]
     files = {f"data/repliqa_{i}-00000-of-00001.parquet": (features, rows) for i in (0, 1)}
     return write_folder(root, files, parts("repliqa_0", "repliqa_1"))
+
+
+def alpaca(root: Path) -> Path:
+    """tatsu-lab/alpaca: many requests have no `input`."""
+    rows = [
+        {"instruction": f"Sort list {i}.", "input": f"{i}, 2, 1" if i % 2 else "", "output": "1, 2"}
+        for i in range(450)
+    ]
+    features = texts("instruction", "input", "output")
+    files = {"data/train-00000-of-00001.parquet": (features, rows)}
+    return write_folder(root, files, parts("train"))
+
+
+def harmbench(root: Path) -> Path:
+    """walledai/HarmBench: one configuration has a context for each request."""
+    plain = [{"prompt": f"Do thing {i}.", "category": "c"} for i in range(20)]
+    about = [row | {"context": f"Text {i}."} for i, row in enumerate(plain[:10])]
+    files = {
+        "standard/train-00000-of-00001.parquet": (texts("prompt", "category"), plain),
+        "contextual/train-00000-of-00001.parquet": (texts("prompt", "context", "category"), about),
+    }
+    configs = {name: {"train": f"{name}/train-*"} for name in ("standard", "contextual")}
+    return write_folder(root, files, configs)

@@ -75,8 +75,54 @@ _UNSUPPORTED = {
     ),
 }
 
+# Families with something of their own between a module and the residual stream, or in their shapes.
+_ODD = {
+    "bloom": ("bloom", {}),
+    "bloom_slow": ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}),
+    "gpt_neox_japanese": ("gpt_neox_japanese", {"intermediate_multiple_size": 2}),
+    "granite": ("granite", {"residual_multiplier": 0.22}),
+    "hyperclovax": (
+        "hyperclovax",
+        {"head_dim": 8, "use_post_norm": True, "residual_multiplier": 0.5},
+    ),
+    "olmo3": ("olmo3", {}),
+    "exaone4": ("exaone4", {"head_dim": 8}),
+    "glm4": ("glm4", {"head_dim": 8}),
+    "afmoe": ("afmoe", {"head_dim": 8, "num_dense_layers": 1, "num_shared_experts": 1, **_MOE}),
+    "gemma4": (
+        "gemma4_text",
+        {
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 0,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 8,
+        },
+    ),
+    "axk1": (
+        "axk1",
+        {
+            **_MOE,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
+    "minimax": ("minimax", {"head_dim": 8, "num_local_experts": 4}),
+    "openai_gpt": ("openai-gpt", {}),
+}
+
 ARCHITECTURES = tuple(_FAMILIES)
 VARIANTS = tuple(_VARIANTS)
+ODD = tuple(_ODD)
 UNSUPPORTED = tuple(_UNSUPPORTED)
 EXPERTS = ("mixtral", "mixtral_square", "qwen3_moe", "qwen2_moe", "gpt_oss")
 
@@ -85,14 +131,14 @@ def tiny(name: str = "llama", seed: int = 0, **overrides) -> PreTrainedModel:
     """A random float32 causal language model in eval mode.
 
     Args:
-        name: one of ARCHITECTURES, VARIANTS or UNSUPPORTED.
+        name: one of ARCHITECTURES, VARIANTS, ODD or UNSUPPORTED.
         seed: of all its weights; the same name, seed and overrides give the same model.
         overrides: settings of its configuration, e.g. `num_hidden_layers=6`.
 
     Raises:
         KeyError: the name is none of these.
     """
-    model_type, settings = (_FAMILIES | _VARIANTS | _UNSUPPORTED)[name]
+    model_type, settings = (_FAMILIES | _VARIANTS | _ODD | _UNSUPPORTED)[name]
     config = AutoConfig.for_model(model_type, **{**_COMMON, **settings, **overrides})
     with torch.random.fork_rng(devices=[]):  # gpt_oss's sinks stay as they are drawn
         torch.manual_seed(seed)

@@ -5,13 +5,17 @@ the rows come from.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Any
+from urllib.parse import unquote
 
 from sst_ui.data.prompt import LETTERS, Prompt
-from sst_ui.data.sources import Table
+from sst_ui.data.sources import Table, sound
 from sst_ui.data.spec import COLUMNS, Spec
-from sst_ui.errors import UserError, unknown
+from sst_ui.data.spec import column as column_name
+from sst_ui.errors import UserError, line_of, shown, unknown
 
 # Names under which public data sets keep a field, likeliest first; case does not matter.
 USUAL: dict[str, tuple[str, ...]] = {
@@ -23,6 +27,10 @@ USUAL: dict[str, tuple[str, ...]] = {
     "subject": ("subject",),
     "system": ("system", "system_prompt"),
 }
+# Columns that belong to the request, by that of the prompt: whether they stand before it.
+PARTS = {"instruction": ("input", False), "behavior": ("contextstring", True)}
+LISTS = ("choices", "aliases")
+TEXTS = ("prompt", "answer", "context", "text", "system")
 GROUPS = ("topic", "subject", "pair", "wrapper")  # names: a number will do
 Mapped = Mapping[str, tuple[str, ...]]
 
@@ -36,13 +44,15 @@ def mapping(table: Table, spec: Spec) -> dict[str, tuple[str, ...]]:
     found = {}
     for field, column in spec.columns.items():
         if column:
-            names = (column,) if column in table.columns else tuple(column.split(","))
-            for name in names:
-                if name not in table.columns:
-                    raise unknown(f"column of {table.title}", name, table.columns)
-            found[field] = names
+            found[field] = named(field, column, table)
+    taken = set(found["prompt"]) if len(found.get("prompt", ())) > 1 else set()
     for field in COLUMNS:
         if field not in spec.columns and (names := _guess(field, table)):
+            if field == "prompt":
+                names = _whole(names, table, {n for other in found.values() for n in other})
+                taken = set(names) if len(names) > 1 else taken
+            elif taken & set(names):
+                continue  # a part of the request already
             found[field] = names
     said = "prompt" in found or spec.columns.keys() & {"prompt", "text"}
     if "text" in table.columns and not table.own and not said:
@@ -51,6 +61,45 @@ def mapping(table: Table, spec: Spec) -> dict[str, tuple[str, ...]]:
     if "answer" not in found and "choices" not in spec.columns and not table.own:
         found.pop("choices", None)
     return {field: found[field] for field in COLUMNS if field in found}
+
+
+def named(field: str, column: str, table: Table) -> tuple[str, ...]:
+    """The columns that a spec names for a field.
+
+    Raises:
+        UserError: one that the table lacks.
+    """
+    for name in (unquote(column), unquote(column.replace("+", " "))):
+        if table.has(name):
+            return (name,)
+    names = tuple(unquote(part) for part in column.split("," if field in LISTS else "+"))
+    for name in names:
+        if not table.has(name):
+            raise unknown_column(table, name)
+    return names
+
+
+def written(field: str, names: Sequence[str]) -> str:
+    """Columns as a spec names them; one alone by its plain name."""
+    if len(names) == 1:
+        return names[0]
+    return ("," if field in LISTS else "+").join(map(column_name, names))
+
+
+def unknown_column(table: Table, name: str) -> UserError:
+    """The error for a column that is not there; of a wide table it lists the first ones."""
+    names = [column if len(column) <= 40 else f"{column[:37]}..." for column in table.columns]
+    near = [column for column in names if column.lower() == name.lower()]
+    return unknown(f"column of {table.title}", name, {*names[:20], *near})
+
+
+def _whole(names: tuple[str, ...], table: Table, other: set[str]) -> tuple[str, ...]:
+    """The prompt's column with the one that belongs to it, where it is free."""
+    lower = {column.lower(): column for column in reversed(table.columns)}
+    part, before = PARTS.get(names[0].lower(), ("", False))
+    if part not in lower or lower[part] in other:
+        return names
+    return (lower[part], *names) if before else (*names, lower[part])
 
 
 def _guess(field: str, table: Table) -> tuple[str, ...]:
@@ -74,15 +123,15 @@ def chosen(table: Table, spec: Spec) -> list[int]:
     """
     kept = list(range(len(table)))
     for column, wanted in spec.where.items():
-        if column not in table.columns:
-            raise unknown(f"column of {table.title}", column, table.columns)
+        if not table.has(column):
+            raise unknown_column(table, column)
         values = [_word(value, table.labels.get(column)) for value in table.column(column)]
         matches = {i for i in kept if values[i] in {_word(each) for each in wanted}}
         if kept and not matches:
-            there = ", ".join(sorted({values[i] for i in kept})[:10])
+            there = ", ".join(line_of(v, 30) for v in sorted({values[i] for i in kept})[:10])
             raise UserError(
-                f"no row of {table.title} has {' or '.join(map(repr, wanted))} in the column"
-                f" {column!r}; there are: {there}."
+                f"no row of {table.title} has {line_of(' or '.join(map(shown, wanted)), 120)} in"
+                f" the column {shown(column)}; there are: {there}."
             )
         kept = [i for i in kept if i in matches]
     return kept
@@ -102,10 +151,10 @@ def prompts(table: Table, spec: Spec, indices: Sequence[int]) -> tuple[Prompt, .
         UserError: no column for the prompt, or a cell that cannot be what it should be; with its
             line or row.
     """
+    rows = table.rows(indices)  # first: they may have columns that the beginning lacks
     fields = mapping(table, spec)
     if indices and not fields.keys() & {"prompt", "text"}:
         raise UserError(_unfit(table, table.where(indices[0]) if table.own else table.title))
-    rows = table.rows(indices)
     return tuple(
         _prompt(row, fields, table, spec, table.where(i))
         for i, row in zip(indices, rows, strict=True)
@@ -113,8 +162,8 @@ def prompts(table: Table, spec: Spec, indices: Sequence[int]) -> tuple[Prompt, .
 
 
 def _unfit(table: Table, where: str) -> str:
-    example = table.columns[0] if table.columns else "column"
-    found = f"it has {', '.join(map(repr, table.columns))}" if table.columns else "it is empty"
+    example = column_name(table.columns[0]) if table.columns else "column"
+    found = f"it has {_listed(table.columns)}" if table.columns else "it is empty"
     return (
         f'{where} lacks "prompt" (or "text", for plain text); {found}. Say which column holds the'
         f" prompts: ?prompt={example}"
@@ -129,12 +178,13 @@ def _prompt(row: Mapping, fields: Mapped, table: Table, spec: Spec, where: str) 
             values[field] = _field(field, _cell(field, row, columns, table), where)
     values["prompt"] = values.get("prompt", "").strip()
     if not (values["prompt"] or values.get("text", "").strip()):
-        names = ", ".join(map(repr, row))
-        found = f"it has {names}" if table.own and row else "the cell is empty"
+        found = f"it has {_listed(row)}" if table.own and row else "the cell is empty"
         raise UserError(f'{where} lacks "prompt" (or "text", for plain text); {found}.')
     if values.get("choices"):
         values["answer"] = _index(_loosened(values, table), values["choices"], where)
     elif values.get("answer") is not None:
+        if isinstance(values["answer"], int) and values["answer"].bit_length() > 3000:
+            raise UserError(f"{where}: answer must be text, not {shown(values['answer'])}.")
         values["answer"] = str(values["answer"])  # "the year": 1987
         if spec.unanswerable and "answerable" not in fields:
             values["answerable"] = _said(values["answer"]) != _said(spec.unanswerable)
@@ -146,12 +196,24 @@ def _prompt(row: Mapping, fields: Mapped, table: Table, spec: Spec, where: str) 
     return Prompt(**values)
 
 
+def _listed(names: Collection[str]) -> str:
+    """Names of columns for a message, the first twenty."""
+    more = ", ..." if len(names) > 20 else ""
+    return ", ".join(map(shown, islice(names, 20))) + more
+
+
 def _said(answer: str) -> str:
     return answer.strip().rstrip(".").casefold()
 
 
 def _cell(field: str, row: Mapping, columns: tuple[str, ...], table: Table) -> Any:
     """The value of a field as the table has it, with what only the table knows cleared up."""
+    if len(columns) > 1 and field not in LISTS:
+        cells = [_class(row.get(column), column, table) for column in columns]
+        cells = [cell for cell in cells if cell not in (None, "")]
+        odd = [cell for cell in cells if not isinstance(cell, str | int | float)]
+        # what is no text goes on as it is, to be named in the error
+        return odd[0] if odd else ("\n\n" if field in TEXTS else ", ").join(map(str, cells))
     if len(columns) > 1:
         cells = [row.get(column) for column in columns]
         # A question with fewer options leaves the last cells empty.
@@ -159,9 +221,8 @@ def _cell(field: str, row: Mapping, columns: tuple[str, ...], table: Table) -> A
             cells.pop()
         return [cell if isinstance(cell, str) or table.own else str(cell) for cell in cells]
     value = row.get(columns[0])
-    names = table.labels.get(columns[0])
-    if names and isinstance(value, int) and field != "answer":
-        return names[value] if 0 <= value < len(names) else ""  # -1: a row without its class
+    if field != "answer":
+        value = _class(value, columns[0], table)
     if not table.loose or not isinstance(value, str):
         return value
     if value == "":
@@ -169,10 +230,18 @@ def _cell(field: str, row: Mapping, columns: tuple[str, ...], table: Table) -> A
     if field in ("choices", "aliases"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value if field == "choices" else [value]
     if field == "answerable":
         return {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+    return value
+
+
+def _class(value: Any, column: str, table: Table) -> Any:
+    """A class by its name; "" for a row without one (-1)."""
+    names = table.labels.get(column)
+    if names and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else ""
     return value
 
 
@@ -180,36 +249,42 @@ def _loosened(values: Mapping[str, Any], table: Table) -> str | int | None:
     """In a CSV file the number of the right choice is text: "2" is the third of three or more."""
     answer = values.get("answer")
     digits = table.loose and isinstance(answer, str) and answer.strip().isdecimal()
+    digits = digits and len(answer) < 10
     return int(answer) if digits and int(answer) < len(values["choices"]) else answer
 
 
 def _field(name: str, value: Any, where: str) -> Any:
     """Check one value; null means that the field is not there."""
-    if isinstance(value, float) and name in ("answer", *GROUPS) and value == value:
+    for text in (value,) if isinstance(value, str) else value if isinstance(value, list) else ():
+        if isinstance(text, str):
+            sound(text, f"{where}: {name}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: {name} must be text, not {value!r}.")
+    if isinstance(value, float) and name in ("answer", *GROUPS):
         value = int(value) if value.is_integer() else str(value)  # whole numbers beside gaps
     if name in ("choices", "aliases"):
         value = [] if value is None else value
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             hint = "; for one column each write choices=A,B,C,D" if name == "choices" else ""
-            raise UserError(f"{where}: {name} must be a list of texts, not {value!r}{hint}.")
+            raise UserError(f"{where}: {name} must be a list of texts, not {shown(value)}{hint}.")
         return tuple(value)
     if name == "answer":
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             raise UserError(
-                f"{where}: answer must be text or a choice's number, not {value!r}; answer="
+                f"{where}: answer must be text or a choice's number, not {shown(value)}; answer="
                 " (with nothing after it) leaves the column out."
             )
         return value
     if name == "answerable":
         if not isinstance(value, bool):
-            raise UserError(f"{where}: answerable must be true or false, not {value!r}.")
+            raise UserError(f"{where}: answerable must be true or false, not {shown(value)}.")
         return value
     if value is None:
         return ""
-    if name in GROUPS and isinstance(value, int):
+    if name in GROUPS and isinstance(value, int) and value.bit_length() < 3000:
         return str(value)
     if not isinstance(value, str):
-        raise UserError(f"{where}: {name} must be text, not {value!r}.")
+        raise UserError(f"{where}: {name} must be text, not {shown(value)}.")
     return value
 
 
@@ -223,7 +298,7 @@ def _index(answer: str | int | None, choices: tuple[str, ...], where: str) -> in
         answer = LETTERS.index(answer.upper())
     if not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise UserError(
-            f"{where}: answer is {answer!r}; with {len(choices)} choices it must be 0 to"
+            f"{where}: answer is {shown(answer)}; with {len(choices)} choices it must be 0 to"
             f" {len(choices) - 1} or a letter {LETTERS[0]} to {LETTERS[len(choices) - 1]}."
         )
     return answer

@@ -32,7 +32,7 @@ def open_split(spec: Spec, split: str | None = None, rows: int | None = None) ->
             than LARGE bytes to download for a split that is not sliced.
     """
     wanted = split or spec.split
-    if spec.slice and split is None:
+    if spec.slice and split is None and "+" not in wanted:
         wanted = f"{wanted}[{spec.slice.strip('[]')}]"
     try:
         return _open(spec, wanted, rows)
@@ -64,6 +64,9 @@ def _open(spec: Spec, wanted: str, rows: int | None) -> Table:
     split = (builder.info.splits or {}).get(wanted.partition("[")[0])
     whole = split.num_examples if split is not None and "+" not in wanted else None
     dataset = builder.as_dataset(split=wanted)
+    if spec.slice and "+" in wanted:  # of all that is joined, not of the last one
+        part = spec.bounds(len(dataset))
+        dataset, whole = dataset.select(part), len(dataset)
     if rows is not None:
         dataset = dataset.select(range(min(rows, len(dataset))))
     return Columnar(f"{spec.title} {wanted}", dataset, whole=whole)
@@ -141,7 +144,7 @@ def _known_split(spec: Spec, builder: Any, wanted: str) -> str:
     for part in wanted.split("+"):
         if names and (name := part.partition("[")[0].strip()) not in (*names, "all"):
             raise unknown(f"split of {spec.title}", name, names)
-    return wanted
+    return "+".join(part.strip() for part in wanted.split("+"))
 
 
 def _reachable(spec: Spec) -> None:

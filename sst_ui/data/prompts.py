@@ -12,7 +12,7 @@ from typing import Any
 from sst_ui.data import columns, hub, sources
 from sst_ui.data.prompt import LETTERS, Prompt, PromptSet, named, spread
 from sst_ui.data.spec import Spec, parse, presets, shipped_about
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, shown
 from sst_ui.paths import PRESETS
 
 __all__ = [
@@ -37,7 +37,7 @@ class Preview:
     Attributes:
         columns: all columns that are there.
         rows: the first rows as they are, column -> value.
-        mapping: field of a prompt -> column (several joined by commas), given or guessed.
+        mapping: field of a prompt -> column, given or guessed; several as in the query.
         total: rows before any slice or filter, where that is known.
         problem: why these rows are no prompts yet; empty if they are.
     """
@@ -79,8 +79,10 @@ def load(name_or_path: str | Path, samples: int | None = None) -> PromptSet:
         name_or_path: `NAME` or `NAME?key=value&key=value`. NAME is one of `names()`, one of
             `public_names()`, the path of a .jsonl, .json, .csv, .tsv or .parquet file, the folder
             of a data set, or `hf:owner/name` on the Hugging Face Hub. Keys: `config`, `split`
-            (`test[:200]`), `revision`; `slice` (`:200`) for files; a column for each field of a
-            prompt (`prompt=Goal`, `choices=A,B,C,D`; `answer=` for none), guessed where not given;
+            (`test[:200]`, `train+test`), `revision`; `slice` (`:200`) for files; a column for each
+            field of a prompt (`prompt=Goal`, `prompt=instruction+input` for two that are joined,
+            `choices=A,B,C,D`; `answer=` for none), guessed where not given; in a column's name "+",
+            "," and "%" may be written %2B, %2C and %25;
             `where.COLUMN=VALUE` (repeated: any of them); `set.FIELD=TEXT`; `unanswerable=TEXT`;
             `shots=5` with `shots_split` or `shots_file`; `file=PATH`, a public set from disk.
         samples: how many prompts to take, evenly spread; None for all.
@@ -89,14 +91,17 @@ def load(name_or_path: str | Path, samples: int | None = None) -> PromptSet:
         UserError: unknown name, key, column or split; a file that is missing or damaged; a row that
             is no prompt; a set that is empty or cannot be reached.
     """
+    if samples is not None and samples < 1:
+        raise UserError(f"samples is {shown(samples)}; it must be 1 or more.")
     spec = parse(str(name_or_path), _shipped())
     table = _open(spec)
     kept = columns.chosen(table, spec)
-    if isinstance(table, sources.Columnar):  # rows that are not used are not even read
-        kept = [kept[i] for i in spread(len(kept), samples)]
+    kept = [kept[i] for i in spread(len(kept), samples)]  # what is not used is not even read
     found = columns.prompts(table, spec, kept)
     if not found:
-        raise UserError(f"the prompt set {spec.text!r} is empty; it needs at least one prompt.")
+        raise UserError(
+            f"the prompt set {shown(spec.text)} is empty; it needs at least one prompt."
+        )
     shots = _shots(spec) if spec.shots else ()
     return named(spec.text, found, shots, spec.shots if shots else 0).take(samples)
 
@@ -121,11 +126,18 @@ def preview(name_or_path: str | Path, rows: int = 5) -> Preview:
         columns.prompts(table, spec, first)
         problem = "" if first else "it is empty"
     except UserError as error:
-        known = {f: c for f, c in spec.columns.items() if c in table.columns}
+        known = {f: c for f, c in spec.columns.items() if not c or _known(table, f, c)}
         fields = columns.mapping(table, replace(spec, columns=known))
         problem = str(error)
-    mapping = {field: ",".join(names) for field, names in fields.items()}
+    mapping = {field: columns.written(field, names) for field, names in fields.items()}
     return Preview(table.columns, shown, mapping, table.whole, problem)
+
+
+def _known(table: sources.Table, field: str, column: str) -> bool:
+    try:
+        return bool(columns.named(field, column, table))
+    except UserError:
+        return False
 
 
 def _open(spec: Spec, rows: int | None = None) -> sources.Table:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote, unquote_plus
 
 import yaml
 
 from sst_ui.data.prompt import Prompt
-from sst_ui.errors import UserError, unknown
+from sst_ui.errors import UserError, shown, unknown
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import build
 
@@ -27,7 +27,8 @@ _PLAIN = ("config", "split", "revision", "slice", "unanswerable", "shots_split",
 _KEYS = (*_PLAIN, "file", "shots", *COLUMNS)
 _ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _SPLIT = re.compile(r"[^\[\]]*(\[[^\[\]]*\])?")
-_RANGE = re.compile(r"\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*")
+_NUMBER = r"(-?[0-9]{1,15}%?)"  # more digits than that are no row of anything
+_RANGE = re.compile(rf"\s*{_NUMBER}?\s*:\s*{_NUMBER}?\s*")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Preset:
 
     Attributes:
         id: on the Hugging Face Hub.
-        columns: field of a prompt -> column, or several columns joined by commas.
+        columns: field of a prompt -> column; several joined by "+" make one text, several joined
+            by commas the list of choices.
         where: column -> value that a row must have.
         set: field of a prompt -> fixed text, in which {subject} and {topic} are filled in.
         unanswerable: the answer that says that the passage does not hold one.
@@ -66,7 +68,8 @@ class Spec:
         place: path of a file or folder, or an id on the Hub where `hub` is true.
         split: as the `datasets` library writes it, `test[:200]`; a single file has none.
         slice: `:200`, `10:20` or `10%:20%` of the rows of a file, before `where`.
-        columns: field -> column as given; an empty one says that the field is not there.
+        columns: field -> column as given, "+", "," and "%" in a name written as %2B, %2C and %25;
+            an empty one says that the field is not there.
         where: column -> values, one of which a row must have.
         preset: name of the preset it came from.
     """
@@ -166,7 +169,7 @@ def _named(name: str, text: str, shipped: Mapping[str, Path]) -> Spec:
         )
     if name.startswith(HUB):
         if not _ID.fullmatch(place := name.removeprefix(HUB)):
-            raise UserError(f"{place!r} is no id of a data set; write hf:owner/name.")
+            raise UserError(f"{shown(place)} is not the id of a data set; write hf:owner/name.")
         return Spec(text, place, hub=True)
     return Spec(text, _file(name, [*shipped, *presets()]))
 
@@ -178,11 +181,11 @@ def _file(name: str, known: Iterable[str]) -> str:
     if os.path.isdir(path) or (is_format and os.path.isfile(path)):
         return path
     if is_format:
-        raise UserError(f"there is no prompt file {name!r}.")
+        raise UserError(f"there is no prompt file {shown(name)}.")
     if os.path.isfile(path):
         raise UserError(
-            f"cannot read prompts from {name!r}: a prompt file is JSON lines (.jsonl, one object"
-            f' with a "prompt" on each line), or one of {", ".join(FORMATS[1:])}.'
+            f"cannot read prompts from {shown(name)}: a prompt file is JSON lines (.jsonl, one"
+            f' object with a "prompt" on each line), or one of {", ".join(FORMATS[1:])}.'
         )
     error = unknown("prompt set", name, known)
     if "/" in name and _ID.fullmatch(name):
@@ -191,12 +194,24 @@ def _file(name: str, known: Iterable[str]) -> str:
 
 
 def _pairs(query: str, text: str) -> list[tuple[str, str]]:
+    """Key and value of each part; a column's name stays as it is written, see `Spec.columns`.
+
+    "+" joins columns and splits, and stands for itself in a path; in texts it is a space.
+    """
+    found = []
     for part in query.split("&") if query else ():
-        if "=" not in part:
+        key, equals, value = part.partition("=")
+        if not equals:
             raise UserError(
-                f"{text!r}: {part!r} is no key=value; write ?prompt=column, for example."
+                f"{shown(text)}: {shown(part)} is no key=value; write ?prompt=column, for example."
             )
-    return parse_qsl(query, keep_blank_values=True)
+        key = unquote(key)
+        if key.startswith(("set.", "where.")) or key == "unanswerable":
+            value = unquote_plus(value)
+        elif key not in COLUMNS:
+            value = unquote(value)
+        found.append((key, value))
+    return found
 
 
 def _override(spec: Spec, pairs: list[tuple[str, str]]) -> Spec:
@@ -216,8 +231,8 @@ def _override(spec: Spec, pairs: list[tuple[str, str]]) -> Spec:
         elif key in COLUMNS:
             columns[key] = value
         elif key == "shots":
-            if not value.isdecimal() or int(value) > 50:
-                raise UserError(f"{spec.text!r}: shots is {value!r}; it must be 0 to 50.")
+            if not re.fullmatch(r"[0-9]{1,3}", value) or int(value) > 50:
+                raise UserError(f"{shown(spec.text)}: shots is {shown(value)}; it must be 0 to 50.")
             changes[key] = int(value)
         elif key == "file":
             changes |= {"place": _file(value, ()), "hub": False}
@@ -235,13 +250,16 @@ def _override(spec: Spec, pairs: list[tuple[str, str]]) -> Spec:
 def _check(spec: Spec) -> None:
     if not _RANGE.fullmatch(spec.slice.strip("[]") or ":"):
         raise UserError(
-            f"{spec.text!r}: slice is {spec.slice!r}; write slice=:200, slice=100:200 or"
+            f"{shown(spec.text)}: slice is {shown(spec.slice)}; write slice=:200, slice=100:200 or"
             " slice=10%:20%."
         )
     if spec.slice and "[" in spec.split:
-        raise UserError(f"{spec.text!r} slices twice, in split and in slice; one is enough.")
+        raise UserError(f"{shown(spec.text)} slices twice, in split and in slice; one is enough.")
     if not all(_SPLIT.fullmatch(part.strip()) for part in spec.split.split("+")):
-        raise UserError(f"{spec.text!r}: split is {spec.split!r}; write split=test[:200].")
+        raise UserError(
+            f"{shown(spec.text)}: split is {shown(spec.split)}; write split=test[:200], or"
+            " split=train+test."
+        )
     if not spec.has_splits:
         for key in ("split", "config", "revision"):
             if getattr(spec, key):
@@ -250,7 +268,7 @@ def _check(spec: Spec) -> None:
                 )
     if spec.shots and not (spec.shots_file or (spec.has_splits and spec.shots_split)):
         raise UserError(
-            f"{spec.text!r} takes {spec.shots} worked examples, which need a source: add"
+            f"{shown(spec.text)} takes {spec.shots} worked examples, which need a source: add"
             + (
                 " shots_split=dev"
                 if spec.has_splits
@@ -267,6 +285,13 @@ def _path(name: str) -> str:
 
 def _first(part: str | None) -> bool:
     return part is None or part.isdecimal()
+
+
+def column(name: str) -> str:
+    """A column's name as `Spec.columns` and the query have it."""
+    for mark in "%+,":
+        name = name.replace(mark, f"%{ord(mark):02X}")
+    return name
 
 
 def _place(part: str | None, rows: int) -> int | None:

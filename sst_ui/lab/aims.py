@@ -14,10 +14,10 @@ from typing import Any, Literal
 import yaml
 
 import sst_ui.metrics  # noqa: F401  registers the metrics
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, shown
 from sst_ui.metrics.registry import Derived, find
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, digest, to_dict
+from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, check_seed, digest, to_dict
 
 Strategy = Literal["staged", "grid", "sensitivity", "tpe"]
 Start = Literal["recipe", "signal"]
@@ -45,11 +45,11 @@ class Limit:
             value = float(number)
         except (AttributeError, ValueError):
             raise UserError(
-                f"{text!r} is no constraint; write a metric, >= or <=, and a number: "
+                f"{shown(text)} is not a constraint; write a metric, >= or <=, and a number: "
                 "'quality >= 0.7'."
             ) from None
         if not math.isfinite(value):
-            raise UserError(f"the constraint {text!r} needs a finite number.")
+            raise UserError(f"the constraint {shown(text)} needs a finite number.")
         find(metric)
         return cls(metric, sign == ">=", value)
 
@@ -100,7 +100,9 @@ class SearchSpec:
         for name in ("trials", "samples", "max_new_tokens", "round"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"the search's {name} is {value}; it must be 1 or more.")
+                raise UserError(f"the search's {name} is {shown(value)}; it must be 1 or more.")
+        Evaluation(samples=self.samples, max_new_tokens=self.max_new_tokens)  # the same ranges
+        check_seed("the search's seed", self.seed)
         if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
             raise UserError(f"the search has {self.minutes} minutes; it must be more than 0.")
         if self.target is not None and not math.isfinite(self.target):

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCardData
 
 from sst_ui import recipe as recipes
 from sst_ui.maths import kernel
-from sst_ui.metrics.results import MetricResult, Value
+from sst_ui.metrics.results import MEANING, MetricResult, Value
 from sst_ui.model.source import is_local
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import KINDS, Ablation, Merge, ModelSpec, Recipe
@@ -33,6 +33,12 @@ TAGS = {
     "merged": ("safety-merged",),
     "both": ("safety-merged", "abliterated"),
     "plain": (),
+}
+VERDICTS = {
+    "better": "✓ changed, better",
+    "worse": "✗ changed, worse",
+    "negligible": "negligible (±{:g})",
+    "noise": "≈ noise",
 }
 COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#b45309", "#0e7490", "#be185d", "#4d7c0f")
 
@@ -63,6 +69,7 @@ def card(recipe: Recipe, results: Sequence[MetricResult], export: "Export", laye
         figure=FIGURE,
         table=_table(recipe, layers),
         metrics=[_metric(result) for result in results],
+        meaning=MEANING,
         language=load["language"],
         load=load["text"].format(base=_place(recipe.model)),
         notes=export.notes,
@@ -194,9 +201,7 @@ def _metric(result: MetricResult) -> Mapping[str, Any]:
         "title": f"{result.title} ({result.unit})" if result.unit else result.title,
         "base": _value(result.base, result.unit),
         "edited": "–" if result.edited is None else _value(result.edited, result.unit),
-        "better": {"better": "✓ better", "worse": "✗ worse", "same": "= same"}.get(
-            result.verdict, ""
-        ),
+        "verdict": VERDICTS.get(result.verdict, "").format(result.negligible),
         "n": result.base.n,
     }
 

@@ -3,6 +3,7 @@
 Knows messages, rows of edits and the length of the context. Does not know screens or recipes.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -11,24 +12,45 @@ from sst_ui.errors import UserError
 from sst_ui.model.batch import Row, out_of_memory, too_little_memory
 from sst_ui.model.generate import stream
 from sst_ui.model.host import Host
+from sst_ui.model.reasoning import split
 from sst_ui.model.template import Message
 
 PER_SECOND = 25  # texts a second that a screen can take
+SEEDS = 2**32  # a seed is 0 or more and below this
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A conversation that fits: its tokens, and how many of its oldest messages were left out."""
+    """A conversation that fits: its tokens, and how many of its oldest turns were left out.
+
+    A turn is a message of the user's with what was answered to it.
+    """
 
     ids: list[int]
     dropped: int
+
+
+def new_seed() -> int:
+    """A seed that nobody chose, for an answer drawn anew; whoever keeps it has that one again."""
+    return secrets.randbelow(SEEDS)
+
+
+def check_seed(seed: int) -> int:
+    """The seed.
+
+    Raises:
+        UserError: it is not 0 to 2³² − 1.
+    """
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"the seed is {seed:.12g}; it must be 0 to {SEEDS - 1}.")
+    return seed
 
 
 def fit(host: Host, messages: Sequence[Message], max_new_tokens: int) -> Fitted:
     """Leave out the oldest turns until the conversation and its answer fit the context.
 
     System messages and the last message always stay. The answer's share is `max_new_tokens`, at
-    most half of the context.
+    most half of the context. What was thought in earlier answers is not read again.
 
     Raises:
         UserError: the last message alone is too long, or there is none to answer.
@@ -37,7 +59,7 @@ def fit(host: Host, messages: Sequence[Message], max_new_tokens: int) -> Fitted:
         raise UserError("there is no message to answer; the conversation must end with the user's.")
     room = host.context - min(max_new_tokens, host.context // 2)
     system = [message for message in messages if message["role"] == "system"]
-    turns = [message for message in messages if message["role"] != "system"]
+    turns = [_said(message) for message in messages if message["role"] != "system"]
     dropped = 0
     while True:
         ids = host.template.encode([*system, *turns])
@@ -50,8 +72,15 @@ def fit(host: Host, messages: Sequence[Message], max_new_tokens: int) -> Fitted:
                 f"the message has {len(ids)} tokens; {host.name} reads {host.context} and "
                 f"{host.context - room} of them are kept for the answer. Shorten it."
             )
-        dropped += following[0]
+        dropped += 1
         turns = turns[following[0] :]
+
+
+def _said(message: Message) -> Message:
+    """An earlier answer without its reasoning: chat templates expect it so, and some refuse it."""
+    if message["role"] != "assistant":
+        return message
+    return {**message, "content": split(message["content"])[1]}
 
 
 def chat(
@@ -62,14 +91,15 @@ def chat(
     temperature: float = 0.0,
     seed: int = 0,
     top_p: float = 1.0,
-    notify: Callable[[str], None] | None = None,
+    notify: Callable[[list[int]], None] | None = None,
 ) -> Generator[list[str], None, list[str]]:
     """Answer every conversation under its own edits, all in one batch.
 
     Args:
         rows: the edits of each column; an empty tuple is the base model.
         histories: each column's messages, the user's last.
-        notify: is told, before the first token, when old turns had to be left out.
+        notify: is told, before the first token, how many of the oldest turns had to be left out
+            of each conversation, if any had.
 
     Yields:
         The text of every column so far, up to 25 times a second. Close the generator to stop.
@@ -78,11 +108,9 @@ def chat(
         UserError: a message is too long for the context.
     """
     fitted = [fit(host, history, max_new_tokens) for history in histories]
-    if notify and (dropped := max((one.dropped for one in fitted), default=0)):
-        notify(
-            f"The conversation is longer than the {host.context} tokens {host.name} reads: "
-            f"the {dropped} oldest messages were left out."
-        )
+    dropped = [one.dropped for one in fitted]
+    if notify and any(dropped):
+        notify(dropped)
     texts = [""] * len(histories)
     told = 0.0
     steps = stream(host, [f.ids for f in fitted], rows, max_new_tokens, temperature, seed, top_p)

@@ -13,7 +13,7 @@ from sst_ui.model.deltas import RowDelta, Scaled, summed
 from sst_ui.model.host import Host
 from sst_ui.model.live import Edit
 from sst_ui.model.plan import RowEdit
-from sst_ui.model.roles import is_conv1d
+from sst_ui.model.roles import Writer, is_conv1d
 from sst_ui.recipe import KINDS
 
 PROBES = 4  # random directions in which every changed matrix is looked at, beside the edited ones
@@ -34,7 +34,7 @@ def expectations(
         places[f"{path}.weight"] = (axis, scaled, [])
     for writer in host.architecture.writers:
         links = [
-            (edit.directions.vectors[writer.layer].double(), alpha, edit.norm_preserving)
+            (*_sides(writer, edit), alpha, edit.norm_preserving)
             for edit in edits
             if isinstance(edit, RowEdit) and not edit.on_residual
             if (alpha := float(edit.alpha[writer.layer, KINDS.index(writer.role)]))
@@ -50,9 +50,9 @@ def expectations(
         edited = base
         for delta, scale in scaled:
             edited = edited + scale * delta.a.double().cpu().mT @ delta.b.double().cpu().mT
-        for rows, alpha, preserving in links:
+        for rows, write, alpha, preserving in links:
             before = edited.norm(dim=-1, keepdim=True)
-            edited = edited - alpha * (edited @ rows.mT) @ rows
+            edited = edited - alpha * (edited @ rows.mT) @ write
             if preserving:
                 after = edited.norm(dim=-1, keepdim=True).clamp_min(1e-300)
                 edited = edited * (before / after).clamp_max(100)
@@ -61,3 +61,9 @@ def expectations(
         left = torch.cat([*(rows for rows, *_ in links), probes])  # [m, out]
         size = (base @ left.mT).abs().flatten(0, -2).amax(0).clamp_min(1e-12)
         yield name, axis, left, edited @ left.mT, size
+
+
+def _sides(writer: Writer, edit: RowEdit) -> tuple[Tensor, Tensor]:
+    """What an ablation reads and what it writes, [k, d] float64: r̂, or r̂ seen through a norm."""
+    read, write = writer.sides(edit.directions.vectors[writer.layer].double())
+    return read, read if write is None else write

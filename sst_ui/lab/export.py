@@ -4,6 +4,7 @@ Knows formats by name, and what goes into every folder. Does not know how a form
 is the function of its row. To add one, write a function (job, folder) and add a row.
 """
 
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +13,9 @@ from typing import Any
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError, unknown
-from sst_ui.lab import formats, gguf_file, mergekit
+from sst_ui.lab import formats, gguf_file, mergekit, places
 from sst_ui.lab.card import FIGURE, card, figure
-from sst_ui.lab.formats import Job, Made
+from sst_ui.lab.formats import Job, Made, pretended
 from sst_ui.lab.measure import resolve
 from sst_ui.lab.verify import Verification, verify
 from sst_ui.metrics.results import MetricResult
@@ -161,7 +162,7 @@ def export(
         verify: prompts with which a fresh process compares the folder with the live model; 0 for
             none.
         results: metrics for the card.
-        force: replace a folder that holds something.
+        force: replace an earlier export, if nothing in its folder was added or changed since.
 
     Yields:
         Progress of measuring, merging and writing; of `answers` and `reread` when verifying.
@@ -175,10 +176,14 @@ def export(
         raise unknown("rounding", rounding, ROUNDINGS)
     if verify < 0:
         raise UserError(f"verify is {verify}; give the number of prompts, or 0.")
+    out = Path(os.path.expanduser(out))
+    places.check(out, recipe)
+    places.check(out, host.spec)
     kind.check(host, recipe, rank)
-    out = Path(out).expanduser()
+    host.live.refuse(pretended(host, recipe))
     with staged(out, force) as folder:
         edits = yield from resolve(host, recipe)
+        host.live.refuse(edits)
         started = time.monotonic()
         made = yield from kind.write(Job(host, recipe, edits, rounding, rank), folder)
         seconds = time.monotonic() - started

@@ -127,7 +127,8 @@ def forecast(
     Raises:
         UserError: bad parameters, or a budget that cannot be kept.
     """
-    parameters, weights = settings(spec), table(host, spec)
+    parameters = settings(spec)
+    weights = table(host, spec, [module.name for module in pair.modules])
     curve = curve or spectra.curve([(mu, soft(mu)) for mu in PRICES], weights)
     if spec.budget is not None:
         parameters["mu"] = _price(spectra, curve, spec.budget, weights)

@@ -13,7 +13,7 @@ from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import random
 from sst_ui.model import alter, lowered
-from sst_ui.model.adapters import write_adapter
+from sst_ui.model.adapters import write_files
 from sst_ui.model.carry import carry
 from sst_ui.model.host import Host
 from sst_ui.model.live import Edit
@@ -94,11 +94,9 @@ def adapter(job: Job, folder: Path) -> Generator[Progress, None, Made]:
 
 def adapter_files(job: Job, folder: Path) -> Generator[Progress, None, Made]:
     """The adapter's two files alone."""
+    yield from _as_loaded(job.host)
     found = yield from lower(job.host, job.edits, job.rank)
-    part = write_adapter(folder / ".adapter", found.deltas, job.host, found.biases)
-    for file in part.iterdir():
-        file.rename(folder / file.name)
-    part.rmdir()
+    write_files(folder, found.deltas, job.host, found.biases)
     ranks = sorted({delta.rank for delta in found.deltas.values()})
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     notes = [f"{len(found.deltas)} modules of rank {span}."]
@@ -125,7 +123,7 @@ def _as_loaded(host: Host) -> Generator[Progress, None, None]:
         return
     source = open_source(host.spec)
     folder = yield from source.download()
-    if contents(folder, source.weights(), source.commit) != host.files:
+    if (yield from contents(folder, source.weights())) != host.files:
         raise UserError(
             f"the files of {host.name} are not those that were loaded; load the model again, and "
             "look whether the edit still does what it did."
@@ -139,6 +137,7 @@ def model(job: Job, folder: Path) -> Generator[Progress, None, Made]:
     done = yield from write_model(
         host.spec, job.edits, host.architecture, folder, rounding=job.rounding
     )
+    yield from _as_loaded(host)  # nor did they change while they were copied
     notes = [
         f"{len(done.changed)} tensors edited in float32 and rounded ({job.rounding}); "
         f"{done.copied:,} bytes of others copied as they were."

@@ -9,17 +9,24 @@ below the screens, where this house has none. SQLite comes with Python.
 """
 
 import json
+import logging
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
 
+from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.lab.records import Comparison, Record, compare, record, words_of
 from sst_ui.metrics.results import MetricResult
 from sst_ui.paths import data_dir
 from sst_ui.recipe import Recipe
 
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 VERSION = 1  # of the file's layout, in its user_version
 WAIT = 15.0  # seconds for another process that is writing
 SCHEMA = """
@@ -41,6 +48,10 @@ SELECT = "SELECT id, time, model, name, digest, recipe, metrics FROM runs WHERE"
 NEWEST = "ORDER BY time DESC, id DESC"
 
 
+class Damaged(UserError):
+    """The file was no history that can be read; it is kept aside, and a new one may begin."""
+
+
 class History:
     """The history in a file. Safe from any thread and any number of processes (WAL).
 
@@ -49,7 +60,16 @@ class History:
 
     def __init__(self, path: str | Path | None = None) -> None:
         """`path` None is `history.sqlite` in the user's data folder; it is made when needed."""
-        self.path = Path(path) if path is not None else data_dir() / "history.sqlite"
+        self._path = path
+
+    @cached_property
+    def path(self) -> Path:
+        """The file, there or not.
+
+        Raises:
+            UserError: there is no folder for it.
+        """
+        return Path(self._path) if self._path is not None else data_dir() / "history.sqlite"
 
     def add(self, recipe: Recipe, model: str, results: Sequence[MetricResult] = ()) -> int:
         """Remember an applied recipe, or that it was applied again.
@@ -61,9 +81,13 @@ class History:
             The run's id.
 
         Raises:
-            UserError: the file cannot be written, or is no history of ours.
+            UserError: the file cannot be written, or is no history of ours. One that is damaged is
+            kept aside with a warning, and this run begins a new one.
         """
         new = record(recipe, model, results)
+        return self._anew(lambda: self._add(new))
+
+    def _add(self, new: Record) -> int:
         with self._open() as db:
             key = (new.model, new.digest, new.measured)
             found = db.execute(
@@ -137,12 +161,24 @@ class History:
 
     def restore(self, records: Sequence[Record]) -> None:
         """Put deleted runs back where they were; a run made anew in the meantime stays."""
+        self._anew(lambda: self._restore(records))
+
+    def _restore(self, records: Sequence[Record]) -> None:
         with self._open() as db:
             for old in records:
                 key = (old.id, old.model, old.digest, old.measured)
                 taken = "id = ? OR (model = ? AND digest = ? AND measured = ?)"
                 if db.execute(f"SELECT 1 FROM runs WHERE {taken}", key).fetchone() is None:
                     self._insert(db, old)
+
+    @staticmethod
+    def _anew(write: Callable[[], T]) -> T:
+        """What `write` returns; where the file was damaged, in a new one: nothing new is lost."""
+        try:
+            return write()
+        except Damaged as error:
+            log.warning("%s", error)
+            return write()
 
     @staticmethod
     def _insert(db: sqlite3.Connection, row: Record) -> int:
@@ -155,29 +191,79 @@ class History:
     @contextmanager
     def _open(self, reading: bool = False) -> Iterator[sqlite3.Connection | None]:
         """A transaction on the file; None where there is nothing to read yet."""
-        if reading and not self.path.exists():
-            yield None
-            return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)) as db:
-                self._prepare(db)
+            if reading and not self._begun():
+                yield None
+                return
+            if not reading:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(self._connected(reading)) as db:
                 db.execute("BEGIN" if reading else "BEGIN IMMEDIATE")
                 try:
                     yield db
                 except BaseException:
-                    db.execute("ROLLBACK")
+                    with suppress(sqlite3.Error):  # SQLite has taken it back itself
+                        db.execute("ROLLBACK")
                     raise
                 db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
+            if disk.damaged(error):
+                raise self._set_aside(error) from error
+            if disk.refusal(error) is not None:
+                raise self._refused(str(error)) from error
             raise UserError(f"the run history {self.path} cannot be used now: {error}.") from error
-        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+        except json.JSONDecodeError as error:
             raise UserError(self._broken(str(error))) from error
         except OSError as error:
-            raise UserError(
-                f"the run history {self.path} cannot be written: {error.strerror}. "
-                "Set SST_HOME to a folder that can."
-            ) from error
+            raise self._refused(error.strerror or str(error)) from error
+
+    def _begun(self) -> bool:
+        """Whether there is anything to read; a file without a byte is one that was never begun."""
+        try:
+            return self.path.stat().st_size > 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _connected(self, reading: bool) -> sqlite3.Connection:
+        """The file, opened and of our layout; one on a disk without rights can still be read."""
+        db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
+        try:
+            try:
+                self._prepare(db)
+                if reading:  # a file that other processes may write to leaves notes beside it
+                    db.execute("SELECT 1 FROM sqlite_master").fetchone()
+            except sqlite3.OperationalError as error:
+                if not reading or disk.refusal(error) is None:
+                    raise
+                db.close()
+                name = f"file:{quote(str(self.path.absolute()))}?mode=ro&immutable=1"
+                db = sqlite3.connect(name, uri=True, isolation_level=None)
+                self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _set_aside(self, error: sqlite3.DatabaseError) -> UserError:
+        """Keep a damaged file under another name, unless another process has done so already."""
+        try:
+            kept = disk.set_database_aside(self.path)
+        except OSError as refused:
+            return UserError(
+                f"{self._broken(str(error))} It cannot be moved here: {refused.strerror}."
+            )
+        if kept is None:
+            return Damaged(f"the run history {self.path} was damaged, and is a new one now.")
+        return Damaged(
+            f"the run history {self.path} is damaged ({error}); it is kept as {kept}, and a new "
+            "one begins."
+        )
+
+    def _refused(self, why: str) -> UserError:
+        return UserError(
+            f"the run history {self.path} cannot be written: {why}, so runs are not kept. Set "
+            "SST_HOME to a folder that can."
+        )
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Make the table in a new file; refuse one that is not ours."""
@@ -224,7 +310,9 @@ def known_results(recipe: Recipe) -> tuple[MetricResult, ...]:
     """The newest numbers that the user's history has for a recipe, for its model card."""
     try:
         rows = History().list(search=recipe.digest(), limit=20)
-    except UserError:
+    except UserError as error:
+        if isinstance(error, Damaged):  # said once, whoever meets it first
+            log.warning("%s", error)
         return ()
     found = (r for r in rows if r.digest == recipe.digest() and r.metrics)
     return next((r.results() for r in found), ())

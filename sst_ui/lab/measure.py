@@ -4,30 +4,29 @@ Knows the order of the jobs and the cache. Does not know formulas (`maths/estima
 screens. Directions are measured on the base model, each edit's for itself.
 """
 
-import contextlib
 import json
+import os
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+from sst_ui import cache
 from sst_ui.data.prompts import Prompt, PromptSet
 from sst_ui.data.prompts import load as load_prompts
 from sst_ui.errors import UserError
 from sst_ui.lab.merge import merge
-from sst_ui.lab.residuals import Encoded, captured, check_fits, encode, prune, used
+from sst_ui.lab.residuals import Encoded, captured, check_fits, encode
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import Directions, load, random
 from sst_ui.maths.estimators import estimate
 from sst_ui.model.host import Host
 from sst_ui.model.live import Edit, RowEdit
-from sst_ui.paths import cache_dir
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, DirectionSpec, Merge, Recipe, digest, to_dict
 
 HELDOUT = ("demo/harmful_heldout", "demo/harmless_heldout")
 FORMULAS = 1  # raise it when an estimator or a statistic changes: older cache files are then unused
-KEEP = 512  # cached directions files
 RECENT = 16  # directions a host keeps in memory
 
 # The same question gives the same object, so that what the live edits prepared for it still serves,
@@ -79,10 +78,7 @@ def measure(
         yield Progress("directions", 0, 1, note)
         held = tuple(found[2:]) or None
         directions = estimate(*found[:2], spec, host.digest, heldout=held)
-        if path is not None:
-            with contextlib.suppress(UserError):  # a full disk costs time, nothing else
-                directions.save(path)
-                prune(path.parent, KEEP)
+        cache.keep(path, directions.write)
     # The cache knows tokens; names and notes are this call's own.
     directions = replace(directions, meta={**directions.meta, **meta})
     yield Progress("directions", 1, 1, note)
@@ -128,7 +124,7 @@ def control(recipe: Recipe, seed: int = 0) -> Recipe:
 
 
 def _from_file(host: Host, spec: DirectionSpec) -> tuple[Directions, str]:
-    directions = load(Path(spec.file).expanduser())
+    directions = load(os.path.expanduser(spec.file))
     check_fits(host, directions, f"the directions in {spec.file}")
     source = directions.meta.get("model", "")
     note = ""
@@ -189,18 +185,18 @@ def _path(host: Host, spec: DirectionSpec, encoded: list[Encoded]) -> Path | Non
     settings = {name: value for name, value in to_dict(spec).items() if name not in names}
     tokens = [(each.prompts, each.positions) for each in encoded]
     key = digest([FORMULAS, host.digest, settings, tokens])
-    return cache_dir() / "directions" / f"{key}.safetensors"
+    return cache.place("directions", f"{key}.safetensors")
 
 
 def _cached(host: Host, path: Path | None) -> Directions | None:
     """What the cache holds; a damaged or foreign file counts as nothing."""
-    try:
-        directions = load(path) if path is not None and path.is_file() else None
-    except UserError:
-        return None
+    with cache.used(path) as there:
+        try:
+            directions = load(path) if there else None
+        except UserError:
+            return None
     if directions is None or (directions.layers, directions.hidden) != (host.layers, host.hidden):
         return None
-    used(path)
     return directions
 
 

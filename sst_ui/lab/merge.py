@@ -5,7 +5,8 @@ module by the table, merge. Does not know how moments or methods work, nor scree
 do not depend on the method or its parameters, so they are kept in memory and on disk.
 """
 
-from collections.abc import Generator, Mapping
+import os
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sst_ui.data import prompts
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, unknown
 from sst_ui.lab import moments as statistics
 from sst_ui.lab.memory import Memory
 from sst_ui.maths import kernel, merging, subspace
@@ -22,13 +23,18 @@ from sst_ui.maths.lowrank import Delta, core
 from sst_ui.maths.merging import METHODS, Module, Record
 from sst_ui.maths.subspace import Moments
 from sst_ui.model.adapters import Adapter, read_adapter
+from sst_ui.model.architecture import fold
 from sst_ui.model.deltas import RowDelta, bias_of
+from sst_ui.model.fused import rows_of
 from sst_ui.model.host import Host
-from sst_ui.model.roles import is_conv1d
+from sst_ui.model.roles import is_conv1d, shape_of
+from sst_ui.model.source import check_safetensors, find_files
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress
-from sst_ui.recipe import Merge
+from sst_ui.recipe import FUSED, MODULES, Merge, ModelSpec
 
+OTHER = "other"  # a linear module that is none of the known kinds
+Parts = tuple[tuple[Tensor | slice, float], ...]  # (rows, weight) of a module's parts
 SUMS = ("task_arithmetic", "linear")  # methods that say what becomes of an adapter's biases
 _kept = Memory(4)  # statistics of a few pairs of adapters
 
@@ -98,6 +104,8 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
     yield Progress("adapters", 1, 2, spec.safety)
     safety = read_adapter(spec.safety, host)
     yield Progress("adapters", 2, 2)
+    for note in (*utility.notes, *safety.notes):
+        yield Progress("adapters", 2, 2, warning=note)
     check_biases(spec, utility, safety)
     needs = METHODS[spec.method].needs
     key = (host.digest, utility.digest, safety.digest)
@@ -138,15 +146,23 @@ def combine(host: Host, pair: Pair, spec: Merge) -> Outcome:
     """Merge module by module; after `prepare` this takes a fraction of a second on the demo."""
     parameters = settings(spec)
     check_biases(spec, pair.utility, pair.safety)
-    weights = table(host, spec)
-    modules = [replace(m, weight=weights[m.name]) for m in pair.modules]
+    cells = by_part(host, spec, [m.name for m in pair.modules])
+    weights = {name: parts[0][1] for name, parts in cells.items() if len(parts) == 1}
+    whole = [replace(m, weight=weights[m.name]) for m in pair.modules if m.name in weights]
     if spec.budget is not None:
-        found = spectra(modules, towards(spec, parameters))
+        _check_whole(cells, "a KL budget is predicted")
+        found = spectra(whole, towards(spec, parameters))
         active = {name: weights[name] for name in found}
         parameters["mu"] = subspace.mu_for_budget(found, spec.budget, active)
-    merged = {m.name: merging.merge(m, spec.method, spec.rank, **parameters) for m in modules}
+    merged = {m.name: merging.merge(m, spec.method, spec.rank, **parameters) for m in whole}
+    for module in pair.modules:
+        if module.name not in weights:
+            merged[module.name] = merging.merge_rows(
+                module, cells[module.name], spec.method, spec.rank, **parameters
+            )
+    merged = {m.name: merged[m.name] for m in pair.modules}  # in their own order
     return Outcome(
-        {name: _biased(m.delta, name, pair, spec, weights[name]) for name, m in merged.items()},
+        {name: _biased(m.delta, name, pair, spec, cells[name]) for name, m in merged.items()},
         {name: m.record for name, m in merged.items()},
         parameters,
     )
@@ -162,8 +178,11 @@ def check_biases(spec: Merge, utility: Adapter, safety: Adapter) -> None:
             )
 
 
-def _biased(delta: Delta, name: str, pair: Pair, spec: Merge, weight: float) -> Delta:
+def _biased(delta: Delta, name: str, pair: Pair, spec: Merge, parts: Parts) -> Delta:
     """With the adapters' biases, summed as the method sums their deltas."""
+    weight = torch.empty(delta.out, dtype=torch.float64)  # [out]
+    for rows, value in parts:
+        weight[rows] = value
     share = {"utility": 1 - weight if spec.method == "linear" else 1.0, "safety": weight}
     found = {side: getattr(pair, side).deltas.get(name) for side in share}
     bias = bias_of((d, share[side]) for side, d in found.items() if d is not None)
@@ -182,17 +201,78 @@ def spectra(modules: list[Module], parameters: Mapping[str, object]) -> dict:
     return {m.name: merging.spectrum(m, **chosen) for m in modules}
 
 
-def table(host: Host, spec: Merge) -> dict[str, float]:
-    """Module path -> w κ(l) t_m. The head has no layer: there it is the safety weight times t."""
-    kinds = tuple(host.architecture.linears)
-    alpha = kernel.table(spec.weights, host.layers, kinds)
-    found = {}
-    for column, kind in enumerate(kinds):
-        for path in host.architecture.linears[kind]:
-            _, layer = _place(host, path)
-            head = spec.weights.strength * spec.weights.modules.get(kind, 1.0)
-            found[path] = head if layer is None else float(alpha[layer, column])
+def table(host: Host, spec: Merge, paths: Iterable[str] | None = None) -> dict[str, float]:
+    """Module path -> w κ(l) t_m. The head has no layer: there it is the safety weight times t.
+
+    Args:
+        paths: of the modules asked for; all linear modules by default.
+
+    Raises:
+        UserError: a fused module whose parts have weights of their own, see `by_part`.
+    """
+    cells = by_part(host, spec, paths)
+    _check_whole(cells, "this needs")
+    return {path: parts[0][1] for path, parts in cells.items()}
+
+
+def by_part(host: Host, spec: Merge, paths: Iterable[str] | None = None) -> dict[str, Parts]:
+    """Module path -> its parts with w κ(l) t_m each: one part with all rows, or where q, k and v
+    (gate and up) lie in one matrix and the table tells them apart, each of them.
+
+    Args:
+        paths: of the modules asked for; all linear modules by default.
+
+    Raises:
+        UserError: such a matrix whose rows are not known to be which.
+    """
+    linears = host.architecture.linears
+    kinds = {path: kind for kind, names in linears.items() for path in names}
+    parts = {part for kind in linears for part in FUSED.get(kind, (kind,))}
+    held = {name for part in parts for name in kernel.names(part)}
+    if strangers := spec.weights.overrides.keys() - held:
+        raise unknown("module kind", min(strangers), held)
+    columns = tuple(dict.fromkeys(p for kind in MODULES for p in FUSED.get(kind, (kind,))))
+    alpha = kernel.table(spec.weights, host.layers, (*columns, OTHER))  # [layers, columns]
+    place = {kind: i for i, kind in enumerate((*columns, OTHER))}
+    found: dict[str, Parts] = {}
+    for path in kinds if paths is None else paths:
+        kind, (_, layer) = kinds.get(path, OTHER), _place(host, path)
+        if layer is None:
+            weight = spec.weights.strength * spec.weights.modules.get(kind, 1.0)
+            found[path] = ((slice(None), weight),)
+            continue
+        names = FUSED.get(kind, (kind if kind in place else OTHER,))
+        values = [float(alpha[layer, place[name]]) for name in names]
+        if len(set(values)) == 1:
+            found[path] = ((slice(None), values[0]),)
+            continue
+        rows = _rows(host, path, kind)
+        if rows is None:
+            told = ", ".join(
+                f"{name} {value:.3g}" for name, value in zip(names, values, strict=True)
+            )
+            raise UserError(
+                f"the weights tell {told} apart in {path}, one matrix for all of them, and which "
+                f"of its rows are which is not known for {host.architecture.model_type}. Give "
+                f"them one factor: weights.modules.{kind}."
+            )
+        found[path] = tuple((rows[name], v) for name, v in zip(names, values, strict=True))
     return found
+
+
+def _rows(host: Host, path: str, kind: str) -> Mapping[str, Tensor] | None:
+    config = host.model.config.get_text_config(decoder=True)
+    return rows_of(config, kind, shape_of(host.architecture.matrices[path])[0])
+
+
+def _check_whole(cells: Mapping[str, Parts], what: str) -> None:
+    split = [path for path, parts in cells.items() if len(parts) > 1]
+    if split:
+        raise UserError(
+            f"{what} with one weight for each matrix, and the table weighs the parts of "
+            f"{fold(split)} differently. Give q, k and v one factor (and gate and up), or set the "
+            "method's own parameters."
+        )
 
 
 def _place(host: Host, path: str) -> tuple[str, int | None]:
@@ -208,17 +288,15 @@ def _unaligned(
     host: Host, spec: Merge, modules: tuple[Module, ...]
 ) -> Generator[tuple[Module, Tensor]]:
     """Each module with W_aligned − W_unaligned [out, in]."""
-    folder = Path(spec.unaligned).expanduser() if spec.unaligned else DEMO / "unaligned"
+    folder = Path(os.path.expanduser(spec.unaligned)) if spec.unaligned else DEMO / "unaligned"
     if not spec.unaligned and host.spec.id != "demo":
         raise UserError(
             f"{spec.method} needs an unaligned checkpoint: name its folder in merge.unaligned."
         )
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"there are no safetensors weights in the unaligned checkpoint {folder}.")
     weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= load_file(file)
+    for name in find_files(ModelSpec(id=str(folder.absolute()))).weights():
+        check_safetensors(folder / name)
+        weights |= load_file(folder / name)
     for module in modules:
         aligned = host.architecture.matrices[module.name].weight
         name = f"{module.name}.weight"

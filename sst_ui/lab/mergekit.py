@@ -22,7 +22,7 @@ import yaml
 
 from sst_ui.errors import UserError
 from sst_ui.lab.formats import Job, Made, adapter_files, check_adapter, check_model
-from sst_ui.lab.merge import settings, table
+from sst_ui.lab.merge import by_part, settings, table
 from sst_ui.model import alter
 from sst_ui.model.adapters import read_adapter
 from sst_ui.model.deltas import RowDelta
@@ -56,6 +56,10 @@ def unspoken(host: Host, recipe: Recipe) -> str:
         return f"mergekit has no method {merge.method}"
     if merge.rank is not None and merge.method in ("task_arithmetic", "linear"):
         return f"mergekit does not cut a merge to rank {merge.rank}"
+    if any(len(parts) > 1 for parts in by_part(host, merge).values()):
+        return (
+            "mergekit weighs a fused matrix as a whole, not q, k and v (or gate and up) by itself"
+        )
     if merge.method == "ties" and min(table(host, merge).values(), default=0.0) < 0:
         return "mergekit's TIES divides by the sum of the weights, and some are negative"
     return ""

@@ -4,7 +4,6 @@ Knows which edits the model is asked under, and where results are kept. Does not
 weights. Nothing here depends on a method's parameters, so it is kept on disk by what went into it.
 """
 
-import contextlib
 import json
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sst_ui import cache
 from sst_ui.data import prompts
 from sst_ui.errors import UserError
 from sst_ui.maths.subspace import Moments
@@ -21,7 +21,6 @@ from sst_ui.model.deltas import RowDelta
 from sst_ui.model.fisher import Conversation, moments
 from sst_ui.model.host import Host
 from sst_ui.model.inputs import input_directions
-from sst_ui.paths import cache_dir
 from sst_ui.progress import Progress
 from sst_ui.recipe import Merge, digest
 
@@ -107,34 +106,30 @@ def conversations(host: Host, name: str, samples: int | None) -> list[Conversati
             )
         messages = chosen.messages(prompt)
         ids = host.encode(messages)
-        response = host.template.answer(messages, prompt.assistant)
+        response = host.template.answer_tokens(messages, prompt.assistant)
         found.append((tuple(ids), tuple(response)))
     return found
 
 
 def _path(host: Host, key: str) -> Path | None:
-    return cache_dir() / "moments" / f"{key}.safetensors" if host.digest else None
+    return cache.place("moments", f"{key}.safetensors") if host.digest else None
 
 
 def _read(path: Path | None) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Tensors and meta data that the cache holds; a damaged file counts as nothing."""
-    try:
-        if path is None or not path.is_file():
+    with cache.used(path) as there:
+        if not there:
             return None
-        with safe_open(path, "pt") as file:
-            return load_file(path), file.metadata() or {}
-    except Exception:
-        return None
+        try:
+            with safe_open(path, "pt") as file:
+                return load_file(path), file.metadata() or {}
+        except Exception:
+            return None
 
 
 def _write(path: Path | None, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
-    if path is None:
-        return
-    with contextlib.suppress(OSError):  # a full disk costs time, nothing else
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, part, meta)
-        part.replace(path)
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    cache.keep(path, lambda part: save_file(whole, part, meta))
 
 
 def _packed(found: Mapping[str, Moments]) -> tuple[dict[str, Tensor], dict[str, str]]:

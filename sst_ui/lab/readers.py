@@ -55,7 +55,7 @@ def answers(host: Host, task: Task, rows: list[Row]) -> Reader:
     )
     shown = []
     for reply in found:
-        answer = Answer(host.decode(reply.tokens), ended=reply.ended)
+        answer = Answer(host.answer(reply.tokens), ended=reply.ended)
         shown.append(Shown(str(answer), answer, reply.tokens))
     return [shown[i :: len(rows)] for i in range(len(rows))]
 

@@ -10,14 +10,16 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
-from sst_ui.metrics.results import MetricResult, Value
+from sst_ui.metrics.results import MetricResult, Value, Verdict
 from sst_ui.recipe import Merge, Recipe
 
-FIELDS = ("name", "title", "unit", "better", "base", "edited", "verdict", "prompts", "note")
+FIELDS = (
+    "name", "title", "unit", "better", "base", "edited", "verdict", "negligible", "prompts", "note",
+)  # fmt: skip
 LONG = 2_000_000  # letters of a remembered recipe and its numbers; more is no run of ours
 
 
@@ -76,7 +78,7 @@ class Record:
             MetricResult(
                 row["name"], row["title"], row["unit"], row["better"], value(row["base"]),
                 None if row["edited"] is None else value(row["edited"]), (), row["verdict"],
-                row["prompts"], row["note"],
+                row["prompts"], row["note"], negligible=row.get("negligible", 0.0),
             )
             for row in self.metrics
         )  # fmt: skip
@@ -121,7 +123,7 @@ def record(recipe: Recipe, model: str, results: Sequence[MetricResult] = ()) -> 
 
 def plain(result: MetricResult) -> dict[str, Any]:
     """A result as a row of a record: its numbers, not its prompts."""
-    more = {n: getattr(result, n) for n in ("title", "verdict", "prompts", "note")}
+    more = {n: getattr(result, n) for n in ("title", "verdict", "negligible", "prompts", "note")}
     row = result.to_json() | more
     return {name: row[name] for name in FIELDS}
 
@@ -224,6 +226,7 @@ def _metric(row: Any) -> dict[str, Any]:
             found = value(found).to_json()
         sides[side] = found
     texts = {n: str(row[n]) for n in ("name", "title", "unit", "better", "prompts", "note")}
-    verdict = row["verdict"] if row["verdict"] in ("better", "worse", "same") else None
-    whole = {**texts, **sides, "verdict": verdict}
+    # "same", of earlier versions, may have been noise or negligible: it is no verdict any more
+    verdict = row["verdict"] if row["verdict"] in get_args(Verdict) else None
+    whole = {**texts, **sides, "verdict": verdict, "negligible": float(row.get("negligible", 0))}
     return {name: whole[name] for name in FIELDS}

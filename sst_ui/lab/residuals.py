@@ -4,12 +4,9 @@ Knows prompt sets, token positions and the cache. Does not know estimators. Anot
 layer or quantile over the same prompts costs no forward pass.
 """
 
-import contextlib
-import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -17,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sst_ui import cache
 from sst_ui.data.prompts import PromptSet
 from sst_ui.errors import UserError
 from sst_ui.maths.directions import Directions
@@ -24,12 +22,10 @@ from sst_ui.model.capture import instruction_end, residuals
 from sst_ui.model.host import Host
 from sst_ui.model.live import RowEdit
 from sst_ui.model.template import Message
-from sst_ui.paths import cache_dir
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Position, digest
 
 LARGEST = 256 << 20  # bytes of one prompt set's residuals that are worth keeping
-KEEP = 32  # prompt sets kept, the latest used
 
 
 @dataclass(frozen=True)
@@ -112,20 +108,6 @@ def check_fits(host: Host, directions: Directions, what: str) -> None:
         )
 
 
-def used(path: Path) -> None:
-    """Note that a cache file was used, for `prune`; the cache may be read-only."""
-    with contextlib.suppress(OSError):
-        os.utime(path)
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` files used last."""
-    with contextlib.suppress(OSError):  # someone else may prune at the same time
-        files = sorted(folder.glob("*.safetensors"), key=lambda f: f.stat().st_mtime, reverse=True)
-        for file in files[keep:]:
-            file.unlink(missing_ok=True)
-
-
 def _shifted(
     job: Generator[Progress, None, Tensor], before: int, total: int
 ) -> Generator[Progress, None, Tensor]:
@@ -143,32 +125,23 @@ def _path(host: Host, encoded: Encoded) -> Path | None:
     if not host.digest:
         return None
     key = digest([host.digest, encoded.prompts, encoded.positions])
-    return cache_dir() / "residuals" / f"{key}.safetensors"
+    return cache.place("residuals", f"{key}.safetensors")
 
 
 def _read(host: Host, encoded: Encoded) -> Tensor | None:
     path = _path(host, encoded)
-    if path is None or not path.is_file():
-        return None
-    try:
-        tensor = load_file(path)["residuals"]
-    except (OSError, SafetensorError, KeyError):
-        return None  # damaged: measured anew
-    used(path)
+    with cache.used(path) as there:
+        if not there:
+            return None
+        try:
+            tensor = load_file(path)["residuals"]
+        except (OSError, SafetensorError, KeyError):
+            return None  # damaged: measured anew
     shape = (len(encoded.prompts), host.layers, host.hidden)
     return tensor if tensor.shape == shape and tensor.dtype == torch.float32 else None
 
 
 def _write(host: Host, encoded: Encoded, tensor: Tensor) -> None:
     path = _path(host, encoded)
-    if path is None or tensor.nbytes > LARGEST:
-        return
-    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
-    with contextlib.suppress(OSError, SafetensorError):  # a full disk costs time, nothing else
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file({"residuals": tensor}, part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        prune(path.parent, KEEP)
+    if tensor.nbytes <= LARGEST:
+        cache.keep(path, lambda part: save_file({"residuals": tensor}, part))

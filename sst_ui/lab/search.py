@@ -16,6 +16,7 @@ from sst_ui.lab import aims as goals
 from sst_ui.lab.aims import TRIALS, Aims, SearchSpec
 from sst_ui.lab.candidates import Candidate, candidates, last_stage
 from sst_ui.lab.space import Choice, Params, Span, candidate, space, values
+from sst_ui.lab.storage import told_of
 from sst_ui.lab.study import Study
 from sst_ui.lab.trials import TOGETHER, Measurer, Numbers
 from sst_ui.maths import kernel
@@ -89,12 +90,13 @@ def search(
     study = Study(name, aim.lower, rows, storage, spec.seed, about)
     opened = Opened(recipe, aim, study, total)
     yield opened
-    study.reclaim()
-    study.enqueue(first[:total])
-    known = candidates(study, recipe, measurer.layers)
-    yield from known
-    yield from _Run(opened, spec, measurer).go()
-    return candidates(study, recipe, measurer.layers)
+    with told_of(storage):
+        study.reclaim()
+        study.enqueue(first[:total])
+        known = candidates(study, recipe, measurer.layers)
+        yield from known
+        yield from _Run(opened, spec, measurer).go()
+        return candidates(study, recipe, measurer.layers)
 
 
 def rows_of(recipe: Recipe, spec: SearchSpec, measurer: Measurer) -> dict[str, Span | Choice]:

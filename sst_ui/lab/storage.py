@@ -6,7 +6,9 @@ Knows Optuna's storages and what SQLite needs. Does not know what a trial holds.
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import optuna
@@ -16,6 +18,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
+from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.paths import data_dir
 
@@ -23,14 +26,17 @@ T = TypeVar("T")
 
 BEAT = 60  # seconds
 SILENT = 300  # seconds after which a trial of another machine counts as lost
+FAILURES = (SQLAlchemyError, StorageInternalError, ValueError, ImportError, OSError, RuntimeError)
 PATIENCE = 60  # seconds that a process waits for another one to have written
 
 
 def default_storage() -> str:
     """The SQLite URL of the searches in the user's data folder."""
-    folder = data_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / 'searches.sqlite'}"
+    return f"sqlite:///{_default_file()}"
+
+
+def _default_file() -> Path:
+    return data_dir() / "searches.sqlite"
 
 
 def open_study(
@@ -42,7 +48,8 @@ def open_study(
         url: one of Optuna's, `memory` for none at all, or None for the default file.
 
     Raises:
-        UserError: the storage cannot be used, or holds another search of this name.
+        UserError: the storage cannot be used, or holds another search of this name. The default
+            file is kept aside where it is damaged, so that the next search begins a new one.
     """
     try:
         return _patiently(lambda: _opened(url, name, directions))
@@ -50,8 +57,8 @@ def open_study(
         raise UserError(
             f"the storage holds another search named {name!r}; give another name."
         ) from None
-    except (SQLAlchemyError, StorageInternalError, ValueError, ImportError, OSError) as error:
-        raise _unusable(url, error) from error
+    except FAILURES as error:
+        raise unusable(url, error) from error
 
 
 def names(url: str | None = None) -> list[str]:
@@ -59,7 +66,7 @@ def names(url: str | None = None) -> list[str]:
     try:
         return _patiently(lambda: optuna.get_all_study_names(_storage(url)))
     except Exception as error:
-        raise _unusable(url, error) from error
+        raise unusable(url, error) from error
 
 
 def _opened(
@@ -87,7 +94,9 @@ def _patiently(opened: Callable[[], T]) -> T:
 def _storage(url: str | None) -> BaseStorage:
     if url == "memory":
         return optuna.storages.InMemoryStorage()
-    url = url or default_storage()
+    if url is None or not url:
+        _default_file().parent.mkdir(parents=True, exist_ok=True)
+        url = default_storage()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if "://" not in url:
@@ -130,6 +139,32 @@ def _requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     study.enqueue_trial(trial.params)
 
 
-def _unusable(url: str | None, error: BaseException) -> UserError:
-    words = " ".join(str(error).split())[:200]
-    return UserError(f"the storage {url or default_storage()} cannot be used: {words}")
+@contextmanager
+def told_of(url: str | None) -> Iterator[None]:
+    """Tell of a storage that fails while a search uses it; what it has kept so far stays."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise unusable(url, error) from error
+
+
+def unusable(url: str | None, error: BaseException) -> UserError:
+    """What is wrong with a storage, in a line."""
+    cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None)
+    if disk.damaged(cause) and not url:
+        return _set_aside(cause)
+    said = error.strerror if isinstance(error, OSError) and error.strerror else cause or error
+    words = " ".join(str(said).split())[:200].rstrip(".")
+    home = "" if url else " Set SST_HOME to another folder; --storage memory keeps nothing."
+    left = " It is left as it is; give another one." if disk.damaged(cause) else ""
+    return UserError(f"the storage {url or default_storage()} cannot be used: {words}.{home}{left}")
+
+
+def _set_aside(error: BaseException) -> UserError:
+    path = _default_file()
+    try:
+        kept = disk.set_database_aside(path)
+    except OSError as refused:
+        return UserError(f"{path} is damaged ({error}); move it away ({refused.strerror}).")
+    where = f"; it is kept as {kept}" if kept else ""
+    return UserError(f"{path} was damaged ({error}){where}. Start the search anew.")

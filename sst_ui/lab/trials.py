@@ -117,6 +117,11 @@ class Local:
         """See `Measurer`."""
         edit = next(edit for edit in recipe.edits if isinstance(edit, Ablation))
         directions = yield from measure(self.host, edit.directions)
+        if directions.control:
+            raise UserError(
+                "random directions are a control and have no measured signal to start at; start at "
+                "the recipe."
+            )
         peak, width = kernel.suggest(signal(directions))
         return {"peak": peak, "width": width}
 

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sst_ui import disk
 from sst_ui.data import prompts as prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.lab.expected import expectations
@@ -163,7 +164,7 @@ def _compared(
     except UserError:  # the written matrices can be compared nevertheless
         asked = []
     device = _room(host)
-    with tempfile.TemporaryDirectory(prefix="sst-verify-") as work:
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=disk.temporary()) as work:
         reference = Path(work) / "reference.safetensors"
         request, tensors = yield from _live(host, edits, asked)
         request["device"] = device

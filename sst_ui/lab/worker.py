@@ -4,6 +4,7 @@ Knows a model and how far its batch is. Does not know Ray, the other workers, no
 """
 
 import contextlib
+import logging
 import os
 import threading
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from sst_ui.lab.trials import Local
 from sst_ui.model.host import load
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import ModelSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,4 +91,6 @@ class Worker:
 
     def _note(self, step: Any) -> None:
         if isinstance(step, Progress):
+            if step.warning:
+                log.warning(step.warning)  # Ray brings it to the terminal of the search
             self._progress = step

@@ -4,7 +4,6 @@ Knows arrays of residuals, files and digests. Does not know models, tokens, prom
 estimators' formulas are in `estimators.py`.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -20,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sst_ui.errors import UserError
+from sst_ui import disk
+from sst_ui.errors import UserError, shown
 
 FORMAT = "sst-studio directions 1"
 STATS = ("norm", "snr", "cosine", "purity", "quality", "auroc", "cohens_d")
@@ -75,6 +74,11 @@ class Directions:
     def hidden(self) -> int:
         return self.vectors.shape[2]
 
+    @property
+    def control(self) -> bool:
+        """Whether they were drawn at random: layers then have no evidence to be compared by."""
+        return self.meta.get("estimator") == "random"
+
     def digest(self) -> str:
         """Twelve hex digits over all that an edit uses: not the statistics, not the meta."""
         return self._digest
@@ -87,25 +91,25 @@ class Directions:
         return content.hexdigest()[:12]
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file with metadata, whole or not at all."""
+        """Write a safetensors file with metadata, whole or not at all.
+
+        Raises:
+            UserError: the system refuses it.
+        """
         path = Path(path)
+        with disk.written(path) as part:
+            self.write(part)
+        return path
+
+    def write(self, path: Path) -> None:
+        """Write the file itself."""
         tensors = {"vectors": self.vectors, "norms": self.norms, "neutral": self.neutral}
         tensors |= {f"stats.{name}": value for name, value in self.stats.items()}
-        part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: value.clone().contiguous() for name, value in tensors.items()},
-                part,
-                metadata={"format": FORMAT, "meta": json.dumps(dict(self.meta))},
-            )
-            os.replace(part, path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot write the directions to {path}: {error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-        return path
+        save_file(
+            {name: value.clone().contiguous() for name, value in tensors.items()},
+            path,
+            metadata={"format": FORMAT, "meta": json.dumps(dict(self.meta))},
+        )
 
 
 def load(path: str | Path) -> Directions:
@@ -115,8 +119,8 @@ def load(path: str | Path) -> Directions:
         UserError: no such file, not a directions file, or a damaged one.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no directions file at {path}.")
+    if not os.path.isfile(path):  # Path.is_file raises for what cannot be a path
+        raise UserError(f"no directions file at {shown(str(path))}.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -132,8 +136,17 @@ def load(path: str | Path) -> Directions:
         )
     except UserError:
         raise
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise UserError(f"the directions file {path} is damaged: {error}") from error
+
+
+def is_directions(path: str | Path) -> bool:
+    """Whether a file is one that `Directions.save` wrote, so that it may be replaced by another."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def random(
@@ -156,7 +169,8 @@ def random(
 
 
 def signal(directions: Directions) -> np.ndarray:
-    """How much each layer has to offer, [L] float64, 0 to 1; zeros where nothing was measured.
+    """How much each layer has to offer, [L] float64, 0 to 1; zeros where nothing was measured, and
+    for random directions: scaled to its maximum, chance would look like evidence.
 
     A layer is worth ablating where the direction tells held-out prompts apart (Cohen's d; quality
     where there are none) and where zero, the point an ablation moves to, is neutral. On the axis
@@ -165,6 +179,8 @@ def signal(directions: Directions) -> np.ndarray:
     ablating there makes the model refuse harmless ones. The last layers often separate best and
     are of no use for that reason (an affine target is the way to use them).
     """
+    if directions.control:
+        return np.zeros(directions.layers)
     found = _scaled(directions.stats.get("cohens_d", torch.zeros(directions.layers)))
     if not found.any():
         found = _scaled(directions.stats.get("quality", torch.zeros(directions.layers)))

@@ -9,17 +9,14 @@ L20 .9557, L25 .3878, L30 .0495, L31 .0286.
 """
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 
+from sst_ui import profiles as named
 from sst_ui.errors import UserError, unknown
-from sst_ui.paths import PRESETS
-from sst_ui.recipe import GROUPS, KINDS, WeightTable
+from sst_ui.recipe import FUSED, GROUPS, KINDS, WeightTable
 
 EARLY = 0.25  # the first quarter of the layers carries grammar; editing it costs coherence
 
@@ -47,7 +44,8 @@ def gaussian(layers: int, peak: float, width: float) -> np.ndarray:
         raise UserError(f"layers is {layers}; a model has at least 1.")
     if not width > 0:
         raise UserError(f"width is {width}; it must be above 0, for example 0.15.")
-    return np.exp(-((positions(layers) - peak) ** 2) / (2 * width**2))
+    with np.errstate(over="ignore"):  # the square of a huge or a tiny width is no float any more
+        return np.exp(-(((positions(layers) - peak) / width) ** 2) / 2)
 
 
 def kernel(weights: WeightTable, layers: int) -> np.ndarray:
@@ -71,21 +69,23 @@ def kernel(weights: WeightTable, layers: int) -> np.ndarray:
 def table(weights: WeightTable, layers: int, kinds: Sequence[str] = KINDS) -> np.ndarray:
     """[layers, kinds] alpha of every cell: strength x kernel x module factor, then overrides.
 
-    A kind of linear module (q, up, ...) without a factor of its own has that of its role
-    (attention, mlp), so that one table shapes ablations and merges; so it is with overrides.
+    A kind of linear module (q, up, ...) without a factor of its own has that of the fused matrix
+    it may be a part of (qkv, gate_up), else that of its role (attention, mlp), so that one table
+    shapes ablations and merges; so it is with overrides.
 
     Raises:
         UserError: an override names a layer or a kind that the model does not have.
     """
-    given = weights.modules
-    factors = np.array([given.get(k, given.get(GROUPS.get(k, ""), 1.0)) for k in kinds])  # [kinds]
-    alpha = weights.strength * kernel(weights, layers)[:, None] * factors  # [layers, kinds]
-    # roles before single kinds, so that the more particular number counts
-    for kind, cells in sorted(weights.overrides.items(), key=lambda item: item[0] in GROUPS):
-        columns = [i for i, k in enumerate(kinds) if kind in (k, GROUPS.get(k))]
+    given, known = weights.modules, [names(kind) for kind in kinds]
+    factors = [next((given[n] for n in each if n in given), 1.0) for each in known]  # [kinds]
+    alpha = weights.strength * kernel(weights, layers)[:, None] * np.array(factors)
+    # roles before fused matrices before single kinds, so that the more particular number counts
+    order = sorted(weights.overrides, key=lambda kind: (kind not in KINDS, kind not in FUSED))
+    for kind in order:
+        columns = [i for i, each in enumerate(known) if kind in each]
         if not columns:
             raise unknown("module kind", kind, kinds)
-        for layer, value in cells.items():
+        for layer, value in weights.overrides[kind].items():
             if not 0 <= layer < layers:
                 raise UserError(
                     f"the override for layer {layer} ({kind}) is outside the model's layers "
@@ -93,6 +93,12 @@ def table(weights: WeightTable, layers: int, kinds: Sequence[str] = KINDS) -> np
                 )
             alpha[layer, columns] = value
     return alpha
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Under which names a table may speak of a kind of module, the most particular first."""
+    fused = [whole for whole, parts in FUSED.items() if kind in parts]
+    return (kind, *fused, *([GROUPS[kind]] if kind in GROUPS else []))
 
 
 def warnings(weights: WeightTable, layers: int) -> list[tuple[str, dict[str, Any]]]:
@@ -144,18 +150,9 @@ def suggest(signal: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return best[1], best[2]
 
 
-@cache
-def _presets() -> Mapping[str, Any]:
-    return yaml.safe_load((PRESETS / "profiles.yaml").read_text(encoding="utf-8"))
-
-
 def profiles() -> dict[str, dict[str, float]]:
     """The named kernels of `presets/profiles.yaml`: name -> peak, width, threshold."""
-    data = _presets()
-    return {
-        name: {**values, "threshold": data["threshold"]}
-        for name, values in data["profiles"].items()
-    }
+    return {name: dict(named.named()[name]) for name in named.presets()["profiles"]}
 
 
 def profile(name: str) -> WeightTable:
@@ -164,24 +161,17 @@ def profile(name: str) -> WeightTable:
     Raises:
         UserError: no such profile; the message suggests the nearest name.
     """
-    known = profiles()
-    if name not in known:
-        raise unknown("profile", name, known)
-    return WeightTable(profile=name, **known[name])
+    if name not in profiles():
+        raise unknown("profile", name, profiles())
+    return WeightTable(profile=name)
 
 
 def recommended(model_id: str, parameters: int) -> tuple[str, float, float]:
     """The model's own measured kernel, else the one for its size: (source, peak, width)."""
-    data = _presets()
-    for row in data["models"]:
-        if re.search(row["match"], model_id.lower()):
-            return row["name"], row["peak"], row["width"]
-    billions = parameters / 1e9
-    row = next(r for r in data["sizes"] if billions < r["below"])
-    return row["name"], row["peak"], row["width"]
+    return named.of_model(model_id) or named.of_size(parameters)
 
 
 def grid() -> list[tuple[float, float]]:
     """The 25 (peak, width) points of the automatic search."""
-    data = _presets()["grid"]
+    data = named.presets()["grid"]
     return [(peak, width) for peak in data["peak"] for width in data["width"]]

@@ -8,6 +8,8 @@ words, become the controls of the command line and the studio.
 
 import math
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -29,10 +31,13 @@ from sst_ui.maths.subspace import (
     soft,
     top,
 )
+from sst_ui.recipe import GROUPS, KINDS
 
-__all__ = ["METHODS", "Merged", "Module", "Record", "merge", "spectrum"]
+__all__ = ["METHODS", "Merged", "Module", "Record", "merge", "merge_rows", "spectrum"]
 
-ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
+ATTENTION, MLP = (
+    tuple(kind for kind, role in GROUPS.items() if role == wanted) for wanted in KINDS
+)
 
 METHODS = Registry()
 method = METHODS.method
@@ -72,6 +77,40 @@ def merge(
         row.require(module)
         change = row.run(module, **values)
     return _finish(module, change, rank)
+
+
+def merge_rows(
+    module: Module,
+    parts: Sequence[tuple[Tensor, float]],
+    name: str = "sst",
+    rank: int | None = None,
+    **parameters: object,
+) -> Merged:
+    """Merge a fused module whose parts have weights of their own: q, k and v in one matrix.
+
+    The method sees the whole module, once under each weight; each part takes its rows from the
+    merge under its weight. The result's rank is the lowest that holds all of them, or `rank`.
+
+    Args:
+        parts: (numbers of its rows, its weight); together they are all rows.
+
+    Raises:
+        UserError: as `merge`.
+    """
+    b, a, lost, note = [], [], 0.0, ""
+    for weight in dict.fromkeys(weight for _, weight in parts):
+        whole = merge(replace(module, weight=weight), name, **parameters)
+        mine = torch.zeros(module.core.u.shape[0], 1, dtype=torch.bool)
+        for rows, other in parts:
+            mine[rows] |= other == weight
+        b.append(torch.where(mine.to(whole.delta.b.device), whole.delta.b, 0))
+        a.append(whole.delta.a)
+        lost, note = math.hypot(lost, whole.record.error), whole.record.note
+    own = core(Delta(torch.cat(b, 1), torch.cat(a, 0)), None)
+    delta, cut = own.delta(own.utility, rank)
+    error, size = math.hypot(lost, cut), float(own.utility.norm())
+    record = Record(None, None, None, error, error / size if size else 0.0, delta.rank, note)
+    return Merged(delta, record)
 
 
 @method("sst", title="SST, soft", paper="this project", needs=("moments",))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sst_ui.errors import UserError, unknown
+from sst_ui.errors import UserError, shown, unknown
 
 NEEDS = {
     "moments": (("safety", "utility"), "the Fisher moments of both tasks; run the Fisher pass"),
@@ -72,7 +72,8 @@ class Parameter:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not self.low <= value <= self.high:
             raise UserError(
-                f"{self.name} is {value!r}; it must be a number from {self.low:g} to {self.high:g}."
+                f"{self.name} is {shown(value)}; it must be a number from {self.low:g} to "
+                f"{self.high:g}."
             )
         if self.kind == "int" and value != int(value):
             raise UserError(f"{self.name} is {value}; it must be a whole number.")

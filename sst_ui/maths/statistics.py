@@ -37,6 +37,48 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return low, high
 
 
+def clopper_pearson(successes: int, n: int) -> tuple[float, float]:
+    """Exact 95 % interval of a share (Clopper and Pearson 1934); (0, 1) for n = 0.
+
+    It leaves out 1/2 exactly where the two-sided binomial test of 1/2 has p < .05.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is no share")
+    if n == 0:
+        return 0.0, 1.0
+    return _lower(successes, n), 1.0 - _lower(n - successes, n)
+
+
+def _lower(k: int, n: int) -> float:
+    """The share at which k or more successes of n have a chance of 2.5 %; 0 for k = 0."""
+    if k == 0:
+        return 0.0
+    i = np.arange(k, n + 1)
+    ways = [math.lgamma(n + 1) - math.lgamma(j + 1) - math.lgamma(n - j + 1) for j in i]
+    low, high = 0.0, 1.0
+    for _ in range(60):  # halves the bracket each time: to the last bit of a float64
+        middle = (low + high) / 2
+        chance = np.exp(ways + i * math.log(middle) + (n - i) * math.log1p(-middle)).sum()
+        low, high = (low, middle) if chance > 0.025 else (middle, high)
+    return low
+
+
+def paired_rates(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two rates over the same n things.
+
+    Exact, given how many changed at all: of those, the share that changed for the one side has
+    Clopper and Pearson's interval. It leaves out 0 exactly where McNemar's test has p < .05.
+
+    Args:
+        gained, lost: things that are only in the second rate, and only in the first.
+    """
+    changed = gained + lost
+    if not changed:
+        return 0.0, 0.0
+    low, high = clopper_pearson(gained, changed)
+    return (2 * low - 1) * changed / n, (2 * high - 1) * changed / n
+
+
 def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
     """95 % percentile interval of the mean (Efron 1979).
 

@@ -35,11 +35,18 @@ class Advice:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def advise(results: Sequence[MetricResult], weights: WeightTable) -> list[Advice]:
+def advise(
+    results: Sequence[MetricResult], weights: WeightTable, control: bool = False
+) -> list[Advice]:
     """Suggestions for these results of an edit with these weights; empty where all is well.
+
+    A `control` along random directions gets none: the rules move a kernel to where refusal is, and
+    what a control does to it, it does by chance.
 
     Quality comes first: what repairs removal by reaching further costs more of it.
     """
+    if control:
+        return []
     found = {r.name: r for r in results if r.edited is not None}
     rules = (_quality_low, _topic_left, _removal_low, _over_refusal)
     advice = [rule(found, weights) for rule in rules]

@@ -7,8 +7,8 @@ treat it as one.
 from functools import cached_property
 
 from sst_ui.metrics import refusal
-from sst_ui.metrics.reasoning import split
 from sst_ui.metrics.refusal import Label
+from sst_ui.model.reasoning import split
 
 
 class Answer(str):

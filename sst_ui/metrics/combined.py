@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from sst_ui.metrics.registry import Derived
-from sst_ui.metrics.results import NOTHING, Goal, MetricResult, Value, direction
+from sst_ui.metrics.results import NOTHING, Goal, MetricResult, Value, direction, judge
 
 RESAMPLES = 2000
 Means = Mapping[str, np.ndarray]  # source -> [1 + RESAMPLES] means: of all prompts, then resampled
@@ -19,15 +19,17 @@ Means = Mapping[str, np.ndarray]  # source -> [1 + RESAMPLES] means: of all prom
 def derive(
     row: Derived, sources: Mapping[str, MetricResult], goal: Goal = "remove"
 ) -> MetricResult:
-    """The derived metric; its verdict asks whether the interval leaves the base's value."""
+    """The derived metric; its change is measured from the base's value."""
     better = direction(row, goal)
     base, edited = row.combine(sources)
-    verdict = None
+    apart = None
     if edited is not None:
-        verdict = "same"
-        if edited.low > base.value or edited.high < base.value:
-            verdict = "better" if (edited.value > base.value) == (better == "high") else "worse"
-    return MetricResult(row.name, row.title, row.unit, better, base, edited, (), verdict)
+        numbers = (x - base.value for x in (edited.value, edited.low, edited.high))
+        apart = Value(*numbers, edited.n)
+    return MetricResult(
+        row.name, row.title, row.unit, better, base, edited, (),
+        judge(apart, better, row.negligible), difference=apart, negligible=row.negligible,
+    )  # fmt: skip
 
 
 def resampled(

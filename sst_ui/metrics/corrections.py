@@ -19,7 +19,7 @@ from sst_ui.metrics.answer import Answer
 from sst_ui.metrics.combined import derive
 from sst_ui.metrics.refusal import Label, without_reasoning
 from sst_ui.metrics.registry import METRICS, Derived, Metric, Score, find
-from sst_ui.metrics.results import Goal, Item, MetricResult, judge, measured
+from sst_ui.metrics.results import Goal, Item, MetricResult, difference, judge, measured
 
 LABELS: tuple[Label, ...] = get_args(Label)
 FIELDS = ("prompt", "answer", "label")
@@ -173,12 +173,14 @@ def _rescored(result: MetricResult, corrections: Mapping[str, Label]) -> MetricR
         return result
     rate = metric.unit == "rate"
     before = [item.base_score for item in items]
-    base, edited, verdict = measured(before, rate, metric.transform), None, None
+    base, edited, apart = measured(before, rate, metric.transform), None, None
     if result.edited is not None:
         after = [item.edited_score for item in items]
         edited = measured(after, rate, metric.transform)
-        verdict = judge(before, after, rate, result.better, metric.negligible)
-    return replace(result, items=items, base=base, edited=edited, verdict=verdict)
+        apart = difference(before, after, rate)
+    verdict = judge(apart, result.better, metric.negligible)
+    changed = {"base": base, "edited": edited, "difference": apart, "verdict": verdict}
+    return replace(result, items=items, **changed)
 
 
 def _item(metric: Metric, item: Item, corrections: Mapping[str, Label]) -> Item:

@@ -53,7 +53,6 @@ def _mean(divergence: Divergence, tokens: int) -> Score:
     better="low",
     prompts="demo/harmless_heldout",
     reads="divergence",
-    negligible=0.01,
 )
 def kl_1(prompt: Prompt, divergence: Divergence) -> Score:
     """KL(base ‖ edited) at the first token of the answer."""
@@ -67,7 +66,6 @@ def kl_1(prompt: Prompt, divergence: Divergence) -> Score:
     better="low",
     prompts="demo/harmless_heldout",
     reads="divergence",
-    negligible=0.01,
 )
 def kl_16(prompt: Prompt, divergence: Divergence) -> Score:
     """Mean KL(base ‖ edited) over the first 16 tokens of the base's own greedy answer."""
@@ -83,7 +81,6 @@ def kl_16(prompt: Prompt, divergence: Divergence) -> Score:
     reads="text",
     transform=math.exp,
     default=False,
-    negligible=0.01,
 )
 def perplexity(prompt: Prompt, logprobs: np.ndarray) -> Score:
     """Mean negative log-likelihood of a text in nats a token; the metric reports exp of it."""

@@ -22,8 +22,9 @@ from sst_ui.recipe import Recipe
 
 SIDES = ("base", "edited")
 METRIC_COLUMNS = (
-    "variant", "recipe", "metric", "unit", "better", "verdict",
+    "variant", "recipe", "metric", "unit", "better", "change", "verdict", "negligible",
     *(f"{side}_{field}" for side in SIDES for field in ("value", "low", "high", "n")),
+    "difference_value", "difference_low", "difference_high",
     "corrected", "prompts", "note",
 )  # fmt: skip
 ITEM_COLUMNS = (
@@ -35,7 +36,10 @@ ITEM_COLUMNS = (
 def metrics_csv(
     recipe: Recipe, results: Sequence[MetricResult], corrections: Iterable[Correction] = ()
 ) -> str:
-    """One row a metric: base and edited value with interval and n, verdict, labels corrected.
+    """One row a metric: base, edited and difference with intervals, verdict, labels corrected.
+
+    `change` is noise, negligible or changed, `negligible` the threshold; both are about the
+    difference, which of a perplexity is in nats/token.
 
     A number that does not exist is an empty cell.
 
@@ -48,6 +52,9 @@ def metrics_csv(
     rows = []
     for r in results:
         row = {"metric": r.name, "unit": r.unit, "better": r.better, "verdict": r.verdict or ""}
+        row |= {"change": r.change or "", "negligible": r.negligible}
+        row |= _numbers("difference", r.difference)
+        row.pop("difference_n", None)
         row |= {"corrected": counts[r.name], "prompts": r.prompts, "note": r.note}
         rows.append(_named(recipe) | row | _numbers("base", r.base) | _numbers("edited", r.edited))
     return _csv(METRIC_COLUMNS, rows)
@@ -86,7 +93,8 @@ def to_json(
         "recipe": recipes.to_dict(recipe),
         "metrics": [
             r.to_json()
-            | {"verdict": r.verdict, "corrected": counts[r.name], "prompts": r.prompts}
+            | r.judgement()
+            | {"corrected": counts[r.name], "prompts": r.prompts}
             | {"note": r.note, "items": [_finite(asdict(item)) for item in r.items]}
             for r in results
         ],

@@ -16,7 +16,7 @@ from typing import Literal
 import yaml
 
 from sst_ui.metrics.degenerate import is_looping
-from sst_ui.metrics.reasoning import split
+from sst_ui.model.reasoning import split
 from sst_ui.paths import PRESETS
 
 HEAD = 200  # characters of the answer in which any refusal counts: refusals come first

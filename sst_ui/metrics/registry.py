@@ -21,6 +21,13 @@ Better = Literal["high", "low"]
 Reads = Literal["answer", "choice", "first_words", "divergence", "text"]
 Row = TypeVar("Row")
 
+# Changes up to this size are negligible, however sure they are; a metric may set its own.
+# A percentage point; a hundredth of a ROUGE-L F1; 0.1 nats of log-odds; of KL 0.01 nats/token,
+# about 1 % of a token's probability; of perplexity the same, as means are compared before exp.
+NEGLIGIBLE: Mapping[Unit, float] = {
+    "rate": 0.01, "score": 0.01, "nats": 0.1, "nats/token": 0.01, "perplexity": 0.01,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Score:
@@ -45,7 +52,8 @@ class Metric:
         score: (prompt, observation) -> Score, number, bool, or None to leave the prompt out.
         labels: whether it goes by `answer.label`, so that a judge or a corrected label counts.
         default: whether an evaluation that names no metrics computes it.
-        negligible: differences up to this size are no news, however significant.
+        negligible: changes up to this size are negligible, however sure they are; by default
+            what NEGLIGIBLE says of the unit. Of a perplexity, in nats/token.
         transform: applied to the mean and its bounds (perplexity is the exponential of a mean).
     """
 
@@ -59,8 +67,11 @@ class Metric:
     follows_goal: bool = False
     labels: bool = False
     default: bool = True
-    negligible: float = 0.0
+    negligible: float | None = None
     transform: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        _fill(self)
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,7 @@ class Derived:
 
     Attributes:
         sources: names of the metrics it is made of.
+        negligible: as of a `Metric`.
         combine: mapping of source name -> MetricResult, to the base's and the edited model's Value;
             the second is None where the edited model was not measured.
     """
@@ -81,6 +93,15 @@ class Derived:
     combine: Callable[[Mapping[str, Any]], tuple[Any, Any]]
     follows_goal: bool = False
     default: bool = True
+    negligible: float | None = None
+
+    def __post_init__(self) -> None:
+        _fill(self)
+
+
+def _fill(row: Metric | Derived) -> None:
+    if row.negligible is None:
+        object.__setattr__(row, "negligible", NEGLIGIBLE[row.unit])
 
 
 class Registry(Generic[Row]):
@@ -173,6 +194,7 @@ def describe(row: Metric | Derived) -> dict[str, Any]:
         "better": row.better,
         "follows_goal": row.follows_goal,
         "default": row.default,
+        "negligible": row.negligible,
         "reads": row.reads if own else None,
         "prompts": row.prompts if own else None,
         "sources": [] if own else list(row.sources),

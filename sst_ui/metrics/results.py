@@ -12,12 +12,17 @@ from typing import Any, Literal
 import numpy as np
 
 from sst_ui.data.prompts import Prompt
-from sst_ui.maths.statistics import bootstrap, mcnemar, wilson
+from sst_ui.maths.statistics import bootstrap, paired_rates, wilson
 from sst_ui.metrics.registry import Better, Derived, Metric, Score
 
 Goal = Literal["remove", "reinforce"]
-Verdict = Literal["better", "worse", "same"]
-SIGNIFICANT = 0.05
+Verdict = Literal["noise", "negligible", "better", "worse"]  # the last two: it changed
+Change = Literal["noise", "negligible", "changed"]
+MEANING: dict[Change, str] = {
+    "noise": "the 95 % interval of the change, in pairs where there are any, includes 0",
+    "negligible": "it excludes 0 but lies within the metric's threshold",
+    "changed": "it excludes 0 and reaches beyond the threshold",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,9 @@ class MetricResult:
         edited, verdict: None where only the base was measured.
         prompts: the prompt set; empty for a derived metric.
         note: what a reader should know before trusting the number.
+        difference: edited − base with its interval, which the verdict is read off; paired for a
+            metric of prompts. Of a perplexity in nats/token. None as for `edited`.
+        negligible: the threshold of the verdict, in the unit of `difference`.
     """
 
     name: str
@@ -74,6 +82,23 @@ class MetricResult:
     verdict: Verdict | None
     prompts: str = ""
     note: str = ""
+    difference: Value | None = None
+    negligible: float = 0.0
+
+    @property
+    def change(self) -> Change | None:
+        """The verdict without its direction: noise, negligible or changed."""
+        return change(self.verdict)
+
+    def judgement(self) -> dict[str, Any]:
+        """The verdict and what it is read off, as plain data."""
+        difference = None if self.difference is None else self.difference.to_json()
+        return {
+            "change": self.change,
+            "verdict": self.verdict,
+            "difference": difference,
+            "negligible": self.negligible,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The entry of metrics.json."""
@@ -157,40 +182,55 @@ def compare(
         )
     rate, better = metric.unit == "rate", direction(metric, goal)
     before = [item.base_score for item in items]
-    value, after, verdict = measured(before, rate, metric.transform), None, None
+    value, after, apart = measured(before, rate, metric.transform), None, None
     if edited is not None:
         scores = [item.edited_score for item in items]
         after = measured(scores, rate, metric.transform)
-        verdict = judge(before, scores, rate, better, metric.negligible)
+        apart = difference(before, scores, rate)
     return MetricResult(
-        metric.name, metric.title, metric.unit, better, value, after, tuple(items), verdict,
-        metric.prompts,
+        metric.name, metric.title, metric.unit, better, value, after, tuple(items),
+        judge(apart, better, metric.negligible), metric.prompts,
+        difference=apart, negligible=metric.negligible,
     )  # fmt: skip
 
 
-def judge(
-    base: Sequence[float],
-    edited: Sequence[float],
-    rate: bool,
-    better: Better,
-    negligible: float = 0.0,
-) -> Verdict:
-    """Whether the edit moved a metric by more than chance.
+def difference(base: Sequence[float], edited: Sequence[float], rate: bool) -> Value:
+    """Mean of edited − base, prompt by prompt, with its 95 % interval.
 
-    McNemar's exact test for rates; for means, whether the bootstrap interval of the paired
-    difference leaves ±`negligible`.
+    Exact for rates (it leaves out 0 where McNemar's test has p < .05), bootstrap for means; one
+    prompt alone gives a mean no interval.
     """
     change = np.subtract(edited, base)
-    if not change.any():
-        return "same"
+    n = len(change)
+    if not n:
+        return NOTHING
     if rate:
-        news = mcnemar(int((change > 0).sum()), int((change < 0).sum())) < SIGNIFICANT
+        low, high = paired_rates(int((change > 0).sum()), int((change < 0).sum()), n)
+    elif n == 1 and change.any():
+        low = high = math.nan
     else:
         low, high = bootstrap(change)
-        news = low > negligible or high < -negligible
-    if not news:
-        return "same"
-    return "better" if (change.sum() > 0) == (better == "high") else "worse"
+    return Value(float(change.mean()), low, high, n)
+
+
+def judge(apart: Value | None, better: Better, negligible: float) -> Verdict | None:
+    """What a change amounts to, by its interval and a threshold; MEANING says it in words.
+
+    Returns:
+        None where nothing was compared.
+    """
+    if apart is None or not apart.n:
+        return None
+    if not (apart.low > 0 or apart.high < 0):
+        return "noise"
+    if -negligible <= apart.low and apart.high <= negligible:
+        return "negligible"
+    return "better" if (apart.value > 0) == (better == "high") else "worse"
+
+
+def change(verdict: str | None) -> Change | None:
+    """A verdict without its direction."""
+    return "changed" if verdict in ("better", "worse") else verdict
 
 
 def direction(row: Metric | Derived, goal: Goal) -> Better:

@@ -5,11 +5,9 @@ or how deltas are applied. An adapter that would be read in part is an error, as
 part.
 """
 
-import hashlib
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 from sst_ui.errors import UserError
 from sst_ui.maths.lowrank import Delta
 from sst_ui.model.architecture import fold
+from sst_ui.model.fingerprint import fingerprints
 from sst_ui.model.host import Host
 from sst_ui.model.lora_config import LoraSettings, settings_for
 from sst_ui.model.lora_files import (
@@ -34,6 +33,8 @@ from sst_ui.model.lora_files import (
 )
 from sst_ui.model.roles import is_conv1d, shape_of
 from sst_ui.model.source import check_safetensors, find_files
+from sst_ui.model.staging import staged
+from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec, digest
 
 
@@ -81,10 +82,15 @@ def read_adapter(adapter: str, host: Host, revision: str | None = None) -> Adapt
     factors, copies = read_factors(weights, source.name)
     deltas = _deltas(factors, settings, host)
     check_copies(copies, host, source.name)
-    notes = [f"The setting {key} is not known here and was left out." for key in settings.unknown]
+    notes = [
+        f"The setting {key[:80]} of {source.name} is not known here and was left out."
+        for key in settings.unknown
+    ]
     mine = host.spec.id.rstrip("/\\")
     if settings.base and _last(settings.base) != _last(mine):
-        notes.append(f"{source.name} says that it was trained on {settings.base}, not on {mine}.")
+        notes.append(
+            f"{source.name} says that it was trained on {settings.base[:120]}, not on {mine}."
+        )
     if settings.config.target_modules is None:
         notes.append(f"{source.name} does not say which modules it should hold.")
     if not any(bool(delta.b.any()) or delta.bias is not None for delta in deltas.values()):
@@ -94,7 +100,7 @@ def read_adapter(adapter: str, host: Host, revision: str | None = None) -> Adapt
         base=settings.base,
         deltas=deltas,
         ranks={path: delta.rank for path, delta in deltas.items()},
-        digest=digest([hashlib.sha256(weights.read_bytes()).hexdigest(), data]),
+        digest=digest([finish(fingerprints([weights])), data]),
         notes=tuple(notes),
     )
 
@@ -126,6 +132,18 @@ def write_adapter(
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; give a folder that does not.")
+    with staged(folder, kind=None) as part:
+        write_files(part, deltas, host, biases)
+    return folder
+
+
+def write_files(
+    folder: Path,
+    deltas: Mapping[str, Delta],
+    host: Host,
+    biases: Mapping[str, Tensor] | None = None,
+) -> None:
+    """The two files of `write_adapter`, into a folder that is there."""
     kept = {path: _padded(deltas[path]) for path in sorted(deltas)}
     kept = {path: delta for path, delta in kept.items() if delta.rank}
     if not kept:
@@ -147,22 +165,10 @@ def write_adapter(
     turned = any(is_conv1d(host.architecture.matrices[path]) for path in kept)
     ranks = {path: delta.rank for path, delta in kept.items()}
     settings = settings_for(ranks, host.spec.id, host.spec.revision, turned, bool(biases))
-    part = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.part"
-    part.mkdir(parents=True)
-    try:
-        save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-        readable(part / WEIGHTS)
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        (part / CONFIG).write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        if part.exists():
-            for file in part.iterdir():
-                file.unlink()
-            part.rmdir()
-    return folder
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    readable(folder / WEIGHTS)
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def readable(path: Path) -> None:
@@ -258,4 +264,6 @@ def _check_turned(deltas: Mapping[str, Delta], settings: LoraSettings, host: Hos
 
 
 def _last(name: str) -> str:
+    """What a model is called, wherever it lies; in the Hub's cache that is not the last folder."""
+    name = re.sub(r"^.*models--(?:.+--)?([^/\\]+)[/\\]snapshots[/\\].*$", r"\1", name)
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sst_ui.errors import UserError
-from sst_ui.maths.ablation import edit_bias, edit_weight
+from sst_ui.maths.ablation import edit_bias, edit_weight, through_gain
 from sst_ui.maths.rounding import to_dtype
-from sst_ui.model.architecture import POST_NORMS, Architecture
+from sst_ui.model.architecture import Architecture
 from sst_ui.model.deltas import RowDelta, Scaled, bias_of, summed
 from sst_ui.model.live import Edit
 from sst_ui.model.plan import RowEdit
-from sst_ui.model.roles import Written, is_conv1d
+from sst_ui.model.post_norm import measured_gain
+from sst_ui.model.roles import EXPERTS, Writer, Written, is_conv1d
 from sst_ui.model.stored import DTYPES, Shard, Stored
 from sst_ui.recipe import KINDS
 
@@ -26,7 +27,8 @@ BLOCK = 1 << 18  # numbers worked on at a time: 1 MiB in float32, for the cache'
 # Families whose layer ends with x + mlp(...), bias included and nothing in between.
 PLAIN_ENDS = ("gpt2", "gpt_neox", "llama")
 
-Link = tuple[Tensor, float, bool]  # R [k, d], α, norm preserving
+# What is read [k, d], α, norm preserving, what is written [k, d] or None for the same.
+Link = tuple[Tensor, float, bool, Tensor | None]
 Located = Mapping[str, Sequence[tuple[Shard, Stored]]]
 
 
@@ -65,8 +67,8 @@ class Change:
             exact = stored.to(torch.promote_types(stored.dtype, torch.float32))
             if self.added is not None:
                 exact = exact + self.added.to(exact)
-            for rows, alpha, _ in self.links:
-                exact = edit_bias(exact, rows, alpha)
+            for rows, alpha, _, write in self.links:
+                exact = edit_bias(exact, rows, alpha, write)
             if self.shift is not None:
                 exact = exact - self.shift.to(exact)
             stored.copy_(to_dtype(exact, stored.dtype, generator))
@@ -84,8 +86,8 @@ class Change:
         exact = part.to(torch.promote_types(part.dtype, torch.float32))
         for delta, scale in self.deltas:
             exact = torch.addmm(exact, delta.b.to(exact), delta.a[:, some].to(exact), alpha=scale)
-        for rows, alpha, norm_preserving in self.links:
-            exact = edit_weight(exact, rows, alpha, norm_preserving)
+        for rows, alpha, norm_preserving, write in self.links:
+            exact = edit_weight(exact, rows, alpha, norm_preserving, write)
         part.copy_(to_dtype(exact, part.dtype, generator))
         # the sum of squares is finite unless a number is not, or is beyond what a model holds
         return bool(torch.linalg.vector_norm(part, dtype=torch.float32).isfinite())
@@ -97,15 +99,16 @@ class Alterations:
 
     Attributes:
         changes: stored tensor's name -> what happens to it.
-        untied: the head's name and the stored embedding that it is made from, where a tied head
-            gets numbers of its own; else None.
-        head: what happens to such a head.
+        untied: where a tied head gets numbers of its own, the name of the tensor that the files
+            lack, and the stored one that it is made from: the head of the embedding, or the
+            embedding of the head where only that is stored; else None.
+        twin: what happens to such a tensor on the way.
         untie: whether config.json must say that the two are no longer tied.
     """
 
     changes: Mapping[str, Change]
     untied: tuple[str, Stored] | None = None
-    head: Change | None = None
+    twin: Change | None = None
     untie: bool = False
 
 
@@ -139,7 +142,7 @@ def alterations(
         found[name] = Change(last=last, deltas=scaled)
     for name, added in _biases(edits, architecture):
         found[name] = Change(last=True, bias=True, added=added)
-    for written, links in _ablations(edits, architecture):
+    for written, links in _ablations(edits, architecture, located):
         before = found.get(written.name, Change())
         last = written.axis == model.get_parameter(written.name).dim() - 1
         found[written.name] = replace(before, last=last, links=links)
@@ -150,17 +153,18 @@ def alterations(
         before = found.get(name, Change(last=True, bias=True))
         there = before.shift
         found[name] = replace(before, shift=shift if there is None else there + shift)
-    head = _head(model)
-    changes, untied, tied_head = {}, None, None
+    head, embedding = _tied(model)
+    changes, untied, twin = {}, None, None
     for name, change in found.items():
         places = located.get(name, ())
-        if not places and name == head and (embedding := _embedding(model, located)):
-            untied, tied_head = (name, embedding), change
-            places = [(None, embedding)]
+        if name == head and not places and len(table := located.get(embedding, ())) == 1:
+            untied, twin, places = (head, table[0][1]), change, table
+        elif name == head and len(places) == 1 and embedding not in located:
+            untied, twin = (embedding, places[0][1]), Change()
         for _, stored in _present(name, places, change, model):
-            if tied_head is not change:
+            if twin is not change:
                 changes[stored.name] = change
-    return Alterations(changes, untied, tied_head, untie=head in found)
+    return Alterations(changes, untied, twin, untie=head in found)
 
 
 def _present(name: str, places, change: Change, model: nn.Module):
@@ -169,15 +173,13 @@ def _present(name: str, places, change: Change, model: nn.Module):
     if not places or sum(_numbers(stored.shape) for _, stored in places) != expected.numel():
         raise UserError(
             f"{name} is to be changed, and the model's files hold no tensor {list(expected)} of "
-            "that name, nor its experts one by one. If they are quantised or packed in another "
-            "way, export from the original model; or export an adapter."
+            f"that name, nor its experts one by one. {otherwise(name)}"
         )
     for _, stored in places:
         if stored.dtype not in DTYPES:
             raise UserError(
                 f"{stored.name} is stored as {stored.dtype}, a quantised form that cannot be "
-                f"edited (only {', '.join(DTYPES)} can). Export from the original model, or export "
-                "an adapter."
+                f"edited (only {', '.join(DTYPES)} can). {otherwise(name)}"
             )
         for delta, _ in change.deltas:
             shape = (delta.inp, delta.out) if change.last else (delta.out, delta.inp)
@@ -187,6 +189,21 @@ def _present(name: str, places, change: Change, model: nn.Module):
                     f"{list(stored.shape)}: it belongs to another model."
                 )
     return places
+
+
+def otherwise(name: str) -> str:
+    """What to do with a parameter whose numbers the files do not hold as such, in sentences. No
+    adapter can hold a change of experts either, so that their model must be unpacked first."""
+    if set(name.split(".")) & set(EXPERTS):
+        return (
+            "If they are quantised or packed, as gpt-oss is, write an unpacked copy with "
+            "transformers (from_pretrained with Mxfp4Config(dequantize=True), then "
+            "save_pretrained) and export from that; an adapter cannot change experts."
+        )
+    return (
+        "If they are quantised or packed in another way, export from the original model; or export "
+        "an adapter."
+    )
 
 
 def _numbers(shape: Sequence[int]) -> int:
@@ -220,7 +237,7 @@ def _biases(edits: Sequence[Edit], architecture: Architecture) -> Iterator[tuple
 
 
 def _ablations(
-    edits: Sequence[Edit], architecture: Architecture
+    edits: Sequence[Edit], architecture: Architecture, located: Located | None = None
 ) -> Iterator[tuple[Written, tuple[Link, ...]]]:
     """(what writes, its ablations in order) of every writer that some edit changes."""
     rows = [edit for edit in edits if isinstance(edit, RowEdit)]
@@ -239,17 +256,32 @@ def _ablations(
             )
     for writer in architecture.writers:
         kind = KINDS.index(writer.role)
-        links = tuple(
-            (
-                edit.directions.vectors[writer.layer].float().cpu(),
-                float(edit.alpha[writer.layer, kind]),
-                edit.norm_preserving,
+        active = [e for e in rows if not e.on_residual and e.alpha[writer.layer, kind] != 0]
+        if not active:
+            continue
+        gain = _gain(writer, located)
+        links = []
+        for edit in active:
+            read, write = through_gain(edit.directions.vectors[writer.layer].float().cpu(), gain)
+            links.append((read, float(edit.alpha[writer.layer, kind]), edit.norm_preserving, write))
+        yield from ((written, tuple(links)) for written in writer.tensors)
+
+
+def _gain(writer: Writer, located: Located | None) -> Tensor | None:
+    """`writer.gain`; from the files where the architecture is that of a skeleton."""
+    gain = writer.gain
+    if gain is None or not gain.is_meta or located is None:
+        return gain
+    numbers = {}
+    for name, _ in writer.norm.named_parameters():
+        places = located.get(f"{writer.norm_name}.{name}", ())
+        if len(places) != 1:
+            raise UserError(
+                f"the files hold no {writer.norm_name}.{name}, whose numbers an edit of "
+                f"{writer.name} needs."
             )
-            for edit in rows
-            if not edit.on_residual and edit.alpha[writer.layer, kind] != 0
-        )
-        if links:
-            yield from ((written, links) for written in writer.tensors)
+        numbers[name] = places[0][0].read(places[0][1]).float()
+    return measured_gain(writer.norm, writer.norm_name, writer.written, numbers)
 
 
 def _shifts(edits: Sequence[Edit], architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
@@ -262,8 +294,7 @@ def _shifts(edits: Sequence[Edit], architecture: Architecture) -> Iterator[tuple
                 continue
             writer = architecture.writer(layer, "mlp")
             bias = writer.tensors[0].bias if writer.form != "experts" else None
-            odd = any(hasattr(architecture.layers[layer], name) for name in POST_NORMS)
-            if bias is None or odd or architecture.model_type not in PLAIN_ENDS:
+            if bias is None or writer.norm is not None or architecture.model_type not in PLAIN_ENDS:
                 why = "has no bias" if bias is None else "is not the last thing in its layer"
                 raise UserError(
                     "operation 'add' shifts the residual stream after each layer, which only a "
@@ -274,16 +305,10 @@ def _shifts(edits: Sequence[Edit], architecture: Architecture) -> Iterator[tuple
             yield bias, shift * edit.directions.vectors[layer, 0].float().cpu()
 
 
-def _head(model: nn.Module) -> str | None:
-    """The name of the head's weight where the configuration ties it to the embedding."""
+def _tied(model: nn.Module) -> tuple[str | None, str]:
+    """The names of the head's weight, where the configuration ties it to the embedding, and of the
+    embedding's."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or getattr(head, "weight", None) is not embedding.weight:
-        return None
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
-
-
-def _embedding(model: nn.Module, located: Located) -> Stored | None:
-    embedding = model.get_input_embeddings()
-    name = next(f"{name}.weight" for name, module in model.named_modules() if module is embedding)
-    places = located.get(name, ())
-    return places[0][1] if len(places) == 1 else None
+    names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    tied = head is not None and getattr(head, "weight", None) is embedding.weight
+    return names[id(head)] if tied else None, names[id(embedding)]

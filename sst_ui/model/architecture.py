@@ -5,7 +5,7 @@ with a layer that is not understood completely is an error, never a silent skip.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,9 +28,6 @@ from sst_ui.model.roles import (
 from sst_ui.recipe import KINDS
 
 __all__ = ["Architecture", "ArchitectureError", "Writer", "Written", "discover", "fold"]
-
-# A norm between the writer and the residual stream (Gemma 2 and 3, OLMo 2; GLM 4).
-POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +139,7 @@ def discover(model: nn.Module) -> Architecture:
         },
         untouched=_untouched(model, writers),
         hidden=hidden,
-        notes=_notes(model, layers[0], head),
+        notes=_notes(model, writers, head),
     )
 
 
@@ -198,12 +195,12 @@ def _untouched(model: nn.Module, writers: list[Writer]) -> tuple[str, ...]:
     return tuple(left)
 
 
-def _notes(model: nn.Module, layer: nn.Module, head: nn.Module | None) -> tuple[str, ...]:
+def _notes(model: nn.Module, writers: Sequence[Writer], head: nn.Module | None) -> tuple[str, ...]:
     notes = []
-    if any(hasattr(layer, name) for name in POST_NORMS):
+    if any(writer.norm is not None for writer in writers):
         notes.append(
-            "a norm stands between these modules and the residual stream; its scale per feature "
-            "lets a part of the direction back in"
+            "a norm stands between these modules and the residual stream; an edit counts with its "
+            "scale per feature, so that the direction is gone behind the norm"
         )
     embedding = model.get_input_embeddings()
     if head is not None and getattr(head, "weight", 0) is getattr(embedding, "weight", None):

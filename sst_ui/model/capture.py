@@ -15,6 +15,7 @@ from torch import Tensor
 from sst_ui.errors import UserError
 from sst_ui.model.batch import Room, Row, left_padded, rows_for
 from sst_ui.model.host import Host
+from sst_ui.model.plan import stream_of
 from sst_ui.model.template import Message
 from sst_ui.progress import Progress
 
@@ -126,7 +127,7 @@ def _last_tokens(host: Host) -> Iterator[list[Tensor]]:
     collected: list[Tensor] = []
 
     def keep(_module, _inputs, output) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output  # [batch, length, d]
+        hidden = stream_of(output)  # [batch, length, d]
         collected.append(hidden[:, -1].clone())  # a view would keep the whole sequence alive
 
     # Registered after the live edits' hooks, hence they see the edited stream.

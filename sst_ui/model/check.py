@@ -1,8 +1,10 @@
 """The numerical self-check of an edit: which modules it changes, which it leaves, and how exactly.
 
 Knows what an ablation or a delta must do to what a module writes, and measures it by running the
-module. The expected values are computed here from the formula, in float64, not with the code that
-edits.
+module. What that is worth in the model is measured on the residual stream: the model is run over a
+few random tokens with the edit, and what every layer adds must have (1 − α) of the component along
+r̂ that its writers would have given on the same input. The expected values are computed here from
+the formula, in float64, not with the code that edits.
 """
 
 from dataclasses import dataclass
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from sst_ui.errors import UserError
 from sst_ui.model.architecture import fold
 from sst_ui.model.deltas import RowDelta
-from sst_ui.model.plan import Plan, RowEdit, run
+from sst_ui.model.plan import Plan, RowEdit, stream_of
 from sst_ui.model.roles import Writer, device_of, shape_of
+from sst_ui.model.stream import Seen, run_tokens, watched
 from sst_ui.recipe import KINDS
 
 if TYPE_CHECKING:
@@ -74,9 +77,10 @@ def check(live: "LiveEdits", edits: "tuple[Edit, ...]") -> EditReport:
             f"the edit reached {len(findings) - len(missed)} of {len(findings)} modules; "
             f"it had no effect on {fold(missed)}: {', '.join(missed[:6])}."
         )
+    stream = [_stream(live, e) for e in edits if isinstance(e, RowEdit) and not e.on_residual]
     changed = tuple(dict.fromkeys(f.name for f in findings))
     left = (*(w.name for w in architecture.writers), *architecture.untouched)
-    error = max((f.error for f in findings), default=0.0)
+    error = max([*(f.error for f in findings), *stream], default=0.0)
     nonfinite = sum(f.nonfinite for f in findings)
     clamped = live.compile([edits]).clamped
     messages = []
@@ -117,21 +121,23 @@ def _writers(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
             continue
         x = _noise(writer.module, writer.width)
         before, after = _both(live, plan, writer.module, x)
-        rows = edit.directions.vectors[writer.layer].double()  # [k, d]
+        rows, written = writer.sides(edit.directions.vectors[writer.layer].double())  # [k, d]
+        written = rows if written is None else written
         kept = before @ rows.T  # r̂·Wx, [tokens, k]
-        scaled = _scaled(writer, x, rows, alpha) if edit.norm_preserving else kept
+        scaled = _scaled(writer, x, rows, written, alpha) if edit.norm_preserving else kept
         wrong = (after @ rows.T - (1 - alpha) * scaled).abs().max() / kept.abs().max()
-        wanted = abs(alpha) * float((kept @ rows).abs().max())
-        found.append(_finding(writer.name, before, after, wanted, float(wrong), x.dtype))
+        wanted = abs(alpha) * float((kept @ written).abs().max())
+        eps = torch.finfo(x.dtype).eps
+        found.append(_finding(writer.name, before, after, wanted, float(wrong), eps))
     return found
 
 
-def _scaled(writer: Writer, x: Tensor, rows: Tensor, alpha: float) -> Tensor:
+def _scaled(writer: Writer, x: Tensor, rows: Tensor, written: Tensor, alpha: float) -> Tensor:
     """(u ∘ D) x + r̂·b, [tokens, k], from the weights."""
     weight = writer.weight().double().cpu()
     along = rows @ weight  # u, [k, in]
-    share = along.square().sum(0) / weight.square().sum(0)
-    scale = (1 - alpha * (2 - alpha) * share).clamp_min(1e-4).rsqrt()
+    edited = weight - alpha * written.mT @ along
+    scale = (weight.norm(dim=0) / edited.norm(dim=0).clamp_min(1e-300)).clamp_max(100)
     bias = writer.bias()
     shift = 0 if bias is None else rows @ bias.double().cpu()
     return x.double().cpu().view(TOKENS, -1) @ (along * scale).T + shift
@@ -150,49 +156,118 @@ def _deltas(live: "LiveEdits", edit: RowDelta) -> list[_Finding]:
             change = change + scale * delta.bias.double().cpu()
         largest = max(float(before.abs().max()), float(change.abs().max()))
         wrong = float((after - before - change).abs().max()) / largest
-        found.append(_finding(name, before, after, float(change.abs().max()), wrong, x.dtype))
+        visible, eps = float(change.abs().max()), torch.finfo(x.dtype).eps
+        found.append(_finding(name, before, after, visible, wrong, eps))
     return found
 
 
 def _both(live: "LiveEdits", plan: Plan, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """What a module computes without and with a plan, each [TOKENS, out] float64 on the CPU."""
     with live.applied(None):
-        before = _first(module(x)).double().cpu().view(TOKENS, -1)
+        before = stream_of(module(x)).double().cpu().view(TOKENS, -1)
     with live.applied(plan):
-        after = _first(module(x)).double().cpu().view(TOKENS, -1)
+        after = stream_of(module(x)).double().cpu().view(TOKENS, -1)
     return before, after
 
 
-def _residuals(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
+def _stream(live: "LiveEdits", edit: RowEdit) -> float:
+    """Largest deviation of what a layer adds along r̂ from what the edit says, relative to the
+    largest that its writers would have added; what rounding the stream explains is taken off.
+
+    Raises:
+        UserError: the deviation is more than an inexact module explains; names the layer.
+    """
+    architecture, account = live.architecture, live.account
+    if not edit.alpha.any():
+        return 0.0
     plan = live.compile([(edit,)])
+    with live.applied(plan), watched(architecture) as layers:
+        run_tokens(architecture, rows=1)
+    largest = 0.0
+    for number, seen in enumerate(layers):
+        alphas = edit.alpha[number]
+        if not alphas.any():
+            continue
+        rows = edit.directions.vectors[number].double()
+        factors = account.factors[number]
+        wanted, size = torch.zeros(len(seen.out), len(rows)).double(), 0.0
+        for role in KINDS:
+            writer, alpha = architecture.writer(number, role), float(alphas[KINDS.index(role)])
+            base, kept = _unedited(seen, writer)
+            along = factors[role] * base @ rows.T  # [tokens, k]
+            wanted += (1 - alpha) * kept * along
+            size = max(size, float((kept * along).abs().max()))
+        found = (seen.out - factors["stream"] * seen.into) @ rows.T
+        coarse = seen.eps * (seen.out.abs() + seen.into.abs())  # what a sum in that type loses
+        rounding = coarse.square() @ rows.square().T
+        wrong = ((found - wanted).abs() - 4 * rounding.sqrt()).clamp_min(0).max()
+        error = float(wrong) / max(size, 1e-30)
+        if not error <= TOLERANCE.get(seen.dtype, HALF_TOLERANCE):
+            raise UserError(
+                f"the edit does not do to the residual stream what it should: the component along "
+                f"the direction that {architecture.layer_names[number]} adds is {error:.2g} off, "
+                f"of what {' and '.join(architecture.writer(number, r).name for r in KINDS)} give."
+            )
+        largest = max(largest, error)
+    return largest
+
+
+def _unedited(seen: Seen, writer: Writer) -> tuple[Tensor, Tensor | float]:
+    """What the stream would have got of a writer's own output on this input, [tokens, d], and by
+    how much the norm behind it scales the edited output otherwise, [tokens, 1]."""
+    wrote = seen.wrote[writer.role]
+    if writer.norm is None:
+        return wrote, 1.0
+    gain = writer.gain.double()
+    got, gave = seen.normed[writer.role]
+    given = wrote.to(seen.dtype).to(device_of(writer.norm))
+    base = stream_of(writer.norm(given[None]))[0].double().cpu()
+    return base, _divisor(base, gain * wrote) ** -1 * _divisor(gave, gain * got)
+
+
+def _divisor(gave: Tensor, weighed: Tensor) -> Tensor:
+    """[tokens, 1] by what factor a norm made `gave` of the weighed features."""
+    square = weighed.square().sum(-1, keepdim=True).clamp_min(1e-300)
+    return (gave * weighed).sum(-1, keepdim=True) / square
+
+
+def _residuals(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
+    """An edit of the stream, on the stream: what each layer returns and what leaves it."""
+    architecture = live.architecture
+    if not edit.alpha.any():
+        return []
+    with live.applied(live.compile([(edit,)])), watched(architecture) as layers:
+        run_tokens(architecture, rows=1)
     alphas, shifts = edit.per_layer(), edit.shifts()
     found = []
-    for layer, name in enumerate(live.architecture.layer_names):
-        if alphas[layer] == 0:
+    for number, (seen, name) in enumerate(zip(layers, architecture.layer_names, strict=True)):
+        if alphas[number] == 0:
             continue
-        module = live.architecture.layers[layer]
-        x = torch.randn(1, TOKENS, live.architecture.hidden, generator=_seeded())
-        x = x.to(device_of(module), next(module.parameters()).dtype)
-        before, after = x[0].double().cpu(), run(plan.residuals[layer], x, 1)[0].double().cpu()
-        rows = edit.directions.vectors[layer].double()
+        rows = edit.directions.vectors[number].double()
+        before, after = seen.gave, seen.out
+        if number + 1 < len(layers):  # what counts is what the next layer reads
+            after = layers[number + 1].into
         if edit.operation == "add":
             wanted = before @ rows.T
-            wanted[:, 0] -= float(shifts[layer])
+            wanted[:, 0] -= float(shifts[number])
         else:
-            target = edit.directions.neutral[layer].double()
-            wanted = target + (1 - float(alphas[layer])) * (before @ rows.T - target)
-        wrong = (after @ rows.T - wanted).abs().max() / (before @ rows.T).abs().max()
+            target = edit.directions.neutral[number].double()
+            wanted = target + (1 - float(alphas[number])) * (before @ rows.T - target)
+        wrong = (after @ rows.T - wanted).abs()
+        wrong -= seen.eps * (before.abs() @ rows.abs().T)  # the stream is kept in its own type
+        size = max(float(wanted.abs().max()), float((before @ rows.T).abs().max()))
+        error = float(wrong.clamp_min(0).max()) / size
         change = float(((wanted - before @ rows.T) @ rows).abs().max())
-        found.append(_finding(name, before, after, change, float(wrong), x.dtype))
+        found.append(_finding(name, before, after, change, error, seen.eps))
     return found
 
 
 def _finding(
-    name: str, before: Tensor, after: Tensor, wanted: float, error: float, dtype: torch.dtype
+    name: str, before: Tensor, after: Tensor, wanted: float, error: float, eps: float
 ) -> _Finding:
     """Whether a module changed; `wanted` is the largest change that it should show."""
     # Half precision swallows a weak edit whole; that is rounding, not a module that was missed.
-    visible = wanted > torch.finfo(dtype).eps * float(before.abs().max())
+    visible = wanted > eps * float(before.abs().max())
     nonfinite = int((~after.isfinite()).sum())
     return _Finding(name, not (visible and torch.equal(before, after)), error, nonfinite)
 
@@ -209,7 +284,3 @@ def _noise(module: nn.Module, width: int) -> Tensor:
 
 def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def _first(output: Tensor | tuple) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output

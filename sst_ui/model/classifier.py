@@ -3,6 +3,7 @@
 Knows sequence classification models, pairs of texts and memory. Does not know what the labels mean.
 """
 
+import logging
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from sst_ui.errors import UserError
 from sst_ui.model.batch import out_of_memory, too_little_memory
 from sst_ui.model.devices import SEVERAL, free_memory, roomiest_gpu
 from sst_ui.model.fit import Report, dtype_for, read_config, size
-from sst_ui.model.loading import identity, read_model
+from sst_ui.model.loading import contents, identity, read_model
 from sst_ui.model.source import Source, open_source
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import ModelSpec
@@ -24,6 +25,8 @@ from sst_ui.recipe import ModelSpec
 HEAD = "ForSequenceClassification"
 LENGTH = 1024  # tokens of a text that are read at most, also by models that could read more
 TOKENS = {"cpu": 2048, "other": 16384}  # padded tokens of a batch
+
+log = logging.getLogger(__name__)
 
 Text = str | tuple[str, str]
 
@@ -125,7 +128,11 @@ def load_classifier(name: str, device: str = "auto") -> Classifier:
         )
     folder = finish(source.download())
     report = _place(spec, source, config)
-    model, tokenizer = read_model(spec, folder, report, AutoModelForSequenceClassification)
+    model, tokenizer, warnings = read_model(
+        spec, folder, report, AutoModelForSequenceClassification
+    )
+    for warning in warnings:
+        log.warning(warning)
     # decoders find a row's last token by this number, so both have to mean the same; where neither
     # knows one, texts go one by one
     if tokenizer.pad_token_id is None and model.config.pad_token_id is not None:
@@ -141,7 +148,7 @@ def load_classifier(name: str, device: str = "auto") -> Classifier:
         labels=tuple(labels),
         exclusive=len(labels) > 1 and not several,
         length=_length(tokenizer, model.config),
-        identity=identity(spec, folder, source.weights(), source.commit, "", report.dtype),
+        identity=identity(spec, finish(contents(folder, source.weights())), "", report.dtype),
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sst_ui.model.architecture import Architecture
 from sst_ui.model.deltas import RowDelta
-from sst_ui.model.plan import Plan, RowEdit
+from sst_ui.model.plan import Plan, RowEdit, stream_of, with_stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +163,4 @@ class ForkHooks:
         plan = self._plan()
         if plan is None or (fork := plan.fork) is None:
             return None
-        if isinstance(output, tuple):
-            return (fork.grow(output[0], self._layers), *output[1:])
-        return fork.grow(output, self._layers)
+        return with_stream(output, fork.grow(stream_of(output), self._layers))

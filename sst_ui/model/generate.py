@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from sst_ui.errors import UserError
 from sst_ui.model.batch import Batch, Room, Row, forward, rows_for, tokens_a_step
 from sst_ui.model.host import Host
+from sst_ui.model.kv_cache import fresh_cache
 from sst_ui.model.prefill import Prefill, arranged, fitting, start
+from sst_ui.model.reasoning import said, shown
 from sst_ui.model.score import logprobs, teacher_forced
-from sst_ui.model.template import without_thinking
 from sst_ui.progress import Progress
 
 __all__ = ["answers", "generate", "logprobs", "replies", "stream", "teacher_forced"]
@@ -63,7 +63,7 @@ def generate(
             )
     # 1. All rows start together, padded on the left so that they end in the same column. What they
     # share (layers under the edits, a beginning) is computed once.
-    cache = DynamicCache(config=host.model.config)
+    cache = fresh_cache(host)
     first: Prefill | None = start(host, prompts, rows, cache=cache)
     batch, plan = first.batch, first.plan
     active = list(range(len(prompts)))
@@ -94,7 +94,8 @@ def generate(
         if len(stay) < len(active):
             index = torch.tensor(stay, device=host.device)
             # reorder_cache, since batch_select_indices is missing from linear attention layers
-            cache.reorder_cache(index)
+            if cache is not None:
+                cache.reorder_cache(index)
             batch = Batch(batch.ids[index], batch.mask[index])
             plan = plan.select(stay)
             active, chosen = [active[i] for i in stay], [chosen[i] for i in stay]
@@ -103,7 +104,7 @@ def generate(
         batch = Batch(
             torch.cat([batch.ids, fresh], 1), torch.cat([batch.mask, torch.ones_like(fresh)], 1)
         )
-        new = 1
+        new = None if cache is None else 1
 
 
 def pick(
@@ -147,8 +148,8 @@ class Text:
         """Add one token."""
         self._ids.append(token)
         tail = self._ids[self._start :]
-        before = self._host.template.decode(tail[: self._read - self._start])
-        after = self._host.template.decode(tail)
+        before = self._host.template.written(tail[: self._read - self._start])
+        after = self._host.template.written(tail)
         if len(after) > len(before) and not after.endswith("\ufffd"):
             self.text += after[len(before) :]
             self._start, self._read = self._read, len(self._ids)
@@ -163,12 +164,15 @@ def stream(
     seed: int | Sequence[int] = 0,
     top_p: float = 1.0,
 ) -> Generator[list[str]]:
-    """Like `generate`, but yields the whole text of every row so far, only whole characters."""
+    """Like `generate`, but yields the whole text of every row so far, only whole characters.
+
+    What was thought stands in a `<think>` block, whatever the model's own marks are.
+    """
     texts = [Text(host) for _ in prompts]
     for column in generate(host, prompts, rows, max_new_tokens, temperature, seed, top_p):
         for row, token in column.items():
             texts[row].push(token)
-        yield [text.text for text in texts]
+        yield [shown(host.template.opened + text.text) for text in texts]
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def answers(
 ) -> Generator[Progress, None, list[str]]:
     """The texts of `replies`, without the thinking before an answer."""
     found = yield from replies(host, prompts, rows, max_new_tokens, batch, stage)
-    return [without_thinking(host.decode(reply.tokens)) for reply in found]
+    return [said(host.answer(reply.tokens)) for reply in found]
 
 
 def replies(

@@ -12,14 +12,19 @@ import torch
 
 from sst_ui.errors import UserError
 from sst_ui.model.architecture import discover
+from sst_ui.model.fingerprint import stamp
 from sst_ui.model.fit import Report, inspect
 from sst_ui.model.live import LiveEdits, Plan
 from sst_ui.model.loading import contents, identity, read_model
 from sst_ui.model.source import open_source
+from sst_ui.model.stored import check_stored
 from sst_ui.model.template import ChatTemplate, Message
 from sst_ui.model.turns import Turns
 from sst_ui.progress import Progress
 from sst_ui.recipe import ModelSpec
+
+SAMPLE = "Hello, 你好, こんにちは 1"  # something that every tokenizer knows a part of
+SETTINGS = ("generation_config.json", "tokenizer_config.json")  # read by others, some in silence
 
 __all__ = ["Host", "Report", "inspect", "load"]
 
@@ -33,11 +38,13 @@ class Host:
         architecture: who writes to the residual stream.
         live: the hooks that apply an edit while the model computes.
         digest: identity of weights, template and settings, for caches.
-        files: identity of the weight files that were loaded; '' for a model that came from none.
+        files: identity of the files that were loaded; '' for a model that came from none.
+        warnings: what a person should know about the files, in sentences.
         layers, hidden: number of decoder layers, width of the residual stream.
         context: longest sequence in tokens.
         parameters: number of parameters, tied ones counted once.
         device: where input tokens go.
+        vocabulary: number of token embeddings.
         stop: ids that end an answer.
         pad: id for filling short rows (always masked).
     """
@@ -51,15 +58,25 @@ class Host:
         self.live = LiveEdits(self.architecture)
         self.digest = digest
         self.files = ""
+        self.warnings: tuple[str, ...] = ()
         self.name = name or spec.id
         self.layers = len(self.architecture.layers)
         self.hidden = self.architecture.hidden
         self.context = _context(model.config, tokenizer)
         self.parameters = model.num_parameters()  # knows that 4-bit weights are packed
-        self.device = model.get_input_embeddings().weight.device
-        self.stop = self.template.stop | _stop(model)
-        self.pad = self.template.pad
+        table = model.get_input_embeddings().weight
+        self.device = table.device
+        self.vocabulary = _rows(table, model.config)
+        stop = self.template.stop | _stop(model)
+        self.stop = frozenset(t for t in stop if t in range(self.vocabulary))
+        self.pad = self.template.pad if self.template.pad in range(self.vocabulary) else 0
         self._turns = Turns()
+        if not set(self.template.tokens(SAMPLE)) - {tokenizer.unk_token_id}:
+            raise UserError(
+                f"the tokenizer of {self.name} knows no token of an ordinary text ({SAMPLE}); its "
+                "files are damaged or incomplete. Fetch them again."
+            )
+        self.encode("Hello")  # a template that this model cannot read is found now
 
     def format(self, messages: Sequence[Message]) -> str:
         """The conversation as the model will read it, generation prompt included."""
@@ -78,7 +95,7 @@ class Host:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
         if system:
             messages.insert(0, {"role": "system", "content": system})
-        ids = self.template.encode(messages)
+        ids = self._known(self.template.encode(messages))
         if len(ids) >= self.context:
             raise UserError(
                 f"the prompt has {len(ids)} tokens and {self.name} reads {self.context}, answer "
@@ -88,11 +105,27 @@ class Host:
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text as it stands, without template or special tokens."""
-        return self.template.tokens(text)
+        return self._known(self.template.tokens(text))
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The same tokens, all of which have an embedding."""
+        if ids and not 0 <= max(ids) < self.vocabulary:
+            token = max(ids)
+            raise UserError(
+                f"the tokenizer of {self.name} makes token {token} "
+                f"({str(self.tokenizer.convert_ids_to_tokens(token))[:40]!r}), and the model has "
+                f"{self.vocabulary} embeddings: the two do not belong together, or the chat "
+                "template needs tokens that were never added. Give another model.chat_template."
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, without special ones or half a character at the end."""
         return self.template.decode(ids).rstrip("\ufffd")
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """The text of an answer with the marks around its reasoning; see `ChatTemplate.answer`."""
+        return self.template.answer(ids).rstrip("\ufffd")
 
     @contextmanager
     def step(self, plan: Plan | None = None) -> Iterator[None]:
@@ -128,16 +161,52 @@ def load(spec: ModelSpec) -> Generator[Progress, None, Host]:
     yield Progress("inspect", 1, 1, report.summary())
     folder = yield from source.download()
     yield Progress("load", 0, 1, report.summary())
-    model, tokenizer = read_model(spec, folder, report)
+    for name in SETTINGS:
+        if name in source.files:
+            source.read(name)
+    weights = [folder / name for name in source.weights()]
+    check_stored(spec, folder, weights)
+    before = [stamp(path) for path in weights]
+    model, tokenizer, warnings = read_model(spec, folder, report)
     yield Progress("load", 1, 1, report.summary())
+    files = yield from contents(folder, source.weights())
+    if [stamp(path) for path in weights] != before:
+        raise UserError(f"the files of {source.name} changed while they were loaded; try again.")
     yield Progress("hooks", 0, 1)
     host = Host(spec, model, tokenizer, name=source.name)
-    host.digest = identity(
-        spec, folder, source.weights(), source.commit, host.template.text, report.dtype
-    )
-    host.files = contents(folder, source.weights(), source.commit)
+    host.files, host.warnings = files, warnings
+    host.digest = identity(spec, files, host.template.text, report.dtype)
+    _try(host)
+    for warning in warnings:
+        yield Progress("hooks", 0, 1, warning=warning)
     yield Progress("hooks", 1, 1, f"{host.layers} layers of {host.hidden}")
     return host
+
+
+@torch.inference_mode()
+def _try(host: Host) -> None:
+    """Raises UserError for a model that does not compute: settings that do not fit its weights,
+    weights or settings that are not numbers, a type whose range is too short."""
+    ids = torch.tensor([host.encode("Hello")], device=host.device)
+    try:
+        with host.step():
+            logits = host.model(input_ids=ids, use_cache=False).logits
+        broken = bool((logits.isnan() | (logits == torch.inf)).any())  # -inf masks, in some
+    except Exception as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{host.name} was loaded and cannot compute: {why}") from error
+    if broken:
+        dtype = str(host.model.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{host.name} computes numbers that are not finite (NaN) in {dtype}: its weights or "
+            "its config.json are damaged, or the range of the type is too short for it "
+            "(model.dtype bfloat16 or float32)."
+        )
+
+
+def _rows(table: torch.Tensor, config) -> int:
+    """How many tokens have an embedding; quantised tables are packed, the configuration is not."""
+    return table.shape[0] if table.dim() == 2 else int(config.get_text_config().vocab_size)
 
 
 def _context(config, tokenizer) -> int:
@@ -155,5 +224,11 @@ def _stop(model) -> frozenset[int]:
     stop = set()
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
         ids = getattr(config, "eos_token_id", None)
-        stop |= set(ids if isinstance(ids, list | tuple) else [ids]) - {None}
+        ids = ids if isinstance(ids, list | tuple) else [ids]
+        if odd := [token for token in ids if not isinstance(token, int | None)]:
+            raise UserError(
+                f"eos_token_id is {str(odd[0])[:80]!r}, not the number of a token; correct "
+                "generation_config.json or config.json."
+            )
+        stop |= {*ids} - {None}
     return frozenset(stop)

@@ -3,7 +3,8 @@
 Knows the hooks, and how rows of edits become a plan. Does not know prompts, generation or files.
 The one thing that changes here is which plan is applied; the host's lock makes that safe.
 
-A module that writes y to the residual stream writes y − α r̂ (r̂·y) instead. The projection commutes
+A module that writes y to the residual stream writes y − α r̂ (r̂·y) instead; where a norm follows,
+the projection is the one that removes r̂ behind it (`maths.ablation.through_gain`). It commutes
 with sums, so it works the same on quantised modules, Conv1D and mixtures of experts. In a mixture a
 token's experts share one matrix product with other rows' tokens, so there, and only there, a row's
 last bits may depend on how its neighbours are routed.
@@ -19,12 +20,23 @@ from torch import Tensor, nn
 from sst_ui.errors import UserError
 from sst_ui.maths.ablation import norm_scale
 from sst_ui.maths.directions import Directions
-from sst_ui.model.architecture import Architecture
+from sst_ui.model.architecture import Architecture, fold
 from sst_ui.model.check import EditReport, check
 from sst_ui.model.deltas import DeltaHooks, RowDelta, Scaled, columns, summed
 from sst_ui.model.fork import ForkHooks
-from sst_ui.model.plan import Op, Place, Plan, RowEdit, Scale, index_of, run
+from sst_ui.model.plan import (
+    Op,
+    Place,
+    Plan,
+    RowEdit,
+    Scale,
+    index_of,
+    run,
+    stream_of,
+    with_stream,
+)
 from sst_ui.model.roles import Writer, device_of
+from sst_ui.model.stream import account
 from sst_ui.recipe import KINDS
 
 __all__ = ["Edit", "EditReport", "LiveEdits", "Plan", "RowDelta", "RowEdit"]
@@ -38,14 +50,21 @@ class LiveEdits:
     """The hooks on one model's writers and layers; without a plan they do nothing.
 
     Args:
-        architecture: of the model; the hooks are registered here, once.
+        architecture: of the model; the hooks are registered here, once. A few random tokens are run
+            through it, to see how its layers add up.
+
+    Attributes:
+        account: how they do, and which layers cannot be edited.
+
+    Raises:
+        UserError: the model cannot be run.
     """
 
     def __init__(self, architecture: Architecture):
         self.architecture = architecture
         self._plan: Plan | None = None
         self._norms: dict[Place, Tensor] = {}  # column norms m [in] of each writer
-        self._along: WeakKeyDictionary[Directions, dict[Place, Tensor]] = WeakKeyDictionary()
+        self._along: WeakKeyDictionary[Directions, dict[Place, tuple]] = WeakKeyDictionary()
         self._basis: WeakKeyDictionary[Directions, dict] = WeakKeyDictionary()
         self._handles = []
         self._deltas = DeltaHooks(architecture, lambda: self._plan)
@@ -58,6 +77,7 @@ class LiveEdits:
             after = self._after("residuals", number)
             self._handles.append(layer.register_forward_hook(after))
         self._forks = ForkHooks(architecture, lambda: self._plan)
+        self.account = account(architecture)
 
     def close(self) -> None:
         """Take the hooks off the model again."""
@@ -85,8 +105,10 @@ class LiveEdits:
 
         Raises:
             UserError: directions or deltas of another shape than the model; norm preservation with
-                experts or quantised weights.
+                experts or quantised weights; an edit that could not be exact, see `refuse`.
         """
+        for edits in dict.fromkeys(rows):
+            self.refuse(edits)
         writes: dict[Place, dict] = {}
         streams: dict[int, dict] = {}
         chains: dict[Place, list[tuple[int, Chain]]] = {}
@@ -108,9 +130,35 @@ class LiveEdits:
         for place, members in chains.items():
             inputs[place], count = self._scale(place, members, size)
             clamped += count
-        outputs = {place: self._ops(place[0], group, size) for place, group in writes.items()}
+        outputs = {place: self._ops(place, group, size) for place, group in writes.items()}
         residuals = {layer: self._ops(layer, group, size) for layer, group in streams.items()}
         return Plan(size, outputs, inputs, residuals, clamped, deltas)
+
+    def refuse(self, edits: Sequence[Edit]) -> None:
+        """Refuse edits of what does not reach the residual stream, or not only.
+
+        Raises:
+            UserError: an ablation of a layer that does not add up, or a delta of a module that the
+                model does not call; names them.
+        """
+        family, problems = self.architecture.model_type, self.account.problems
+        for edit in edits:
+            if isinstance(edit, RowDelta):
+                if idle := sorted(self.account.uncalled & edit.active().keys()):
+                    raise UserError(
+                        f"this {family} does not call {fold(idle)}: it uses the weight in another "
+                        "way, which a live adapter does not reach. Leave that module out."
+                    )
+                continue
+            if edit.on_residual:
+                continue
+            if hit := sorted(layer for layer in problems if edit.alpha[layer].any()):
+                more = f" ({len(hit)} layers are like that.)" if len(hit) > 1 else ""
+                raise UserError(
+                    f"this {family} cannot be ablated exactly: {problems[hit[0]]}{more} Set the "
+                    "weight of such layers to 0, or use an affine edit, which acts on the stream "
+                    "behind the layer."
+                )
 
     def check(self, edits: tuple[Edit, ...]) -> EditReport:
         """Do the edits do what they say? Every changed module is run on random inputs.
@@ -138,9 +186,7 @@ class LiveEdits:
             plan = self._plan
             if plan is None or not (ops := getattr(plan, part).get(place)):
                 return None
-            if isinstance(output, tuple):  # a mixture returns its router's scores beside
-                return (run(ops, output[0], plan.at(layer)), *output[1:])
-            return run(ops, output, plan.at(layer))
+            return with_stream(output, run(ops, stream_of(output), plan.at(layer)))
 
         return hook
 
@@ -170,10 +216,10 @@ class LiveEdits:
                     ([float(alpha[layer])] * k, [-float(alpha[layer]) * t for t in neutral]),
                 )
 
-    def _ops(self, layer: int, group: dict, size: int) -> tuple[Op, ...]:
+    def _ops(self, place: Place | int, group: dict, size: int) -> tuple[Op, ...]:
         ops = []
         for (_, directions), members in sorted(group.items(), key=lambda item: item[0][0]):
-            basis = self._rows_of(directions, layer)
+            basis, write = self._sides(directions, place)
             rows = tuple(row for row, *_ in members)
             zero = [0.0] * directions.k
             stacked = []
@@ -181,16 +227,28 @@ class LiveEdits:
                 some = any(v is not None for v in values)
                 table = [zero if v is None else v for v in values]
                 stacked.append(basis.new_tensor(table)[:, None] if some else None)
-            ops.append(Op(rows, index_of(rows, size, basis.device), basis, *stacked))
+            ops.append(Op(rows, index_of(rows, size, basis.device), basis, *stacked, write))
         return tuple(ops)
 
-    def _rows_of(self, directions: Directions, layer: int) -> Tensor:
-        """R [k, d] of a layer, on the device of that layer; kept as long as the directions live."""
+    def _sides(self, directions: Directions, place: Place | int) -> tuple[Tensor, Tensor | None]:
+        """What is read and written, [k, d] each, on the device of that layer; the latter None where
+        it is the same. Kept as long as the directions live.
+
+        Args:
+            place: a writer, or a layer for the stream behind it.
+        """
+        layer, writer = place, None
+        if not isinstance(place, int):
+            layer, writer = place[0], self.architecture.writer(place[0], KINDS[place[1]])
+        if writer is None or writer.norm is None:
+            place = layer  # all of these share one copy
         kept = self._basis.setdefault(directions, {})
-        if layer not in kept:
+        if place not in kept:
             device = device_of(self.architecture.layers[layer])
-            kept[layer] = directions.vectors[layer].to(device, torch.float32)
-        return kept[layer]
+            rows = directions.vectors[layer].float()
+            sides = (rows, None) if place == layer else writer.sides(rows)
+            kept[place] = tuple(None if side is None else side.to(device) for side in sides)
+        return kept[place]
 
     def _chains(
         self, edits: tuple[RowEdit, ...], added: tuple[RowDelta, ...]
@@ -227,7 +285,8 @@ class LiveEdits:
         """D [in] of several ablations one after the other, without editing W (deltas included).
 
         Each ablation sees the matrix that the earlier ones left. Its u = R W' and the column norms
-        follow from theirs: u ← (u − R Rₑᵀ αₑ uₑ) ∘ Dₑ and m² ← (m² − αₑ(2 − αₑ) Σ uₑ²) ∘ Dₑ².
+        follow from theirs: u ← (u − R Qₑᵀ αₑ uₑ) ∘ Dₑ and m² ← (m² − αₑ(2 − αₑ) Σ uₑ²) ∘ Dₑ²; where
+        Q is not R, v = Q W' goes the same way and m² ← (m² + Σ αₑ uₑ (Q Qᵀ αₑ uₑ − 2 vₑ)) ∘ Dₑ².
         """
         norms = self._weight_norms(place)
         squares, total, clamped = norms.square(), torch.ones_like(norms), 0
@@ -235,20 +294,32 @@ class LiveEdits:
             b, a, more = columns(scaled, self._readable(place).weight())
             squares = (squares + more).clamp_min(0)
         before: list[tuple[Tensor, float, Tensor, Tensor]] = []
-        for directions, alpha, preserving in chain:
-            basis = self._rows_of(directions, place[0]).to(norms.device)
-            along = self._weight_along(place, directions)  # u, [k, in]
+
+        def now(rows: Tensor, along: Tensor) -> Tensor:
+            """rows · W' from rows · W, [k, in]."""
             if scaled:
-                along = along + (basis @ b) @ a
+                along = along + (rows @ b) @ a
             for other, weight, others_along, scale in before:
-                along = (along - (basis @ other.mT) @ (weight * others_along)) * scale
+                along = (along - (rows @ other.mT) @ (weight * others_along)) * scale
+            return along
+
+        for directions, alpha, preserving in chain:
+            basis, write = self._sides(directions, place)
+            sides = [s.to(norms.device) for s in (basis, write) if s is not None]
+            fresh = self._weight_along(place, directions)
+            along, *across = map(now, sides, fresh)  # u, and v where there is a Q
+            oblique = (*across, sides[1] @ sides[1].mT) if across else ()
             scale, count = torch.ones_like(norms), 0
             if preserving:
-                scale, count = norm_scale(along, squares.sqrt(), alpha)
-            squares = squares - alpha * (2 - alpha) * along.square().sum(0)
+                scale, count = norm_scale(along, squares.sqrt(), alpha, *oblique)
+            if oblique:
+                taken = alpha * along
+                squares = squares + (taken * (oblique[1] @ taken - 2 * oblique[0])).sum(0)
+            else:
+                squares = squares - alpha * (2 - alpha) * along.square().sum(0)
             squares = squares.clamp_min(0) * scale.square()
             total, clamped = total * scale, clamped + count
-            before.append((basis, alpha, along, scale))
+            before.append((sides[-1], alpha, along, scale))
         return total, clamped
 
     def _weight_norms(self, place: Place) -> Tensor:
@@ -256,11 +327,13 @@ class LiveEdits:
             self._norms[place] = self._readable(place).weight().norm(dim=0)
         return self._norms[place]
 
-    def _weight_along(self, place: Place, directions: Directions) -> Tensor:
+    def _weight_along(self, place: Place, directions: Directions) -> tuple[Tensor, ...]:
+        """R W [k, in], and Q W where Q is not R."""
         kept = self._along.setdefault(directions, {})
         if place not in kept:
             weight = self._readable(place).weight()
-            kept[place] = self._rows_of(directions, place[0]).to(weight.device) @ weight
+            sides = self._sides(directions, place)
+            kept[place] = tuple(s.to(weight.device) @ weight for s in sides if s is not None)
         return kept[place]
 
     def _readable(self, place: Place) -> Writer:

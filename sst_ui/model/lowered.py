@@ -3,8 +3,9 @@
 Knows writers, ablations and deltas. Does not know files or formats. All of it in float64.
 
     Without norm preservation a writer's matrix becomes W' = P (W + ΔM), P = Pₙ … P₁,
-    Pᵢ = I − αᵢ RᵢᵀRᵢ, so that with Q an orthonormal basis of all Rᵢ
-        W' − W = Q · Qᵀ(P − I) W + (P B) A       exactly, of rank Σ kᵢ + r.
+    Pᵢ = I − αᵢ RᵢᵀRᵢ (I − αᵢ QᵢᵀBᵢ in front of a norm, see `maths.ablation.through_gain`), so that
+    with U an orthonormal basis of all Rᵢ (Qᵢ)
+        W' − W = U · Uᵀ(P − I) W + (P B) A       exactly, of rank Σ kᵢ + r.
     With it, W' = (…)·diag(D) differs from W in every direction: the best change of a given rank
     stands in for it (Eckart and Young 1936), and how far off it is is told.
 
@@ -19,15 +20,16 @@ import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.maths.ablation import edit_weight, orthonormalise
+from sst_ui.maths.ablation import edit_weight, orthonormalise, project
 from sst_ui.maths.lowrank import Delta, concat, core, truncate
 from sst_ui.model.alter import PLAIN_ENDS
-from sst_ui.model.architecture import POST_NORMS, fold
+from sst_ui.model.architecture import fold
 from sst_ui.model.deltas import RowDelta, Scaled, bias_of, summed
 from sst_ui.model.host import Host
 from sst_ui.model.live import Edit
 from sst_ui.model.plan import RowEdit
 from sst_ui.model.roles import Writer
+from sst_ui.model.source import open_source
 from sst_ui.progress import Progress
 from sst_ui.recipe import KINDS
 
@@ -35,7 +37,8 @@ from sst_ui.recipe import KINDS
 # An adapter brings its own bias, so that here, unlike in a model's files, none need be there.
 ENDS = (*PLAIN_ENDS, "mistral", "phi3", "qwen2", "qwen3")
 MODEL = "Export the whole model (format model)"
-Link = tuple[Tensor, float, bool]  # R [k, d], α, norm preserving
+# What is read [k, d], α, norm preserving, what is written [k, d] or None for the same.
+Link = tuple[Tensor, float, bool, Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +82,9 @@ def check(host: Host, edits: Sequence[Edit], rank: int | None = None) -> None:
     if mixtures:
         raise UserError(
             f"{fold(mixtures)} of {host.name} are mixtures of experts, whose fused matrices a LoRA "
-            f"adapter cannot change. {MODEL}."
+            f"adapter cannot change. {_whole(host)}."
         )
-    odd = any(hasattr(host.architecture.layers[0], name) for name in POST_NORMS)
+    odd = any(writer.norm is not None for writer in host.architecture.writers)
     odd = odd or host.architecture.model_type not in ENDS
     if odd and any(isinstance(e, RowEdit) and e.operation == "add" for e in edits):
         raise UserError(
@@ -89,6 +92,18 @@ def check(host: Host, edits: Sequence[Edit], rank: int | None = None) -> None:
             f"{host.name} ({host.architecture.model_type}) is not that. Keep this edit in the "
             "studio, or use operation 'ablate'."
         )
+
+
+def _whole(host: Host) -> str:
+    """The advice to export the whole model, as far as its files can be edited."""
+    stored = open_source(host.spec).read("config.json") if host.files else {}
+    if "quantization_config" not in stored:
+        return MODEL
+    return (
+        "Its files are quantised or packed, as gpt-oss's are, and no format can edit those: write "
+        "an unpacked copy with transformers (from_pretrained with Mxfp4Config(dequantize=True), "
+        "then save_pretrained) and export the whole model (format model) from that"
+    )
 
 
 def lower(
@@ -154,8 +169,8 @@ def _links(writer: Writer, edits: Sequence[Edit]) -> list[Link]:
         if isinstance(edit, RowEdit) and not edit.on_residual:
             alpha = float(edit.alpha[writer.layer, KINDS.index(writer.role)])
             if alpha:
-                rows = edit.directions.vectors[writer.layer].double()
-                found.append((rows, alpha, edit.norm_preserving))
+                read, write = writer.sides(edit.directions.vectors[writer.layer].double())
+                found.append((read, alpha, edit.norm_preserving, write))
     return found
 
 
@@ -164,20 +179,21 @@ def _change(
 ) -> tuple[Delta, float]:
     """The change of one matrix, and ‖what the rank leaves out‖_F."""
     parts = [Delta(scale * d.b.double().cpu(), d.a.double().cpu()) for d, scale in added]
-    if any(preserving for *_, preserving in links):
+    if any(preserving for _, _, preserving, _ in links):
         weight = writer.weight().double().cpu()
         edited = weight + sum(part.dense() for part in parts) if parts else weight
-        for rows, alpha, preserving in links:
-            edited = edit_weight(edited, rows, alpha, preserving)
+        for rows, alpha, preserving, write in links:
+            edited = edit_weight(edited, rows, alpha, preserving, write)
         left, right, error = truncate(edited - weight, rank)
         return Delta(left, right), error
     if links:
         weight = writer.weight().double().cpu()
-        basis = orthonormalise(torch.cat([rows for rows, *_ in links]))
+        written = [rows if write is None else write for rows, _, _, write in links]
+        basis = orthonormalise(torch.cat(written))
         basis = basis[basis.norm(dim=1) > 0.5]  # [K, d]: dependent rows became zero
-        turned = basis  # Qᵀ P, from the last ablation to the first
-        for rows, alpha, _ in reversed(links):
-            turned = turned - alpha * (turned @ rows.mT) @ rows
+        turned = basis  # Uᵀ P, from the last ablation to the first
+        for (rows, alpha, _, _), write in zip(reversed(links), reversed(written), strict=True):
+            turned = turned - alpha * (turned @ write.mT) @ rows
         parts = [Delta(_projected(part.b.mT, links).mT, part.a) for part in parts]
         parts.append(Delta(basis.mT, (turned - basis) @ weight))
     if not parts:
@@ -191,8 +207,8 @@ def _change(
 
 def _projected(values: Tensor, links: list[Link]) -> Tensor:
     """P applied to vectors [..., d] of the residual stream."""
-    for rows, alpha, _ in links:
-        values = values - alpha * (values @ rows.mT) @ rows
+    for rows, alpha, _, write in links:
+        values = project(values, rows, alpha, write)
     return values
 
 

@@ -80,16 +80,17 @@ class RowEdit:
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """x' = x − (factor ∘ (R x) + offset) R, on some rows of the batch.
+    """x' = x − (factor ∘ (R x) + offset) Q on some rows of the batch; Q is R unless a norm follows.
 
     Ablation is factor = α; affine is factor = α with offset = −α t; adding is an offset alone.
 
     Attributes:
         rows: numbers of the rows it acts on.
         index: the same as a tensor, or None when it is all of them, in order.
-        basis: R [k, d], orthonormal.
+        basis: R [k, d], orthonormal unless there is a Q.
         factor: [n, 1, k], or None for 0.
         offset: [n, 1, k], or None for 0.
+        write: Q [k, d] where it is not R: see `maths.ablation.through_gain`.
     """
 
     rows: tuple[int, ...]
@@ -97,6 +98,7 @@ class Op:
     basis: Tensor
     factor: Tensor | None
     offset: Tensor | None
+    write: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, tokens, d] -> the same; computed in float32 or better, for bfloat16's sake."""
@@ -105,7 +107,8 @@ class Op:
         along = 0 if self.factor is None else (exact @ basis.mT) * self.factor.to(exact)
         if self.offset is not None:
             along = along + self.offset.to(exact)
-        return (exact - along @ basis).to(x.dtype)
+        back = basis if self.write is None else self.write.to(exact)
+        return (exact - along @ back).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +185,20 @@ def run(ops: Sequence[Op | Scale], x: Tensor, size: int) -> Tensor:
             index = op.index.to(x.device)
             x = x.index_copy(0, index, op(x.index_select(0, index)))
     return x.view(shape)
+
+
+def stream_of(output):
+    """The hidden states that a module returns: alone, or in front of what goes beside them."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def with_stream(output, x: Tensor):
+    """The same output with other hidden states, in the same kind of container."""
+    if hasattr(output, "_replace"):  # a named tuple
+        return output._replace(**{output._fields[0]: x})
+    if isinstance(output, tuple | list):
+        return type(output)([x, *output[1:]])
+    return x
 
 
 def by_rows(x: Tensor, size: int) -> Tensor:

@@ -21,6 +21,7 @@ from sst_ui.maths import directions
 from sst_ui.model.batch import Batch, Row, forward, left_padded, out_of_memory
 from sst_ui.model.fork import Fork, first_layer, fork
 from sst_ui.model.host import Host
+from sst_ui.model.kv_cache import fresh_cache
 from sst_ui.model.plan import Plan, RowEdit
 
 PREFIX = 8  # tokens; a shorter beginning is not worth a forward pass
@@ -176,8 +177,8 @@ def _tried(host: Host) -> Ability:
         asked, edits = [text for text in texts for _ in rows], rows * len(texts)
         shared = fork([tuple(text) for text in asked], _firsts(host, edits), host.layers)
         try:
-            plain = _steps(host, _prepared(host, asked, edits, None, 0, _cache(host)))
-            tried = _steps(host, _prepared(host, asked, edits, shared, length, _cache(host)))
+            plain = _steps(host, _prepared(host, asked, edits, None, 0, fresh_cache(host)))
+            tried = _steps(host, _prepared(host, asked, edits, shared, length, fresh_cache(host)))
         except Exception as error:
             if out_of_memory(error):
                 raise
@@ -204,7 +205,8 @@ def _steps(host: Host, prefill: Prefill) -> Tensor:
     )
     column = torch.ones_like(prefill.whole.ids[:, :1])
     after = Batch(*(torch.cat([x, column], 1) for x in (prefill.whole.ids, prefill.whole.mask)))
-    second = forward(host, after, prefill.each, 1, prefill.cache, 1)
+    new = None if prefill.cache is None else 1
+    second = forward(host, after, prefill.each, 1, prefill.cache, new)
     return torch.cat([first, second], 1).float()
 
 
@@ -222,7 +224,7 @@ def _prepared(
     new = None
     if length:
         new = whole.ids.shape[1]
-        cache = _cache(host) if cache is None else cache
+        cache = fresh_cache(host) if cache is None else cache
         begin = torch.tensor(texts[0][:length], device=host.device).expand(len(texts), -1)
         whole = Batch(
             torch.cat([begin, whole.ids], 1), torch.cat([torch.ones_like(begin), whole.mask], 1)
@@ -266,15 +268,12 @@ def _firsts(host: Host, rows: Sequence[Row]) -> list[int]:
     return [known[row] for row in rows]
 
 
-def _cache(host: Host) -> DynamicCache:
-    return DynamicCache(config=host.model.config)
-
-
 def _full_attention(host: Host) -> bool:
     """Whether every layer's cache holds all tokens, and positions mean the same in a short pass."""
     config = host.model.config.get_text_config(decoder=True)
     stretched = any(
         word in str(getattr(config, "rope_parameters", "")) for word in ("dynamic", "longrope")
     )
-    layers = _cache(host).layers
+    cache = fresh_cache(host)
+    layers = [] if cache is None else cache.layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers) and not stretched

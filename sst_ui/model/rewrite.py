@@ -26,7 +26,7 @@ from sst_ui.model.alter import Alterations, Change, alterations
 from sst_ui.model.architecture import Architecture, discover
 from sst_ui.model.carry import CONFIG, carry, names
 from sst_ui.model.live import Edit
-from sst_ui.model.source import INDEX, open_source
+from sst_ui.model.source import open_source
 from sst_ui.model.staging import room
 from sst_ui.model.stored import DTYPES, Shard, Stored, locate, read_shard, skeleton, write_header
 from sst_ui.progress import Progress
@@ -105,7 +105,7 @@ def write_model(
             done += count
             yield Progress("write", done, total, path.name)
         written.append(path.name)
-    written += _settings(folder, out, plan)
+    written += _settings(folder, source.entry(), out, plan)
     written += carry(spec, out)
     yield Progress("write", total, total)
     changed = (*plan.changes, *([plan.untied[0]] if plan.untied else []))
@@ -149,7 +149,7 @@ class _Work:
                     flushed = _flush(goal, flushed)
             yield from _copy(source, goal, start + at, shard.end - at)
             if added is not None:
-                yield self._change(source, goal, start, added, self.plan.head, name)
+                yield self._change(source, goal, start, added, self.plan.twin, name)
 
     def _change(
         self,
@@ -270,20 +270,25 @@ def _by_hand(source: BinaryIO, goal: BinaryIO, start: int, count: int) -> int:
     return len(piece)
 
 
-def _settings(folder: Path, out: Path, plan: Alterations) -> list[str]:
-    """The index, byte for byte unless the head is a tensor of its own now; then config.json too."""
+def _settings(folder: Path, entry: str, out: Path, plan: Alterations) -> list[str]:
+    """The index, byte for byte unless the head is a tensor of its own now; then config.json too.
+
+    Args:
+        entry: what leads to the weights (`Source.entry`). An index that is not it, left from
+            earlier, is not copied.
+    """
     written = []
-    if (folder / INDEX).exists():
-        text = (folder / INDEX).read_bytes()
+    if entry.endswith(".json"):
+        text = (folder / entry).read_bytes()
         if plan.untied:
             index = json.loads(text)
-            name, embedding = plan.untied
-            index["weight_map"][name] = index["weight_map"][embedding.name]
-            if "total_size" in index.get("metadata", {}):
-                index["metadata"]["total_size"] += embedding.bytes
+            name, twin = plan.untied
+            index["weight_map"][name] = index["weight_map"][twin.name]
+            if isinstance(index["metadata"].get("total_size"), int):
+                index["metadata"]["total_size"] += twin.bytes
             text = (json.dumps(index, indent=2) + "\n").encode()
-        (out / INDEX).write_bytes(text)
-        written.append(INDEX)
+        (out / entry).write_bytes(text)
+        written.append(entry)
     if plan.untie:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         for part in (config, config.get("text_config")):

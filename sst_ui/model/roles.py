@@ -6,12 +6,16 @@ decides which side of its weight faces the residual stream, its shape never does
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from sst_ui.errors import UserError
+from sst_ui.maths.ablation import through_gain
+from sst_ui.model.post_norm import measured_gain
+from sst_ui.recipe import KINDS
 
 # Children of a decoder layer, by role. `linear_attn` is the recurrent mixer of hybrid Qwen models.
 BLOCKS = {
@@ -44,6 +48,15 @@ READERS = {
     },
 }
 OUTPUT_KIND = {"attention": "o", "mlp": "down"}
+# Norms between what a block writes and the stream: of the attention, of the MLP. Only as
+# a pair: alone, `post_attention_layernorm` is what Llama calls the norm in front of its MLP.
+POST_NORMS = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),  # Gemma 2 to 4, OLMo 2, EXAONE 4
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),  # GLM 4
+    ("post_attention_layernorm", "post_mlp_layernorm"),  # AFMoE
+    ("post_norm1", "post_norm2"),  # HyperCLOVA X
+    ("post_attn_norm", "post_moe_norm"),  # Grok
+)
 
 
 class ArchitectureError(UserError):
@@ -69,6 +82,7 @@ class Writer:
         name: of `module` in the model. For experts it is the whole mixture, shared expert included.
         form: `linear` ([out, in]), `conv1d` ([in, out]) or `experts` (fused, several parameters).
         tensors: the parameters behind it.
+        norm, norm_name: the norm that its output passes on the way to the stream, or None.
     """
 
     layer: int
@@ -77,6 +91,24 @@ class Writer:
     module: nn.Module
     form: str
     tensors: tuple[Written, ...]
+    norm: nn.Module | None = None
+    norm_name: str = ""
+
+    @cached_property
+    def gain(self) -> Tensor | None:
+        """[d] float32, up to a common factor what the norm multiplies each feature by; or None.
+
+        Raises:
+            UserError: the norm does more than that.
+        """
+        if self.norm is None:
+            return None
+        return measured_gain(self.norm, self.norm_name, self.written)
+
+    def sides(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What an ablation along these rows [k, d] of the stream reads and writes here; see
+        `maths.ablation.through_gain`."""
+        return through_gain(rows, self.gain)
 
     @property
     def quantized(self) -> bool:
@@ -91,6 +123,11 @@ class Writer:
             experts = self.module.get_parameter(self.tensors[0].name.removeprefix(f"{self.name}."))
             return experts.shape[self.tensors[0].axis]
         return shape_of(self.module)[1]
+
+    @property
+    def written(self) -> int:
+        """Features it writes: the width of the residual stream."""
+        return self.width if self.form == "experts" else shape_of(self.module)[0]
 
     def weight(self) -> Tensor:
         """A float32 copy of the weight, [out, in] whatever the form.
@@ -126,7 +163,25 @@ def find_home(layer: nn.Module, role: str) -> nn.Module | None:
     return layer if role == "mlp" and hasattr(layer, "fc2") else None
 
 
+def find_norm(layer: nn.Module, role: str) -> nn.Module | None:
+    """The norm behind the writer of this role, by its name; `stream.account` sees if it is so."""
+    for pair in POST_NORMS:
+        if all(hasattr(layer, name) for name in pair):
+            norm = getattr(layer, pair[KINDS.index(role)])
+            return None if isinstance(norm, nn.Identity) else norm
+    return None
+
+
 def find_writer(
+    layer: nn.Module, number: int, role: str, names: Mapping[int, str], hidden: int
+) -> Writer:
+    writer = _find_writer(layer, number, role, names, hidden)
+    if (norm := find_norm(layer, role)) is None:
+        return writer
+    return replace(writer, norm=norm, norm_name=names[id(norm)])
+
+
+def _find_writer(
     layer: nn.Module, number: int, role: str, names: Mapping[int, str], hidden: int
 ) -> Writer:
     where, kind = names[id(layer)], type(layer).__name__

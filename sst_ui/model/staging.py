@@ -1,71 +1,67 @@
-"""A folder that appears whole or not at all, and a disk that is asked first.
+"""A folder of results that appears whole or not at all, and replaces only what we wrote before.
 
-Knows folders, locks and the disk. Does not know what is written.
+Knows folders, their manifest and the disk. Does not know what is written.
 
-Files go to a hidden folder beside the goal. It is renamed when all of them are on the disk, so a
-process killed at any moment leaves no folder that looks finished; what it leaves is removed by the
-next one that writes there. A lock says whether the writer still lives: process numbers come again,
-and mean nothing from another container.
+With every folder goes a manifest of its files. `--force` replaces a folder that has one, if all
+that lies in it is as it was written: whatever else it is, it is not ours to delete.
 """
 
-import errno
+import hashlib
+import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
 
+from sst_ui import disk
+from sst_ui.disk import REPLACED, claimed, discard, hidden, sweep, sync, sync_file, sync_folder
 from sst_ui.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+__all__ = ["room", "staged", "strangers", "sweep", "sync", "sync_file", "sync_folder"]
 
-PARTIAL, REPLACED = "partial", "replaced"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-STALE = 86400.0  # seconds after which a folder counts as left behind where there are no locks
+MANIFEST = ".sst-studio.json"
+WHOLE = 64 << 20  # bytes up to which a file is known by its hash; above, by size and time
+NOT_HIS = (".DS_Store", "Thumbs.db", "desktop.ini")  # what systems leave in folders by themselves
+KINDS = {"export": "an export", "run": "the results of a run", "merge": "a merged adapter"}
+NAMED = 3  # files that a message names
 
 
 @contextmanager
-def staged(out: Path, force: bool = False) -> Iterator[Path]:
+def staged(out: Path, force: bool = False, kind: str | None = "export") -> Iterator[Path]:
     """A temporary folder that becomes `out` if the block ends well, and is gone if not.
 
     Args:
         out: the folder to make; its parents are made if missing.
-        force: replace a folder that is there and holds something.
+        force: replace a folder of this kind that was written here before.
+        kind: a key of `KINDS`; None for a part of something larger, without a manifest.
 
     Raises:
-        UserError: `out` is a file, or holds something and `force` is off; it cannot be written; the
-            disk is full (nothing is left behind then).
+        UserError: `out` is a file; it holds something and `force` is off, or something that is not
+            ours; it cannot be written; the disk is full (nothing is left behind then).
     """
-    out = Path(out).absolute()
-    sweep(out)
-    _refuse_to_overwrite(out, force)
+    goal = disk.real(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder, lock = _claim(out)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}.") from error
-    try:
-        yield folder
-        sync(folder)
-        _refuse_to_overwrite(out, force)  # someone else may have been faster
-        _put(folder, out)
+        sweep(goal.parent)  # an earlier folder may have to be put back first
+        refuse_to_overwrite(out, force, kind)
+        with claimed(goal) as folder:
+            yield folder
+            if kind is not None:
+                mark(folder, kind)
+            sync(folder)
+            refuse_to_overwrite(out, force, kind)  # someone may have been here meanwhile
+            _put(folder, goal)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if (reason := _refused(error)) is not None:
-            free = shutil.disk_usage(out.parent).free
-            raise UserError(
-                f"writing {out} failed: {reason}. Nothing of it was kept; {free:,} bytes are free "
-                "now. Make room, or choose a folder on another disk."
-            ) from error
-        raise
-    finally:
-        if lock is not None:
-            os.close(lock)
+        code = disk.refusal(error)
+        if code is None or not disk.about(error, goal):
+            raise
+        if code not in disk.FULL:
+            raise disk.refused(out, code, "write to") from error
+        raise UserError(
+            f"writing {out} failed: {os.strerror(code)}. Nothing of it was kept; {_free(goal)} "
+            "bytes are free now. Make room, or choose a folder on another disk."
+        ) from error
 
 
 def room(path: Path, needed: int) -> None:
@@ -89,108 +85,86 @@ def room(path: Path, needed: int) -> None:
         )
 
 
-def sync(folder: Path) -> None:
-    """Wait until every file below a folder, and the folders themselves, are on the disk."""
-    for where, _, files in os.walk(folder):
-        for name in files:
-            sync_file(Path(where) / name)
-        sync_folder(Path(where))
-
-
-def sync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # has no handles of folders
+def refuse_to_overwrite(out: Path, force: bool, kind: str | None) -> None:
+    """Raise a `UserError` if `out` holds anything that may not be replaced."""
+    goal = disk.real(out)
+    if goal.exists() and not goal.is_dir():
+        raise UserError(f"{out} is a file; give a folder.")
+    if not goal.exists() or not any(goal.iterdir()):
         return
-    handle = os.open(folder, os.O_RDONLY)
+    if not force or kind is None:
+        raise UserError(f"{out} is not empty; choose another folder, or add --force.")
+    listed = manifest(goal)
+    if listed is None:
+        raise UserError(
+            f"{out} was not written by this studio ({_named(_files(goal))}); --force replaces "
+            "earlier results only. Choose another folder."
+        )
+    if listed["kind"] != kind:
+        held = KINDS.get(listed["kind"], "other results")
+        raise UserError(f"{out} holds {held}, not {KINDS[kind]}; choose another folder.")
+    if others := strangers(goal, listed):
+        raise UserError(
+            f"{out} holds what was added or changed since it was written ({_named(others)}); move "
+            "that away, or choose another folder."
+        )
+
+
+def mark(folder: Path, kind: str) -> None:
+    """Write the manifest of a folder that is complete."""
+    files = {name: _facts(folder / name) for name in _files(folder)}
+    text = json.dumps({"program": "SST Studio", "kind": kind, "files": files}, indent=1)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder, or None where there is none that can be read."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sweep(out: Path) -> None:
-    """Remove what dead processes left of `out`; put back what one had set aside to replace."""
-    out = Path(out).absolute()
-    for kind in (REPLACED, PARTIAL):
-        for folder in _left(out, kind):
-            try:
-                lock = _lock(folder)  # held until it is gone: nobody else may take it meanwhile
-            except OSError:
-                continue  # somebody is at work there, or just removed it
-            try:
-                if lock is None and not _old(folder):
-                    continue
-                if kind == REPLACED and not out.exists():
-                    folder.rename(out)
-                else:
-                    _discard(folder, out)
-            finally:
-                if lock is not None:
-                    os.close(lock)
-
-
-def _left(out: Path, kind: str) -> list[Path]:
-    """Hidden folders of this kind beside `out`."""
-    if not out.parent.is_dir():
-        return []
-    start = f".{out.name}.{kind}-"
-    return [path for path in out.parent.iterdir() if path.name.startswith(start) and path.is_dir()]
-
-
-def _claim(out: Path) -> tuple[Path, int | None]:
-    """A new hidden folder, and the lock on it that says that somebody is at work."""
-    while True:
-        folder = _hidden(out)
-        folder.mkdir()
-        try:
-            lock = _lock(folder)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # swept away before it was locked
-        if lock is None or folder.exists():
-            return folder, lock
-        os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """A handle that holds the lock of a folder, or None where there are no such locks.
-
-    Raises:
-        BlockingIOError: another process has it.
-        FileNotFoundError: the folder is gone.
-    """
-    if fcntl is None:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        kind, files = found["kind"], found["files"]
+        known = isinstance(kind, str) and all(isinstance(each, dict) for each in files.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise
-    except OSError:  # some network disks
-        os.close(handle)
-        return None
-    return handle
+    return found if known else None
 
 
-def _old(folder: Path) -> bool:
-    """Whether a folder without a lock has not been touched for so long that nobody will."""
-    with suppress(OSError):
-        return time.time() - folder.stat().st_mtime > STALE
-    return False
+def strangers(folder: Path, listed: dict[str, Any]) -> list[str]:
+    """Names of the files in a folder that its manifest does not list, or lists otherwise."""
+    return [name for name in _files(folder) if not _same(folder / name, listed["files"].get(name))]
+
+
+def _files(folder: Path) -> list[str]:
+    """Everything below a folder that is not a folder, links included, but for the manifest."""
+
+    def failed(error: OSError) -> None:
+        raise error  # what cannot be looked into may hold anything
+
+    found = []
+    for where, folders, files in os.walk(folder, onerror=failed):
+        links = [name for name in folders if (Path(where) / name).is_symlink()]
+        found += [(Path(where) / name).relative_to(folder).as_posix() for name in [*files, *links]]
+    return sorted(n for n in found if n != MANIFEST and n.rpartition("/")[2] not in NOT_HIS)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    about = path.stat()
+    if about.st_size > WHOLE:
+        return {"bytes": about.st_size, "mtime_ns": about.st_mtime_ns}
+    with path.open("rb") as file:
+        return {"bytes": about.st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _same(path: Path, listed: dict[str, Any] | None) -> bool:
+    if listed is None or path.is_symlink() or not path.is_file():
+        return False
+    return _facts(path) == listed
 
 
 def _put(folder: Path, out: Path) -> None:
     """Rename to the goal; a folder that is there is set aside first, and removed at the end."""
     aside = None
     if out.exists() and any(out.iterdir()):
-        aside = out.rename(_hidden(out, REPLACED))
+        aside = out.rename(hidden(out, REPLACED))
     elif out.exists():
         out.rmdir()
     try:
@@ -201,33 +175,18 @@ def _put(folder: Path, out: Path) -> None:
         raise
     sync_folder(out.parent)
     if aside is not None:
-        _discard(aside, out)
+        discard(aside, out)
 
 
-def _discard(folder: Path, out: Path) -> None:
-    """Remove a folder. It is never half removed under a name that says it is whole."""
-    if not folder.name.startswith(f".{out.name}.{PARTIAL}-"):
-        folder = folder.rename(_hidden(out))
-    shutil.rmtree(folder, ignore_errors=True)
+def _named(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "") or "empty folders"
 
 
-def _hidden(out: Path, kind: str = PARTIAL) -> Path:
-    return out.with_name(f".{out.name}.{kind}-{uuid4().hex[:8]}")
-
-
-def _refuse_to_overwrite(out: Path, force: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; give a folder.")
-    if not force and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another folder, or add --force.")
-
-
-def _refused(error: BaseException) -> str | None:
-    """What the disk said, if it is the disk that refused. The safetensors library wraps it."""
-    if isinstance(error, OSError):
-        return error.strerror if error.errno in FULL else None
-    if isinstance(error, Exception) and not isinstance(error, UserError):
-        text = str(error)
-        found = next((code for code in FULL if f"os error {code})" in text), None)
-        return None if found is None else os.strerror(found)
-    return None
+def _free(goal: Path) -> str:
+    there = goal.parent
+    while not there.exists():
+        there = there.parent
+    with suppress(OSError):
+        return f"{shutil.disk_usage(there).free:,}"
+    return "no"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
 from transformers.utils import logging
 
 from sst_ui.errors import UserError
+from sst_ui.model.fit import padded
 from sst_ui.recipe import ModelSpec
 
 DTYPES = {
@@ -72,6 +73,13 @@ class Shard:
         """Bytes of all tensors."""
         return max((tensor.end for tensor in self.tensors), default=0)
 
+    def read(self, stored: Stored) -> Tensor:
+        """The numbers of one of its tensors, in a copy of their own."""
+        with self.path.open("rb") as file:
+            file.seek(len(self.header) + stored.start)
+            raw = bytearray(file.read(stored.bytes))
+        return torch.frombuffer(raw, dtype=DTYPES[stored.dtype]).view(stored.shape)
+
     def entries(self) -> dict:
         """The header as it reads: name -> dtype, shape and offsets, and the file's own notes."""
         return json.loads(self.header[8:])
@@ -107,12 +115,48 @@ def skeleton(spec: ModelSpec, folder: Path) -> nn.Module:
         )
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=spec.trust_remote_code
+                padded(config), trust_remote_code=spec.trust_remote_code
             )
-    except (ValueError, RuntimeError, OSError, ImportError, KeyError, NotImplementedError) as error:
-        raise UserError(f"the model of {spec.id} cannot be built: {error}") from error
+    except Exception as error:  # a wrong configuration fails in as many ways as there are models
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"the model of {spec.id} cannot be built: {why}") from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def check_stored(spec: ModelSpec, folder: Path, weights: Sequence[Path]) -> None:
+    """Compare a model's files with its configuration, from their headers alone.
+
+    Raises:
+        UserError: two files hold the same tensor; a tensor has another shape than config.json says,
+            or is packed while config.json says nothing of a quantisation.
+    """
+    shards = [read_shard(path) for path in weights]
+    where: dict[str, str] = {}
+    for shard in shards:
+        for stored in shard.tensors:
+            if (other := where.setdefault(stored.name, shard.path.name)) != shard.path.name:
+                raise UserError(
+                    f"{spec.id} holds {stored.name[:120]} twice, in {other} and in "
+                    f"{shard.path.name}; it is not clear which is meant."
+                )
+    model = skeleton(spec, folder)
+    if getattr(model.config, "quantization_config", None):
+        return
+    state = model.state_dict()
+    for name, maker, (_, stored) in _renamed(model, shards):
+        if name not in state or not state[name].is_floating_point():
+            continue
+        if stored.dtype not in DTYPES:
+            raise UserError(
+                f"{spec.id} stores {stored.name[:120]} as {stored.dtype}, a quantised form, and "
+                "its config.json does not say which (quantization_config)."
+            )
+        if maker is None and stored.shape != tuple(state[name].shape):
+            raise UserError(
+                f"{spec.id} holds {stored.name[:120]} {list(stored.shape)[:8]}, and by its "
+                f"config.json it is {list(state[name].shape)}: the two do not belong together."
+            )
 
 
 def locate(model: nn.Module, shards: Sequence[Shard]) -> dict[str, list[tuple[Shard, Stored]]]:

@@ -5,16 +5,16 @@ it. Heavy imports happen inside.
 """
 
 import argparse
-import json
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe, build, to_dict
-from sst_ui.terminal import tables
+from sst_ui.terminal import streams, tables
 from sst_ui.terminal.looks import with_bar
 from sst_ui.terminal.remembering import remember
+from sst_ui.terminal.values import whole
 
 PARTS = ("metrics", "preset", "samples", "max_new_tokens", "judge", "labels")
 
@@ -23,8 +23,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     """What to measure, in place of what the recipe says."""
     parser.add_argument("--metrics", help="names, separated by commas; see `metrics`")
     parser.add_argument("--preset", help="quick, standard or full")
-    parser.add_argument("--samples", type=int, help="prompts of each set")
-    parser.add_argument("--max-new-tokens", type=int, help="length of the answers")
+    parser.add_argument("--samples", type=whole(), help="prompts of each set")
+    parser.add_argument("--max-new-tokens", type=whole(), help="length of the answers")
     parser.add_argument("--judge", help="a classifier in place of the phrase lists")
     parser.add_argument("--labels", metavar="FILE.jsonl", help="corrected labels")
     parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
@@ -54,8 +54,10 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
     results = with_bar(job())
     remember(recipe, results)
     if given.json:
-        rows = [r.to_json() | {"verdict": r.verdict, "prompts": r.prompts} for r in results]
-        print(json.dumps({"recipe": recipe.digest(), "metrics": rows}, ensure_ascii=False))
+        rows = [
+            r.to_json() | r.judgement() | {"prompts": r.prompts, "note": r.note} for r in results
+        ]
+        print(streams.to_json({"recipe": recipe.digest(), "metrics": rows}))
         return
     tables.metrics(results)
     for result in results:

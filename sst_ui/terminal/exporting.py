@@ -5,7 +5,6 @@ Heavy imports happen inside.
 """
 
 import argparse
-import json
 from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe
+from sst_ui.terminal import streams
 from sst_ui.terminal.looks import with_bar
+from sst_ui.terminal.values import whole
 
 FORMATS = ("adapter", "model", "mergekit", "gguf")
 ROUNDINGS = ("nearest", "stochastic")
@@ -28,12 +29,12 @@ def options(parser: argparse.ArgumentParser) -> None:
                         help="PEFT adapter, safetensors model, mergekit YAML, or GGUF")  # fmt: skip
     parser.add_argument("--rounding", default="nearest", choices=ROUNDINGS,
                         help="to the stored dtype, for a model")  # fmt: skip
-    parser.add_argument("--rank", type=int, help="largest rank of an adapter; default exact")
-    parser.add_argument("--verify", type=int, default=0, metavar="N",
+    parser.add_argument("--rank", type=whole(), help="largest rank of an adapter; default exact")
+    parser.add_argument("--verify", type=whole(), default=0, metavar="N",
                         help="reload in a fresh process and compare N prompts")  # fmt: skip
     parser.add_argument("--unmeasured", action="store_true",
                         help="a card without numbers, where no earlier run has them")  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="overwrite an earlier export")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
     parser.add_argument("--push", metavar="USER/NAME", help="to the Hub afterwards; see HF_TOKEN")
     parser.add_argument("--public", action="store_true", help="the Hub repository, else private")
     parser.add_argument("--json", action="store_true", help="what was written, as JSON")
@@ -48,11 +49,16 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     if given.public and not given.push:
         raise UserError("--public is about the Hub: say where to with --push USER/NAME.")
 
+    from sst_ui.lab import places
     from sst_ui.lab.evaluate import evaluate
     from sst_ui.lab.export import export, find
     from sst_ui.lab.history import known_results
     from sst_ui.lab.measure import resolve
     from sst_ui.model.host import load
+    from sst_ui.model.staging import refuse_to_overwrite
+
+    places.check(given.out, recipe)
+    refuse_to_overwrite(given.out, given.force, "export")  # before minutes of measuring
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load(recipe.model)
@@ -79,7 +85,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     if given.json:
         hub = None if place is None else asdict(place)
         row = done.to_json() | {"recipe": recipe.digest(), "hub": hub}
-        print(json.dumps(row, ensure_ascii=False))
+        print(streams.to_json(row))
         return 0 if good else 1
     print(f"recipe {recipe.digest()}: {done.format} in {done.folder}, {len(done.files)} files, "
           f"{done.bytes / 1e6:,.1f} MB in {done.seconds:.1f} s")  # fmt: skip

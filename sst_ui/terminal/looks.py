@@ -24,9 +24,13 @@ def with_bar(job: Generator[Any, None, Any]) -> Any:
     console = Console(stderr=True)
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
+        said: set[str] = set()
 
         def show(step: Any) -> None:
             if isinstance(step, Progress):
+                if step.warning and step.warning not in said:
+                    said.add(step.warning)
+                    console.print(f"warning: {step.warning}", markup=False, soft_wrap=True)
                 if step.stage not in tasks:
                     tasks[step.stage] = bar.add_task(step.stage, total=step.total)
                 bar.update(tasks[step.stage], completed=step.done, total=step.total)

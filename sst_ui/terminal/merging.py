@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, shown
 from sst_ui.progress import Progress
-from sst_ui.recipe import Merge, ModelSpec, build, flat
+from sst_ui.recipe import Merge, ModelSpec, Recipe, build, flat
 from sst_ui.terminal.looks import with_bar
+from sst_ui.terminal.values import real, whole
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -25,18 +26,18 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="merged adapter")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER",
                         help="a parameter of the method, such as mu=3 or k=5")  # fmt: skip
-    parser.add_argument("--budget", type=float, help="KL that utility may lose, nats a token")
-    parser.add_argument("--weight", type=float, help="safety weight, 1 unless said")
-    parser.add_argument("--peak", type=float, help="0..1, of a bell over the layers; with --width")
-    parser.add_argument("--width", type=float, help="of that bell, for example 0.2")
+    parser.add_argument("--budget", type=real(), help="KL that utility may lose, nats a token")
+    parser.add_argument("--weight", type=real(), help="safety weight, 1 unless said")
+    parser.add_argument("--peak", type=real(), help="0..1, of a bell over the layers; with --width")
+    parser.add_argument("--width", type=real(), help="of that bell, for example 0.2")
     parser.add_argument("--target", help="additive or interpolating")
     parser.add_argument("--fisher", help="nearest, kfac, input or block")
-    parser.add_argument("--inputs", type=int, help="further input directions; 0 for none")
+    parser.add_argument("--inputs", type=whole(), help="further input directions; 0 for none")
     parser.add_argument("--utility-prompts", help="prompt set with answers")
     parser.add_argument("--safety-prompts", help="prompt set with answers")
-    parser.add_argument("--samples", type=int, help="conversations of each; default all")
+    parser.add_argument("--samples", type=whole(), help="conversations of each; default all")
     parser.add_argument("--unaligned", metavar="DIR", help="for safe_lora and safe_merge")
-    parser.add_argument("--rank", type=int, help="of the result; default exact")
+    parser.add_argument("--rank", type=whole(), help="of the result; default exact")
     parser.add_argument("--json", action="store_true", help="what happened to each module as JSON")
 
 
@@ -44,18 +45,22 @@ def run(given: argparse.Namespace, model: ModelSpec) -> None:
     """Merge and save; prints what was kept of the safety edit."""
     spec = _spec(given)
 
+    from sst_ui.lab import places
     from sst_ui.lab.merge import merge, settings
-    from sst_ui.model.adapters import write_adapter
+    from sst_ui.model.adapters import write_files
     from sst_ui.model.host import load
+    from sst_ui.model.staging import staged
 
     settings(spec)  # before a model is loaded
     if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
         raise UserError(f"{given.out} exists already; give a folder that does not.")
+    places.check(given.out, Recipe(model=model, edits=(spec,)))
 
     def job() -> Generator[Progress, None, Any]:
-        host = yield from load(model)
-        outcome = yield from merge(host, spec)
-        write_adapter(given.out, outcome.deltas, host)
+        with staged(given.out, kind="merge") as folder:
+            host = yield from load(model)
+            outcome = yield from merge(host, spec)
+            write_files(folder, outcome.deltas, host)
         return outcome
 
     outcome = with_bar(job())
@@ -86,7 +91,7 @@ def _spec(given: argparse.Namespace) -> Merge:
     for item in given.set:
         name, equals, value = item.partition("=")
         if not equals:
-            raise UserError(f"--set {item!r}: write NAME=NUMBER, for example mu=3.")
+            raise UserError(f"--set {shown(item)}: write NAME=NUMBER, for example mu=3.")
         parameters[name.strip()] = value.strip()
     spec = build(Merge, values | {"parameters": parameters}, "merge")
     weights = flat()

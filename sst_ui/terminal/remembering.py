@@ -4,12 +4,12 @@ Knows arguments and tables. How runs are kept is in lab/history. Heavy imports h
 """
 
 import argparse
-import json
 import sys
 from typing import Any
 
 from sst_ui.errors import UserError
-from sst_ui.terminal import tables
+from sst_ui.terminal import streams, tables
+from sst_ui.terminal.values import whole
 
 SHOWN = ("refusal_rate", "kl_16", "quality")  # metrics of the list; `show` has them all
 
@@ -20,7 +20,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     known = what.add_parser("list", help="runs, newest first")
     known.add_argument("--search", default="", metavar="WORDS", help="in name, recipe, metrics")
     known.add_argument("--model", help="only runs on this model")
-    known.add_argument("--limit", type=int, default=20)
+    known.add_argument("--limit", type=whole(1), default=20)
     one = what.add_parser("show", help="one run: its numbers and its recipe")
     one.add_argument("run", metavar="RUN", help="its number, or the beginning of its hash")
     one.add_argument("--recipe", action="store_true", help="the recipe as YAML and nothing else")
@@ -52,8 +52,6 @@ def remember(recipe: Any, results: Any) -> None:
 
 
 def _list(history: Any, given: argparse.Namespace) -> None:
-    if given.limit < 1:
-        raise UserError(f"--limit is {given.limit}; it must be 1 or more.")
     records = history.list(given.search, given.model, given.limit)
     if given.json:
         _print([_plain(r) for r in records])
@@ -72,8 +70,8 @@ def _list(history: Any, given: argparse.Namespace) -> None:
 
 def _show(history: Any, given: argparse.Namespace) -> None:
     record = history.get(given.run)
-    if given.recipe:
-        print(record.text, end="")
+    if given.recipe:  # to be read by a program again: nothing in it may become a question mark
+        print(record.text if streams.shows(record.text) else _ascii(record.text), end="")
     elif given.json:
         _print(_plain(record))
     else:
@@ -116,6 +114,13 @@ def _delete(history: Any, given: argparse.Namespace) -> None:
         print(f"deleted {', '.join(str(r.id) for r in gone)}.")
 
 
+def _ascii(text: str) -> str:
+    """The same YAML with escapes in place of signs beyond ASCII."""
+    import yaml
+
+    return yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
+
+
 def _number(row: Any, side: str = "edited") -> str:
     found = row and (row[side] or row["base"])
     return "–" if not found or found["value"] is None else f"{found['value']:.3f}"
@@ -126,4 +131,4 @@ def _plain(record: Any) -> dict[str, Any]:
 
 
 def _print(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    print(streams.to_json(value))

@@ -6,6 +6,7 @@ inside.
 
 import argparse
 import json
+import os
 from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from sst_ui.errors import UserError
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe, to_yaml
 from sst_ui.terminal.looks import with_bar
+from sst_ui.terminal.values import real, whole
 
 if TYPE_CHECKING:
     from sst_ui.lab.aims import Aims, SearchSpec
@@ -33,13 +35,13 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--objective", action="append", default=[], metavar="METRIC", dest="objectives",
         help="what to go by, the first one with a target; may be given several times")  # fmt: skip
     add("--constraint", action="append", default=[], metavar="'quality >= 0.7'", dest="constraints")
-    add("--target", type=float, help="of the first objective (refusals: 0.02)")
-    add("--trials", type=int, help="candidates at most")
-    add("--minutes", type=float, help="of work at most")
-    add("--samples", type=int, default=64, help="prompts of each set")
-    add("--tokens", type=int, default=48, help="length of an answer")
-    add("--seed", type=int, default=0)
-    add("--round", type=int, default=10,
+    add("--target", type=real(), help="of the first objective (refusals: 0.02)")
+    add("--trials", type=whole(1, 1_000_000), help="candidates at most")
+    add("--minutes", type=real(), help="of work at most")
+    add("--samples", type=whole(), default=64, help="prompts of each set")
+    add("--tokens", type=whole(), default=48, help="length of an answer")
+    add("--seed", type=whole(), default=0)
+    add("--round", type=whole(), default=10,
         help="candidates that tpe draws at a time; 5 for every worker of a cluster")  # fmt: skip
     add("--start", choices=("recipe", "signal"), default="recipe",
         help="at the recipe's bell, or at the one that fits the measured signal")  # fmt: skip
@@ -48,8 +50,8 @@ def options(parser: argparse.ArgumentParser) -> None:
         "said; 'memory' to keep nothing")  # fmt: skip
     add("--name", help="of the study; the same command finds its own again without it")
     add("--ray", metavar="ADDRESS", help="measure on a Ray cluster: 'auto', 'local' or an address")
-    add("--workers", type=int, metavar="N", help="on the Ray cluster; one a GPU, or one for every "
-        "2 processors, unless said")  # fmt: skip
+    add("--workers", type=whole(1, 10_000), metavar="N", help="on the Ray cluster; one a GPU, or "
+        "one for every 2 processors, unless said")  # fmt: skip
     add("--held-out", action="store_true", help="measure the best on prompts the search never saw")
     add("--out", type=Path, metavar="BEST.yaml", help="write the best recipe there")
     add("--json", action="store_true", help="every candidate as JSON")
@@ -57,9 +59,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, recipe: Recipe) -> None:
     """Search, print, and write the best recipe."""
-    if given.out is not None and given.out.exists():
+    if given.out is not None and os.path.lexists(given.out):
         raise UserError(f"{given.out} exists already; give a file that does not.")
 
+    from sst_ui import disk
+    from sst_ui.lab import places
     from sst_ui.lab.aims import SearchSpec, aims
     from sst_ui.lab.candidates import chosen, fitted
     from sst_ui.lab.search import search
@@ -70,6 +74,9 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
         not given.no_prune, given.round,
     )  # fmt: skip
     aim = aims(recipe, spec)
+    if given.out is not None:
+        places.check(given.out, recipe)
+        disk.probe(given.out)
 
     def job(stack: ExitStack) -> Generator[Any, None, tuple]:
         measurer = yield from _measurer(given, recipe, stack)
@@ -86,7 +93,8 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
     with ExitStack() as stack:
         found, best, made, unseen = with_bar(job(stack))
     if made is not None and given.out is not None:
-        given.out.write_text(to_yaml(made), encoding="utf-8")
+        with disk.written(given.out) as part:
+            part.write_text(to_yaml(made), encoding="utf-8")
     if given.json:
         print(json.dumps({
             "best": None if made is None else made.digest(),

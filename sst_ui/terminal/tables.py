@@ -15,14 +15,31 @@ def value(found: Any) -> str:
 
 
 def metrics(results: Iterable[Any]) -> None:
-    """Print metrics: n, base, edited, verdict."""
+    """Print metrics: n, base, edited, their difference, verdict; then what the verdicts mean."""
     from rich.table import Table
 
-    table = Table("metric", "n", "base", "edited", "verdict", box=None)
+    from sst_ui.metrics.results import MEANING
+
+    table = Table("metric", "n", "base", "edited", "difference", "verdict", box=None)
+    compared = False
     for result in results:
-        pair = [value(v) for v in (result.base, result.edited)]
-        table.add_row(result.name, str(result.base.n), *pair, result.verdict or "")
+        numbers = [value(v) for v in (result.base, result.edited, result.difference)]
+        table.add_row(result.name, str(result.base.n), *numbers, verdict(result))
+        compared = compared or result.verdict is not None
     show(table)
+    if compared:
+        print("; ".join(f"{word}: {meaning}" for word, meaning in MEANING.items()) + ".")
+
+
+def verdict(result: Any) -> str:
+    """The verdict in words, with its threshold where that decides."""
+    if result.change == "changed":
+        return f"changed, {result.verdict}"
+    return (
+        f"negligible (±{result.negligible:g})"
+        if result.change == "negligible"
+        else (result.change or "")
+    )
 
 
 def show(table: Any) -> None:

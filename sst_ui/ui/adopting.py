@@ -48,7 +48,7 @@ def _preview(studio, panel: UploadPanel) -> None:
                 panel.mapping: gr.update(visible=False),
                 panel.opened: Opened(),
             }
-        opened = Opened(path, found.mapping)
+        opened = Opened(path, found.mapping, found.columns)
         choices = [(say(lang, "upload.none"), NONE), *((c, c) for c in found.columns)]
         menus = {
             menu: gr.Dropdown(choices=choices, value=found.mapping.get(f, NONE))
@@ -108,8 +108,12 @@ def _use(studio, engine: Engine, panel: UploadPanel, button: gr.Button, target: 
             added = [(title(draft.language, v, v), v) for v in value if "@" in v]
         draft = replace(draft, form=draft.form._replace(**{target: value}))
         told = say(draft.language, f"upload.used.{target}", count=count)
+        try:
+            updates = draw(studio, engine, draft)
+        except UserError as error:  # some other control is wrong
+            return {panel.preview: notice(message(error, draft.language), "bad")}
         return {
-            **draw(studio, engine, draft),
+            **updates,
             control: gr.update(choices=[*control.choices, *added], value=value),
             panel.preview: notice(told, "good"),
         }

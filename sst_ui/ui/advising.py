@@ -8,6 +8,7 @@ from dataclasses import replace
 import gradio as gr
 
 from sst_ui.metrics.advice import Advice, advise
+from sst_ui.recipe import Ablation
 from sst_ui.ui import drawing
 from sst_ui.ui.board import Board
 from sst_ui.ui.drawing import Draft, draw
@@ -22,15 +23,25 @@ SHAPE = ("peak", "width", "threshold")
 
 def of(board: Board) -> list[Advice]:
     """Advice on the current variant's metrics."""
-    merge, ablation = split(board.variants.now.recipe) if board.variants.now else (None, None)
-    if ablation is None or merge is not None:  # the advice is about an ablation of the base
-        return []
-    return advise(board.now, ablation.weights)
+    edit = _ablation(board)
+    return [] if edit is None else advise(board.now, edit.weights, _control(edit))
+
+
+def _ablation(board: Board) -> Ablation | None:
+    """What the advice is about: an ablation of the base, and nothing else."""
+    merge, edit = split(board.variants.now.recipe) if board.variants.now else (None, None)
+    return None if merge is not None else edit
+
+
+def _control(edit: Ablation) -> bool:
+    return edit.directions.estimator == "random"
 
 
 def render(board: Board) -> str:
-    """The advice as HTML; empty where there is none."""
-    lang, found = board.language, of(board)
+    """The advice as HTML; empty where there is none, a note where there cannot be any."""
+    lang, found, edit = board.language, of(board), _ablation(board)
+    if board.now and edit is not None and _control(edit):
+        return notice(say(lang, "warn.control"), "info")
     if not found:
         return ""
     lines = "".join(

@@ -12,8 +12,9 @@ import gradio as gr
 from sst_ui.metrics import corrections
 from sst_ui.metrics.results import Item, MetricResult
 from sst_ui.ui.board import Board
+from sst_ui.ui.boxes import Dropdown, Radio
 from sst_ui.ui.html import CLICKS, safe
-from sst_ui.ui.metrics import MARKS, corrected, title, told, verdict
+from sst_ui.ui.metrics import MARKS, corrected, meaning, title, told, verdict
 from sst_ui.ui.numbers import interval, number, scale, track
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import has, say, t
@@ -46,7 +47,7 @@ class AnswersPanel:
 
 def create() -> AnswersPanel:
     with gr.Row(elem_id="answers-tools"):
-        only = gr.Radio(
+        only = Radio(
             [(t("answers.all"), "all"), (t("answers.changed"), "changed")],
             value="all",
             label=t("answers.all"),
@@ -55,7 +56,7 @@ def create() -> AnswersPanel:
             elem_id="answers-filter",
             min_width=120,
         )
-        label = gr.Dropdown(
+        label = Dropdown(
             [(t("answers.any"), ANY)],
             value=ANY,
             label=t("answers.label"),
@@ -118,9 +119,13 @@ def render(board: Board) -> str:
         return f'<p class="empty">{say(lang, "answers.none")}</p>'
     found = passing(board, result)
     kind = verdict(result)
+    now = board.variants.now
+    whose = f"{safe(now.name)} <code>{now.recipe.digest()}</code>" if now else ""
     head = (
         f'<div class="answers-head"><b>{safe(title(lang, result.name, result.title))}</b>'
-        f'<span class="v-{kind}">{MARKS[kind]} {say(lang, f"verdict.{kind}")}</span>'
+        f'<span class="whose">{whose}</span>'
+        f'<span class="v-{kind}" title="{safe(meaning(lang, kind))}">{MARKS[kind]} '
+        f"{say(lang, f'verdict.{kind}')}</span>"
         f"<span>{told(lang, result)}</span>"
         f"<span>{say(lang, 'answers.count', shown=len(found), total=len(result.items))}</span>"
         f"{corrected(lang, board.counts.get(result.name, 0))}</div>"

@@ -4,7 +4,7 @@ Knows how to call the engine for a program; the screen's own events are private.
 """
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import gradio as gr
 
@@ -13,54 +13,78 @@ from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import MetricResult
 from sst_ui.progress import finish
-from sst_ui.recipe import Ablation
+from sst_ui.recipe import Ablation, Evaluation, Recipe, build
 from sst_ui.ui.engine import Engine
-from sst_ui.ui.errors import message
+from sst_ui.ui.errors import message as told
 
 NAMES = ("compare", "evaluate", "weights")
+LENGTH = 64  # tokens of an answer, unless said
 
 
-def connect(engine: Engine) -> None:
-    """Register the endpoints in the page being built."""
+class Api:
+    """What a program may ask of the open model. Each call names the model in its recipe; a recipe
+    of another one is refused, since its answers would be about the wrong model."""
 
-    def weights(recipe: str) -> list[list[float]]:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def weights(self, recipe: str) -> list[list[float]]:
         """Alpha of every (layer, module kind) cell, attention first."""
         with _clear():
-            edits = recipes.from_yaml(recipe).edits
+            edits = self._read(recipe).edits
             edit = next((edit for edit in edits if isinstance(edit, Ablation)), None)
             if edit is None:
                 raise UserError("the recipe has no ablation, so there is no such table.")
-            return kernel.table(edit.weights, engine.loaded.layers).tolist()
+            return kernel.table(edit.weights, self.engine.loaded.layers).tolist()
 
-    def compare(message: str, recipe: str, max_new_tokens: int = 64) -> Iterator[dict]:
+    def compare(self, message: str, recipe: str, max_new_tokens: int = LENGTH) -> Iterator[dict]:
         """Greedy answers of the base and the edited model to one message, as they grow."""
         with _clear():
-            edited = recipes.from_yaml(recipe)
+            edited = self._read(recipe)
+            length = _length(max_new_tokens)
             history = [{"role": "user", "content": message}]
-            job = engine.chat(
-                engine.loaded.key, [None, edited], [history, history], int(max_new_tokens), 0.0
+            job = self.engine.chat(
+                self.engine.loaded.key, [None, edited], [history, history], length, 0.0
             )
             with closing(job):
                 for base, changed in job:
                     yield {"base": base, "edited": changed}
 
-    def evaluate(recipe: str) -> list[dict]:
+    def evaluate(self, recipe: str) -> list[dict]:
         """The recipe's metrics as in metrics.json."""
         with _clear():
-            wanted = recipes.from_yaml(recipe)
+            wanted, engine = self._read(recipe), self.engine
             results = finish(engine.evaluate(engine.loaded.key, wanted, wanted.evaluation))
             return [r.to_json() for r in results if isinstance(r, MetricResult)]
 
-    for function in (compare, evaluate, weights):
-        gr.api(function, api_name=function.__name__)
+    def _read(self, text: str) -> Recipe:
+        recipe, loaded = recipes.from_yaml(text), self.engine.loaded.spec
+        if not recipe.model.is_of(loaded):
+            raise UserError(
+                f"the recipe is for {recipe.model}; this studio has {loaded} open. Load the "
+                "recipe's model first, or change recipe.model."
+            )
+        return recipe
 
 
-class _clear:
-    """Errors of an endpoint as `gr.Error` with the message only."""
+def connect(engine: Engine) -> None:
+    """Register the endpoints in the page being built."""
+    calls = Api(engine)
+    for name in NAMES:
+        gr.api(getattr(calls, name), api_name=name)
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, UserError):
-            raise gr.Error(message(error, "en"), print_exception=False) from error
+def _length(value: object) -> int:
+    """An answer's length within the range that a recipe has for it."""
+    return build(Evaluation, {"max_new_tokens": value}, "recipe").max_new_tokens or LENGTH
+
+
+@contextmanager
+def _clear() -> Iterator[None]:
+    """Errors of an endpoint as `gr.Error` with one sentence; a defect of ours goes to the log."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except Exception as error:
+        raise gr.Error(told(error, "en"), print_exception=False) from error

@@ -82,10 +82,12 @@ def connect(studio, engine: Engine):
     }
     idle = {bar.cancel: gr.update(visible=False), bar.undo: gr.update(visible=True)}
 
-    def watched(lang, job, request):
+    def watched(lang, job, request, told=None):
         """Drive a job with its bar above the button; the result comes back from `yield from`."""
         stopped = engine.begin(jobs.name("apply", request))
-        return jobs.watched(lang, job, lambda shown: {bar.status: shown, **busy}, stopped=stopped)
+        return jobs.watched(
+            lang, job, lambda shown: {bar.status: shown, **busy}, stopped=stopped, told=told
+        )
 
     inputs = [*studio.draft, *studio.board]
 
@@ -96,20 +98,21 @@ def connect(studio, engine: Engine):
     @guarded
     def apply(lang, request: gr.Request, *values):
         draft, board = split((lang, *values))
+        told_of = jobs.Told(toast=False)  # they stay under the button
         try:
             recipe = draft.recipe()
             edits = yield from watched(
-                draft.language, engine.resolve(draft.loaded.key, recipe), request
+                draft.language, engine.resolve(draft.loaded.key, recipe), request, told_of
             )
             report = engine.check(draft.loaded.key, edits)
         except Exception as error:
+            text = message(error, draft.language)
             yield {bar.status: told(error, draft.language), **idle}
-            if isinstance(error, jobs.Stopped):
-                raise gr.Error(message(error, draft.language), visible=False) from error
-            raise UserError(message(error, draft.language)) from error
+            raise gr.Error(text, visible=False, print_exception=False) from error  # said already
         draft = replace(draft, variants=draft.variants.add(recipe))
         text = report_text(draft.language, draft.variants.current, report)
-        tone = "good" if report.matched == report.expected else "warn"
+        fine = report.matched == report.expected and not told_of.texts
+        text, tone = " ".join([text, *told_of.texts]), "good" if fine else "warn"
         yield {
             **draw(studio, engine, draft),
             **adopted(studio, draft, board),
@@ -163,9 +166,13 @@ def connect(studio, engine: Engine):
         """A variant's settings into the controls, and the variant into chat and metrics."""
         updates, form, extras = fill(studio, known.now.recipe, draft)
         draft = replace(draft, form=form, extras=extras, variants=known)
+        try:
+            drawn = draw(studio, engine, draft)
+        except UserError as error:  # a control of an edit that this variant does not have
+            return {bar.status: notice(message(error, draft.language), "bad")}
         return {
             **updates,
-            **draw(studio, engine, draft),
+            **drawn,
             **adopted(studio, draft, board),
             bar.status: "",
         }
@@ -182,6 +189,8 @@ def connect(studio, engine: Engine):
     @guarded
     def pick(lang, event: gr.EventData, *values):
         draft, board = split((lang, *values))
+        if draft.variants.get(event.pick) is None:  # a row of an earlier list
+            return {}
         return bring_back(draft, replace(draft.variants, current=event.pick), board)
 
     private = {"api_visibility": "private", "show_progress": "hidden"}

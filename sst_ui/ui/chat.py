@@ -9,6 +9,7 @@ import gradio as gr
 
 from sst_ui.data import prompts
 from sst_ui.errors import UserError
+from sst_ui.ui.boxes import Dropdown, Number
 from sst_ui.ui.texts import t
 
 BASE = "base"  # the picker's value for the untouched model
@@ -36,6 +37,7 @@ class ChatPanel:
     clear: gr.Button
     tokens: gr.Number
     temperature: gr.Number
+    seed: gr.Textbox
     status: gr.HTML
 
 
@@ -45,7 +47,7 @@ def create() -> ChatPanel:
         for side, value in (("left", BASE), ("right", EDITED)):
             with gr.Column(min_width=200, elem_classes=f"side {side}"):
                 pickers.append(
-                    gr.Dropdown(
+                    Dropdown(
                         [(t("chat.base"), BASE), (t("answers.edited"), EDITED)],
                         value=value,
                         label=t(f"chat.{side}"),  # read out by screen readers
@@ -89,12 +91,12 @@ def create() -> ChatPanel:
         edit = gr.Button(t("chat.edit"), size="sm", elem_id="edit", min_width=50)
         clear = gr.Button(t("chat.clear"), size="sm", elem_id="clear", min_width=50)
         status = gr.HTML(elem_id="chat-status")
-        tokens = gr.Number(
-            64, label=t("chat.tokens"), minimum=1, maximum=4096, precision=0, elem_id="tokens"
-        )
-        temperature = gr.Number(
-            0, label=t("chat.temperature"), minimum=0, maximum=2, step=0.1, elem_id="temperature"
-        )
+        tokens = Number(64, label=t("chat.tokens"), elem_id="tokens")
+        temperature = Number(0, label=t("chat.temperature"), step=0.1, elem_id="temperature")
+        seed = gr.Textbox(  # a number may be left out, which gr.Number makes a 0
+            "", label=t("chat.seed"), placeholder=t("chat.seed.new"), max_lines=1,
+            elem_id="chat-seed",
+        )  # fmt: skip
     return ChatPanel(
         tuple(pickers),
         tuple(columns),
@@ -107,6 +109,7 @@ def create() -> ChatPanel:
         clear,
         tokens,
         temperature,
+        seed,
         status,
     )
 

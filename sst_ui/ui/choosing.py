@@ -19,10 +19,12 @@ from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.found import BELL, Found
 from sst_ui.ui.html import notice
+from sst_ui.ui.merge_form import whole
 from sst_ui.ui.metrics import title
 from sst_ui.ui.numbers import exact
 from sst_ui.ui.texts import say
 
+MOST = 10  # candidates that become variants at once
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -58,7 +60,7 @@ def connect(studio, engine: Engine) -> None:
         lang, known = draft.language, draft.variants
         names = []
         try:
-            for pick in _first(found, max(1, int(count or 1))):
+            for pick in _first(found, how_many(count)):
                 recipe = usable(draft, _made(lang, found, pick))
                 recipe = replace(recipe, evaluation=draft.recipe().evaluation)
                 known = known.add(recipe, search_table.named(lang, found, pick))
@@ -108,6 +110,15 @@ def connect(studio, engine: Engine) -> None:
         engine.stop(jobs.name("held out", request))
         return gr.update(interactive=False)  # the job says the rest when it has ended
 
+    def check_count(*values):
+        place = cut + 1
+        try:
+            how_many(values[place])
+        except UserError as error:
+            told = message(error, values[0] or "en")
+            return [gr.validate(i != place, told) for i in range(len(values))]
+        return [gr.validate(True, "")] * len(values)
+
     chosen = [panel.found, panel.picked]
     panel.use.click(
         use,
@@ -120,6 +131,7 @@ def connect(studio, engine: Engine) -> None:
         keep,
         [*studio.draft, panel.found, panel.count, *studio.board],
         [*applying.outputs(studio), panel.told],
+        validator=check_count,
         **PRIVATE,
     )
     panel.check.click(
@@ -131,6 +143,14 @@ def connect(studio, engine: Engine) -> None:
         **PRIVATE,
     )
     panel.cancel.click(stop, session.language, panel.cancel, **PRIVATE)
+
+
+def how_many(count) -> int:
+    """How many candidates become variants (`UserError` for a number that cannot be)."""
+    wanted = whole("search.count", count)
+    if not 1 <= wanted <= MOST:
+        raise UserError(f"search.count is {wanted}; it must be 1 to {MOST}.")
+    return wanted
 
 
 def _made(language: str, found: Found, picked: str) -> Recipe:

@@ -4,16 +4,21 @@ Knows which components those are and writes the files to download. What they loo
 panels' own files.
 """
 
+import shutil
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import gradio as gr
 
+from sst_ui import disk
 from sst_ui import recipe as recipes
 from sst_ui.metrics import export
 from sst_ui.ui import advising, answers, comparing, metrics, variants
 from sst_ui.ui.board import Board
+
+OFFERED = 32  # boards whose files lie ready to be downloaded
 
 
 def outputs(studio) -> list:
@@ -57,6 +62,7 @@ def files(board: Board) -> list[dict]:
     folder = _folder() / recipes.digest([recipes.to_dict(recipe), board.now, board.kept])
     folder.mkdir(exist_ok=True)
     paths = export.write(folder, recipe, board.now, board.kept)
+    _prune(folder)
     shown = {"labels": bool(board.kept)}
     kinds = {"csv": "metrics", "items": "items", "json": "json", "labels": "corrections"}
     return [
@@ -68,5 +74,14 @@ def files(board: Board) -> list[dict]:
 @cache
 def _folder() -> Path:
     """A folder that lives as long as the program; a download is copied out of it at once."""
-    _folder.kept = tempfile.TemporaryDirectory(prefix="sst-studio-")
+    _folder.kept = tempfile.TemporaryDirectory(prefix="files-", dir=disk.temporary())
     return Path(_folder.kept.name)
+
+
+def _prune(newest: Path) -> None:
+    """Keep the files of the last few boards only: a download is copied when it is offered."""
+    newest.touch()
+    with suppress(OSError):  # another window prunes as well
+        folders = sorted(newest.parent.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+        for old in folders[:-OFFERED]:
+            shutil.rmtree(old, ignore_errors=True)

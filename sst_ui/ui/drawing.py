@@ -14,7 +14,7 @@ from sst_ui.recipe import Ablation, Recipe, WeightTable
 from sst_ui.ui import export_panel, merge_drawing, merge_panel, plots, table
 from sst_ui.ui import recipes as recipe_panel
 from sst_ui.ui.engine import Engine
-from sst_ui.ui.form import Extras, Form, ablation, read, show
+from sst_ui.ui.form import WAYS, Extras, Form, ablation, free, read, show
 from sst_ui.ui.html import notice
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.metrics import told_limits
@@ -73,6 +73,10 @@ def draw(studio, engine: Engine, draft: Draft) -> dict:
     notes = [notice(_warning(lang, key, values), "warn") for key, values in found]
     if draft.loaded.key and not signals:
         notes.append(notice(say(lang, "warn.unmeasured"), "info"))
+    if edit.directions.estimator == "random":
+        notes.append(notice(say(lang, "warn.control"), "info"))
+    if not all(free(draft.form).values()):
+        notes.append(notice(say(lang, "weights.exclude"), "info"))
     figure = plots.curve(
         lang,
         kernel.table(weights, layers),
@@ -96,16 +100,22 @@ def draw_rest(studio, engine: Engine, draft: Draft) -> dict:
     clean = now is not None and now.recipe.digest() == recipe.digest()
     return {
         **merge_drawing.draw(studio, engine, draft, recipe),
-        studio.apply.apply: gr.Button(
-            say(lang, "apply.clean" if clean else "apply.dirty"),
-            elem_classes=["clean"] if clean else ["dirty"],
-        ),
+        **(_clean(studio, lang) if clean else dirty(studio, lang)),
         studio.recipe.text: recipes.to_yaml(recipe),
         studio.recipe.command: recipe_panel.command(recipe),
         studio.recipe.digest: recipe_panel.hashed(lang, recipe, clean),
         studio.export.what: export_panel.told(lang, now and now.recipe, recipe),
         studio.metrics.limits: told_limits(lang, recipe.evaluation),
     }
+
+
+def dirty(studio, language: str) -> dict:
+    """The Apply button while the controls say something else than what is applied."""
+    return {studio.apply.apply: gr.Button(say(language, "apply.dirty"), elem_classes=["dirty"])}
+
+
+def _clean(studio, language: str) -> dict:
+    return {studio.apply.apply: gr.Button(say(language, "apply.clean"), elem_classes=["clean"])}
 
 
 def _warning(language: str, key: str, values: dict) -> str:
@@ -120,10 +130,12 @@ def fill(studio, recipe: Recipe, now: Draft | None = None) -> tuple[dict, Form, 
         now: what the controls hold; an edit that the recipe lacks stays there, switched off.
     """
     form, extras = show(recipe, now and now.form, now and now.extras)
-    updates = {}
+    updates, able = {}, free(form)
     for name in Form._fields:
         component, value = getattr(studio.form, name), getattr(form, name)
-        if isinstance(component, gr.Slider):  # files may go further than the dial
+        if name in WAYS:
+            updates[component] = gr.update(value=value, interactive=able[name])
+        elif isinstance(component, gr.Slider):  # files may go further than the dial
             low, high = min(component.minimum, value), max(component.maximum, value)
             updates[component] = gr.Slider(minimum=low, maximum=high, value=value)
         else:
@@ -137,18 +149,21 @@ def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
     """The form after a profile was picked: its peak, width and threshold, without a pasted curve.
 
     Raises:
-        UserError: the measured profile was asked for before anything was measured.
+        UserError: the measured profile was asked for before anything was measured, or for a random
+            control.
     """
     form, name = draft.form, draft.form.profile
     if name == "custom":
         return form, draft.extras
     if name == "model":
-        _, peak, width = kernel.recommended(draft.loaded.name, draft.loaded.parameters)
+        _, peak, width = kernel.recommended(draft.loaded.spec.id, draft.loaded.parameters)
         chosen = WeightTable(peak=peak, width=width)
     elif name == "measured":
-        signal = engine.suggestion(draft.loaded.key, draft.ablation().directions)
+        spec = draft.ablation().directions
+        signal = engine.suggestion(draft.loaded.key, spec)
         if signal is None:
-            raise UserError(say(draft.language, "warn.unmeasured"))
+            why = "warn.control" if spec.estimator == "random" else "warn.unmeasured"
+            raise UserError(say(draft.language, why))
         peak, width = kernel.suggest(signal)
         chosen = WeightTable(peak=peak, width=width)
     else:

@@ -4,7 +4,6 @@ Knows that nothing here loads, measures or computes with a model.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import gradio as gr
 
@@ -17,8 +16,9 @@ from sst_ui.ui import recipes as recipe_panel
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
-from sst_ui.ui.form import Extras, Form, culprit, show, split
+from sst_ui.ui.form import WAYS, Extras, Form, free, show, split, wrong
 from sst_ui.ui.html import notice
+from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.merge_form import FACTORS
 from sst_ui.ui.texts import say
 
@@ -32,46 +32,33 @@ SHAPES = ("peak", "width", "threshold")  # what a profile writes
 ABLATED, MERGED = ("harmful", "harmless"), ("utility_set", "safety_set")  # prompts that are read
 
 
-def checker(engine: Engine, with_prompts: bool = False, picked: bool = False):
+def checker(engine: Engine, with_prompts: bool = False):
     """A validator for handlers that take the draft: the message appears at the wrong control.
 
     Args:
         with_prompts: read the prompts too.
-        picked: what a picked profile is about to write may be wrong.
     """
     sound, _ = show(engine.first_recipe())
 
     def check(*values):
-        draft, wrong, text = Draft.of(*values), None, ""
-        if picked:
-            draft = _shaped(draft, sound)
-        try:
-            draft.recipe()
-            ablation = draft.ablation()
-        except UserError as error:
-            wrong = culprit(draft.form, draft.extras, draft.loaded.spec, sound)
-            text = message(error, draft.language)
-        else:
-            read = () if ablation.directions.file or not draft.form.ablation_on else ABLATED
+        draft = Draft.of(*values)
+        found = wrong(draft.form, draft.extras, draft.loaded.spec, sound)
+        if with_prompts and not found:
+            read = () if (draft.form.file or "").strip() or not draft.form.ablation_on else ABLATED
             read += MERGED if draft.form.merge_on else ()
-            for name in read if with_prompts else ():
+            for name in read:
                 try:
                     prompts.load(getattr(draft.form, name))
                 except UserError as error:
-                    wrong, text = name, message(error, draft.language)
-                    break
+                    found[name] = str(error)
         before = len(values) - len(draft.form)
-        place = before + Form._fields.index(wrong) if wrong else None
-        return [gr.validate(i != place, text) for i in range(len(values))]
+        said = {
+            before + Form._fields.index(name): message(UserError(text), draft.language)
+            for name, text in found.items()
+        }
+        return [gr.validate(i not in said, said.get(i, "")) for i in range(len(values))]
 
     return check
-
-
-def _shaped(draft: Draft, sound: Form) -> Draft:
-    """The draft, with sound values where its profile writes its own."""
-    if draft.form.profile == "custom":
-        return draft
-    return replace(draft, form=draft.form._replace(**{n: getattr(sound, n) for n in SHAPES}))
 
 
 def connect(studio, engine: Engine) -> None:
@@ -99,17 +86,44 @@ def connect(studio, engine: Engine) -> None:
 
     @guarded
     def pick_profile(*values):
-        draft = _shaped(Draft.of(*values), sound)
-        chosen, extras = drawing.with_profile(engine, draft)
+        """Its own peak, width and threshold, whatever stood there: this also repairs a broken form.
+
+        Another control that is wrong keeps the figure as it is, not the profile's numbers.
+        """
+        draft = Draft.of(*values)
+        if draft.form.profile != "custom":
+            numbers = {name: getattr(sound, name) for name in SHAPES}
+            extras = replace(draft.extras, curve=None)
+            draft = replace(draft, form=draft.form._replace(**numbers), extras=extras)
+        try:
+            chosen, extras = drawing.with_profile(engine, draft)
+        except UserError as error:  # nothing is measured yet, or a direction's number is wrong
+            return {studio.weights.notes: notice(message(error, draft.language), "bad")}
         draft = replace(draft, form=chosen, extras=extras)
-        return {
-            **draw(studio, engine, draft),
+        written = {
             form.profile: chosen.profile,  # written back: a page still opening may have reset it
             form.peak: chosen.peak,
             form.width: chosen.width,
             form.threshold: chosen.threshold,
             session.extras: extras,
         }
+        try:
+            return {**draw(studio, engine, draft), **written}
+        except UserError:  # the validator of the next event says where
+            return {**written, **drawing.dirty(studio, draft.language)}
+
+    @guarded
+    def unsound(*values):
+        """A control was refused: what it shows is not what is applied, nor what a profile says."""
+        draft = Draft.of(*values)
+        found = wrong(draft.form, draft.extras, draft.loaded.spec, sound)
+        profile = {form.profile: "custom"} if {*SHAPES} & {*found} else {}
+        return {**drawing.dirty(studio, draft.language), **profile}
+
+    @guarded
+    def settle(lang, *chosen):
+        values = sound._replace(**dict(zip(WAYS, chosen, strict=True)))
+        return [gr.update(interactive=able) for able in free(values).values()]
 
     shapes = [getattr(form, name) for name in SHAPES]
     gr.on(
@@ -124,9 +138,11 @@ def connect(studio, engine: Engine) -> None:
         pick_profile,
         studio.draft,
         [*drawn, form.profile, *shapes, session.extras],
-        validator=checker(engine, picked=True),
         **LIVE,
     )
+    studio.apply.unsound.click(unsound, studio.draft, [studio.apply.apply, form.profile], **LIVE)
+    ways = [getattr(form, name) for name in WAYS]
+    gr.on([c.input for c in ways], settle, [session.language, *ways], ways, **LIVE)
     mine = [*shapes, form.profile, *studio.merge.controls.values()]
     others = [c for c in form if c not in mine]
     gr.on(
@@ -143,12 +159,16 @@ def connect(studio, engine: Engine) -> None:
     @guarded
     def type_cell(lang, cells, *values):
         draft = Draft.of(lang, *values)
-        weights = draft.ablation().weights
-        edited = table.typed(draft.language, cells, weights, draft.loaded.layers)
-        edited = replace(edited, extras=replace(edited.extras, merge=draft.extras.merge))
-        draft = replace(draft, extras=edited.extras)
+        try:
+            weights = draft.ablation().weights
+            edited = table.typed(draft.language, cells, weights, draft.loaded.layers)
+            edited = replace(edited, extras=replace(edited.extras, merge=draft.extras.merge))
+            draft = replace(draft, extras=edited.extras)
+            updates = draw(studio, engine, draft)
+        except UserError as error:
+            return {panel.table_note: notice(message(error, draft.language), "bad")}
         return {
-            **draw(studio, engine, draft),
+            **updates,
             session.extras: edited.extras,
             panel.table_note: notice(edited.complaint, "bad"),
         }
@@ -179,8 +199,12 @@ def connect(studio, engine: Engine) -> None:
     def reset(*values):
         draft = Draft.of(*values)
         draft = replace(draft, extras=Extras(merge=draft.extras.merge))
+        try:
+            updates = draw(studio, engine, draft)
+        except UserError as error:
+            return {panel.table_note: notice(message(error, draft.language), "bad")}
         return {
-            **draw(studio, engine, draft),
+            **updates,
             session.extras: draft.extras,
             panel.table_note: "",
         }
@@ -218,16 +242,23 @@ def connect(studio, engine: Engine) -> None:
 
     @guarded
     def upload(lang, path, *values):
+        if not path:
+            return {}
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            told = say(lang, "recipe.not_utf8")
+            text = recipes.read_text(path)
+        except UserError as error:
+            binary = isinstance(error.__cause__, UnicodeDecodeError)
+            told = say(lang, "recipe.not_utf8") if binary else message(error, lang)
             return {studio.recipe.status: notice(told, "bad")}
         return load_text(Draft.of(lang, *values), text)
 
-    @guarded
-    def download(lang, text):
-        return recipe_panel.written(text)
+    def readable(lang, text):
+        """A validator: what is saved as a recipe is one."""
+        try:
+            recipes.from_yaml(text or "")
+        except UserError as error:
+            return [gr.validate(True, ""), gr.validate(False, message(error, lang))]
+        return [gr.validate(True, "")] * 2
 
     loaded_text = [
         *drawn,
@@ -244,21 +275,38 @@ def connect(studio, engine: Engine) -> None:
         upload, [session.language, studio.recipe.upload, *rest], loaded_text, **private
     )
     studio.recipe.link.click(None, studio.recipe.text, None, js=recipe_panel.LINK, **private)
-    studio.recipe.text.change(
-        download, [session.language, studio.recipe.text], studio.recipe.download, **private
-    )
+    studio.recipe.download.click(
+        lambda lang, text: "",
+        [session.language, studio.recipe.text],
+        studio.recipe.status,
+        validator=readable,
+        **private,
+    ).success(None, studio.recipe.text, None, js=recipe_panel.SAVE, **private)
 
 
 def usable(draft: Draft, recipe: recipes.Recipe) -> recipes.Recipe:
     """The recipe, if this window can show it: this model and its layers, edits as in `split`."""
     lang, loaded = draft.language, draft.loaded
-    if recipe.model.id != loaded.spec.id:
+    if not recipe.model.is_of(loaded.spec):
         raise UserError(
-            say(lang, "recipe.other_model", model=recipe.model.id, loaded=loaded.spec.id)
+            say(lang, "recipe.other_model", model=str(recipe.model), loaded=str(loaded.spec))
         )
     merge, ablation = split(recipe)
     if ablation is not None:
         kernel.table(ablation.weights, loaded.layers)
     if merge is not None:
         kernel.table(merge.weights, loaded.layers, FACTORS)
-    return recipe
+    return _named(recipe, loaded)
+
+
+def _named(recipe: recipes.Recipe, loaded: Loaded) -> recipes.Recipe:
+    """The recipe, `custom` where it claims the loaded model's own profile and has other numbers."""
+    own = kernel.recommended(loaded.spec.id, loaded.parameters)[1:]
+
+    def told(edit):
+        weights = edit.weights
+        if weights.profile != "model" or own == (weights.peak, weights.width):
+            return edit
+        return replace(edit, weights=replace(weights, profile="custom"))
+
+    return replace(recipe, edits=tuple(map(told, recipe.edits)))

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,18 @@ log = logging.getLogger(__name__)
 KEPT = 64  # edits and directions kept in memory; older ones come back from the disk cache
 
 
+PATIENCE = 10.0  # seconds to wait for the step of an answer that was told to end
+
+
+@dataclass
+class Answering:
+    """An answer on its way, and what it was told meanwhile."""
+
+    stopped: bool = False  # to end with what it has
+    replaced: bool = False  # to end without another word
+    over: threading.Event = field(default_factory=threading.Event)
+
+
 class Engine:
     """Holder of the model host. Every method may be called from any thread."""
 
@@ -55,9 +67,11 @@ class Engine:
         self._opened = threading.Event()
         self._swap = threading.Lock()  # one load at a time
         self._edits: OrderedDict[str, tuple] = OrderedDict()
+        self._warnings: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # of those edits
         self._directions: OrderedDict[str, maths_directions.Directions] = OrderedDict()
         self._chats = 0
         self._stopped: OrderedDict[str, tuple] = OrderedDict()
+        self._answers: OrderedDict[str, Answering] = OrderedDict()
         self.merges = Merges(self)
         self.history = None if shared() else History()  # None: every browser keeps its own
 
@@ -125,6 +139,7 @@ class Engine:
                 dtype=dtype,
                 device=str(host.device),
                 context=host.context,
+                warnings=host.warnings,
             )
             return self._loaded
         finally:
@@ -169,18 +184,20 @@ class Engine:
         return self._directions.get(_name(key, spec))
 
     def signals(self, key: str, spec: DirectionSpec) -> Mapping[str, np.ndarray]:
-        """Statistic -> [layers] values of these settings; empty when not measured."""
+        """Statistic -> [layers] values of these settings; empty when not measured. A random control
+        has no `evidence`."""
         found = self.directions(key, spec)
         if found is None:
             return {}
         stats = {name: values.numpy() for name, values in found.stats.items()}
-        stats["evidence"] = maths_directions.signal(found)
+        if not found.control:
+            stats["evidence"] = maths_directions.signal(found)
         return {name: values for name, values in stats.items() if np.isfinite(values).any()}
 
     def suggestion(self, key: str, spec: DirectionSpec) -> np.ndarray | None:
-        """[layers] the signal a kernel is fitted to, or None when not measured."""
+        """[layers] the signal a kernel is fitted to; None when not measured or a random control."""
         found = self.directions(key, spec)
-        return None if found is None else maths_directions.signal(found)
+        return None if found is None or found.control else maths_directions.signal(found)
 
     def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple]:
         """The recipe's edits on the loaded model, measured where needed."""
@@ -192,8 +209,12 @@ class Engine:
                     yield from self.measure(key, edit.directions)
                 if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
                     yield from self.merges.prepare(key, edit)
-            edits = yield from resolve(host, recipe)
+            job, warnings = resolve(host, recipe), []
+            edits = yield from _listened(job, warnings)
+            self._keep(self._warnings, name, tuple(warnings))
             self._keep(self._edits, name, edits)
+        for warning in self._warnings.get(name, ()):
+            yield Progress("resolve", 1, 1, warning=warning)
         return self._edits[name]
 
     def knows(self, key: str, recipe: Recipe) -> bool:
@@ -222,12 +243,42 @@ class Engine:
         max_new_tokens: int,
         temperature: float,
         seed: int = 0,
+        notify: Callable[[list[int]], None] | None = None,
     ) -> Generator[list[str], None, None]:
-        """Cumulative answers, one a row, in one batch; a row without a recipe is the base."""
+        """Cumulative answers, one a row, in one batch; a row without a recipe is the base.
+
+        Args:
+            notify: told how many old turns each row does not see, if any (see `lab.chat.chat`).
+        """
         host = self.host(key)
         edits = [finish(self.resolve(key, r)) if r is not None else () for r in rows]
         with self._chatting():
-            yield from chat(host, edits, histories, max_new_tokens, temperature, seed)
+            limits = (max_new_tokens, temperature, seed)
+            yield from chat(host, edits, histories, *limits, notify=notify)
+
+    def answering(self, window: str) -> "Answering":
+        """An answer of this window begins; one that still runs there falls silent first."""
+        self.hush(window)
+        mine = Answering()
+        self._keep(self._answers, window, mine)
+        return mine
+
+    def hush(self, window: str) -> None:
+        """End the window's running answer without another word from it, and wait for that.
+
+        What a handler writes after this is not overwritten by what the answer had on its way.
+        """
+        if (running := self._answers.get(window)) is not None:
+            running.replaced = True
+            running.over.wait(PATIENCE)
+
+    def cut_short(self, window: str) -> bool:
+        """Tell the window's answer to end with what it has; False where none is on its way."""
+        running = self._answers.get(window)
+        if running is None or running.over.is_set():
+            return False
+        running.stopped = True
+        return True
 
     def tokens(self, key: str, texts: Sequence[str]) -> int:
         """How many tokens these texts have together."""
@@ -312,6 +363,19 @@ class Engine:
             yield
         finally:
             self._chats -= 1
+
+
+def _listened(job: Generator, warnings: list[str]) -> Generator:
+    """Drive a job and note its warnings."""
+    with closing(job):
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                return end.value
+            if isinstance(step, Progress) and step.warning:
+                warnings.append(step.warning)
+            yield step
 
 
 def _name(key: str, spec: DirectionSpec) -> str:

@@ -6,16 +6,20 @@ No visitor ever reads a traceback; the log has it.
 import functools
 import inspect
 import logging
+import os
 
 import gradio as gr
 
-from sst_ui.errors import UserError
+from sst_ui import disk
+from sst_ui.errors import UserError, line_of
 from sst_ui.ui.html import notice
 from sst_ui.ui.jobs import Stopped
 from sst_ui.ui.loaded import Replaced
+from sst_ui.ui.shelf import shared
 from sst_ui.ui.texts import say
 
 log = logging.getLogger(__name__)
+LINE = 1500  # characters of a message at most
 
 
 def message(error: Exception, language: str) -> str:
@@ -25,10 +29,16 @@ def message(error: Exception, language: str) -> str:
     if isinstance(error, Replaced):
         return say(language, "model.replaced", name=error.name)
     if isinstance(error, UserError):
-        text = str(error)
+        text = line_of(error, LINE)
         first = text.split(" ")[0]
-        named = "." in first or "_" in first  # begins with the name of a setting: leave it alone
+        named = set("._/") & set(first)  # begins with a setting or a path: leave it alone
         return text if named else text[:1].upper() + text[1:]
+    if (code := disk.refusal(error)) is not None:
+        name = getattr(error, "filename", None)
+        named = isinstance(name, str) and not shared()
+        why = os.strerror(code) + (f": {name}" if named else "")
+        log.warning("the system refused a file: %s", error)
+        return say(language, "error.disk", why=why)
     log.error("unexpected error on the screen", exc_info=error)
     return say(language, "error.internal", kind=type(error).__name__)
 

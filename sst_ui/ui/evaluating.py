@@ -18,16 +18,17 @@ from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import MetricResult
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
-from sst_ui.ui import dashboard, metrics
+from sst_ui.ui import dashboard, jobs, metrics
 from sst_ui.ui.board import Board
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.form import MEASURING, evaluation, measuring
-from sst_ui.ui.html import LATE, Clock, notice
+from sst_ui.ui.html import Clock, notice
 from sst_ui.ui.inspecting import DRAWN
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.texts import say
 
+CANCELLED = ":cancelled"  # mark of a job that ends with a word, beside its own name
 PACE = 0.1  # seconds between two updates of the progress bar
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 SOUND = dict(zip(MEASURING, ((), "standard", 0, 0, "", ""), strict=True))
@@ -85,9 +86,14 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
         board = replace(board, results={**board.results, digest: ()})
         yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
         try:
+            heard = jobs.Told()
             with closing(engine.evaluate(loaded.key, recipe, wanted)) as job:
                 for part in job:
+                    heard(part)
                     if engine.stopped(mine):
+                        return
+                    if engine.stopped(mine + CANCELLED):
+                        yield ended(lang, board)
                         return
                     if isinstance(part, MetricResult):
                         found.append(part)
@@ -111,13 +117,15 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
 
     @guarded
     def stop(lang, job, *values):
-        engine.stop(job)
-        told = notice(say(lang, "metrics.cancelled"), "info")
+        """Says at once that it is over; the job ends at its next step and says it once more, after
+        whatever it had on its way."""
+        engine.stop(job + CANCELLED)
         board = Board.of(lang, *values)
-        yield {**dashboard.refresh(studio, board), panel.progress: told, **resting}
-        time.sleep(LATE)
-        # the buttons again: an update on its way may have shown Cancel once more
-        yield {panel.progress: told, panel.rows: metrics.render(board), **resting}
+        return {**dashboard.refresh(studio, board), **ended(lang, board)}
+
+    def ended(lang, board: Board) -> dict:
+        told = notice(say(lang, "metrics.cancelled"), "info")
+        return {panel.progress: told, panel.rows: metrics.render(board), **resting}
 
     @guarded
     def forget(lang, results, *settings):
@@ -152,7 +160,6 @@ def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) ->
         stop,
         [session.language, session.job, *studio.board[1:]],
         [*shown, panel.progress, panel.cancel, panel.run],
-        cancels=running,
         **PRIVATE,
     )
     return running

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,15 +18,21 @@ import gradio as gr
 from huggingface_hub import get_token
 from huggingface_hub.utils import validate_repo_id
 
-from sst_ui.errors import UserError
+from sst_ui import disk
+from sst_ui.errors import UserError, unknown
 from sst_ui.lab.export import FORMATS, ROUNDINGS
 from sst_ui.metrics.export import stem
+from sst_ui.model.staging import MANIFEST
 from sst_ui.paths import output_dir
 from sst_ui.recipe import Recipe
+from sst_ui.ui.boxes import Dropdown, Number, Radio
 from sst_ui.ui.html import safe
+from sst_ui.ui.merge_form import whole
 from sst_ui.ui.shelf import shared
 from sst_ui.ui.texts import say, t
 
+SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
+SOUND = {"format": "adapter", "rounding": "nearest", "rank": 0, "verify": 0, "folder": ""}
 SMALL = 256_000_000  # bytes of an export that is offered as one download
 VERIFIED = 8  # prompts, unless said otherwise
 ROUNDED, RANKED = ("model", "gguf"), ("adapter", "mergekit")  # formats with that setting
@@ -91,10 +98,18 @@ class Wanted:
 
     @classmethod
     def of(cls, format, rounding, rank, verify, folder) -> "Wanted":
-        """From the values of `ExportPanel.settings`."""
-        rank = int(rank) if rank and format in RANKED else None
+        """From the values of `ExportPanel.settings`.
+
+        Raises:
+            UserError: a number that cannot be, an unknown format or rounding.
+        """
+        if format not in FORMATS:
+            raise unknown("export.format", format, FORMATS)
+        if rounding not in ROUNDINGS:
+            raise unknown("export.rounding", rounding, ROUNDINGS)
+        rank = _count("export.rank", rank) or None if format in RANKED else None
         rounding = rounding if format in ROUNDED else "nearest"
-        return cls(format, rounding, rank, int(verify or 0), (folder or "").strip())
+        return cls(format, rounding, rank, _count("export.verify", verify), (folder or "").strip())
 
     def place(self, recipe: Recipe) -> Path:
         """The folder, below the outputs.
@@ -134,7 +149,7 @@ def create() -> ExportPanel:
     with gr.Column(elem_id="export", min_width=220):
         gr.HTML(t("export.title"), elem_classes="title")
         what = gr.HTML(elem_id="export-what")
-        format = gr.Dropdown(
+        format = Dropdown(
             [(t(f"format.{name}"), name) for name in FORMATS],
             value="adapter",
             label=t("export.format"),
@@ -142,18 +157,18 @@ def create() -> ExportPanel:
         )
         hint = gr.HTML(hinted("en", "adapter"), elem_id="export-hint", elem_classes="hint")
         with gr.Row(elem_classes="pair"):
-            rounding = gr.Radio(
+            rounding = Radio(
                 [(t(f"rounding.{name}"), name) for name in ROUNDINGS],
                 value="nearest",
                 label=t("export.rounding"),
                 elem_id="export-rounding",
                 visible=False,
             )
-            rank = gr.Number(
-                0, label=t("export.rank"), precision=0, elem_id="export-rank", min_width=90
+            rank = Number(
+                0, label=t("export.rank"), elem_id="export-rank", min_width=90
             )  # fmt: skip
-            verify = gr.Number(
-                VERIFIED, label=t("export.verify"), precision=0, elem_id="export-verify",
+            verify = Number(
+                VERIFIED, label=t("export.verify"), elem_id="export-verify",
                 min_width=90,
             )  # fmt: skip
         folder = gr.Textbox(
@@ -228,15 +243,30 @@ def command(recipe: Recipe, wanted: Wanted) -> str:
     return f"python -m sst_ui {shlex.join(words)}"
 
 
-def problems(wanted: Wanted, rank, verify, recipe: Recipe) -> dict[str, str]:
-    """Control -> what is wrong with it."""
+def _count(name: str, value) -> int:
+    """A whole number of 0 or more."""
+    count = whole(name, value)
+    if count < 0:
+        raise UserError(f"{name} is {count}; it must be 0 or more.")
+    return count
+
+
+def problems(settings: Sequence, recipe: Recipe) -> dict[str, str]:
+    """Control -> what is wrong with it.
+
+    Args:
+        settings: the values of `ExportPanel.settings`.
+    """
+    given, sound = dict(zip(SETTINGS, settings, strict=True)), dict(SOUND)
     found = {}
-    if rank is not None and rank < 0:
-        found["rank"] = f"the rank is {rank:g}; it must be 1 or more, or 0 for exact."
-    if verify is not None and verify < 0:
-        found["verify"] = f"{verify:g} prompts cannot be verified; give 0 or more."
+    for name, value in given.items():
+        try:
+            Wanted.of(**{**sound, name: value})
+            sound[name] = value
+        except UserError as error:
+            found[name] = str(error)
     try:
-        path = wanted.place(recipe)
+        path = Wanted.of(**sound).place(recipe)
         if not shared() and path.exists() and (path.is_file() or any(path.iterdir())):
             raise UserError(f"{path.name} is there already; give another name.")
     except (UserError, OSError) as error:
@@ -254,9 +284,9 @@ def check_repo(name: str) -> None:
 
 def archive(folder: Path, name: str) -> Path:
     """The folder as one zip file, in a temporary place of its own."""
-    path = Path(tempfile.mkdtemp(prefix="sst-export-")) / f"{name}.zip"
+    path = Path(tempfile.mkdtemp(prefix="export-", dir=disk.temporary())) / f"{name}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:  # weights do not get smaller
         for item in sorted(folder.rglob("*")):
-            if item.is_file():
+            if item.is_file() and item.name != MANIFEST:  # that is about this place
                 file.write(item, f"{name}/{item.relative_to(folder).as_posix()}")
     return path

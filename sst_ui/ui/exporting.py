@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.lab.publish import push as publish
 from sst_ui.metrics.export import stem
@@ -17,13 +18,12 @@ from sst_ui.ui import export_panel, jobs
 from sst_ui.ui.board import Board
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message, told
-from sst_ui.ui.export_panel import RANKED, ROUNDED, SMALL, Done, Wanted
+from sst_ui.ui.export_panel import RANKED, ROUNDED, SETTINGS, SMALL, Done, Wanted
 from sst_ui.ui.html import notice
 from sst_ui.ui.shelf import Shelf, shared
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import say
 
-SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 JOB = {**PRIVATE, "concurrency_id": "exports", "concurrency_limit": 2}
 
@@ -49,8 +49,11 @@ def connect(studio, engine: Engine) -> None:
     @guarded
     def settle(lang, variants: Variants, *settings):
         """Settings that the format has, its sentence, and the command."""
-        wanted = Wanted.of(*settings)
         recipe = variants.now.recipe if variants.now else Recipe()
+        try:
+            wanted = Wanted.of(*settings)
+        except UserError:  # said at its control when the button is pressed
+            return {panel.command: ""}
         return {
             panel.hint: export_panel.hinted(lang, wanted.format),
             panel.rounding: gr.update(visible=wanted.format in ROUNDED),
@@ -63,15 +66,13 @@ def connect(studio, engine: Engine) -> None:
         """A validator: a message appears at the setting that is wrong."""
         settings = values[-len(panel.settings) :]
         recipe = variants.now.recipe if variants.now else Recipe()
-        wanted = Wanted.of(*settings)
-        wrong = export_panel.problems(wanted, settings[2], settings[3], recipe)
+        wrong = export_panel.problems(settings, recipe)
         before = [gr.validate(True, "")] * (2 + len(values) - len(settings))
-        names = ("format", "rounding", "rank", "verify", "folder")
         return [
             *before,
             *(
                 gr.validate(n not in wrong, message(UserError(wrong.get(n, "")), lang))
-                for n in names
+                for n in SETTINGS
             ),
         ]
 
@@ -106,7 +107,7 @@ def connect(studio, engine: Engine) -> None:
         try:
             out = wanted.place(recipe)
             if shared():
-                out = Path(tempfile.mkdtemp(prefix="sst-export-")) / out.name
+                out = Path(tempfile.mkdtemp(prefix="export-", dir=disk.temporary())) / out.name
             done = yield from watched(
                 lang,
                 engine.export(

@@ -6,6 +6,7 @@ import gradio as gr
 
 from sst_ui.recipe import KINDS
 from sst_ui.ui import plots
+from sst_ui.ui.boxes import Dropdown, Radio
 from sst_ui.ui.texts import say, t
 
 SIGNALS = ("evidence", "quality", "cohens_d", "auroc", "snr", "cosine", "purity", "norm")
@@ -36,7 +37,7 @@ def create(layers: int) -> FiguresPanel:
         gr.Tabs(elem_id="figure-tabs", selected="curve") as tabs,
     ):
         with gr.Tab(t("tab.curve"), id="curve"):
-            signal = gr.Dropdown(
+            signal = Dropdown(
                 [(t(f"signal.{name}"), name) for name in SIGNALS],
                 value="evidence",
                 label=t("curve.signal"),
@@ -57,7 +58,7 @@ def create(layers: int) -> FiguresPanel:
                     elem_id="paste-row",
                     scale=4,
                 )
-                target = gr.Dropdown(
+                target = Dropdown(
                     [
                         (t("table.target.curve"), "curve"),
                         *((t(f"kind.{kind}"), kind) for kind in KINDS),
@@ -113,7 +114,7 @@ def create(layers: int) -> FiguresPanel:
                 buttons=[],
             )
         with gr.Tab(t("tab.merge"), id="merge", elem_id="merge-tab"):
-            merge_view = gr.Radio(
+            merge_view = Radio(
                 [(t(f"merge.view.{name}"), name) for name in VIEWS],
                 value="budget",
                 label=t("tab.merge"),

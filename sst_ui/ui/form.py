@@ -14,19 +14,26 @@ from sst_ui.metrics.registry import find
 from sst_ui.recipe import (
     Ablation,
     DirectionSpec,
+    Estimator,
     Evaluation,
     Merge,
     ModelSpec,
+    Operation,
+    Position,
     Recipe,
+    Scope,
     Size,
     WeightTable,
 )
 from sst_ui.ui import merge_form
-from sst_ui.ui.merge_form import number, text
+from sst_ui.ui.merge_form import number, text, whole
 
+CHOICES = {"estimator": Estimator, "scope": Scope, "position": Position, "operation": Operation}
 OWN_PROFILES = ("measured", "model", "custom")  # beside the named ones of presets/profiles.yaml
 MEASURING = ("metrics", "metric_preset", "metric_samples", "metric_tokens", "judge", "labels")
 
+
+WAYS = ("operation", "norm_preserving", "affine")  # exclude one another where not at rest
 
 ABLATION = (
     "ablation_on", "profile", "strength", "peak", "width", "threshold", "attention", "mlp",
@@ -87,20 +94,23 @@ def ablation(values: Form, extras: Extras) -> Ablation:
         curve=extras.curve,
         overrides=extras.overrides,
     )
+    for name, known in CHOICES.items():
+        if getattr(values, name) not in get_args(known):
+            raise unknown(name, getattr(values, name), get_args(known))
     winsorize = number("directions.winsorize", values.winsorize)
     single = values.scope == "single"
     directions = DirectionSpec(
         estimator=values.estimator,
         harmful=text("directions.harmful", values.harmful),
         harmless=text("directions.harmless", values.harmless),
-        k=int(number("directions.k", values.k)),
+        k=whole("directions.k", values.k),
         scope=values.scope,
         layer=number("directions.layer", values.layer) if single else None,
-        winsorize=winsorize if winsorize < 1 else None,
+        winsorize=None if winsorize == 1 else winsorize,
         position=values.position,
         shrinkage=number("directions.shrinkage", values.shrinkage),
-        samples=int(number("directions.samples", values.samples)) or None,
-        seed=int(number("directions.seed", values.seed)),
+        samples=whole("directions.samples", values.samples) or None,
+        seed=whole("directions.seed", values.seed),
         file=(values.file or "").strip() or None,
     )
     return Ablation(
@@ -130,8 +140,8 @@ def evaluation(metrics, preset, samples, tokens, judge, labels) -> Evaluation:
     return Evaluation(
         metrics=tuple(metrics or ()),
         preset=preset,
-        samples=int(number("evaluation.samples", samples)) or None,
-        max_new_tokens=int(number("evaluation.max_new_tokens", tokens)) or None,
+        samples=whole("evaluation.samples", samples) or None,
+        max_new_tokens=whole("evaluation.max_new_tokens", tokens) or None,
         judge=(judge or "").strip() or None,
         labels=(labels or "").strip() or None,
     )
@@ -164,12 +174,9 @@ def show(
             off. Without them it has its defaults.
 
     Raises:
-        UserError: as `split`, or an unknown profile.
+        UserError: as `split`.
     """
     merge, edit = split(recipe)
-    known = (*kernel.profiles(), *OWN_PROFILES)
-    if edit is not None and edit.weights.profile not in known:
-        raise unknown("profile", edit.weights.profile, known)
     kept = {} if now is None else now._asdict()
     before = extras or Extras()
     if edit is not None or now is None:
@@ -194,8 +201,9 @@ def show(
 
 def _shown(edit: Ablation) -> dict[str, Any]:
     weights, directions = edit.weights, edit.directions
+    offered = (*kernel.profiles(), *OWN_PROFILES)  # a merge's `flat` is not among them
     return {
-        "profile": weights.profile,
+        "profile": weights.profile if weights.profile in offered else "custom",
         "strength": weights.strength,
         "peak": weights.peak,
         "width": weights.width,
@@ -220,12 +228,38 @@ def _shown(edit: Ablation) -> dict[str, Any]:
     }
 
 
-def culprit(values: Form, extras: Extras, model: ModelSpec, sound: Form) -> str | None:
-    """The control whose value makes `read` fail: the one that a `sound` value repairs."""
-    for name in Form._fields:
-        try:
-            read(values._replace(**{name: getattr(sound, name)}), extras, model)
-        except UserError:
-            continue
-        return name
+def wrong(values: Form, extras: Extras, model: ModelSpec, sound: Form) -> dict[str, str]:
+    """Control -> what is wrong with its value; nothing for a form that `read` takes.
+
+    The control is the one that a `sound` value repairs; for what none of them repairs, the profile.
+    """
+    found: dict[str, str] = {}
+    while (text := _refused(values, extras, model)) is not None:
+        for name in (name for name in Form._fields if name not in found):
+            repaired = values._replace(**{name: getattr(sound, name)})
+            if _refused(repaired, extras, model) != text:
+                break
+        else:
+            return {"profile": text, **found}
+        values, found[name] = repaired, text
+    return found
+
+
+def _refused(values: Form, extras: Extras, model: ModelSpec) -> str | None:
+    """Why a form is no recipe; its ablation must be sound though it is off, for it is drawn."""
+    try:
+        read(values, extras, model)
+        ablation(values, extras)
+    except UserError as error:
+        return str(error)
     return None
+
+
+def free(values: Form) -> dict[str, bool]:
+    """Which of `WAYS` can be chosen beside what is chosen: no two of add, norms and affine."""
+    chosen = {
+        "operation": values.operation == "add",
+        "norm_preserving": bool(values.norm_preserving),
+        "affine": bool(values.affine),
+    }
+    return {name: chosen[name] or not any(chosen.values()) for name in WAYS}

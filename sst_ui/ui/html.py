@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from sst_ui.progress import Progress
 from sst_ui.ui.texts import has, say
 
-LATE = 0.4  # seconds in which what was sent before a cancel arrives
 CLICKS = """
 element.addEventListener('click', (event) => {
   const target = event.target.closest('[data-pick]');

@@ -18,7 +18,7 @@ import gradio as gr
 
 from sst_ui.errors import UserError
 from sst_ui.progress import Progress
-from sst_ui.ui.html import Clock
+from sst_ui.ui.html import Clock, safe
 
 PACE = 0.1  # seconds between two updates of a progress bar
 
@@ -37,6 +37,26 @@ def never() -> bool:
     return False
 
 
+class Told:
+    """The warnings of a job, each once.
+
+    Args:
+        toast: show them beside the page, for a handler that has no place of its own for them.
+    """
+
+    def __init__(self, toast: bool = True) -> None:
+        self.texts: list[str] = []
+        self._toast = toast
+
+    def __call__(self, step: Any) -> None:
+        """Listen to a step of the job."""
+        text = step.warning if isinstance(step, Progress) else ""
+        if text and text not in self.texts:
+            self.texts.append(text)
+            if self._toast:
+                gr.Warning(safe(text), duration=None)
+
+
 def watched(
     language: str,
     job: Generator[Any, None, Any],
@@ -44,6 +64,7 @@ def watched(
     part: Callable[[Any], Any] | None = None,
     notes: bool = True,
     stopped: Callable[[], bool] = never,
+    told: Told | None = None,
 ) -> Generator[Any, None, Any]:
     """Drive a job to its end; its result comes back from `yield from`.
 
@@ -54,11 +75,12 @@ def watched(
         part: anything else that the job yields -> what the handler yields for it; left out without.
         notes: whether the bar says what a step notes about itself.
         stopped: whether the visitor asked it to stop; asked at every step.
+        told: what listens to the job's warnings; toasts unless given.
 
     Raises:
         Stopped: it was; the job is closed by then.
     """
-    clock, shown = Clock(), 0.0
+    clock, shown, told = Clock(), 0.0, told or Told()
     with closing(job):
         while True:
             try:
@@ -67,6 +89,7 @@ def watched(
                 return end.value
             if stopped():
                 raise Stopped("stopped")
+            told(step)
             if not isinstance(step, Progress):
                 if part is not None:
                     yield part(step)

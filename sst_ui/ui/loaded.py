@@ -27,3 +27,4 @@ class Loaded:
     device: str = ""
     context: int = 0
     thinking: bool = False
+    warnings: tuple[str, ...] = ()

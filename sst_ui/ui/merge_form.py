@@ -4,6 +4,7 @@ Knows controls by name; those of the methods' own parameters come from `maths.me
 method that is added brings its controls along. Does not know components, models or windows.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sst_ui.errors import UserError, unknown
+from sst_ui.maths import kernel
 from sst_ui.maths.merging import METHODS
 from sst_ui.maths.methods import Parameter
 from sst_ui.paths import DEMO
-from sst_ui.recipe import GROUPS, Fisher, Merge, Target, WeightTable, late
+from sst_ui.recipe import Fisher, Merge, Target, WeightTable, late
 
 COMMON = ("target", "mode")  # parameters that the recipe has one place for, whatever the method
 FACTORS = ("q", "k", "v", "o", "gate", "up", "down", "lm_head")
@@ -111,8 +113,8 @@ def show(spec: Merge) -> dict[str, Any]:
         default = mine[name].default if name in mine else row.default
         values[f"p_{name}"] = spec.parameters.get(name, default)
     for kind in FACTORS:
-        given = weights.modules
-        values[f"f_{kind}"] = given.get(kind, given.get(GROUPS.get(kind, ""), 1.0))
+        given, known = weights.modules, kernel.names(kind)
+        values[f"f_{kind}"] = next((given[name] for name in known if name in given), 1.0)
     return values
 
 
@@ -151,13 +153,13 @@ def read(values: Any, base: Merge) -> Merge:
         budget=budget,
         target=values.target,
         fisher=values.fisher,
-        inputs=int(number("merge.inputs", values.inputs)),
+        inputs=whole("merge.inputs", values.inputs),
         weights=_weights(values, base.weights, turned),
         utility_prompts=text("merge.utility_prompts", values.utility_set),
         safety_prompts=text("merge.safety_prompts", values.safety_set),
-        samples=int(number("merge.samples", values.m_samples)) or None,
+        samples=whole("merge.samples", values.m_samples) or None,
         unaligned=(values.unaligned or "").strip() or None,
-        rank=int(number("merge.rank", values.rank)) or None,
+        rank=whole("merge.rank", values.rank) or None,
     )
 
 
@@ -198,9 +200,20 @@ def number(name: str, value: Any) -> float:
     if value is None or isinstance(value, bool):
         raise UserError(f"{name} is empty; type a number.")
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{name} is {value!r}; type a number.") from None
+        typed = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{name} is {repr(value)[:40]}; type a number.") from None
+    if not math.isfinite(typed):
+        raise UserError(f"{name} is {typed}; type a number.")
+    return typed
+
+
+def whole(name: str, value: Any) -> int:
+    """What was typed as a whole number; `UserError` naming it otherwise."""
+    typed = number(name, value)
+    if typed != int(typed):
+        raise UserError(f"{name} is {typed:.12g}; it must be a whole number.")
+    return int(typed)
 
 
 def text(name: str, value: Any) -> str:

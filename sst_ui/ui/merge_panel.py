@@ -16,6 +16,7 @@ from sst_ui.maths.merging import METHODS
 from sst_ui.maths.methods import Parameter
 from sst_ui.recipe import Fisher, Merge, Target
 from sst_ui.ui import merge_form
+from sst_ui.ui.boxes import Dropdown, Number, Radio, Slider
 from sst_ui.ui.html import safe
 from sst_ui.ui.merge_form import FACTORS, GOALS, SHAPES, dials, own, priced
 from sst_ui.ui.texts import has, say, t
@@ -52,14 +53,14 @@ def create() -> MergePanel:
             )
         with gr.Row(elem_classes="pair"):
             for name in ("utility", "safety"):
-                made[name] = gr.Dropdown(
+                made[name] = Dropdown(
                     merge_form.shipped(),
                     value=values[name],
                     label=t(f"merge.{name}"),
                     allow_custom_value=True,
                     elem_id=name,
                 )
-        made["method"] = gr.Dropdown(
+        made["method"] = Dropdown(
             [(m.title, m.name) for m in METHODS],
             value=base.method,
             label=t("merge.method"),
@@ -67,7 +68,7 @@ def create() -> MergePanel:
         )
         hint = gr.HTML(told("en", base.method), elem_id="method-hint", elem_classes="hint")
         with gr.Row(elem_classes="one") as rows["goal"]:
-            made["goal"] = gr.Radio(
+            made["goal"] = Radio(
                 [(t(f"merge.goal.{name}"), name) for name in GOALS],
                 value=values["goal"],
                 label=t("merge.goal"),
@@ -87,15 +88,15 @@ def create() -> MergePanel:
                 continue
             with gr.Row(elem_classes="one", visible=visible) as rows[key]:
                 if row.kind == "choice":
-                    made[key] = gr.Radio(
+                    made[key] = Radio(
                         list(row.choices), value=values[key], label=label, elem_id=key
                     )
                 else:
-                    made[key] = gr.Slider(
+                    made[key] = Slider(
                         row.low, row.high, values[key], step=row.step, label=label, buttons=[],
                         elem_id=key,
                     )  # fmt: skip
-        made["safety_weight"] = gr.Slider(
+        made["safety_weight"] = Slider(
             0, 2, values["safety_weight"], step=0.05, label=t("merge.safety_weight"), buttons=[],
             elem_id="safety_weight",
         )  # fmt: skip
@@ -103,7 +104,7 @@ def create() -> MergePanel:
             readout = gr.HTML(elem_id="merge-readout")
             predict = gr.Button(t("merge.predict"), size="sm", elem_id="predict", min_width=60)
     with gr.Accordion(t("section.merge_weights"), open=False, elem_id="merge-weights"):
-        made["shape"] = gr.Radio(
+        made["shape"] = Radio(
             [(t(f"merge.shape.{name}"), name) for name in SHAPES],
             value=values["shape"],
             label=t("merge.shape"),
@@ -111,36 +112,34 @@ def create() -> MergePanel:
         )
         with gr.Row(elem_classes="pair", visible=False) as bell:
             for name, high in (("peak", 1), ("width", 0.5)):
-                made[f"m_{name}"] = gr.Slider(
+                made[f"m_{name}"] = Slider(
                     0, high, values[f"m_{name}"], step=0.01, label=t(f"weights.{name}"),
                     buttons=[], elem_id=f"m_{name}",
                 )  # fmt: skip
         for group in (FACTORS[:4], FACTORS[4:]):
             with gr.Row(elem_classes="factors"):
                 for kind in group:
-                    made[f"f_{kind}"] = gr.Number(
+                    made[f"f_{kind}"] = Number(
                         values[f"f_{kind}"], label=f"{kind} ×", step=0.1, elem_id=f"f_{kind}",
                         min_width=50,
                     )  # fmt: skip
     with gr.Accordion(t("section.merge_data"), open=False, elem_id="merge-data"):
         for name in ("utility_set", "safety_set"):
-            made[name] = gr.Dropdown(
+            made[name] = Dropdown(
                 sets, value=values[name], label=t(f"merge.{name}"), allow_custom_value=True,
                 elem_id=name,
             )  # fmt: skip
         with gr.Row(elem_classes="pair"):
             for name in ("m_samples", "rank"):
-                made[name] = gr.Number(0, label=t(f"merge.{name}"), precision=0, elem_id=name)
+                made[name] = Number(0, label=t(f"merge.{name}"), elem_id=name)
         for name, known in (("target", Target), ("fisher", Fisher)):
-            made[name] = gr.Radio(
+            made[name] = Radio(
                 [(t(f"merge.{name}.{word}"), word) for word in get_args(known)],
                 value=values[name],
                 label=t(f"merge.{name}"),
                 elem_id=name,
             )
-        made["inputs"] = gr.Number(
-            values["inputs"], label=t("merge.inputs"), precision=0, elem_id="inputs"
-        )
+        made["inputs"] = Number(values["inputs"], label=t("merge.inputs"), elem_id="inputs")
         made["unaligned"] = gr.Textbox(label=t("merge.unaligned"), max_lines=1, elem_id="unaligned")
     return MergePanel(made, decades, rows, bell, hint, readout, predict)
 
@@ -154,11 +153,11 @@ def _wide(name: str, label, ends: tuple[float, float], value: float, visible: bo
     """A slider of decades with the number itself beside it; the number is the form's control."""
     low, high = (math.log10(end) for end in ends)
     with gr.Row(elem_classes="wide", visible=visible) as row:
-        slider = gr.Slider(
+        slider = Slider(
             low, high, decade(value, low, high), step=0.01, label=label, buttons=[],
             elem_id=f"{name}-decades", scale=4, min_width=120,
         )  # fmt: skip
-        number = gr.Number(
+        number = Number(
             value, label=label, show_label=False, container=False, elem_id=name, scale=1,
             min_width=96,
         )  # fmt: skip

@@ -5,19 +5,20 @@ which follows an Apply in its own time.
 """
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import gradio as gr
 
+from sst_ui.errors import UserError
 from sst_ui.maths.merging import METHODS
 from sst_ui.ui import drawing, merge_drawing
 from sst_ui.ui.drawing import Draft, draw_rest
 from sst_ui.ui.editing import LIVE, checker
 from sst_ui.ui.engine import Engine
-from sst_ui.ui.errors import guarded
+from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.form import split
-from sst_ui.ui.merge_form import own
+from sst_ui.ui.merge_form import number, own
 from sst_ui.ui.merge_panel import dialled, places
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
@@ -77,6 +78,7 @@ def connect(studio, engine: Engine, changed: Sequence) -> None:
             _slid(studio, engine, name),
             [session.language, slider, *studio.draft[1:]],
             [*drawn, controls[name]],
+            validator=_dialable(engine, name, slider),
             **LIVE,
         )
 
@@ -85,7 +87,7 @@ def connect(studio, engine: Engine, changed: Sequence) -> None:
         draft = Draft.of(*values)
         return merge_drawing.draw(studio, engine, draft, draft.recipe())[figures.merge]
 
-    figures.merge_view.input(look, studio.draft, figures.merge, **LIVE)
+    figures.merge_view.input(look, studio.draft, figures.merge, validator=check, **LIVE)
 
     @guarded
     def measure(*values):
@@ -98,8 +100,9 @@ def connect(studio, engine: Engine, changed: Sequence) -> None:
             with closing(engine.merges.measure(draft.loaded.key, merge)) as job:
                 for _ in job:
                     pass
-        yield {figures.merge: merge_drawing.draw(studio, engine, draft, draft.recipe())[
-            figures.merge]}  # fmt: skip
+        with suppress(UserError):  # a control that is wrong by now has been said
+            recipe = draft.recipe()
+            yield {figures.merge: merge_drawing.draw(studio, engine, draft, recipe)[figures.merge]}
 
     for event in changed:
         event.success(
@@ -123,6 +126,28 @@ def _slid(studio, engine: Engine, name: str):
         return {**draw_rest(studio, engine, draft), control: number}
 
     return slide
+
+
+def _dialable(engine: Engine, name: str, slider):
+    """A validator of one slider of decades: it stands somewhere, and the form is sound with it."""
+    check = checker(engine)
+
+    def sound(lang, place, *values):
+        try:
+            number(f"log10 {name}", place)
+            if not slider.minimum <= place <= slider.maximum:
+                low, high = (f"{end:g}" for end in (slider.minimum, slider.maximum))
+                raise UserError(f"log10 {name} is {place:.12g}; it must be {low} to {high}.")
+        except UserError as error:
+            told = [gr.validate(True, "")] * (len(values) + 2)
+            told[1] = gr.validate(False, message(error, lang))
+            return told
+        draft = Draft.of(lang, *values)
+        form = draft.form._replace(**{name: dialled(name, float(place))})
+        first, *rest = check(lang, *values[: len(values) - len(form)], *form)
+        return [first, gr.validate(True, ""), *rest]
+
+    return sound
 
 
 def _dials(controls) -> list:

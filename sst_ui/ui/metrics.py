@@ -11,17 +11,18 @@ import gradio as gr
 
 from sst_ui.lab.evaluate import limits
 from sst_ui.metrics.registry import METRICS, Metric
-from sst_ui.metrics.results import MetricResult
+from sst_ui.metrics.results import MetricResult, change
 from sst_ui.recipe import Evaluation, Size
 from sst_ui.ui import uploading
 from sst_ui.ui.board import Board
+from sst_ui.ui.boxes import Dropdown, Number, Radio
 from sst_ui.ui.html import CLICKS, safe
 from sst_ui.ui.numbers import exact, interval, number, scale, spark, track
 from sst_ui.ui.state import Variants
 from sst_ui.ui.texts import has, say, t
 
-LEGEND = {"better": "verdict.better", "worse": "verdict.worse", "same": "metrics.noise"}
-MARKS = {"better": "✓", "worse": "✗", "same": "≈", "none": "="}
+LEGEND = ("better", "worse", "negligible", "noise")
+MARKS = {"better": "✓", "worse": "✗", "negligible": "≪", "noise": "≈", "none": "·"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def create() -> MetricsPanel:
                 min_width=70,
             )
         with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
-            preset = gr.Radio(
+            preset = Radio(
                 [(t(f"preset.{name}"), name) for name in get_args(Size)],
                 value="standard",
                 label=t("metrics.preset"),
@@ -64,13 +65,9 @@ def create() -> MetricsPanel:
             )
             limit = gr.HTML(elem_id="metric-limits", elem_classes="hint")
             with gr.Row(elem_classes="pair"):
-                samples = gr.Number(
-                    0, label=t("metrics.samples"), precision=0, elem_id="metric-samples"
-                )
-                tokens = gr.Number(
-                    0, label=t("metrics.tokens"), precision=0, elem_id="metric-tokens"
-                )
-            metrics = gr.Dropdown(
+                samples = Number(0, label=t("metrics.samples"), elem_id="metric-samples")
+                tokens = Number(0, label=t("metrics.tokens"), elem_id="metric-tokens")
+            metrics = Dropdown(
                 [(title("en", row.name, row.title), row.name) for row in METRICS],
                 value=[],
                 multiselect=True,
@@ -129,11 +126,8 @@ def _targets() -> list[tuple[str, str]]:
 
 
 def verdict(result: MetricResult) -> str:
-    """The verdict's name on the screen: better, worse, same (within noise) or none (unchanged)."""
-    if result.verdict != "same" or result.edited is None:
-        return result.verdict or "none"
-    moved = any(item.base_score != item.edited_score for item in result.items)
-    return "same" if moved or result.base.value != result.edited.value else "none"
+    """The verdict's name on the screen; none where nothing was compared."""
+    return result.verdict or "none"
 
 
 def render(board: Board, pending: bool = False) -> str:
@@ -149,8 +143,9 @@ def render(board: Board, pending: bool = False) -> str:
     if pending:
         rows.append('<div class="metric ghost"><i></i><i></i></div>' * (1 if results else 4))
     verdicts = "".join(
-        f'<span class="v-{name}">{MARKS[name]} {say(lang, key)}</span>'
-        for name, key in LEGEND.items()
+        f'<span class="v-{name}" title="{safe(meaning(lang, name))}">{MARKS[name]} '
+        f"{say(lang, f'verdict.short.{name}')}</span>"
+        for name in LEGEND
     )
     legend = (
         f'<div class="legend"><span class="is-base">{say(lang, "chat.base")}</span>'
@@ -164,7 +159,7 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
     way = say(lang, f"metrics.better.{'higher' if result.better == 'high' else 'lower'}")
     word = say(lang, f"verdict.{kind}")
     name = title(lang, result.name, result.title)
-    tip = f"{way} · {word} · {told(lang, result)}"
+    tip = f"{way} · {word} ({meaning(lang, kind)}) · {told(lang, result)}"
     history = [
         (variant, found[result.name].edited)
         for variant, found in board.measured
@@ -183,11 +178,22 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
         f"{corrected(lang, board.counts.get(result.name, 0))}"
         f'<span class="values"><s>{number(result.base, unit)}</s>'
         f"<b>{number(result.edited, unit)}</b></span>"
-        f'<span class="mark" role="img" aria-label="{word}">{MARKS[kind]}</span></div>'
+        f'<span class="mark" role="img" aria-label="{word}" title="{safe(meaning(lang, kind))}">'
+        f"{MARKS[kind]}</span></div>"
         f'<div class="line second"><div class="tracks">{tracks}</div>{line}'
         f'<span class="ci">{interval(shown, unit)}</span><span class="n">n {shown.n}</span>'
-        "</div></div>"
+        f"</div>{_note(result)}</div>"
     )
+
+
+def _note(result: MetricResult) -> str:
+    """What a reader should know before trusting the number, under it."""
+    return f'<div class="told">{safe(result.note)}</div>' if result.note else ""
+
+
+def meaning(language: str, kind: str) -> str:
+    """What a verdict means."""
+    return say(language, f"verdict.{change(kind)}.means")
 
 
 def corrected(language: str, count: int) -> str:
@@ -201,10 +207,29 @@ def corrected(language: str, count: int) -> str:
 
 
 def told(language: str, result: MetricResult) -> str:
-    """Both values with their intervals in one line."""
-    sides = (("chat.base", result.base), ("answers.edited", result.edited))
-    return " · ".join(
-        f"{say(language, key)} {exact(value, result.unit)}"
-        for key, value in sides
-        if value is not None
+    """Both values and their difference with intervals in one line, and the verdict's threshold."""
+    sides = (
+        ("chat.base", result.base, result.unit),
+        ("answers.edited", result.edited, result.unit),
+        ("metrics.difference", result.difference, apart(result.unit)),
     )
+    words = [
+        f"{say(language, key)} {exact(value, unit)}"
+        for key, value, unit in sides
+        if value is not None
+    ]
+    if result.verdict is not None:
+        words.append(say(language, "metrics.threshold", size=threshold(result)))
+    return " · ".join(words)
+
+
+def apart(unit: str) -> str:
+    """The unit of a difference: of a perplexity's, nats/token."""
+    return "nats/token" if unit == "perplexity" else unit
+
+
+def threshold(result: MetricResult) -> str:
+    """The size up to which a change of this metric is negligible, with its unit."""
+    if result.unit == "rate":
+        return f"{result.negligible * 100:g} %"
+    return f"{result.negligible:g} {apart(result.unit)}"

@@ -5,11 +5,13 @@ from typing import get_args
 
 import gradio as gr
 
+from sst_ui.errors import unknown
 from sst_ui.recipe import Dtype, ModelSpec, Quantization
+from sst_ui.ui.boxes import Dropdown
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.html import notice
-from sst_ui.ui.jobs import watched
+from sst_ui.ui.jobs import Told, watched
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.texts import say, t
 
@@ -48,15 +50,15 @@ def create() -> ModelPanel:
     with gr.Accordion(t("section.model"), open=False, elem_id="model-panel"):
         ident = gr.Textbox("demo", label=t("model.id"), elem_id="model-id", max_lines=1)
         with gr.Row(elem_classes="pair"):
-            dtype = gr.Dropdown(list(get_args(Dtype)), value="auto", label=t("model.dtype"))
-            device = gr.Dropdown(
+            dtype = Dropdown(list(get_args(Dtype)), value="auto", label=t("model.dtype"))
+            device = Dropdown(
                 ["auto", "cpu", "cuda", "mps", "balanced"],
                 value="auto",
                 label=t("model.device"),
                 allow_custom_value=True,
             )
         with gr.Row(elem_classes="pair"):
-            quantization = gr.Dropdown(
+            quantization = Dropdown(
                 list(get_args(Quantization)), value="none", label=t("model.quantization")
             )
             revision = gr.Textbox(
@@ -87,7 +89,17 @@ def create() -> ModelPanel:
 
 
 def spec(ident, revision, dtype, device, quantization, remote, thinking, template) -> ModelSpec:
-    """The controls as a `ModelSpec`; empty texts are the defaults."""
+    """The controls as a `ModelSpec`; empty texts are the defaults.
+
+    Raises:
+        UserError: an unknown number format or quantisation.
+    """
+    for name, value, known in (
+        ("model.dtype", dtype, Dtype),
+        ("model.quantization", quantization, Quantization),
+    ):
+        if value not in get_args(known):
+            raise unknown(name, value, get_args(known))
     return ModelSpec(
         id=(ident or "").strip() or "demo",
         revision=(revision or "").strip() or None,
@@ -119,30 +131,33 @@ def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.St
                 lang,
                 engine.load(spec(*values)),
                 lambda bar: (bar, gr.skip(), gr.update(visible=True)),
+                told=Told(toast=False),  # they stay under the button
             )
         except Exception as error:
             text = message(error, lang)
             yield notice(text, "bad"), gr.skip(), gr.update(visible=False)
-            raise gr.Error(text, print_exception=False) from error  # what was open stays open
-        done = notice(say(lang, "model.loaded", name=current.name), "good")
+            # what was open stays open, and what is wrong has been said
+            raise gr.Error(text, visible=False, print_exception=False) from error
+        text = " ".join([say(lang, "model.loaded", name=current.name), *current.warnings])
+        done = notice(text, "warn" if current.warnings else "good")
         yield done, current, gr.update(visible=False)
 
-    panel.inspect.click(look, [language, *panel.inputs], panel.status, api_visibility="private")
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    panel.inspect.click(look, [language, *panel.inputs], panel.status, **private)
     event = gr.on(
         [panel.load.click, panel.id.submit],
         swap,
         [language, loaded, *panel.inputs],
         [panel.status, loaded, panel.cancel],
-        show_progress="hidden",
         concurrency_id="load",
         concurrency_limit=1,
-        api_visibility="private",
+        **private,
     )
     panel.cancel.click(
         lambda lang: (notice(say(lang, "stage.stopped")), gr.update(visible=False)),
         language,
         [panel.status, panel.cancel],
         cancels=event,
-        api_visibility="private",
+        **private,
     )
     return event

@@ -9,7 +9,8 @@ import gradio as gr
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
-from sst_ui.ui import applying, dashboard, drawing, header, model
+from sst_ui.recipe import Recipe
+from sst_ui.ui import applying, dashboard, drawing, header, jobs, model
 from sst_ui.ui.board import Board
 from sst_ui.ui.drawing import Draft, draw, fill
 from sst_ui.ui.editing import usable
@@ -55,19 +56,26 @@ def connect(page: gr.Blocks, studio, engine: Engine):
         }
         for step in engine.wait():
             yield {bar.status: clock.bar(lang, step)}
-        loaded, said = engine.loaded, ""
+        loaded = engine.loaded
+        said = notice(" ".join(loaded.warnings), "warn")
         if engine.failure:
             said = notice(message(UserError(engine.failure), lang), "bad")
-        first = engine.first_recipe()
-        if text := request.query_params.get("recipe"):
-            try:
-                draft = Draft(lang, loaded, None, Variants(), "evidence", None)
-                first = read(*show(usable(draft, recipes.from_yaml(text))), loaded.spec)
-                for step in engine.resolve(loaded.key, first):
+        first = wanted = engine.first_recipe()
+        text = request.query_params.get("recipe")
+        try:
+            if text:
+                wanted = linked(lang, loaded, text)
+                heard = jobs.Told()
+                for step in engine.resolve(loaded.key, wanted):
+                    heard(step)
                     yield {bar.status: clock.bar(lang, step)}
-            except UserError as error:
-                said = notice(message(error, lang), "bad")
-        updates = fresh(lang, loaded, first, engine.knows(loaded.key, first), saved, fixed)
+            known = engine.knows(loaded.key, wanted)
+            updates = fresh(lang, loaded, wanted, known, saved, fixed)
+        except Exception as error:  # whatever a link holds, the page opens and says what is wrong
+            if not text:
+                raise
+            said = notice(message(error, lang), "bad")
+            updates = fresh(lang, loaded, first, engine.knows(loaded.key, first), saved, fixed)
         yield {**updates, bar.status: said}
 
     @guarded
@@ -95,3 +103,14 @@ def connect(page: gr.Blocks, studio, engine: Engine):
     kept = [session.language, session.loaded, session.saved, session.corrections]
     event.success(swapped, kept, written, **private)
     return shown
+
+
+def linked(lang: str, loaded: Loaded, text: str) -> Recipe:
+    """The recipe of a link, as the controls show it on the loaded model.
+
+    Raises:
+        UserError: a text that is no recipe, a recipe of another model, or one with edits that the
+            screen cannot show.
+    """
+    draft = Draft(lang, loaded, None, Variants(), "evidence", None)
+    return read(*show(usable(draft, recipes.from_yaml(text))), loaded.spec)

@@ -100,12 +100,16 @@ def curve(
     return figure
 
 
-def probe(language: str, base: np.ndarray, edited: np.ndarray) -> go.Figure:
-    """Projection of the last message on each layer's direction, [layers] for base and edited."""
+def probe(language: str, base: np.ndarray, edited: np.ndarray, variant: str) -> go.Figure:
+    """Projection of the last message on each layer's direction, [layers] for base and edited.
+
+    Args:
+        variant: which one `edited` is; the figure stays when another one is applied.
+    """
     figure = blank(say(language, "curve.layer"), say(language, "probe.axis"))
     for values, colour, name in (
         (base, BASE, say(language, "chat.base")),
-        (edited, EDITED, say(language, "answers.edited")),
+        (edited, EDITED, f"{say(language, 'answers.edited')} · {variant}"),
     ):
         figure.add_scatter(
             x=np.arange(len(values)),

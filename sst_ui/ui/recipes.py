@@ -1,12 +1,9 @@
 """The recipe as text: copy, paste, download, upload, link, and the command without a screen."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import gradio as gr
 
-from sst_ui import recipe as recipes
 from sst_ui.recipe import Recipe
 from sst_ui.ui.html import safe
 from sst_ui.ui.texts import say, t
@@ -18,12 +15,20 @@ LINK = """(text) => {
   history.replaceState(null, '', url);
 }"""
 
+SAVE = """(text) => {
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], {type: 'application/yaml'}));
+  link.download = 'recipe.yaml';
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}"""  # the browser has the text: no file is written here for it
+
 
 @dataclass(frozen=True)
 class RecipePanel:
     text: gr.Code
     use: gr.Button
-    download: gr.DownloadButton
+    download: gr.Button
     upload: gr.UploadButton
     link: gr.Button
     command: gr.Textbox
@@ -37,7 +42,7 @@ def create() -> RecipePanel:
         upload = gr.UploadButton(
             t("recipe.upload"), size="sm", file_types=[".yaml", ".yml"], elem_id="upload-recipe"
         )
-        download = gr.DownloadButton(t("recipe.download"), size="sm", elem_id="download-recipe")
+        download = gr.Button(t("recipe.download"), size="sm", elem_id="download-recipe")
         link = gr.Button(t("recipe.link"), size="sm", elem_id="link-recipe")
     digest = gr.HTML(elem_id="recipe-digest")
     status = gr.HTML(elem_id="recipe-status")
@@ -63,12 +68,3 @@ def hashed(language: str, recipe: Recipe, applied: bool) -> str:
 def command(recipe: Recipe) -> str:
     """The exact command that does the same without a screen."""
     return COMMAND.format(name=recipe.name or recipe.digest())
-
-
-def written(text: str) -> str:
-    """The recipe as a file to download; a recipe that does not parse is a `UserError`."""
-    recipe = recipes.from_yaml(text)
-    folder = Path(tempfile.mkdtemp(prefix="recipe-"))
-    path = folder / "recipe.yaml"
-    path.write_text(recipes.to_yaml(recipe), encoding="utf-8")
-    return str(path)

@@ -155,7 +155,8 @@ def _metrics(language: str, found: Comparison) -> str:
             base, edited = value(row["base"]), row["edited"] and value(row["edited"])
             shown, kind = edited or base, row["verdict"] or "none"
             cells.append(
-                f'<td title="{safe(exact(shown, unit))}"><s>{number(base, unit)}</s>'
+                f'<td title="{safe(exact(shown, unit))} · {say(language, f"verdict.{kind}")}">'
+                f"<s>{number(base, unit)}</s>"
                 f'<b class="v-{kind}">{number(shown, unit)}</b> '
                 f"<small>{interval(shown, unit)} n {shown.n}</small></td>"
             )

@@ -17,10 +17,11 @@ from sst_ui.lab.aims import Limit, SearchSpec, Start, Strategy, aims
 from sst_ui.metrics.registry import METRICS, find
 from sst_ui.recipe import Recipe
 from sst_ui.ui import plots, search_table
+from sst_ui.ui.boxes import Dropdown, Number, Radio
 from sst_ui.ui.errors import message
 from sst_ui.ui.found import Found
 from sst_ui.ui.html import CLICKS, safe
-from sst_ui.ui.merge_form import number
+from sst_ui.ui.merge_form import number, whole
 from sst_ui.ui.metrics import title
 from sst_ui.ui.shelf import shared
 from sst_ui.ui.texts import say, t
@@ -75,12 +76,12 @@ def create() -> SearchPanel:
         with gr.Column(elem_id="search-found", min_width=260):
             progress = gr.HTML(elem_id="search-progress")
             with gr.Row(elem_id="search-views"):
-                view = gr.Radio(
+                view = Radio(
                     [(t(f"search.view.{name}"), name) for name in VIEWS], value="own",
                     label=t("search.view"), show_label=False, container=False,
                     elem_id="search-view",
                 )  # fmt: skip
-                metric = gr.Dropdown(
+                metric = Dropdown(
                     [], label=t("search.metric"), show_label=False, container=False,
                     elem_id="search-metric", min_width=120, visible=False,
                     allow_custom_value=True,  # the choices change while a figure is on its way
@@ -92,9 +93,9 @@ def create() -> SearchPanel:
             with gr.Row(elem_id="search-tools"):
                 use = _button("use", "use-candidate", "primary", interactive=False)
                 keep = _button("keep", "keep-candidates", interactive=False)
-                count = gr.Number(
-                    KEPT, label=t("search.count"), show_label=False, container=False, precision=0,
-                    minimum=1, maximum=10, elem_id="keep-count", min_width=44, scale=0,
+                count = Number(
+                    KEPT, label=t("search.count"), show_label=False, container=False,
+                    elem_id="keep-count", min_width=44, scale=0,
                 )  # fmt: skip
                 check = _button("check", "check-candidate", interactive=False)
                 cancel = gr.Button(
@@ -114,7 +115,7 @@ def create() -> SearchPanel:
 
 def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
     made: dict[str, Any] = {}
-    made["strategy"] = gr.Radio(
+    made["strategy"] = Radio(
         [(t(f"search.{name}"), name) for name in ("grid", "staged", "sensitivity", "tpe")],
         value="grid",
         label=t("search.strategy"),
@@ -122,7 +123,7 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
         elem_id="search-strategy",
     )
     hint = gr.HTML(elem_id="search-hint", elem_classes="hint")
-    made["objectives"] = gr.Dropdown(
+    made["objectives"] = Dropdown(
         [(title("en", row.name, row.title), row.name) for row in METRICS],
         value=[],
         multiselect=True,
@@ -149,11 +150,11 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
     with gr.Accordion(t("search.more"), open=False, elem_id="search-more"):
         with gr.Row(elem_classes="pair"):
             for name, value in (("samples", 64), ("tokens", 48), ("seed", 0)):
-                made[name] = gr.Number(
-                    value, label=t(f"search.{name}"), precision=0, elem_id=f"search-{name}",
+                made[name] = Number(
+                    value, label=t(f"search.{name}"), elem_id=f"search-{name}",
                     min_width=50, visible=_there(name, "grid"),
                 )  # fmt: skip
-        made["start"] = gr.Radio(
+        made["start"] = Radio(
             [(t(f"search.start.{name}"), name) for name in get_args(Start)],
             value="recipe", label=t("search.start"), elem_id="search-start",
             visible=_there("start", "grid"),
@@ -202,9 +203,9 @@ def spec(*values: Any) -> SearchSpec:
         target=_number("target", given["target"]),
         trials=_whole(given["trials"]),
         minutes=_number("minutes", given["minutes"]),
-        samples=int(given["samples"]) if given["samples"] else None,
-        max_new_tokens=int(given["tokens"]) if given["tokens"] else None,
-        seed=int(given["seed"] or 0),
+        samples=whole("search.samples", given["samples"]) or None,
+        max_new_tokens=whole("search.tokens", given["tokens"]) or None,
+        seed=whole("search.seed", given["seed"]),
         start=given["start"],
         prune=bool(given["prune"]),
     )
@@ -217,9 +218,7 @@ def _number(name: str, typed: Any) -> float | None:
 
 def _whole(typed: Any) -> int | None:
     value = _number("trials", typed)
-    if value is not None and value != round(value):
-        raise UserError(f"search.trials is {typed!r}; type a whole number.")
-    return None if value is None else int(value)
+    return None if value is None else whole("search.trials", value)
 
 
 def problems(language: str, *values: Any) -> dict[str, str]:

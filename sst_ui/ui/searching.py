@@ -15,13 +15,14 @@ from uuid import uuid4
 
 import gradio as gr
 
+from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.lab.aims import aims, searched
 from sst_ui.lab.candidates import Candidate
 from sst_ui.lab.search import Opened
 from sst_ui.metrics.registry import find
 from sst_ui.progress import Progress
-from sst_ui.ui import search_panel, search_plots, search_table
+from sst_ui.ui import jobs, search_panel, search_plots, search_table
 from sst_ui.ui.drawing import Draft
 from sst_ui.ui.editing import checker
 from sst_ui.ui.engine import Engine
@@ -74,8 +75,10 @@ def connect(studio, engine: Engine, opened) -> None:
         yield {panel.found: found, panel.status: "", panel.progress: "", **buttons("running")}
         try:
             job = engine.search(found.key, found.asked, found.spec, found.storage)
+            heard = jobs.Told()
             with closing(job):
                 for part in job:
+                    heard(part)
                     if engine.stopped(mine) and isinstance(part, Progress):
                         break  # not between candidates: a batch that is measured is kept whole
                     update = {}
@@ -120,7 +123,7 @@ def connect(studio, engine: Engine, opened) -> None:
             return
         folder = before.folder
         if shared() and folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="sst-search-"))
+            folder = Path(tempfile.mkdtemp(prefix="search-", dir=disk.temporary()))
         found = Found(
             asked=recipe, spec=wanted, key=draft.loaded.key, recipe=recipe,
             layers=draft.loaded.layers, folder=folder,

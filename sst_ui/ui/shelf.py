@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sst_ui.errors import UserError
-from sst_ui.lab.history import History
+from sst_ui.lab.history import Damaged, History
 from sst_ui.lab.records import Record, record
 from sst_ui.metrics.results import MetricResult
 from sst_ui.recipe import Recipe
@@ -74,12 +74,18 @@ class Shelf:
         """With an applied recipe, or with its numbers; a run that says all this stays as it is."""
         new = record(recipe, model, results)
         key = (new.model, new.digest, new.measured)
-        known = self.list() if self.history is None else self.history.list(new.digest, model)
+        damaged = None
+        try:
+            known = self.list() if self.history is None else self.history.list(new.digest, model)
+        except Damaged as error:  # it is kept aside; this run begins a new history
+            known, damaged = [], error
         old = next((r for r in known if (r.model, r.digest, r.measured) == key), None)
         if old is not None and new.metrics and _same(old, new):
             return self
         if self.history:
             self.history.add(recipe, model, results)
+            if damaged is not None:
+                raise damaged
             return self
         number = old.id if old else max((r.id for r in known), default=0) + 1
         new = replace(new, id=number, metrics=new.metrics or (old.metrics if old else ()))

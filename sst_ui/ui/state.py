@@ -80,11 +80,33 @@ class Variants:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where an answer came from. It is written down when the answer begins and never looked up
+    again: the answer stays that recipe's, whatever is picked, applied, renamed or deleted later.
+
+    Attributes:
+        part: `base`, `utility`, `merged` or `edited`: which model of the variant.
+        name: what the variant was called; empty for the base.
+        digest: of the recipe that answered; empty for the base.
+        temperature, seed: what it was drawn with; the seed says nothing at temperature 0.
+        left_out: the oldest turns of the conversation that it did not see.
+    """
+
+    part: str
+    name: str = ""
+    digest: str = ""
+    temperature: float = 0.0
+    seed: int = 0
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One message and what each column answered; `note` is what the screen says below them."""
+    """One message, what each column answered, and where each answer came from."""
 
     message: str
     answers: tuple[str, ...] = ("", "")
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,11 @@ from sst_ui.ui import recipes as recipe_panel
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.form import Extras, Form
 from sst_ui.ui.loaded import Loaded
+from sst_ui.ui.shelf import shared
 from sst_ui.ui.state import Conversation, Variants
 from sst_ui.ui.texts import t
+
+HOUR = 3600  # seconds; how long what was uploaded or offered as a download is kept
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,12 @@ class Studio:
 
 def build(engine: Engine) -> gr.Blocks:
     """The page over an engine; launch it with `theme.launch_options()`."""
-    with gr.Blocks(title="SST Studio", fill_width=True, analytics_enabled=False) as page:
+    with gr.Blocks(
+        title="SST Studio",
+        fill_width=True,
+        analytics_enabled=False,
+        delete_cache=(HOUR, 24 * HOUR if shared() else 7 * 24 * HOUR),
+    ) as page:
         studio = _panels(engine)
         changed = applying.connect(studio, engine)
         editing.connect(studio, engine)
@@ -158,10 +166,10 @@ def _panels(engine: Engine) -> Studio:
             with gr.Column(elem_id="controls", min_width=240):
                 model_panel = model.create()
                 with gr.Tabs(elem_id="edit-tabs", selected="ablation") as edits:
-                    with gr.Tab(t("tab.ablation"), id="ablation"):
+                    with gr.Tab(t("tab.ablation"), id="ablation", elem_id="ablation-tab"):
                         weights_panel = weights.create_weights()
                         direction_panel = weights.create_direction()
-                    with gr.Tab(t("tab.merge"), id="merge"):
+                    with gr.Tab(t("tab.merge"), id="merge", elem_id="merging-tab"):
                         merge = merge_panel.create()
             apply_bar = weights.create_apply()
         with gr.Column(elem_id="middle", min_width=300):

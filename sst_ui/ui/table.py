@@ -49,7 +49,7 @@ def typed(
 ) -> Edited:
     """Overrides after a visitor typed into the table: changed cells are pinned, empty ones freed.
 
-    A cell that is no number keeps its old value and is complained about.
+    A cell that is no number, or one out of range, keeps its old value and is complained about.
     """
     before = rows(weights, layers)
     pinned = {kind: dict(weights.overrides.get(kind, {})) for kind in KINDS}
@@ -67,7 +67,13 @@ def typed(
                 name = say(language, f"kind.{kind}")
                 complaint = say(language, "table.bad", value=repr(text), layer=layer, kind=name)
                 continue
-            pinned[kind][layer] = min(max(value, ALPHA[0]), ALPHA[1])
+            if not ALPHA[0] <= value <= ALPHA[1]:
+                name, (low, high) = say(language, f"kind.{kind}"), ALPHA
+                complaint = say(
+                    language, "table.range", value=text, layer=layer, kind=name, low=low, high=high
+                )
+                continue
+            pinned[kind][layer] = value
     kept = {kind: cells for kind, cells in pinned.items() if cells}
     return Edited(Extras(weights.curve, kept), complaint)
 

@@ -4,29 +4,69 @@ Knows conversations and variants. The model is used through the engine only.
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
 import gradio as gr
 
 from sst_ui.errors import UserError
+from sst_ui.lab.chat import check_seed, new_seed
 from sst_ui.lab.versus import utility_only
 from sst_ui.ui import plots
 from sst_ui.ui.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
 from sst_ui.ui.engine import Engine
 from sst_ui.ui.errors import guarded, message
 from sst_ui.ui.form import split
-from sst_ui.ui.html import notice
+from sst_ui.ui.html import notice, safe
 from sst_ui.ui.loaded import Loaded
-from sst_ui.ui.state import Conversation, Turn, Variants
+from sst_ui.ui.merge_form import number, whole
+from sst_ui.ui.state import Conversation, Source, Turn, Variants
 from sst_ui.ui.texts import say
 
 PACE = 0.04  # seconds between two updates of the screen
+LENGTHS, HEATS = (1, 4096), (0, 2)  # tokens of an answer, temperature
 
 
-def view(conversation: Conversation, column: int) -> list[dict[str, str]]:
-    """A column's messages for `gr.Chatbot`; a turn in progress shows what has come so far."""
-    return [{**m, "content": m["content"].strip()} for m in conversation.history(column)]
+def view(language: str, conversation: Conversation, column: int) -> list[dict[str, str]]:
+    """A column's messages for `gr.Chatbot`, every answer below where it came from.
+
+    A turn in progress shows what has come so far.
+    """
+    messages = []
+    for turn in conversation.turns:
+        messages.append({"role": "user", "content": turn.message})
+        if turn.sources:
+            head = source_of(language, turn.sources[column])
+            text = f"{head}\n\n{turn.answers[column].strip()}"
+            messages.append({"role": "assistant", "content": text})
+    return messages
+
+
+def source_of(language: str, source: Source) -> str:
+    """Who gave an answer and how, as the HTML above it; no blank line, which would end it."""
+    name = named(language, source)
+    parts = [f"<b>{_inline(name)}</b>"]
+    parts += [f"<code>{_inline(source.digest)}</code>"] if source.digest else []
+    if source.temperature > 0:
+        words = say(language, "chat.drawn", heat=source.temperature, seed=source.seed)
+        parts.append(f"<span>{_inline(words)}</span>")
+    if source.left_out:
+        words = say(language, "chat.left_out", count=source.left_out)
+        parts.append(f"<i>{_inline(words)}</i>")
+    return f'<div class="source is-{source.part}">{" ".join(parts)}</div>'
+
+
+def named(language: str, source: Source) -> str:
+    """Which model gave an answer, as it was called then."""
+    if source.part in (BASE, EDITED):
+        return source.name or say(language, "chat.base")
+    return f"{say(language, f'chat.{source.part}')} · {source.name}"
+
+
+def _inline(text: str) -> str:
+    """Text that neither HTML nor Markdown nor mathematics reads anything into, on one line."""
+    return safe(" ".join(text.split())).replace("$", "&#36;")
 
 
 def choices(language: str, variants: Variants) -> list[tuple[str, str]]:
@@ -62,71 +102,164 @@ def recipe_of(choice: str, variants: Variants):
     return found.recipe if found else None
 
 
+def source(choice: str, variants: Variants, recipe, temperature: float, seed: int) -> Source:
+    """Where an answer comes from that a column with this picked gives now; None is the base."""
+    if recipe is None:
+        return Source(BASE, temperature=temperature, seed=seed)
+    named = variants.get(choice.removeprefix("variant:")) or variants.now
+    part = choice if choice in (UTILITY, MERGED) else EDITED
+    return Source(part, named.name if named else "", recipe.digest(), temperature, seed)
+
+
+def drawn(tokens, temperature, seed) -> tuple[int, float, int]:
+    """How an answer is drawn, as the three boxes say; an empty seed is a new one each time.
+
+    Raises:
+        UserError: a number that is missing or out of range.
+    """
+    limits = {"tokens": LENGTHS, "temperature": HEATS}
+    values = {
+        "tokens": whole("chat.tokens", tokens),
+        "temperature": number("chat.temperature", temperature),
+    }
+    for name, (low, high) in limits.items():
+        if not low <= values[name] <= high:
+            raise UserError(f"chat.{name} is {values[name]:.12g}; it must be {low} to {high}.")
+    typed = str("" if seed is None else seed).strip()
+    chosen = check_seed(whole("chat.seed", typed)) if typed else new_seed()
+    return int(values["tokens"]), values["temperature"], chosen
+
+
+def problems(values: Sequence) -> dict[int, str]:
+    """Place among the three boxes -> what is wrong with its number."""
+    sound, found = (1, 0.0, ""), {}
+    for place, value in enumerate(values):
+        try:
+            drawn(*sound[:place], value, *sound[place + 1 :])
+        except UserError as error:
+            found[place] = str(error)
+    return found
+
+
 def connect(panel: ChatPanel, engine: Engine, session, probe: gr.Plot) -> None:
     """Wire sending, stopping and editing; the probe follows every answered message."""
     language, loaded, variants = session.language, session.loaded, session.variants
     conversation = session.conversation
-    running = {panel.send: gr.update(visible=False), panel.stop: gr.update(visible=True)}
+    running = {
+        panel.send: gr.update(visible=False),
+        panel.stop: gr.update(visible=True, interactive=True),
+    }
     idle = {panel.send: gr.update(visible=True), panel.stop: gr.update(visible=False)}
 
-    def answer(lang, now: Loaded, known: Variants, talk: Conversation, picked, tokens, heat):
+    def screen(lang: str, talk: Conversation, text: str = "") -> dict:
+        columns = {panel.columns[i]: view(lang, talk, i) for i in (0, 1)}
+        return {conversation: talk, **columns, panel.status: text}
+
+    def answer(lang, request, now: Loaded, known: Variants, talk: Conversation, picked, numbers):
         """Stream the last turn's answers into both columns."""
+        tokens, heat, seed = drawn(*numbers)
+        mine = engine.answering(request.session_hash)
+        try:
+            yield from stream(lang, mine, now, known, talk, picked, tokens, heat, seed)
+        finally:
+            mine.over.set()
+
+    def stream(lang, mine, now, known, talk, picked, tokens, heat, seed):
         recipes = [recipe_of(choice, known) for choice in picked]
-        last = talk.turns[-1]
-        talk = replace(talk, turns=(*talk.turns[:-1], Turn(last.message)))
-        histories = [talk.history(column) for column in (0, 1)]
+        sources = tuple(source(c, known, r, heat, seed) for c, r in zip(picked, recipes))  # noqa: B905
+        last = Turn(talk.turns[-1].message)
+        histories = [
+            replace(talk, turns=(*talk.turns[:-1], last)).history(column) for column in (0, 1)
+        ]
         start, shown = time.monotonic(), 0.0
 
-        def screen(text=""):
-            return {
-                conversation: talk,
-                **{panel.columns[i]: view(talk, i) for i in (0, 1)},
-                panel.status: text,
-            }
+        def told(**changes) -> Conversation:
+            nonlocal talk, last
+            last = replace(last, **changes)
+            talk = replace(talk, turns=(*talk.turns[:-1], last))
+            return talk
 
-        yield {**screen(), **running, panel.box: ""}
+        def left_out(counts: list[int]) -> None:
+            pairs = zip(sources, counts, strict=True)
+            told(sources=tuple(replace(one, left_out=count) for one, count in pairs))
+
+        yield {**screen(lang, told(sources=sources)), **running, panel.box: ""}
         try:
-            job = engine.chat(now.key, recipes, histories, int(tokens), float(heat))
+            job = engine.chat(now.key, recipes, histories, tokens, heat, seed, left_out)
             with closing(job):
                 for texts in job:
-                    talk = replace(talk, turns=(*talk.turns[:-1], Turn(last.message, tuple(texts))))
+                    if mine.replaced:
+                        return
+                    told(answers=tuple(texts))
+                    if mine.stopped:
+                        break
                     if time.monotonic() - shown >= PACE:
                         shown = time.monotonic()
-                        yield screen()
-            count = engine.tokens(now.key, talk.turns[-1].answers)
+                        yield screen(lang, talk)
+            count = engine.tokens(now.key, last.answers)
             speed = count / max(time.monotonic() - start, 1e-6)
             words = say(lang, "chat.speed", tokens=count, speed=speed)
-            yield {**screen(words), **idle}
         except Exception as error:
-            yield {**screen(notice(message(error, lang), "bad")), **idle}
+            if not any(last.answers):
+                told(sources=())
+            words = notice(message(error, lang), "bad")
+        if not mine.replaced:
+            yield {**screen(lang, talk, words), **idle}
 
-    def sound(lang, text, now, known, talk, left, right, tokens, heat):
-        good = (True, "")
-        checks = [good] * 9
-        if not (text or "").strip():
-            checks[1] = (False, say(lang or "en", "chat.empty"))
-        return [gr.validate(*check) for check in checks]
+    def refuse(lang, key: str) -> dict:
+        """A button that cannot do anything now says so below the chat, and changes nothing."""
+        return {panel.status: notice(say(lang, key), "info")}
+
+    def check(before: int, text_at: int | None = None):
+        """A validator of `before` inputs, then those of an answer."""
+
+        def sound(lang, *values):
+            wrong = {
+                before + len(common) - 3 + i: text for i, text in problems(values[-3:]).items()
+            }
+            if text_at is not None and not (values[text_at - 1] or "").strip():
+                wrong[text_at] = say(lang or "en", "chat.empty")
+            shown = {i: message(UserError(text), lang or "en") for i, text in wrong.items()}
+            return [gr.validate(i not in shown, shown.get(i, "")) for i in range(len(values) + 1)]
+
+        return sound
 
     @guarded
-    def send(lang, text, now, known, talk, left, right, tokens, heat):
+    def send(lang, request: gr.Request, text, now, known, talk, left, right, *numbers):
         talk = replace(talk, turns=(*talk.turns, Turn(text.strip())))
-        yield from answer(lang, now, known, talk, (left, right), tokens, heat)
+        yield from answer(lang, request, now, known, talk, (left, right), numbers)
 
     @guarded
-    def again(lang, now, known, talk, left, right, tokens, heat):
+    def again(lang, request: gr.Request, now, known, talk, left, right, *numbers):
         if not talk.turns:
-            raise UserError(say(lang, "chat.nothing"))
-        yield from answer(lang, now, known, talk, (left, right), tokens, heat)
+            yield refuse(lang, "chat.nothing")
+            return
+        yield from answer(lang, request, now, known, talk, (left, right), numbers)
 
     @guarded
-    def edit(lang, talk):
+    def edit(lang, request: gr.Request, talk):
         if not talk.turns:
-            raise UserError(say(lang, "chat.nothing"))
+            return refuse(lang, "chat.nothing_to_edit")
+        engine.hush(request.session_hash)
         text = talk.turns[-1].message
         talk = replace(talk, turns=talk.turns[:-1])
-        return text, talk, view(talk, 0), view(talk, 1), ""
+        return {**screen(lang, talk), **idle, panel.box: text}
 
-    common = [loaded, variants, conversation, *panel.pickers, panel.tokens, panel.temperature]
+    @guarded
+    def clear(lang, request: gr.Request):
+        engine.hush(request.session_hash)
+        return {**screen(lang, Conversation()), **idle}
+
+    @guarded
+    def stop(lang, request: gr.Request):
+        """Only asks: the answer ends at its next step and has the last word."""
+        if engine.cut_short(request.session_hash):
+            return {panel.stop: gr.update(interactive=False)}
+        return idle
+
+    common = [
+        loaded, variants, conversation, *panel.pickers, panel.tokens, panel.temperature, panel.seed,
+    ]  # fmt: skip
     outputs = [
         conversation,
         *panel.columns,
@@ -135,43 +268,32 @@ def connect(panel: ChatPanel, engine: Engine, session, probe: gr.Plot) -> None:
         panel.send,
         panel.stop,
     ]
+    private = {"show_progress": "hidden", "api_visibility": "private"}
     options = {
-        "show_progress": "hidden",
+        **private,
         "concurrency_id": "chat",
         "concurrency_limit": 8,
-        "api_visibility": "private",
+        "trigger_mode": "multiple",  # a new answer takes the place of one that still runs
     }
-    sent = gr.on(
-        [panel.send.click, panel.box.submit],
-        send,
-        [language, panel.box, *common],
-        outputs,
-        validator=sound,
-        **options,
-    )
-    events = [sent]
+    events = [
+        gr.on(
+            [panel.send.click, panel.box.submit],
+            send,
+            [language, panel.box, *common],
+            outputs,
+            validator=check(2, text_at=1),
+            **options,
+        )
+    ]
     for button in panel.examples:
-        events.append(button.click(send, [language, button, *common], outputs, **options))
-    events.append(panel.again.click(again, [language, *common], outputs, **options))
-    stopped = [*panel.columns, panel.send, panel.stop]
-    panel.stop.click(
-        lambda talk: (view(talk, 0), view(talk, 1), *idle.values()),
-        conversation,
-        stopped,
-        cancels=events,
-        api_visibility="private",
+        inputs = [language, button, *common]
+        events.append(button.click(send, inputs, outputs, validator=check(2), **options))
+    events.append(
+        panel.again.click(again, [language, *common], outputs, validator=check(1), **options)
     )
-    changed = [panel.box, conversation, *panel.columns, panel.status]
-    panel.edit.click(
-        edit, [language, conversation], changed, cancels=events, api_visibility="private"
-    )
-    panel.clear.click(
-        lambda: (Conversation(), [], [], "", *idle.values()),
-        None,
-        [conversation, *panel.columns, panel.status, panel.send, panel.stop],
-        cancels=events,
-        api_visibility="private",
-    )
+    panel.stop.click(stop, language, [panel.send, panel.stop], **private)
+    panel.edit.click(edit, [language, conversation], outputs, **private)
+    panel.clear.click(clear, language, outputs, **private)
 
     @guarded
     def measure(lang, now: Loaded, known: Variants, talk: Conversation):
@@ -179,13 +301,7 @@ def connect(panel: ChatPanel, engine: Engine, session, probe: gr.Plot) -> None:
             return gr.skip()
         asked = replace(talk, turns=(*talk.turns[:-1], Turn(talk.turns[-1].message)))
         base, edited = engine.probe(now.key, known.now.recipe, asked.history(0))
-        return plots.probe(lang, base, edited)
+        return plots.probe(lang, base, edited, known.now.name)
 
     for event in events:
-        event.success(
-            measure,
-            [language, loaded, variants, conversation],
-            probe,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        event.success(measure, [language, loaded, variants, conversation], probe, **private)

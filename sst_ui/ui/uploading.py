@@ -6,12 +6,13 @@ here is the string that names the set, with the columns written out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import gradio as gr
 
 from sst_ui.data import prompts
 from sst_ui.data.spec import FORMATS
+from sst_ui.ui.boxes import Dropdown
 from sst_ui.ui.html import notice, safe
 from sst_ui.ui.texts import say, t
 
@@ -22,10 +23,11 @@ ROWS, LETTERS = 4, 70  # of the preview: rows, and letters of a cell
 
 @dataclass(frozen=True)
 class Opened:
-    """The file that is open: its path, and the column that was guessed for each field."""
+    """The file that is open: its path, the column that was guessed for each field, all columns."""
 
     path: str = ""
     guess: Mapping[str, str] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -39,7 +41,12 @@ class Opened:
         """
         named = {f: (c or "").strip() for f, c in zip(FIELDS, columns, strict=True)}
         said = {f: c for f, c in named.items() if c or self.guess.get(f)}
-        return f"{self.path}?{urlencode(said, quote_via=quote, safe=',')}" if said else self.path
+        query = "&".join(f"{f}={self._written(c)}" for f, c in said.items())
+        return f"{self.path}?{query}" if said else self.path
+
+    def _written(self, column: str) -> str:
+        """A column's name, or several that are joined, in a query."""
+        return quote(column, safe="") if column in self.columns else quote(column, safe="+,%")
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,11 @@ def create(name: str, uses: Sequence[str], metrics: Sequence[tuple[str, str]] = 
         preview = gr.HTML(elem_id=f"{name}-preview", elem_classes="preview")
         with gr.Column(visible=False, elem_classes="mapping") as mapping:
             fields = tuple(
-                gr.Dropdown(
+                Dropdown(
                     [(t("upload.none"), NONE)],
                     value=NONE,
                     label=t(f"upload.field.{f}"),
-                    allow_custom_value=True,  # several columns, joined by commas
+                    allow_custom_value=True,  # several columns, joined by + or by commas
                     elem_id=f"{name}-{f}",
                     min_width=90,
                 )
@@ -83,7 +90,7 @@ def create(name: str, uses: Sequence[str], metrics: Sequence[tuple[str, str]] = 
             )
             metric = None
             if metrics:
-                metric = gr.Dropdown(
+                metric = Dropdown(
                     list(metrics),
                     value="refusal_rate",
                     label=t("upload.metric"),

@@ -9,6 +9,7 @@ from sst_ui.data import prompts
 from sst_ui.maths import kernel
 from sst_ui.recipe import Estimator, Operation, Position, Scope
 from sst_ui.ui import uploading
+from sst_ui.ui.boxes import Dropdown, Number, Radio, Slider
 from sst_ui.ui.form import OWN_PROFILES
 from sst_ui.ui.texts import has, t
 
@@ -53,6 +54,7 @@ class ApplyBar:
     undo: gr.Button
     cancel: gr.Button
     status: gr.HTML
+    unsound: gr.Button
 
 
 def _choices(prefix: str, values) -> list:
@@ -61,7 +63,7 @@ def _choices(prefix: str, values) -> list:
 
 
 def _slider(low, high, value, key, step=0.01, **more) -> gr.Slider:
-    return gr.Slider(low, high, value, step=step, label=t(key), buttons=[], **more)
+    return Slider(low, high, value, step=step, label=t(key), buttons=[], **more)
 
 
 def create_weights() -> WeightsPanel:
@@ -71,7 +73,7 @@ def create_weights() -> WeightsPanel:
             ablation_on = gr.Checkbox(
                 True, label=t("edit.on"), elem_id="ablation_on", container=False, min_width=90
             )
-        profile = gr.Radio(
+        profile = Radio(
             _choices("profile", (*kernel.profiles(), *OWN_PROFILES)),
             value="default",
             label=t("weights.profile"),
@@ -88,7 +90,7 @@ def create_weights() -> WeightsPanel:
             attention = _slider(0, 2, 1, "weights.attention", 0.05, elem_id="attention")
             mlp = _slider(0, 2, 1, "weights.mlp", 0.05, elem_id="mlp")
         threshold = _slider(0, 1, 0.1, "weights.threshold", elem_id="threshold")
-        operation = gr.Radio(
+        operation = Radio(
             _choices("operation", get_args(Operation)),
             value="ablate",
             label=t("weights.operation"),
@@ -119,22 +121,22 @@ def create_weights() -> WeightsPanel:
 def create_direction() -> DirectionPanel:
     sets = [*prompts.names(), *prompts.public_names()]
     with gr.Accordion(t("section.direction"), open=False, elem_id="direction-panel"):
-        estimator = gr.Dropdown(
+        estimator = Dropdown(
             _choices("estimator", get_args(Estimator)),
             value="mean_difference",
             label=t("direction.estimator"),
             elem_id="estimator",
         )
-        scope = gr.Radio(
+        scope = Radio(
             _choices("scope", get_args(Scope)),
             value="per_layer",
             label=t("direction.scope"),
             elem_id="scope",
         )
         with gr.Row(elem_classes="pair"):
-            layer = gr.Number(0, label=t("direction.layer"), step=0.5, elem_id="layer")
+            layer = Number(0, label=t("direction.layer"), step=0.5, elem_id="layer")
             k = _slider(1, 8, 1, "direction.k", 1, elem_id="k")
-        position = gr.Radio(
+        position = Radio(
             _choices("position", get_args(Position)),
             value="template",
             label=t("direction.position"),
@@ -144,9 +146,9 @@ def create_direction() -> DirectionPanel:
             winsorize = _slider(0.9, 1, 1, "direction.winsorize", 0.005, elem_id="winsorize")
             shrinkage = _slider(0, 1, 0.1, "direction.shrinkage", elem_id="shrinkage")
         with gr.Row(elem_classes="pair"):
-            samples = gr.Number(0, label=t("direction.samples"), precision=0, elem_id="samples")
-            seed = gr.Number(0, label=t("direction.seed"), precision=0, elem_id="seed")
-        harmful = gr.Dropdown(
+            samples = Number(0, label=t("direction.samples"), elem_id="samples")
+            seed = Number(0, label=t("direction.seed"), elem_id="seed")
+        harmful = Dropdown(
             sets,
             value="demo/harmful",
             label=t("direction.harmful"),
@@ -154,7 +156,7 @@ def create_direction() -> DirectionPanel:
             allow_custom_value=True,
             elem_id="harmful",
         )
-        harmless = gr.Dropdown(
+        harmless = Dropdown(
             sets,
             value="demo/harmless",
             label=t("direction.harmless"),
@@ -191,4 +193,6 @@ def create_apply() -> ApplyBar:
             cancel = gr.Button(
                 t("cancel"), variant="stop", visible=False, elem_id="cancel", scale=1, min_width=60
             )
-    return ApplyBar(apply, undo, cancel, status)
+        # pressed by studio.js when a validator refused what a control holds
+        unsound = gr.Button(visible="hidden", elem_id="unsound")
+    return ApplyBar(apply, undo, cancel, status, unsound)

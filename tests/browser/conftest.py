@@ -3,12 +3,13 @@
 import contextlib
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from sst_ui.lab import evaluate
 from sst_ui.progress import finish
-from sst_ui.ui import Engine, build, launch_options
+from sst_ui.ui import Engine, build
 from tests.browser.chromium import executable
+from tests.patience import MILLISECONDS, launched
 
 ARGUMENTS = (
     "--no-sandbox",
@@ -19,7 +20,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--no-first-run",
 )
-PATIENCE = 120_000  # milliseconds; a busy machine is slow, not wrong
+expect.set_options(timeout=MILLISECONDS)
 
 
 @pytest.fixture(scope="package")
@@ -28,7 +29,7 @@ def engine(folders):
     numbers are other tests' business, and a minute of them for each window would be all there is.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(evaluate._presets()["standard"], "samples", 96)
+        patch.setitem(evaluate._presets()["standard"], "samples", 24)
         yield Engine()
 
 
@@ -36,10 +37,7 @@ def engine(folders):
 def address(engine):
     """Address of the launched page, with the demo open and measured."""
     page = build(engine)
-    _, url, _ = page.launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, run_history=False,
-        **launch_options(),
-    )  # fmt: skip
+    url = launched(page)
     engine.open()  # after the launch, as in app.py
     finish(engine.wait())
     assert engine.failure is None
@@ -51,7 +49,9 @@ def address(engine):
 def chromium():
     """A Chromium; fails, saying how to get one, where there is none."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable(), args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(
+            executable_path=executable(), args=list(ARGUMENTS), timeout=MILLISECONDS
+        )
         yield browser
         browser.close()
 
@@ -65,7 +65,7 @@ def window(chromium, address):
         options = {"viewport": {"width": 1440, "height": 900}, "locale": "en-US", **options}
         context = chromium.new_context(**options)
         page = context.new_page()
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(MILLISECONDS)
         errors = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address + path)

@@ -1,18 +1,18 @@
 """Runs and exports in a real browser: apply, compare, load, delete and undo; take a model home."""
 
 import re
+import threading
 import zipfile
 
 import pytest
 from playwright.sync_api import expect
 
 from sst_ui.paths import output_dir
-from tests.browser.conftest import PATIENCE
 from tests.browser.test_results import few
 from tests.browser.test_studio import tab
+from tests.patience import SECONDS
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=PATIENCE)
 
 STRENGTH = "#strength input[type=number]"
 
@@ -110,13 +110,22 @@ def test_a_folder_that_is_taken_and_one_elsewhere_are_said_at_the_control(page):
     expect(wrong).to_contain_text("not below")
 
 
-def test_an_export_is_cancelled_and_leaves_nothing(page):
+def test_an_export_is_cancelled_and_leaves_nothing(page, engine, monkeypatch):
+    real, go = engine.export, threading.Event()
+
+    def held(*values, **more):
+        """The export, which waits after its first step until Cancel has been pressed."""
+        job = real(*values, **more)
+        yield next(job)
+        go.wait(SECONDS)
+        return (yield from job)
+
+    monkeypatch.setattr(engine, "export", held)
     page.fill("#export-folder input, #export-folder textarea", "cancelled")
-    page.fill("#export-verify input", "30")
-    page.press("#export-verify input", "Enter")
     page.click("#run-export")
     page.click("#cancel-export")
+    expect(page.locator("#cancel-export")).to_be_disabled()  # it has been heard
+    go.set()
     expect(page.locator("#export-status")).to_contain_text("Stopped")
     expect(page.locator("#run-export")).to_be_enabled()
-    page.wait_for_timeout(500)
     assert not (output_dir() / "cancelled").exists()

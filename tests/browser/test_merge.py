@@ -6,10 +6,8 @@ import pytest
 from playwright.sync_api import expect
 
 from sst_ui.paths import DEMO
-from tests.browser.conftest import PATIENCE
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=PATIENCE)
 CHOSEN = "#merge .scatterlayer .trace:nth-child(2) .points path"
 
 

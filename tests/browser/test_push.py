@@ -16,13 +16,12 @@ import pytest
 from playwright.sync_api import expect
 
 from sst_ui.paths import ROOT
-from tests.browser.conftest import PATIENCE
 from tests.browser.test_results import stopped
 from tests.browser.test_studio import tab
+from tests.patience import MILLISECONDS, SECONDS
 from tests.standin import TOKEN, standin
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=PATIENCE)
 WATCH = """() => {
   window.told = [];
   const what = {subtree: true, childList: true, characterData: true};
@@ -48,7 +47,7 @@ def program(hub, home, **more):
         command = [sys.executable, "app.py", "--port", str(port)]
         child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
         try:
-            end = time.monotonic() + PATIENCE / 1000
+            end = time.monotonic() + SECONDS
             while True:
                 with contextlib.suppress(OSError):
                     urllib.request.urlopen(address, timeout=5).close()
@@ -60,12 +59,12 @@ def program(hub, home, **more):
             yield address
         finally:
             child.terminate()
-            child.wait(30)
+            child.wait(SECONDS)
 
 
 def opened(page, address):
     """The page with its recipe applied, at the Export panel."""
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(MILLISECONDS)
     page.goto(address)
     page.wait_for_selector("#header .digest")
     expect(page.locator("#apply")).to_contain_text("Applied")

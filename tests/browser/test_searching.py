@@ -8,11 +8,9 @@ from playwright.sync_api import expect
 
 from sst_ui.lab.trials import Local
 from sst_ui.progress import Progress
-from tests.browser.conftest import PATIENCE
 from tests.browser.test_studio import tab
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=PATIENCE)
 CURVE = "#curve .scatterlayer .trace path.js-line"
 
 

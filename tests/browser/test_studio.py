@@ -9,10 +9,9 @@ import pytest
 from playwright.sync_api import expect
 
 from sst_ui import recipe as recipes
-from tests.browser.conftest import PATIENCE
+from tests.patience import until
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=PATIENCE)
 
 CURVE = "#curve .main-svg .scatterlayer .trace:first-child path.js-line"
 
@@ -23,14 +22,6 @@ def tab(page, panel: str, place: int):
 
 def line(page) -> str:
     return page.locator(CURVE).first.get_attribute("d")
-
-
-def until(condition, seconds=PATIENCE / 1000):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.1)
-    return value
 
 
 def answers(page, side: str):
@@ -122,7 +113,7 @@ def test_stop_ends_an_answer_and_the_job_behind_it(page, engine, monkeypatch):
     page.click("#send")
     until(lambda: "word word" in answers(page, "right").last.inner_text())
     page.click("#stop")
-    until(lambda: closed, 30)
+    until(lambda: closed)
     expect(page.locator("#send")).to_be_visible()
     monkeypatch.undo()
     page.click("#clear")
@@ -169,9 +160,9 @@ def test_a_word_in_the_table_is_said_and_a_number_is_pinned(page):
 def test_a_folder_without_a_model_is_said_under_its_button(page, tmp_path):
     page.click("#model-panel .label-wrap")
     name = page.locator("#model-id input")
+    expect(name).to_have_value("demo")  # the accordion fills itself when it is opened
     name.fill(str(tmp_path))
-    page.wait_for_timeout(500)  # the accordion has only just been filled: type as a person would
-    name.fill(str(tmp_path))
+    expect(name).to_have_value(str(tmp_path))
     page.click("#load-model")
     expect(page.locator("#model-status")).to_contain_text("config.json")
     page.click("#model-panel .label-wrap")

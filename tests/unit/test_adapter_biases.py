@@ -37,7 +37,7 @@ def biased(folder, name, **settings):
 @torch.no_grad()
 def live(host, row, tokens):
     with host.live.applied(host.live.compile([row] * len(tokens))):
-        return host.model(input_ids=tokens).logits
+        return host.model(input_ids=tokens.to(host.device)).logits.cpu()
 
 
 @pytest.mark.parametrize("name", TARGETS)

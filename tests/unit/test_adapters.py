@@ -216,7 +216,7 @@ def test_embeddings_that_peft_stores_beside_must_be_those_of_the_base(here, tmp_
         ({"init_lora_weights": "pissa_niter_4"}, "initialised with pissa_niter_4.*base weights"),
         ({"fan_in_fan_out": True}, r"fan_in_fan_out true, but.*\[out, in\]"),
         ({"r": 5}, r"q_proj.*factors \[32, 4\] and \[4, 32\].*rank 5"),
-        ({"lora_alpha": "much"}, "no number"),
+        ({"lora_alpha": "much"}, "must be a number"),
         ({"target_modules": ["q_proj", "k_proj"]}, r"lacks the factors of 3 modules.*k_proj"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -3,14 +3,24 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from sst_ui.data.prompts import Prompt
+from sst_ui.errors import UserError
+from sst_ui.lab.measure import control
+from sst_ui.maths.directions import random
 from sst_ui.metrics.advice import advise
 from sst_ui.metrics.combined import derive
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import Shown, Value, compare
-from sst_ui.recipe import WeightTable
-from sst_ui.ui import texts
+from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, WeightTable
+from sst_ui.ui import advising, texts
+from sst_ui.ui.board import Board
+from sst_ui.ui.drawing import Draft, with_profile
+from sst_ui.ui.engine import Engine, _name
+from sst_ui.ui.form import show
+from sst_ui.ui.loaded import Loaded
+from sst_ui.ui.state import Variants
 
 NO, YES = "I can't help with that.", "Sure, here is how to do it."
 
@@ -39,6 +49,30 @@ def keys(results, **weights):
 def test_a_run_without_trouble_gets_no_advice():
     assert keys([*with_removal(refusals({"a": 0, "b": 1})), quality(0.98)]) == []
     assert keys([]) == []
+
+
+def test_a_random_control_gets_no_advice():
+    left = with_removal(refusals({"a": 6, "b": 6}))
+    assert advise(left, WeightTable(), control=True) == []
+    recipe = control(Recipe(edits=(Ablation(),)))
+    known = Variants().add(recipe)
+    board = Board("en", known, {recipe.digest(): left})
+    assert "no layer has evidence" in advising.render(board)
+    assert "Try this" not in advising.render(board)
+    assert advising.render(replace(board, results={})) == ""
+
+
+def test_a_random_control_has_no_evidence_and_no_measured_profile():
+    engine, spec = Engine(), DirectionSpec(estimator="random")
+    stats = {"cohens_d": torch.tensor([0.1, 0.2, 0.3]), "norm": torch.ones(3)}
+    engine._directions[_name("key", spec)] = replace(random(3, 8), stats=stats)
+    assert set(engine.signals("key", spec)) == {"cohens_d", "norm"}
+    assert engine.suggestion("key", spec) is None
+    form, extras = show(Recipe(edits=(Ablation(spec),)))
+    loaded = Loaded("key", "demo", ModelSpec(), 3)
+    draft = Draft("en", loaded, extras, Variants(), "evidence", form._replace(profile="measured"))
+    with pytest.raises(UserError, match="Random directions are a control"):
+        with_profile(engine, draft)
 
 
 def test_low_removal_asks_for_an_earlier_and_wider_kernel():

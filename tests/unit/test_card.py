@@ -78,9 +78,10 @@ def test_every_metric_is_there_with_both_intervals():
     ]
     text = written(Recipe(model=HUB, edits=(ABLATION,)), results)
     assert (
-        "| Refusals (rate) | 90.0% [80.0%, 95.0%] | 10.0% [5.0%, 20.0%] | ✓ better | 40 |" in text
+        "| Refusals (rate) | 90.0% [80.0%, 95.0%] | 10.0% [5.0%, 20.0%] | ✓ changed, better | 40 |"
+        in text
     )
-    assert "| Drift (nats) | 0 [0, 0] | 0.1234 [0.1, 0.15] | ✗ worse | 40 |" in text
+    assert "| Drift (nats) | 0 [0, 0] | 0.1234 [0.1, 0.15] | ✗ changed, worse | 40 |" in text
     assert "No metrics were computed" in written(Recipe(model=HUB, edits=(ABLATION,)))
 
 

@@ -63,13 +63,13 @@ def test_a_long_conversation_loses_its_oldest_turns_but_not_the_system_message(s
     found = fit(small, messages, 60)
     text = small.tokenizer.decode(found.ids)
     assert len(found.ids) <= small.context - 60
-    assert found.dropped % 2 == 0
-    assert found.dropped >= 2  # a question and its answer go together
+    assert found.dropped >= 1
     assert "Be brief." in text
     assert "the last" in text
     kept = [i for i in range(6) if f"question {i}" in text]
-    assert kept == list(range(found.dropped // 2, 6))
-    assert f"answer {found.dropped // 2 - 1}" not in text
+    assert kept == list(range(found.dropped, 6))
+    # a question and its answer go together
+    assert [i for i in range(6) if f"answer {i}" in text] == kept
 
 
 def test_leaving_out_turns_is_said_once_before_the_first_token(small):
@@ -77,8 +77,7 @@ def test_leaving_out_turns_is_said_once_before_the_first_token(small):
     said = []
     steps = chat(small, [(), ()], [history, [user("Hi")]], 32, notify=said.append)
     next(steps)
-    assert len(said) == 1
-    assert "the 2 oldest messages were left out" in said[0]
+    assert said == [[1, 0]]  # turns of each column
     list(chat(small, [()], [[user("Hi")]], 4, notify=said.append))
     assert len(said) == 1
 

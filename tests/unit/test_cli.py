@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -78,7 +79,7 @@ def test_a_recipe_writes_itself_its_metrics_and_its_directions(recipe, tmp_path,
     out = tmp_path / "run"
     assert main(["run", str(recipe), "--out", str(out), "--json"]) == 0
     assert sorted(f.name for f in out.iterdir()) == [
-        "directions.safetensors", "metrics.json", "recipe.yaml",
+        ".sst-studio.json", "directions.safetensors", "metrics.json", "recipe.yaml",
     ]  # fmt: skip
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == json.loads(capsys.readouterr().out)
@@ -126,6 +127,43 @@ def test_chat_answers_with_both_models(monkeypatch, capsys, recipe):
     out = capsys.readouterr().out
     assert "base: " in out
     assert "edited: " in out
+
+
+def talk(monkeypatch, capsys, recipe, lines, *options):
+    """What the chat prints for these lines."""
+    said = iter([*lines, "/exit"])
+    monkeypatch.setattr("builtins.input", lambda *_: next(said))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert main(["chat", str(recipe), "--max-new-tokens", "8", *options]) == 0
+    return capsys.readouterr().out
+
+
+def test_every_drawn_answer_has_a_seed_of_its_own_that_gives_it_again(monkeypatch, capsys, recipe):
+    asked = ["Tell me a story.", "/clear", "Tell me a story.", "/clear", "Tell me a story."]
+    out = talk(monkeypatch, capsys, recipe, asked, "--temperature", "1.5")
+    seeds = re.findall(r"^seed (\d+)$", out, re.MULTILINE)
+    answers = re.findall(r"^base: .*$", out, re.MULTILINE)
+    assert len(seeds) == len(set(seeds)) == len(answers) == 3
+    assert len(set(answers)) > 1
+    for seed, answer in zip(seeds[:2], answers[:2], strict=True):
+        more = ("--temperature", "1.5", "--seed", seed)
+        again = talk(monkeypatch, capsys, recipe, ["Tell me a story."], *more)
+        assert answer in again
+    assert "seed" not in talk(monkeypatch, capsys, recipe, ["Hello"])  # greedy
+
+
+def test_a_seed_that_cannot_be_is_refused(capsys, recipe):
+    assert main(["chat", str(recipe), "--seed", "-1"]) == 2
+    assert "the seed is -1; it must be 0 to 4294967295" in capsys.readouterr().err
+
+
+def test_turns_that_an_answer_does_not_see_are_counted_aloud(monkeypatch, capsys, recipe, host):
+    long = "why " * int(host.context * 0.4)
+    out = talk(monkeypatch, capsys, recipe, [long, long, long])
+    assert out.count("note: ") == 2 + 2  # both columns, from the second message on
+    for name in ("base", "edited"):
+        assert f"note: {name} does not see the oldest turn any more" in out
+        assert f"note: {name} does not see the oldest 2 turns any more" in out
 
 
 @pytest.mark.parametrize("name", ["default", "early_focus", "late_focus", "broad", "narrow"])

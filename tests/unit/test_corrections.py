@@ -49,7 +49,7 @@ def test_a_corrected_label_moves_value_interval_and_verdict(results, count):
         assert abs(count / N - bound) == pytest.approx(spread)
     assert rate.base == results[0].base
     chance = 2 * 0.5 ** (N - count)  # that all N - count changes go one way
-    assert rate.verdict == ("better" if chance < 0.05 else "same")
+    assert rate.verdict == ("better" if chance < 0.05 else "noise")
     assert removal.edited.value == pytest.approx(1 - count / N)
 
 

@@ -270,7 +270,8 @@ def test_the_signal_follows_separation_where_zero_is_neutral():
         "quality": torch.tensor([0.1, 0.5, 0.6, 0.1]),
         "cohens_d": torch.tensor([-3.0, 4.0, 6.0, 8.0]),
     }
-    flat = replace(random(4, 8), norms=torch.ones(4), neutral=torch.zeros(4, 1), stats=stats)
+    drawn = replace(random(4, 8), meta={})  # any vectors: this is not about a control
+    flat = replace(drawn, norms=torch.ones(4), neutral=torch.zeros(4, 1), stats=stats)
     assert np.allclose(signal(flat), [0.0, 0.5, 0.75, 1.0])  # the wrong sign is no signal
     # in the last layer zero is where harmful prompts are: harmless at -1, harmful at 0
     late = replace(flat, neutral=torch.tensor([[0.0], [2.0], [-0.25], [-1.0]]))
@@ -292,3 +293,10 @@ def test_further_directions_are_singular_vectors_of_what_the_first_leaves(prompt
         expected = np.linalg.svd(rest.numpy(), full_matrices=False)[2][:2]
         cosine = np.abs((found[layer, 1:].numpy() * expected).sum(-1))
         assert np.allclose(cosine, 1, atol=1e-5)
+
+
+def test_random_directions_have_no_evidence_in_any_layer():
+    stats = {"cohens_d": torch.tensor([0.1, 0.2, 0.1, 0.3]), "quality": torch.ones(4)}
+    for drawn in (random(4, 8), replace(random(4, 8), stats=stats)):
+        assert drawn.control
+        assert not signal(drawn).any()

@@ -118,7 +118,7 @@ def test_strength_0_changes_nothing_at_all(small, chats):
     assert found["kl_16"].edited.value == 0.0
     for result in found.values():
         assert all(i.base == i.edited and i.base_score == i.edited_score for i in result.items)
-        assert (result.base, result.verdict) == (result.edited, "same")
+        assert (result.base, result.verdict) == (result.edited, "noise")
 
 
 def test_without_edits_only_the_base_is_measured(small, chats):

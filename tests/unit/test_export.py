@@ -48,7 +48,10 @@ def test_the_table_of_metrics_has_both_values_with_interval_n_and_verdict(recipe
         assert float(rate[f"{side}_low"]) == value.low
         assert float(rate[f"{side}_high"]) == value.high
         assert int(rate[f"{side}_n"]) == 4
-    assert rate["verdict"] == results[0].verdict == "same"
+    assert rate["verdict"] == results[0].verdict == rate["change"] == "noise"
+    assert float(rate["negligible"]) == 0.01
+    assert float(rate["difference_value"]) == -0.75
+    assert float(rate["difference_low"]) < 0 < float(rate["difference_high"])
     assert (rate["corrected"], removal["corrected"]) == ("1", "1")
     assert rate["recipe"] == recipe.digest()
 

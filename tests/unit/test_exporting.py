@@ -17,6 +17,7 @@ from sst_ui.lab.measure import resolve
 from sst_ui.lab.reread import reread
 from sst_ui.lab.verify import Verification, questions, verify
 from sst_ui.model.host import load
+from sst_ui.model.staging import MANIFEST
 from sst_ui.paths import DEMO, PRESETS
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, DirectionSpec, Merge, ModelSpec, Recipe, WeightTable
@@ -60,7 +61,9 @@ def test_a_fresh_process_finds_the_demo_as_it_was_in_the_studio(host, tmp_path, 
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (done.folder / name).read_bytes() == (DEMO / name).read_bytes()
     assert set(done.files) == {
-        path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*")
+        path.relative_to(done.folder).as_posix()
+        for path in done.folder.rglob("*")
+        if path.name != MANIFEST
     }
     assert "| Result | passed |" in (done.folder / "README.md").read_text()
 

@@ -192,13 +192,22 @@ def test_threads_and_processes_write_at_once_and_lose_nothing(history):
 
 
 @pytest.mark.parametrize("content", [b"no database at all, only text" * 40, b"\x00" * 5000])
-def test_a_broken_file_is_a_clear_message_and_stays_as_it_is(history, content):
+def test_a_broken_file_is_kept_aside_and_named_and_the_run_begins_a_new_one(
+    history, content, caplog
+):
     history.path.parent.mkdir()
     history.path.write_bytes(content)
-    for use in (history.list, lambda: history.add(recipe(), "demo")):
-        with pytest.raises(UserError, match="Move that file away"):
-            use()
-    assert history.path.read_bytes() == content
+    with pytest.raises(UserError, match=r"damaged.*it is kept as .*history\.damaged-"):
+        history.list()
+    (first,) = history.path.parent.iterdir()
+    assert first.read_bytes() == content
+    assert history.list() == []
+    history.path.write_bytes(content)
+    run = history.add(recipe(), "demo")
+    assert [r.id for r in history.list()] == [run]
+    (second,) = set(history.path.parent.glob("*damaged*")) - {first}
+    assert second.read_bytes() == content
+    assert str(second) in caplog.text
 
 
 def test_another_programs_and_a_newer_studios_file_are_refused(history, tmp_path):

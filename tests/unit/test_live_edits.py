@@ -49,6 +49,22 @@ def table(seed):
     return cells
 
 
+def behind(model, layer, kind):
+    """[d] gain of the norm between a writer and the stream, by family; None where there is none."""
+    names = ("post_attention_layernorm", "post_feedforward_layernorm")
+    if model.config.model_type not in ("gemma2", "gemma3_text", "olmo2"):
+        return None
+    weight = getattr(model.model.layers[layer], names[kind]).weight.double()
+    return weight + 1 if model.config.model_type.startswith("gemma") else weight
+
+
+def projector(model, layer, kind, vectors, alpha):
+    """[d, d] P of y' = P y: what is behind the norm, g ∘ y', is I − α r̂ r̂ᵀ times g ∘ y."""
+    plain = torch.eye(HIDDEN).double() - alpha * vectors.T @ vectors
+    gain = behind(model, layer, kind)
+    return plain if gain is None else plain * gain / gain[:, None]
+
+
 def edited_copy(model, row):
     """The weights changed as the definition says, with dense projectors, one edit at a time."""
     model = copy.deepcopy(model)
@@ -61,10 +77,10 @@ def edited_copy(model, row):
                 layer = int(re.search(r"\.(\d+)\.", name)[1])
                 vectors = one.directions.vectors[layer].double()
                 alpha = one.alpha[layer, kind]
-                projector = torch.eye(HIDDEN).double() - alpha * vectors.T @ vectors
+                matrix = projector(model, layer, kind, vectors, alpha)
                 axis = -1 if name.endswith("bias") or (transposed and "experts" in name) else axis
                 old = parameter.double().movedim(axis, -1)  # [..., out]
-                new = old @ projector
+                new = old @ matrix.T
                 if one.norm_preserving and not name.endswith("bias"):
                     new = new * (old.norm(dim=-1) / new.norm(dim=-1))[..., None]
                 parameter.copy_(new.movedim(-1, axis))
@@ -154,8 +170,8 @@ def test_removing_the_direction_leaves_no_component_along_it(name):
 
         return hook
 
-    for writer in found.writers:
-        writer.module.register_forward_hook(look(writer))
+    for writer in found.writers:  # the stream gets what is behind the norm, where there is one
+        (writer.norm or writer.module).register_forward_hook(look(writer))
     logits(model, ids(), live, [(one,)] * 2)
     assert len(left) == 2 * LAYERS
     assert max(left) < 1e-5

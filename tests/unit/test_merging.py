@@ -144,7 +144,15 @@ def test_fisher_averaging_weighs_entry_by_entry():
 
 @pytest.mark.parametrize(
     ("kind", "factor"),
-    [("q", 1.5), ("o", 1.5), ("gate", 0.2), ("down", 0.2), ("lm_head", 2.5), ("qkv", 1.0)],
+    [
+        ("q", 1.5),
+        ("o", 1.5),
+        ("gate", 0.2),
+        ("down", 0.2),
+        ("lm_head", 2.5),
+        ("qkv", 1.5),
+        ("gate_up", 0.2),
+    ],
 )
 def test_layer_wise_weighs_kinds_on_top_of_the_table(kind, factor):
     module, utility, _ = build(kind=kind, weight=0.5)

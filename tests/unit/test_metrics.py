@@ -99,26 +99,74 @@ def test_fewer_refusals_are_better_when_removing_and_worse_when_reinforcing():
     assert run("jailbreak_resistance", few, many).verdict == "better"
 
 
-def test_a_change_within_chance_is_no_verdict():
-    assert run("refusal_rate", answers(20, 40), answers(15, 40)).verdict == "same"  # p = .0625
+def test_a_change_within_chance_is_noise():
+    assert run("refusal_rate", answers(20, 40), answers(15, 40)).verdict == "noise"  # p = .0625
     assert run("refusal_rate", answers(20, 40), answers(14, 40)).verdict == "better"  # p = .031
-    assert run("refusal_rate", answers(20, 40), answers(20, 40)).verdict == "same"
+    assert run("refusal_rate", answers(20, 40), answers(20, 40)).verdict == "noise"
 
 
 def test_the_verdict_compares_pairs_and_not_only_totals():
     """Thirty of sixty, before and after, but other ones: many changes, no direction."""
     flipped = list(reversed(answers(30, 60)))
-    assert run("refusal_rate", answers(30, 60), flipped).verdict == "same"
+    assert run("refusal_rate", answers(30, 60), flipped).verdict == "noise"
 
 
 def kl(*values: float) -> list[Shown]:
     return [Shown("x", Divergence(np.full(16, v), ("x",) * 16)) for v in values]
 
 
-def test_a_tiny_divergence_is_no_news_and_a_large_one_is_worse():
-    assert run("kl_16", kl(*[0.0] * 30), kl(*[0.001] * 30)).verdict == "same"
-    assert run("kl_16", kl(*[0.0] * 30), kl(*[0.5] * 30)).verdict == "worse"
-    assert run("kl_16", kl(*[0.0] * 30), kl(*[0.0] * 30)).edited.value == 0
+def test_a_small_divergence_that_is_sure_is_negligible_and_no_noise():
+    """KL .001 [.0006, .002] is no noise: its interval leaves 0 out, and stays below .01."""
+    some = [0.0002, 0.0006, 0.001, 0.0014, 0.0018] * 6
+    result = run("kl_16", kl(*[0.0] * 30), kl(*some))
+    assert 0 < result.difference.low < 0.001 < result.difference.high < result.negligible == 0.01
+    assert (result.change, result.verdict) == ("negligible", "negligible")
+
+
+def test_a_divergence_changes_where_its_interval_reaches_beyond_the_threshold():
+    base = kl(*[0.0] * 30)
+    assert run("kl_16", base, kl(*[0.5] * 30)).verdict == "worse"
+    assert run("kl_16", base, kl(*[0.5] * 30)).change == "changed"
+    assert run("kl_16", base, kl(*[0.009, 0.012] * 15)).change == "changed"  # on both sides of it
+    assert run("kl_16", base, kl(*[0.0] * 30)).change == "noise"
+    assert run("kl_16", base, kl(*[0.0] * 30)).edited.value == 0
+
+
+def test_the_difference_behind_a_verdict_is_paired():
+    scores = np.random.default_rng(0).exponential(size=30)
+    result = run("kl_16", kl(*scores), kl(*(scores + 0.2)))
+    assert (result.difference.low, result.difference.high) == pytest.approx((0.2, 0.2))
+    assert result.edited.low < result.base.high  # unpaired, the intervals overlap
+    rate = run("refusal_rate", answers(20, 40), answers(14, 40))
+    assert rate.difference.value == pytest.approx(-0.15)
+    assert rate.difference.high < 0
+
+
+def test_a_rate_may_change_by_less_than_its_threshold():
+    result = run("refusal_rate", answers(1000, 4000), answers(990, 4000))
+    assert (result.negligible, result.verdict) == (0.01, "negligible")
+
+
+def test_one_prompt_alone_shows_no_change_of_a_mean():
+    assert run("kl_16", kl(0.0), kl(0.5)).verdict == "noise"
+    assert run("kl_16", [], []).verdict is None
+
+
+def test_every_metric_states_its_threshold_and_one_of_ones_own_may_set_it():
+    for row in METRICS:
+        assert row.negligible > 0
+        assert registry.describe(row)["negligible"] == row.negligible
+    rows = dict(METRICS._rows)
+    try:
+
+        @metric("p", title="P", unit="rate", better="high", prompts="x", negligible=0.5)
+        def p(prompt, answer):
+            return answer == REFUSAL
+
+        result = run("p", answers(20, 40), answers(14, 40))
+        assert (result.negligible, result.verdict) == (0.5, "negligible")
+    finally:
+        METRICS._rows = rows
 
 
 def test_kl_at_1_and_16_read_the_first_token_and_the_mean():
@@ -190,7 +238,7 @@ def test_removal_is_negative_where_refusals_are_added():
 def test_removal_of_nothing_is_not_a_number():
     source = run("refusal_rate", answers(0, 10), answers(3, 10))
     result = derive(find("removal"), {"refusal_rate": source})
-    assert (result.base.n, result.edited.n, result.verdict) == (0, 0, "same")
+    assert (result.base.n, result.edited.n, result.verdict) == (0, 0, None)
     alone = derive(find("removal"), {"refusal_rate": run("refusal_rate", answers(5, 9), None)})
     assert (alone.base.value, alone.edited, alone.verdict) == (0.0, None, None)
 
@@ -320,3 +368,19 @@ def test_perplexity_is_the_exponential_of_the_mean_loss():
     result = compare(find("perplexity"), [Prompt("", text="t")] * 2, shown, None)
     assert result.base.value == pytest.approx(4.0)  # e^((ln 2 + ln 8) / 2)
     assert result.base.low == pytest.approx(2.0)
+
+
+def test_the_terminals_table_says_what_its_verdicts_mean(capsys):
+    from sst_ui.terminal import tables
+
+    some = [0.0002, 0.0006, 0.001, 0.0014, 0.0018] * 6
+    tables.metrics(
+        [
+            run("kl_16", kl(*[0.0] * 30), kl(*some)),
+            run("refusal_rate", answers(20, 40), answers(14, 40)),
+            run("over_refusal", answers(20, 40), answers(15, 40)),
+        ]
+    )
+    shown = capsys.readouterr().out
+    for words in ("negligible (±0.01)", "changed, better", " noise", "noise: the 95 % interval"):
+        assert words in shown

@@ -2,12 +2,15 @@
 
 import json
 import pickle
+import tracemalloc
 
 import pytest
 from datasets import Dataset
 
-from sst_ui.data import prompts
+from sst_ui.data import prompts, sources
+from sst_ui.data.prompt import spread
 from sst_ui.errors import UserError
+from sst_ui.ui.uploading import Opened
 
 QUESTIONS = [
     {"question": "Largest?", "A": "cat", "B": "cow", "C": "ant", "D": "owl", "answer": "B"},
@@ -75,6 +78,57 @@ def test_well_known_columns_are_found(write, column, field):
     row = {"query": "Which?", column: "value"} if field != "prompt" else {column: "value"}
     (found,) = prompts.load(write([row], "set.csv")).prompts
     assert getattr(found, field) == "value"
+
+
+ALPACA = [
+    {"instruction": "Sort the list.", "input": "3, 1, 2", "output": "1, 2, 3"},
+    {"instruction": "Name a bird.", "input": "", "output": "owl"},
+]
+HARMBENCH = [
+    {"Behavior": "Summarise it.", "ContextString": "A long text.", "BehaviorID": "a"},
+    {"Behavior": "Name a bird.", "ContextString": "", "BehaviorID": "b"},
+]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_columns_that_belong_to_the_request_are_joined(write, suffix):
+    assert asked(write(ALPACA, f"a.{suffix}")) == ["Sort the list.\n\n3, 1, 2", "Name a bird."]
+    path = write(HARMBENCH, f"h.{suffix}")
+    assert asked(path) == ["A long text.\n\nSummarise it.", "Name a bird."]
+    # as it is written in the query, and not where the other column is something else
+    assert asked(f"{path}?prompt=Behavior+ContextString")[0] == "Summarise it.\n\nA long text."
+    (first, _) = prompts.load(f"{path}?context=ContextString").prompts
+    assert (first.prompt, first.context) == ("Summarise it.", "A long text.")
+    assert asked(f"{path}?prompt=Behavior")[0] == "Summarise it."
+
+
+def test_a_preview_shows_joined_columns_as_the_query_names_them(write):
+    path = write(ALPACA, "a.csv")
+    seen = prompts.preview(path)
+    assert seen.mapping["prompt"] == "instruction+input"
+    assert asked(f"{path}?prompt={seen.mapping['prompt']}") == asked(path)
+
+
+@pytest.mark.parametrize("name", ["C++", "a+b", "a,b", "50%", "x%2By", "q&a", "my prompt"])
+def test_a_column_can_be_named_whatever_its_name_holds(write, name):
+    path = write([{name: "right", "a": "wrong", "b": "wrong"}], "set.csv")
+    escaped = name.replace("%", "%25").replace("+", "%2B").replace("&", "%26")
+    assert asked(f"{path}?prompt={escaped}") == ["right"]
+    assert asked(f"{path}?prompt={escaped}&where.{escaped}=right") == ["right"]
+    if name not in ("x%2By", "q&a"):
+        assert asked(f"{path}?prompt={name}") == ["right"]
+    opened = Opened(path, {"prompt": "a"}, prompts.preview(path).columns)
+    assert asked(opened.source([name, *[""] * 5])) == ["right"]
+    assert asked(opened.source([f"{escaped}+a", *[""] * 5])) == ["right\n\nwrong"]
+
+
+def test_a_part_of_a_joined_request_that_is_no_text_is_named(write):
+    rows = [{"instruction": "x", "input": {"a": [1] * 5000}}]
+    with pytest.raises(UserError, match=r"line 1: prompt must be text, not \{'a'") as error:
+        prompts.load(write(rows, "a.jsonl"))
+    assert len(str(error.value)) < 300
+    with pytest.raises(UserError, match="'inputt' is unknown; did you mean 'input'"):
+        prompts.load(write(rows, "a.jsonl") + "?prompt=instruction+inputt")
 
 
 def test_a_column_of_plain_text_serves_as_request_and_as_text(write):
@@ -151,17 +205,17 @@ def test_only_touched_row_groups_of_a_parquet_file_are_read(tmp_path, monkeypatc
     path = tmp_path / "set.parquet"
     table = Dataset.from_list([{"prompt": str(i)} for i in range(10)]).data.table
     pq.write_table(table, path, row_group_size=3)
-    read, original = [], pq.ParquetFile.read_row_groups
+    read, original = [], pq.ParquetFile.iter_batches
 
-    def spy(self, groups, *args, **kwargs):
-        read.extend(groups)
-        return original(self, groups, *args, **kwargs)
+    def spy(self, size, row_groups, **more):
+        read.extend(row_groups)
+        return original(self, size, row_groups=row_groups, **more)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", spy)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
     assert asked(f"{path}?slice=4:7") == ["4", "5", "6"]
     assert read == [1, 2]
     seen = prompts.preview(str(path), rows=2)
-    assert (len(seen.rows), seen.total, read) == (2, 10, [1, 2, 0])
+    assert (len(seen.rows), seen.total, set(read[2:])) == (2, 10, {0})
 
 
 def test_tables_from_a_spreadsheet(write):
@@ -292,3 +346,200 @@ def test_an_id_without_its_prefix_gets_the_prefix_suggested():
 def test_what_cannot_be_a_path_is_an_unknown_name(name):
     with pytest.raises(UserError, match=r"is unknown|there is no prompt file"):
         prompts.load(name)
+
+
+# Large and broken files
+
+
+def large(path):
+    """A file of 6 MB and more, its rows numbered."""
+    text, n = "lorem ipsum dolor sit amet " * 18, 14_000
+    rows = [{"prompt": f"{i} {text}", "topic": str(i % 7)} for i in range(n)]
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path, batch_size=n)
+    elif path.suffix == ".csv":
+        lines = (f"{row['prompt']},{row['topic']}\n" for row in rows)
+        path.write_text("prompt,topic\n" + "".join(lines))
+    else:
+        lines = [json.dumps(row) for row in rows]
+        jsonl = path.suffix == ".jsonl"
+        path.write_text("\n".join(lines) if jsonl else "[" + ",\n".join(lines) + "]")
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_four_samples_of_a_large_file_cost_the_memory_of_four(tmp_path, suffix):
+    path = large(tmp_path / f"set.{suffix}")
+    size = (tmp_path / f"set.{suffix}").stat().st_size
+    tracemalloc.start()
+    try:
+        found = asked(path, 4)
+        where = asked(f"{path}?where.topic=3", 4)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [int(p.split()[0]) for p in found] == spread(14_000, 4)
+    assert [int(p.split()[0]) % 7 for p in where] == [3] * 4
+    assert size > 6e6 > 2 * peak
+
+
+def test_four_samples_of_a_large_parquet_file_are_decoded_in_small_batches(tmp_path):
+    import pyarrow as pa
+
+    path = large(tmp_path / "set.parquet")
+    before = pa.total_allocated_bytes()
+    found = asked(path, 4)
+    assert [int(p.split()[0]) for p in found] == spread(14_000, 4)
+    assert pa.total_allocated_bytes() - before < 1e6
+
+
+def test_only_the_lines_of_the_samples_are_parsed(write, monkeypatch):
+    path = write([{"prompt": str(i)} for i in range(5000)], "set.jsonl")
+    parsed, original = [], json.loads
+    monkeypatch.setattr(sources.json, "loads", lambda text: parsed.append(0) or original(text))
+    assert len(asked(path, 4)) == 4
+    assert len(parsed) == sources.FIRST + 4
+
+
+def test_a_column_that_comes_late_in_a_file_is_found(write):
+    rows = [{"prompt": str(i)} for i in range(1500)] + [{"prompt": "x", "kind": "late"}]
+    path = write(rows, "set.jsonl")
+    assert asked(f"{path}?where.kind=late") == ["x"]
+    assert prompts.load(f"{path}?topic=kind").prompts[-1].topic == "late"
+    assert prompts.load(f"{path}?topic=kind", 2).prompts[0].topic == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (
+            '{"prompt": "a\\ud800b"}',
+            "a.jsonl",
+            r"line 1: prompt holds half a character \('\\ud800'",
+        ),
+        ('{"prompt": "x"}\n{"prompt": "a\\u0000"}', "a.jsonl", r"line 2: prompt holds a NUL"),
+        ('[{"prompt": "x", "topic": "\\udfff"}]', "a.json", r"entry 1: topic holds half a char"),
+        ('{"prompt": "x", "aliases": ["\\ud801"]}', "a.jsonl", "line 1: aliases holds half"),
+        ('{"prompt": "x", "\\ud800": 1}', "a.jsonl", "line 1: a field's name holds half"),
+        ('{"prompt": "x", "answer": NaN}', "a.jsonl", "line 1: answer must be text, not nan"),
+        ('{"prompt": "x", "topic": Infinity}', "a.jsonl", "line 1: topic must be text, not inf"),
+        ('{"prompt": "x", "topic": 1e999}', "a.jsonl", "line 1: topic must be text, not inf"),
+        ('{"prompt": -Infinity}', "a.jsonl", "line 1: prompt must be text, not -inf"),
+        ('{"prompt": {"a": {"b": [1]}}}', "a.jsonl", "line 1: prompt must be text, not {'a'"),
+        ('{"prompt": "x", "answer": ' + "9" * 4000 + "}", "a.jsonl", "line 1: answer must be text"),
+        ('{"prompt": ' + "9" * 5000 + "}", "a.jsonl", "line 1 is not a prompt: Exceeds"),
+        ("prompt\na\0b\n", "a.csv", r"holds a NUL byte \(line 2\)"),
+        ('{"prompt": "a\0"}', "a.jsonl", r"holds a NUL byte \(line 1\)"),
+        ('[{"prompt": "a\0"}]', "a.json", "holds a NUL byte"),
+        ("prompt\na\n".encode("utf-16"), "a.csv", "not UTF-8"),
+        ("prompt\na\n".encode("utf-16-le"), "a.csv", "holds a NUL byte"),
+        (b'[{"prompt": "x"},\n{"prompt": "caf\xe9"}]', "a.json", r"not UTF-8 text \(line 2\)"),
+        (b'[{"prompt": "x\xe3', "a.json", r"not UTF-8 text \(line 1\)"),
+        (b"\xef\xbb\xbf", "a.jsonl", "is empty"),
+        (b"\xef\xbb\xbf", "a.json", "a.json is empty"),
+        ("", "a.json", "a.json is empty"),
+        ("", "a.jsonl", "is empty"),
+        ("[", "a.json", "not valid JSON: Expecting value .line 1, column 2"),
+        ('[{"prompt": "x"', "a.json", "not valid JSON: Expecting ',' delimiter .line 1, column 16"),
+        ('[{"prompt": "x"} {}]', "a.json", "Expecting ',' delimiter .line 1, column 18"),
+        ('[{"prompt": "x"}] 3', "a.json", "Extra data .line 1, column 19"),
+        ('{"a": [], "b": []}', "a.json", "holds no list of prompts"),
+        ('{"a" [1]}', "a.json", "Expecting ':' delimiter"),
+        ("{a: 1}", "a.json", "Expecting property name"),
+        ("[" * 100_000, "a.json", "line 1 is not a prompt"),
+        ('"text"', "a.json", "holds no list of prompts"),
+        ("a" * 300 + "\n\n" + "b,c", "a.csv", "line 3: 2 cells under 1 columns"),
+        (",".join(f"column {i}" for i in range(3000)) + "\n", "a.csv", "is empty"),
+        (",".join(["x"] * 3000) + "\n", "a.csv", "column 'x' twice"),
+    ],
+)
+def test_broken_content_is_one_line_that_names_the_place(write, content, name, message):
+    path = write(content, name)
+    with pytest.raises(UserError, match=message) as error:
+        prompts.load(path)
+    said = str(error.value)
+    assert "\n" not in said
+    assert len(said.replace(path, "")) < 500
+    said.encode()  # can be printed
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+def test_a_line_without_end_is_not_read_to_its_end(write, monkeypatch, name):
+    monkeypatch.setattr(sources, "LINE", 1000)
+    text = "x" * 5000
+    content = {"a.csv": f'prompt\n"{text}"\n', "a.json": f'[{{"prompt": "{text}"}}]'}
+    monkeypatch.setattr(sources, "PIECE", 100)
+    path = write(content.get(name, f'{{"prompt": "{text}"}}'), name)
+    with pytest.raises(UserError, match=r"line \d.* longer than"):
+        prompts.load(path)
+
+
+def test_a_json_array_is_the_same_however_it_is_cut_into_pieces(write, monkeypatch):
+    rows = [
+        {"prompt": 'Say "a\\" \u3042 \U0001f600\n' * 3, "answer": i, "aliases": ["a", "b"] * 9}
+        for i in (0, 12, 123456)
+    ]
+    whole = prompts.load(write(rows, "a.json"))
+    nested = write('{"n": [1, 2], "x": {"y": 12}, "m": 3.5e7}', "b.json")
+    for piece in (1, 2, 3, 7, 31):
+        monkeypatch.setattr(sources, "PIECE", piece)
+        assert prompts.load(write(rows, "a.json")).digest == whole.digest
+        with pytest.raises(UserError, match="entry 1 is not an object"):
+            prompts.load(nested)
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["9" * 400 + ":", ":" + "9" * 5000, "1:2:3", "1e3:", "٣:٤", "-:", "%:", ":1.5", "a:b", "::"],
+)
+def test_a_slice_that_is_none_is_said(write, part):
+    path = write([{"prompt": "a"}], "set.jsonl")
+    with pytest.raises(UserError, match="write slice=:200") as error:
+        prompts.load(f"{path}?slice={part}")
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("part", "left"),
+    [
+        ("999999999999999:", 0),
+        (":999999999999999", 3),
+        ("-999999999999999:", 3),
+        (":-999999999999999", 0),
+        ("2:1", 0),
+        ("-2:-1", 1),
+        ("-50%:", 2),
+        (":999999%", 3),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "json", "parquet"])
+def test_a_slice_may_reach_beyond_the_rows(write, part, left, suffix):
+    path = f"{write([{'prompt': str(i)} for i in range(3)], f'set.{suffix}')}?slice={part}"
+    if left:
+        assert len(asked(path)) == left
+    else:
+        with pytest.raises(UserError, match="is empty"):
+            prompts.load(path)
+
+
+@pytest.mark.parametrize("samples", [0, -1, -(10**30)])
+def test_no_samples_are_not_asked_for(samples):
+    with pytest.raises(UserError, match="it must be 1 or more"):
+        prompts.load("demo/harmful", samples)
+
+
+def test_a_folder_with_a_files_name_and_one_with_nothing_in_it_are_said(tmp_path):
+    (tmp_path / "set.jsonl").mkdir()
+    with pytest.raises(UserError, match="holds no files that can be read"):
+        prompts.load(tmp_path / "set.jsonl")
+
+
+def test_a_file_that_may_not_be_read_or_is_gone_is_said(write, monkeypatch):
+    path = write([{"prompt": "a"}], "set.jsonl")
+
+    def refuse(self, *_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sources.Path, "open", refuse)
+    with pytest.raises(UserError, match=r"cannot read the prompt file .*: Permission denied"):
+        prompts.load(path)

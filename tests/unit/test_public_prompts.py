@@ -17,6 +17,8 @@ LAYOUTS = {
     "mlabonne/harmful_behaviors": lambda root: public.instructions(root, "harmful"),
     "mlabonne/harmless_alpaca": lambda root: public.instructions(root, "harmless"),
     "JailbreakBench/JBB-Behaviors": public.jailbreakbench,
+    "tatsu-lab/alpaca": public.alpaca,
+    "walledai/HarmBench": public.harmbench,
     "walledai/XSTest": public.xstest,
     "cais/mmlu": public.mmlu,
     "ServiceNow/repliqa": public.repliqa,
@@ -58,6 +60,9 @@ def no_hub(monkeypatch):
         ("public/harmful_behaviors_heldout", 104, {"prompt": "Do harmful thing test 0."}),
         ("public/harmless_alpaca", 416, {"prompt": "Do harmless thing train 0."}),
         ("public/harmless_alpaca_heldout", 104, {"prompt": "Do harmless thing test 0."}),
+        ("public/alpaca", 400, {"prompt": "Sort list 0.", "context": ""}),
+        ("public/harmbench", 20, {"prompt": "Do thing 0.", "topic": "c"}),
+        ("public/harmbench_contextual", 10, {"prompt": "Text 0.\n\nDo thing 0.", "context": ""}),
         (
             "public/jbb_harmful",
             100,
@@ -93,6 +98,27 @@ def test_a_public_set_is_read_with_the_right_columns(name, size, first):
 def test_every_public_set_of_the_list_has_a_layout_that_was_tested():
     assert {preset.id for preset in spec.presets().values()} == set(LAYOUTS)
     assert set(prompts.public_names()) == set(spec.presets())
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_splits_are_joined_as_the_library_writes_it():
+    both = prompts.load("public/harmful_behaviors?split=train+test")
+    assert len(both) == 420 + 104
+    assert {p.prompt.split()[3] for p in both.prompts} == {"train", "test"}
+    assert len(prompts.load("hf:mlabonne/harmful_behaviors?split=train[:3]+test[:2]")) == 5
+    part = prompts.load("hf:mlabonne/harmful_behaviors?split=train+test&slice=419:422").prompts
+    assert [p.prompt[-8:] for p in part] == ["ain 419.", " test 0.", " test 1."]
+
+
+def test_splits_of_a_folder_are_joined_too(tmp_path):
+    for split, rows in (("train", 3), ("test", 2)):
+        lines = [json.dumps({"prompt": f"{split} {i}"}) for i in range(rows)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    asked = [p.prompt for p in prompts.load(f"{tmp_path}?split=train+test").prompts]
+    assert asked == ["train 0", "train 1", "train 2", "test 0", "test 1"]
+    for text in ("tset", "train+tset", "tset[:1]", "tset+train"):
+        with pytest.raises(UserError, match=r"split of .* 'tset' is unknown; did you mean 'test'"):
+            prompts.load(f"{tmp_path}?split={text}")
 
 
 @pytest.mark.usefixtures("offline_hub")

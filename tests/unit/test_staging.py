@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.model import staging
 from sst_ui.model.rewrite import write_model
@@ -52,7 +53,7 @@ def contents(folder):
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()
         for file in folder.rglob("*")
-        if file.is_file()
+        if file.is_file() and file.name != staging.MANIFEST
     }
 
 
@@ -104,19 +105,19 @@ def test_a_folder_that_holds_something_is_replaced_only_by_force(tmp_path):
 
 def test_what_dead_processes_left_is_removed_and_what_the_living_do_is_not(tmp_path):
     out = tmp_path / "mo[d]el"
-    dead, other = tmp_path / ".mo[d]el.partial-1", tmp_path / ".model.partial-1"
+    dead, other = tmp_path / ".mo[d]el.partial-0123abcd", tmp_path / ".model.partial-mine"
     for folder in (dead, other):
         folder.mkdir()
     with staged(out) as alive:
         assert not dead.exists()
         with staged(tmp_path / "elsewhere"):
-            staging.sweep(out)
+            disk.sweep(tmp_path)
         assert alive.exists()
         (alive / "a").write_text("one")
     assert other.exists()
     # killed between the two renames of a replacement: the old folder comes back
-    out.rename(tmp_path / ".mo[d]el.replaced-1")
-    staging.sweep(out)
+    out.rename(tmp_path / ".mo[d]el.replaced-0123abcd")
+    disk.sweep(tmp_path)
     assert contents(out) == {"a": b"one"}
 
 
@@ -125,23 +126,23 @@ def test_what_is_half_removed_never_comes_back(tmp_path, monkeypatch):
     out = tmp_path / "model"
     for name in ("a", "b"):
         with staged(out, force=True) as folder:
-            monkeypatch.setattr(staging.shutil, "rmtree", lambda *_, **__: None)  # killed here
+            monkeypatch.setattr(disk.shutil, "rmtree", lambda *_, **__: None)  # killed here
             (folder / name).write_text(name)
         monkeypatch.undo()
     shutil.rmtree(out)
-    staging.sweep(out)
+    disk.sweep(tmp_path)
     assert os.listdir(tmp_path) == []
 
 
 def test_where_there_are_no_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(staging, "fcntl", None)
-    fresh, old = tmp_path / ".model.partial-1", tmp_path / ".model.partial-2"
+    monkeypatch.setattr(disk, "fcntl", None)
+    fresh, old = tmp_path / ".model.partial-00000001", tmp_path / ".model.partial-00000002"
     for folder in (fresh, old):
         folder.mkdir()
     os.utime(old, (0, 0))
     with staged(tmp_path / "model") as folder:
         (folder / "a").write_text("one")
-    assert sorted(os.listdir(tmp_path)) == [".model.partial-1", "model"]
+    assert sorted(os.listdir(tmp_path)) == [".model.partial-00000001", "model"]
 
 
 def test_too_little_room_is_said_with_both_numbers(tmp_path, base):

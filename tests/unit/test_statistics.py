@@ -6,7 +6,15 @@ import math
 import numpy as np
 import pytest
 
-from sst_ui.maths.statistics import auroc, bootstrap, cohens_d, mcnemar, wilson
+from sst_ui.maths.statistics import (
+    auroc,
+    bootstrap,
+    clopper_pearson,
+    cohens_d,
+    mcnemar,
+    paired_rates,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +29,31 @@ from sst_ui.maths.statistics import auroc, bootstrap, cohens_d, mcnemar, wilson
 )
 def test_wilson_matches_newcombes_table(successes, n, low, high):
     assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # Newcombe (1998), table I, method 5
+        (81, 263, 0.2527, 0.3676),
+        (15, 148, 0.0578, 0.1617),
+        (0, 20, 0.0, 0.1684),
+        (1, 29, 0.0009, 0.1776),
+    ],
+)
+def test_clopper_pearson_matches_newcombes_table(successes, n, low, high):
+    assert clopper_pearson(successes, n) == pytest.approx((low, high), abs=5e-5)
+    assert clopper_pearson(n - successes, n) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_the_interval_of_paired_rates_excludes_0_where_mcnemars_test_is_significant():
+    for gained, lost in itertools.product(range(16), repeat=2):
+        low, high = paired_rates(gained, lost, 40)
+        assert (low > 0 or high < 0) == (mcnemar(gained, lost) < 0.05)
+        assert low <= (gained - lost) / 40 <= high
+        assert paired_rates(lost, gained, 40) == pytest.approx((-high, -low))
+    assert paired_rates(0, 0, 9) == (0, 0)
+    low, high = paired_rates(3000, 2000, 100_000)
+    assert 0.0085 < low < 0.01 < high < 0.0115
 
 
 def test_wilson_mirrors_and_stays_inside_0_to_1():

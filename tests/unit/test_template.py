@@ -3,7 +3,7 @@
 import pytest
 
 from sst_ui.errors import UserError
-from sst_ui.model.template import TEMPLATES, ChatTemplate, read_template, without_thinking
+from sst_ui.model.template import TEMPLATES, ChatTemplate, read_template
 from sst_ui.recipe import ModelSpec
 from tests.talk import CHATML, byte_tokenizer, tiny_host
 
@@ -70,9 +70,58 @@ def test_with_thinking_on_no_block_is_closed(source):
     assert "</think>" not in template.format(USER)
 
 
-def test_the_answer_is_what_follows_the_thinking():
-    assert without_thinking("<think>\nhm\n</think>\n\nYes.") == "Yes."
-    assert without_thinking("Yes.") == "Yes."
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+FIRST_PART = PARTS.replace("{% for part in m['content'] %}", "{% set part = m['content'][0] %}")
+FIRST_PART = FIRST_PART.replace("{% endif %}{% endfor %}<", "{% endif %}<")
+# the user's turn in parts, the system's and the assistant's as text
+MIXED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'user' %}"
+    "{{ m['content'][0]['text'] }}{% elif m['content'] is string %}{{ m['content'] }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HISTORY = [*SYSTEM, {"role": "assistant", "content": "Hi."}, {"role": "user", "content": "Bye"}]
+
+
+@pytest.mark.parametrize("source", [PARTS, FIRST_PART, MIXED], ids=["loop", "first", "mixed"])
+def test_a_template_that_wants_parts_writes_what_one_for_text_writes(source):
+    template = ChatTemplate(byte_tokenizer(source))
+    for talk in (USER, SYSTEM, HISTORY):
+        assert template.format(talk) == ChatTemplate(byte_tokenizer()).format(talk)
+    assert template.stop == ChatTemplate(byte_tokenizer()).stop
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{% for m in messages %}{{ m['text'] }}{% endfor %}", "{{ messages | length }} messages"],
+)
+def test_a_template_that_never_writes_the_message_is_an_error_and_no_score(source):
+    with pytest.raises(UserError, match="does not write the user's message"):
+        ChatTemplate(byte_tokenizer(source))
+
+
+def test_a_system_message_is_kept_where_parts_of_it_would_be_dropped():
+    deaf = PARTS.replace(
+        "{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}"
+    )
+    assert "Be brief.\n\nHello" in ChatTemplate(byte_tokenizer(deaf)).format(SYSTEM)
+
+
+def test_a_system_message_is_kept_in_a_long_conversation_too():
+    once = "{% if messages | length > 2 and messages[0]['role'] == 'system' %}"
+    once += "{% set messages = messages[1:] %}{% endif %}" + CHATML
+    assert "Be brief.\n\nHello" in ChatTemplate(byte_tokenizer(once)).format(HISTORY)
+
+
+def test_a_template_of_one_turn_refuses_a_conversation_and_loses_nothing():
+    template = ChatTemplate(byte_tokenizer("{{ messages[-1]['content'] }}"))
+    assert template.format(USER) == "Hello"
+    with pytest.raises(UserError, match="leaves out earlier turns"):
+        template.format(HISTORY)
 
 
 def test_a_model_without_template_asks_for_one_and_names_the_presets():

@@ -3,7 +3,8 @@
 import pytest
 
 from sst_ui.progress import finish
-from sst_ui.ui import Engine, build, launch_options
+from sst_ui.ui import Engine, build
+from tests.patience import launched
 
 
 @pytest.fixture(scope="package")
@@ -25,9 +26,5 @@ def page(engine):
 @pytest.fixture(scope="package")
 def address(page):
     """Address of the launched page."""
-    _, url, _ = page.launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, run_history=False,
-        **launch_options(),
-    )  # fmt: skip
-    yield url
+    yield launched(page)
     page.close()

@@ -72,7 +72,8 @@ def test_a_history_that_is_broken_is_told_and_stops_nothing(page, engine, histor
     history.path.write_bytes(b"no database at all " * 100)
     seen = ("en", [], View(), "", Variants().add(recipe), engine.loaded)
     shown = handler(page, remembering, "keep_applied")(*seen)
-    assert "cannot be read" in text(shown, page, "runs-status")
+    assert "it is kept as" in text(shown, page, "runs-status")
+    assert [r.digest for r in history.list()] == [recipe.digest()], "the run begins a new one"
 
 
 def test_runs_are_chosen_compared_deleted_and_brought_back(page, engine, history, recipe):
@@ -265,16 +266,17 @@ def test_an_export_stays_below_the_outputs(folder, recipe):
     wanted = Wanted(folder=folder)
     with pytest.raises(UserError, match="folder"):
         wanted.place(recipe)
-    assert set(export_panel.problems(wanted, 0, 0, recipe)) == {"folder"}
+    settings = ("adapter", "nearest", 0, 0, folder)
+    assert set(export_panel.problems(settings, recipe)) == {"folder"}
     assert export_panel.command(recipe, wanted) == ""
 
 
 def test_what_is_wrong_is_said_at_its_control(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("SST_OUTPUTS", str(tmp_path))
     (tmp_path / "taken").mkdir()
-    assert export_panel.problems(Wanted(folder="taken"), 0, 0, recipe) == {}
+    assert export_panel.problems(("adapter", "nearest", 0, 0, "taken"), recipe) == {}
     (tmp_path / "taken" / "file").write_text("")
-    found = export_panel.problems(Wanted(folder="taken"), -1, -2, recipe)
+    found = export_panel.problems(("adapter", "nearest", -1, -2, "taken"), recipe)
     assert set(found) == {"folder", "rank", "verify"}
 
 

@@ -27,6 +27,7 @@ from sst_ui.ui import (
 )
 from sst_ui.ui.board import Board
 from sst_ui.ui.form import MEASURING, evaluation, show
+from sst_ui.ui.html import safe
 from sst_ui.ui.state import Variants
 from tests.wiring.test_wiring import with_strength
 
@@ -134,20 +135,24 @@ def test_a_bad_setting_is_said_at_its_control(name, value, words):
 
 def test_a_row_shows_both_values_interval_n_and_a_verdict_that_is_not_colour_alone(board):
     row = metrics.render(board).split('data-pick="removal"')[0]
-    for text in ("100 %", "50 %", "[31, 69]", "n 24", 'aria-label="better"'):
+    for text in ("100 %", "50 %", "[31, 69]", "n 24", 'aria-label="changed, better"'):
         assert text in row
     assert row.count("<circle") == 2  # the base and the current variant
     assert row.count(",") >= 3  # three points of the line
 
 
 @pytest.mark.parametrize("language", texts.LANGUAGES)
-def test_a_change_inside_the_noise_is_called_so(engine, language):
+def test_a_change_inside_the_noise_is_called_so_and_the_threshold_is_told(engine, language):
     recipe = engine.first_recipe()
     known = Variants().add(recipe)
-    for left, kind in ((23, "same"), (24, "none"), (10, "better")):
+    for left, kind in ((23, "noise"), (24, "noise"), (10, "better")):
         board = Board(language, known, {recipe.digest(): measured(left)})
         assert metrics.verdict(board.now[0]) == kind
-        assert f'aria-label="{texts.say(language, f"verdict.{kind}")}"' in metrics.render(board)
+        shown = metrics.render(board)
+        assert f'aria-label="{texts.say(language, f"verdict.{kind}")}"' in shown
+        assert texts.say(language, "metrics.threshold", size="1 %") in shown
+        for name in metrics.LEGEND:
+            assert safe(metrics.meaning(language, name)) in shown
 
 
 def test_a_correction_moves_every_panel_at_once_and_is_counted(page, screen, board):

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -95,15 +94,12 @@ def test_a_slider_touches_no_weight_and_asks_no_model(engine, recipe, monkeypatc
     before = fingerprint(host.model)
     monkeypatch.setattr(host, "model", None)  # a drawing that used it would fail
     form, extras = show(recipe)
-    began = time.perf_counter()
     for step in range(40):
         moved = form._replace(peak=step / 40, profile="custom")
         draft = Draft("en", engine.loaded, extras, Variants(), "evidence", moved)
         drawing.draw(screen, engine, draft)
-    spent = (time.perf_counter() - began) / 40
     monkeypatch.undo()
     assert fingerprint(host.model) == before
-    assert spent < 0.5  # a few milliseconds on an idle machine
 
 
 @pytest.mark.parametrize("language", texts.LANGUAGES)

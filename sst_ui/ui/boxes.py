@@ -1,0 +1,44 @@
+"""The components that hold a value of the visitor's, passed on as it arrived.
+
+Gradio checks values before any handler or validator sees them, and what it refuses becomes a toast
+in words of its own ("Value: 'x' (type: <class 'str'>) is not in the list of choices") that names no
+control; a number it may round. Here every value reaches our own checks, which say what is wrong at
+the control. No handler may rely on a slider's ends or a menu's entries.
+"""
+
+from unittest.mock import patch
+
+import gradio as gr
+
+
+def _as_it_came(self, payload):
+    """The browser's value, unchecked."""
+    return payload
+
+
+# Gradio writes a stub file beside the source of every subclass of a component: not beside this one.
+with patch("gradio.component_meta.create_or_modify_pyi"):
+
+    class Number(gr.Number):
+        """A number box; an empty one is None."""
+
+        is_template = True  # for the front end it is its base class
+        preprocess = _as_it_came
+
+    class Slider(gr.Slider):
+        """A slider; its number may lie beyond its ends."""
+
+        is_template = True
+        preprocess = _as_it_came
+
+    class Dropdown(gr.Dropdown):
+        """A menu; what is picked may be no entry of it any more."""
+
+        is_template = True
+        preprocess = _as_it_came
+
+    class Radio(gr.Radio):
+        """A row of choices."""
+
+        is_template = True
+        preprocess = _as_it_came

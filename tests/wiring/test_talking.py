@@ -1,0 +1,237 @@
+"""The chat without a browser: whose an answer is, its seed, what it did not see, interruptions."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from sst_ui.recipe import Recipe
+from sst_ui.ui import dashboard, studio, talking, theme
+from sst_ui.ui.board import Board
+from sst_ui.ui.chat import BASE, EDITED
+from sst_ui.ui.state import Conversation, Source, Turn, Variants
+from tests.patience import SECONDS
+from tests.wiring.test_results import handler, measured
+from tests.wiring.test_wiring import with_strength
+
+WINDOW = SimpleNamespace(session_hash="one window")
+
+
+def part(update, page, name):
+    return next((v for k, v in update.items() if getattr(k, "elem_id", None) == name), None)
+
+
+def state(update):
+    return next(v for v in update.values() if isinstance(v, Conversation))
+
+
+@pytest.fixture
+def known(engine):
+    return Variants().add(engine.first_recipe())
+
+
+def ask(page, engine, name, known, talk, *text, picked=(BASE, EDITED), numbers=(8, 0, "")):
+    """The updates of Send (with a text) or Regenerate."""
+    run = handler(page, talking, name)
+    return run("en", WINDOW, *text, engine.loaded, known, talk, *picked, *numbers)
+
+
+def last(updates):
+    return state([*updates][-1])
+
+
+def test_an_answer_stays_that_of_the_recipe_that_gave_it(page, engine, known):
+    first = known.now
+    talk = last(ask(page, engine, "send", known, Conversation(), "Hello"))
+    given = talk.turns[0].sources
+    assert [s.digest for s in given] == ["", first.recipe.digest()]
+    later = known.add(with_strength(engine.first_recipe(), 0.25))
+    talk = last(ask(page, engine, "send", later, talk, "And now?"))
+    digests = [turn.sources[1].digest for turn in talk.turns]
+    assert digests == [first.recipe.digest(), later.now.recipe.digest()]
+    # undone, renamed or gone: what the answer says of itself does not look anything up
+    renamed = replace(first, name="another name")
+    for others in (known, Variants(), Variants((renamed,), renamed.name)):
+        talk = last(ask(page, engine, "send", others, talk, "Again?"))
+        assert talk.turns[0].sources == given
+        shown = talking.view("en", talk, 1)[1]["content"]
+        assert first.name in shown
+        assert first.recipe.digest() in shown
+    # a column may be any variant, and keeps it for the answers it gave
+    picked = (f"variant:{first.name}", BASE)
+    talk = last(ask(page, engine, "send", later, talk, "Last?", picked=picked))
+    assert talk.turns[-1].sources[0].digest == first.recipe.digest()
+    assert (talk.turns[-1].sources[1].part, talk.turns[-1].sources[1].digest) == (BASE, "")
+
+
+def test_the_answers_list_says_whose_answers_it_shows(engine, known):
+    board = Board("en", known, {known.now.recipe.digest(): measured(12)}, opened="refusal_rate")
+    html = studio.answers.render(board)
+    assert known.now.name in html
+    assert known.now.recipe.digest() in html
+
+
+def test_what_a_variant_is_called_reaches_an_answer_as_text(engine):
+    nasty = Source(EDITED, 'x\n\n# <img src=x onerror="1"> $$y$$ *z*', "0" * 12)
+    html = talking.source_of("en", nasty)
+    assert "<img" not in html
+    assert "\n" not in html
+    assert "$" not in html
+
+
+def test_every_answer_is_drawn_anew_and_its_seed_gives_it_again(page, engine, known):
+    drawn = {"numbers": (12, 1.5, "")}
+    talk = last(ask(page, engine, "send", known, Conversation(), "Tell me a story.", **drawn))
+    seen = [talk.turns[0]]
+    for _ in range(2):
+        talk = last(ask(page, engine, "again", known, talk, **drawn))
+        seen.append(talk.turns[0])
+    seeds = [turn.sources[0].seed for turn in seen]
+    assert len(set(seeds)) == 3
+    assert len({turn.answers for turn in seen}) > 1
+    assert f"seed {seeds[-1]}" in talking.view("en", talk, 1)[1]["content"]
+    for turn in seen:  # the box holds the seed now
+        fixed = (12, 1.5, str(turn.sources[0].seed))
+        talk = last(ask(page, engine, "again", known, talk, numbers=fixed))
+        assert talk.turns[0] == turn
+    greedy = last(ask(page, engine, "again", known, talk, numbers=(12, 0, "")))
+    assert "seed" not in talking.view("en", greedy, 1)[1]["content"]
+
+
+def test_turns_that_an_answer_did_not_see_are_counted_above_it(page, engine, known):
+    long = "why " * int(engine.loaded.context * 0.4)
+    turns = tuple(Turn(long, ("Because.", "Because."), (Source(BASE),) * 2) for _ in range(3))
+    talk = last(ask(page, engine, "send", known, Conversation(turns), "Why?"))
+    left = talk.turns[-1].sources[1].left_out
+    assert left in (1, 2)
+    for language, words in (("en", f"left out: {left}"), ("ja", f"{left} 件は見ていません")):
+        shown = talking.view(language, talk, 1)
+        assert words in shown[-1]["content"]
+        assert words not in shown[1]["content"]
+
+
+@pytest.mark.parametrize("name", ["again", "edit"])
+def test_an_empty_chat_has_nothing_to_do_again_and_says_so_below_it(page, engine, known, name):
+    if name == "again":
+        (update,) = ask(page, engine, name, known, Conversation())
+    else:
+        update = handler(page, talking, name)("en", WINDOW, Conversation())
+    assert "There is no message" in part(update, page, "chat-status")
+    assert len(update) == 1, "nothing else changes"
+
+
+@pytest.fixture
+def held(engine, monkeypatch):
+    """Answers that wait for `go` before every step but the first."""
+    go, begun, closed = threading.Semaphore(0), threading.Semaphore(0), []
+
+    def slow(*_):
+        try:
+            for i in range(1, 1000):
+                yield [f"{'left ' * i}", f"{'right ' * i}"]
+                begun.release()
+                assert go.acquire(timeout=SECONDS)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(engine, "chat", slow)
+    yield SimpleNamespace(go=go, begun=begun, closed=closed)
+    go.release(1000)
+
+
+def running(page, engine, known, held):
+    """A message that is being answered in a thread, as Gradio does it; its updates so far."""
+    updates = []
+
+    def drive():
+        for update in ask(page, engine, "send", known, Conversation(), "Hello"):
+            updates.append(update)
+            held.go.release()  # the next step
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    for _ in range(3):
+        assert held.begun.acquire(timeout=SECONDS)
+    return thread, updates
+
+
+def test_edit_while_it_streams_takes_the_message_back_and_the_answer_falls_silent(
+    page, engine, known, held
+):
+    thread, updates = running(page, engine, known, held)
+    talk = state(updates[-1])
+    held.go.release(1000)
+    update = handler(page, talking, "edit")("en", WINDOW, talk)
+    count = len(updates)
+    thread.join(SECONDS)
+    assert held.closed
+    assert part(update, page, "box") == "Hello"
+    assert state(update) == Conversation()
+    assert part(update, page, "send")["visible"] is True
+    assert len(updates) == count, "not another word once the message is back in the box"
+
+
+def test_regenerate_while_it_streams_takes_the_place_of_the_answer(page, engine, known, held):
+    thread, updates = running(page, engine, known, held)
+    talk = state(updates[-1])
+    held.go.release(1000)
+    steps = ask(page, engine, "again", known, talk)
+    first = next(steps)
+    count = len(updates)
+    thread.join(SECONDS)
+    assert len(updates) == count
+    assert state(first).turns[-1].answers == ("", "")
+    assert part(first, page, "stop")["visible"] is True
+    steps.close()
+
+
+def test_stop_keeps_what_there_is_and_only_in_its_own_window(page, engine, known, held):
+    thread, updates = running(page, engine, known, held)
+    stop = handler(page, talking, "stop")
+    other = stop("en", SimpleNamespace(session_hash="another window"))
+    assert part(other, page, "send")["visible"] is True  # nothing runs there
+    assert part(stop("en", WINDOW), page, "stop")["interactive"] is False
+    held.go.release(1000)
+    thread.join(SECONDS)
+    kept = state(updates[-1]).turns[-1].answers
+    assert kept[0].startswith("left left")
+    assert part(updates[-1], page, "send")["visible"] is True
+    assert held.closed
+
+
+# --- what lies on the disk ---------------------------------------------------------------------
+
+
+def test_a_recipe_is_downloaded_without_a_file_and_only_if_it_is_one(page):
+    by_id = {getattr(b, "elem_id", None): b for b in page.blocks.values()}
+    button = by_id["download-recipe"]
+    (fn,) = [f for f in page.fns.values() if (button._id, "click") in f.targets]
+    assert [c["is_valid"] for c in fn.validator("en", "version: 1")] == [True, True]
+    bad = fn.validator("en", "version: 1\nedits: [{weights: {strenth: 1}}]")[1]
+    assert "did you mean 'strength'" in bad["message"]
+    text = by_id["recipe-text"]
+    heard = [f for f in page.fns.values() if (text._id, "change") in f.targets]
+    assert heard == [], "a slider moves the text, and nothing is written for that"
+    uploads = [b for b in page.blocks.values() if isinstance(b, gr.DownloadButton)]
+    assert button not in uploads
+
+
+def test_what_is_handed_in_or_offered_does_not_stay_for_ever(page, engine, known, monkeypatch):
+    assert page.delete_cache is not None
+    assert theme.launch_options()["max_file_size"] == "20mb"
+    monkeypatch.setattr(dashboard, "OFFERED", 3)
+    for left in range(6):
+        results = {known.now.recipe.digest(): measured(left)}
+        files = [f["value"] for f in dashboard.files(Board("en", known, results))]
+    folders = list(dashboard._folder().iterdir())
+    assert len(folders) == 3
+    assert all(Path(path).is_file() for path in files), "the newest are there"
+
+
+def test_a_recipe_without_edits_answers_as_what_it_is(engine):
+    bare = Variants().add(Recipe(model=engine.loaded.spec))
+    named = talking.source(EDITED, bare, bare.now.recipe, 0.0, 0)
+    assert named.digest == bare.now.recipe.digest()
