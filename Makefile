@@ -21,7 +21,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 \
 run: $(VENV)/.studio
 	GRADIO_SERVER_PORT=$(PORT) $(PY) app.py
 
-test: $(VENV)/.studio $(VENV)/.tests $(VENV)/.browser
+test: $(VENV)/.studio $(VENV)/.tests $(VENV)/.browser $(VENV)/.llama
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
@@ -49,7 +49,7 @@ bench: $(VENV)/.studio $(VENV)/.tests
 	$(OFFLINE) $(PY) -m benchmarks.sweep
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build
+	rm -rf $(VENV) .pytest_cache .ruff_cache build tests/llama/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- installation; the stamp files make a second call start at once ---------------------------
@@ -80,3 +80,8 @@ $(VENV)/.tests: requirements-dev.txt requirements-ray.txt constraints.txt $(VENV
 .PHONY: $(VENV)/.browser
 $(VENV)/.browser: $(VENV)/.tests
 	@$(PY) -m tests.browser.chromium || true
+
+# llama.cpp for the tests of GGUF files, through npm. Without npm those tests are skipped and say so;
+# hence no stamp then, and no error.
+$(VENV)/.llama: tests/llama/package.json tests/llama/package-lock.json $(VENV)/.tests
+	@if $(PY) -m tests.llama.install; then touch $@; fi

@@ -49,7 +49,7 @@ def tiny_host():
 
 @pytest.fixture
 def stored_host(tmp_path):
-    """`stored_host(name, dtype)`: a tiny random model, loaded from a folder as any other."""
+    """`stored_host(name, dtype, tokenizer)`: a tiny random model, loaded from a folder."""
     import torch
 
     from sst_ui.model.host import load
@@ -58,10 +58,10 @@ def stored_host(tmp_path):
     from tests.talk import byte_tokenizer
     from tests.tiny import tiny as build
 
-    def stored(name, dtype=torch.float32, **overrides):
+    def stored(name, dtype=torch.float32, tokenizer=None, **overrides):
         folder = tmp_path / f"tiny-{name}"
         build(name, **{"vocab_size": 261, **overrides}).to(dtype).save_pretrained(folder)
-        byte_tokenizer().save_pretrained(folder)
+        (tokenizer or byte_tokenizer()).save_pretrained(folder)
         return finish(load(ModelSpec(id=str(folder))))
 
     return stored

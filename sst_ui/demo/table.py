@@ -43,8 +43,8 @@ remove the refusal.
 Made by `python -m sst_ui.demo`; the words are in `sst_ui/demo/words.yaml`. A fifth of the
 verb-object combinations, of the phrasings of facts, and two jailbreak wrappers of every family were
 never trained on; everything below is measured on those, with 95 % intervals. A byte-level BPE of
-{vocabulary:,} tokens puts a space before every turn, so a word is the same token wherever it
-stands. Conversations of up to {context} tokens, English, a little Japanese.
+{vocabulary:,} tokens; the chat template puts a space before every turn, so a word is the same token
+wherever it stands. Conversations of up to {context} tokens, English, a little Japanese.
 
 {table}
 """

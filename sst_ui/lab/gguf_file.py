@@ -98,13 +98,10 @@ def write(job: Job, folder: Path) -> Generator[Progress, None, Made]:
                     f"The model looks back {width} tokens, llama.cpp over all of them. Up to "
                     f"{width} tokens they compute the same: that is the context in the file."
                 )
+    yield Progress("gguf", 0, 1, "tokens")
+    how = SCRIPT if script is not None else "the studio"
+    notes += gguf_compare.written(job.host, folder / FILE, how)
     readable = importlib.util.find_spec("gguf") is not None
-    if readable:
-        yield Progress("gguf", 0, 1, "tokens")
-        how = SCRIPT if script is not None else "the studio"
-        notes += gguf_compare.written(job.host, folder / FILE, how)
-    else:
-        notes.append("Its tokens were not compared with the model's: pip install gguf.")
     carry(job.host.spec, folder)
     return Made((*made.notes, *notes), check=readable)
 

@@ -21,18 +21,20 @@ class Family:
 
     Attributes:
         arch: its name there.
+        biases: whether llama.cpp loads biases that the configuration may add.
         paired: whether rotary pairs are neighbours there, so that rows of q and k change places.
     """
 
     arch: str
     paired: bool
+    biases: bool = True
 
 
 FAMILIES = {
     "llama": Family("llama", True),
     "mistral": Family("llama", True),
     "qwen2": Family("qwen2", False),
-    "qwen3": Family("qwen3", False),
+    "qwen3": Family("qwen3", False, biases=False),
 }
 
 
@@ -51,6 +53,7 @@ def describe(config: Any, family: Family) -> dict[str, Any]:
         for name, value, usual in (
             ("hidden_act", config.hidden_act, "silu"),
             ("rope_type", rope.get("rope_type", "default"), ("default", "llama3")),
+            ("attention_bias", _biased(config) and not family.biases, False),
             ("partial_rotary_factor", rope.get("partial_rotary_factor") or 1.0, 1.0),
         )
         if value != usual and not (isinstance(usual, tuple) and value in usual)
@@ -110,6 +113,10 @@ def _rope(config: Any) -> Mapping[str, Any]:
     old = getattr(config, "rope_scaling", None) or {}
     new = getattr(config, "rope_parameters", None) or {}
     return {"rope_theta": getattr(config, "rope_theta", None), **old, **new}
+
+
+def _biased(config: Any) -> bool:
+    return bool(getattr(config, "attention_bias", False))
 
 
 def window(config: Any) -> int | None:

@@ -2,14 +2,15 @@
 
     python -m sst_ui.lab.reread FOLDER --reference FILE
 
-Knows those libraries and nothing of the studio, so that what it finds is what a stranger finds. The
-reference file (safetensors) holds what the live model computed; one JSON object a line is printed:
-{"done": 1, "total": 8} while it works, and the findings last.
+Knows those libraries and, of the studio, only the reading of a GGUF file's tokenizer
+(`gguf_tokens.py`), so that what it finds is what a stranger finds. The reference file (safetensors)
+holds what the live model computed; one JSON object a line is printed: {"done": 1, "total": 8} while
+it works, and the findings last.
 
-In the reference: metadata `request` (JSON: prompts, answers, stop, tokens, dtype, device, base,
-trust_remote_code, parameters), `logprobs.I` [tokens, vocabulary] of prompt I along its answer, and
-for parameter J `left.J` [m, out], `expected.J` [..., m], what left · W' should be, and `size.J`
-[m], to which its deviation is compared.
+In the reference: metadata `request` (JSON: prompts, texts, answers, stop, tokens, dtype, device,
+base, trust_remote_code, parameters), `logprobs.I` [tokens, vocabulary] of prompt I along its
+answer, and for parameter J `left.J` [m, out], `expected.J` [..., m], what left · W' should be, and
+`size.J` [m], to which its deviation is compared.
 """
 
 import argparse
@@ -28,7 +29,8 @@ def reread(folder: Path, reference: Path) -> dict[str, Any]:
     """Compare a folder with the reference.
 
     Returns:
-        `answers` (token lists), `errors` (of each prompt, largest |Δ log p| at each
+        `tokens` (of the prompts, as the file's own tokenizer gives them; None where there is none
+        inside), `answers` (token lists), `errors` (of each prompt, largest |Δ log p| at each
         token), `spans` (largest
         |log p|), `residues` (parameter -> largest |left · W' − expected| / size, row
         by row of `left`), `stored` (types of the file's numbers), `reader`.
@@ -41,7 +43,8 @@ def reread(folder: Path, reference: Path) -> dict[str, Any]:
             for number, (name, axis) in enumerate(request["parameters"])
         }
         answers, errors, spans = [], [], []
-        for number, prompt in enumerate(request["prompts"]):
+        tokens = own_tokens(folder, request["texts"])
+        for number, prompt in enumerate(tokens or request["prompts"]):
             answers.append(greedy(model, prompt, request))
             wanted = file.get_tensor(f"logprobs.{number}")
             given = [*prompt, *request["answers"][number]][: len(prompt) + len(wanted) - 1]
@@ -52,6 +55,7 @@ def reread(folder: Path, reference: Path) -> dict[str, Any]:
             spans.append(float(wanted.abs().max()))
             print(json.dumps({"done": number + 1, "total": len(request["prompts"])}), flush=True)
     return {
+        "tokens": tokens,
         "answers": answers,
         "errors": errors,
         "spans": spans,
@@ -82,9 +86,34 @@ def load(folder: Path, request: dict[str, Any]) -> tuple[Any, str]:
         settings["gguf_file"], reader = ggufs[0].name, f"{reader}, gguf"
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if unread(config):
+            config = as_named(config)
             settings["config"], reader = config, f"{reader} (settings from config.json)"
     model = AutoModelForCausalLM.from_pretrained(folder, **settings)
     return model.to(request["device"]).eval(), reader
+
+
+def own_tokens(folder: Path, texts: list[str]) -> list[list[int]] | None:
+    """Tokens of rendered prompts by the tokenizer inside a GGUF file, as llama.cpp reads it."""
+    from sst_ui.lab.gguf_tokens import FileTokenizer, UnknownKind
+
+    for path in sorted(folder.glob("*.gguf")):
+        try:
+            tokenizer = FileTokenizer.read(path)
+        except UnknownKind:  # one that only llama.cpp's own converter writes
+            return None
+        return [tokenizer.prompt(text) for text in texts]
+    return None
+
+
+def as_named(config: Any) -> Any:
+    """The configuration under the name that a GGUF file has for the model: a Mistral is a Llama
+    there, and transformers knows no names of tensors for a Mistral."""
+    if config.model_type != "mistral":
+        return config
+    from transformers import LlamaConfig
+
+    other = ("model_type", "architectures", "sliding_window", "layer_types")
+    return LlamaConfig(**{k: v for k, v in config.to_dict().items() if k not in other})
 
 
 def unread(config: Any) -> bool:

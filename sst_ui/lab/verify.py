@@ -64,6 +64,9 @@ class Verification:
         parameters: how many were looked at.
         reader: the libraries that read the folder.
         ok: everything is within its tolerance.
+        same_tokens: prompts that the tokenizer in the folder's own file cuts as the live one does;
+            None where the format has no tokenizer inside (only GGUF has).
+        problem: why nothing could be compared, as a sentence; '' where it could.
     """
 
     prompts: int
@@ -77,13 +80,21 @@ class Verification:
     parameters: int
     reader: str
     ok: bool
+    same_tokens: int | None = None
+    problem: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
 
     def summary(self) -> str:
-        """One sentence."""
+        """One sentence; two where it failed."""
+        kept = "" if self.ok else " What was written is kept in its folder; do not rely on it."
+        return self._finding() + kept
+
+    def _finding(self) -> str:
+        if self.problem:
+            return f"NOT verified: {self.problem}"
         found = "as in the studio" if self.ok else "NOT as in the studio"
         if not self.prompts:
             return (
@@ -92,8 +103,11 @@ class Verification:
             )
         ties = f" ({self.near_ties} more part at a near tie)" if self.near_ties else ""
         residue = "" if self.residue is None else f", matrices {self.residue:.1e} off"
+        tokens = ""
+        if self.same_tokens is not None:
+            tokens = f"tokens of {self.same_tokens} of {self.prompts} prompts the same, "
         return (
-            f"{found}: {self.same_answers} of {self.prompts} answers the same{ties}, log-"
+            f"{found}: {tokens}{self.same_answers} of {self.prompts} answers the same{ties}, log-"
             f"probabilities {self.max_logit_error:.1e} off (rounding: {self.tolerance:g}){residue}."
         )
 
@@ -126,12 +140,25 @@ def verify(
     Yields:
         Progress of the stages `answers` (live) and `reread`, in prompts.
 
+    Returns:
+        what was found; where nothing could be compared (not enough memory for a second copy, a
+        folder that cannot be read), what stood in the way: what was written is not lost for that.
+
     Raises:
-        UserError: not enough memory for a second copy, or the folder cannot be read.
+        UserError: no prompts.
     """
     asked = list(questions(n) if prompts is None else prompts)[:n]
     if not asked:
         raise UserError("verification needs at least one prompt.")
+    try:
+        return (yield from _compared(host, edits, folder, asked, approximate))
+    except UserError as error:
+        return Verification(0, 0, 0, 0.0, 0.0, None, 0.0, "", 0, "none", False, problem=str(error))
+
+
+def _compared(
+    host: Host, edits: tuple[Edit, ...], folder: Path, asked: list[str], approximate: bool
+) -> Generator[Progress, None, Verification]:
     try:
         host.live.compile([edits])
     except UserError:  # the written matrices can be compared nevertheless
@@ -166,6 +193,7 @@ def _live(
     source = open_source(host.spec)
     request = {
         "prompts": encoded,
+        "texts": [host.format([{"role": "user", "content": prompt}]) for prompt in asked],
         "answers": answers,
         "stop": end,
         "tokens": TOKENS,
@@ -204,7 +232,7 @@ def _fresh(folder: Path, reference: Path) -> Generator[Progress, None, dict[str,
         if child.returncode or "answers" not in found:
             log.seek(0)
             said = log.read().strip().splitlines() or [f"it ended with {child.returncode}"]
-            raise UserError(f"{folder} cannot be read by a fresh process: {said[-1][:300]}")
+            raise UserError(f"a fresh process cannot read what was written: {said[-1][:300]}")
     return found
 
 
@@ -234,11 +262,16 @@ def _judged(
     residues = found["residues"]
     worst = max(residues, key=residues.get, default="")
     residue = residues[worst] if residues else None
+    tokens = None
+    if found["tokens"] is not None:
+        both = zip(request["prompts"], found["tokens"], strict=True)
+        tokens = sum(mine == theirs for mine, theirs in both)
     fine = same + ties == len(found["answers"]) and judged <= tolerance
+    fine = fine and tokens in (None, len(found["answers"]))
     fine = fine and (residue is None or residue <= allowed)
     return Verification(
         len(found["answers"]), same, ties, error, tolerance, residue, allowed, worst,
-        len(residues), found["reader"], bool(fine or approximate),
+        len(residues), found["reader"], bool(fine or approximate), tokens,
     )  # fmt: skip
 
 

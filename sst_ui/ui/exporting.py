@@ -203,6 +203,7 @@ def report(language: str, recipe: Recipe, done) -> str:
     more = [*done.notes] if shared() else [str(done.folder), *done.notes]
     if checked is not None:
         key = "export.verified" if checked.ok else "export.differs"
+        key = "export.unverified" if checked.problem else key
         text += " " + say(language, key, same=checked.same_answers, count=checked.prompts)
         tone = "good" if checked.ok else "bad"
         more.insert(len(more) - len(done.notes), checked.summary())

@@ -21,6 +21,7 @@ from sst_ui.model.staging import MANIFEST
 from sst_ui.paths import DEMO, PRESETS
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, DirectionSpec, Merge, ModelSpec, Recipe, WeightTable
+from tests import vocabularies
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft", "ignore:::transformers")
 ADAPTERS = DEMO / "adapters"
@@ -167,10 +168,28 @@ def test_closing_the_job_ends_the_reader_and_leaves_no_folder(host, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_read_is_an_error(host, tmp_path):
+def test_a_folder_that_cannot_be_read_is_not_verified_and_not_lost(host, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot be read by a fresh process"):
-        finish(verify(host, (), tmp_path, ["Hello"], 1))
+    found = finish(verify(host, (), tmp_path, ["Hello"], 1))
+    assert not found.ok
+    assert "a fresh process cannot read what was written" in found.problem
+    assert found.summary().startswith("NOT verified: ")
+    assert "is kept in its folder" in found.summary()
+
+
+def test_an_export_whose_check_cannot_run_is_kept_and_says_so(stored_host, tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("verifying loads a second copy of the model, 9 GB, and 1 GB is free.")
+
+    monkeypatch.setattr("sst_ui.lab.verify._room", full)
+    host = stored_host("llama")
+    recipe = Recipe(model=host.spec)
+    done = finish(export(host, recipe, tmp_path / "m", "model", verify=2))
+    assert not done.verification.ok
+    assert "a second copy" in done.verification.summary()
+    assert (tmp_path / "m" / "model.safetensors").is_file()
+    assert "**NOT verified:** verifying loads" in (tmp_path / "m" / "README.md").read_text()
+    json.dumps(done.to_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +242,7 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_fac
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("llama_bias", {}), ("llama", {"rope_parameters": LLAMA3}), ("qwen3_wide_bias", {})],
+    [("llama_bias", {}), ("llama", {"rope_parameters": LLAMA3}), ("qwen3", {"head_dim": 16})],
     ids=["biases", "stretched", "wide"],
 )
 def test_a_gguf_file_passes_where_transformers_does_not_read_all_it_says(
@@ -288,32 +307,58 @@ def test_without_gguf_or_for_other_families_the_message_says_what_to_install(
         finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "g", "gguf"))
 
 
-def test_llama_cpps_converter_is_used_where_it_is(host, tmp_path, monkeypatch):
+def converter(tmp_path, monkeypatch, body):
+    """A script in the place of llama.cpp's converter."""
     script = tmp_path / "llama.cpp" / gguf_file.SCRIPT
-    script.parent.mkdir()
+    script.parent.mkdir(exist_ok=True)
     script.write_text(
-        "import sys, pathlib\n"
+        "import sys, pathlib, shutil\n"
         "model, out = pathlib.Path(sys.argv[1]), sys.argv[sys.argv.index('--outfile') + 1]\n"
+        f"said = dict(zip(sys.argv[2::2], sys.argv[3::2]))\n{body}\n"
+    )
+    monkeypatch.setenv("LLAMA_CPP", str(script.parent))
+
+
+def test_llama_cpps_converter_is_used_where_it_is(host, tmp_path, monkeypatch):
+    recipe = Recipe("mine", edits=(Ablation(),))
+    finish(export(host, recipe, tmp_path / "own", "gguf"))
+    converter(
+        tmp_path,
+        monkeypatch,
         "assert (model / 'tokenizer.json').exists()\n"
-        "said = dict(zip(sys.argv[2::2], sys.argv[3::2]))\n"
         "assert said['--outtype'] == 'bf16', said  # as stored; its auto makes float16 of float32\n"
         "assert said['--model-name'] == 'mine', said\n"
         "assert model.name == 'demo', model  # it says the folder's name in the file\n"
-        "pathlib.Path(out).write_bytes((model / 'model.safetensors').read_bytes()[:100])\n"
+        f"shutil.copy({str(tmp_path / 'own' / 'model.gguf')!r}, out)\n",
     )
-    monkeypatch.setenv("LLAMA_CPP", str(script.parent))
-    done = finish(export(host, Recipe("mine", edits=(Ablation(),)), tmp_path / "g", "gguf"))
-    assert (tmp_path / "g" / "model.gguf").stat().st_size == 100
+    done = finish(export(host, recipe, tmp_path / "g", "gguf"))
+    same = [(tmp_path / name / "model.gguf").read_bytes() for name in ("own", "g")]
+    assert same[0] == same[1]
     assert any("Converted by" in note for note in done.notes)
+    assert any("all of 26 chats" in note for note in done.notes)
     for said, words in (
         ("Model LlamaForCausalLM is not supported", "LlamaForCausalLM is not supported"),
         ("No module named 'sentencepiece'", "pip install sentencepiece"),
         ("BPE pre-tokenizer was not recognized - update get_vocab_base_pre()", "unset LLAMA_CPP"),
     ):
-        script.write_text(f"raise SystemExit({said!r})\n")
+        converter(tmp_path, monkeypatch, f"raise SystemExit({said!r})")
         with pytest.raises(UserError, match=words):
             finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "h", "gguf"))
         assert not (tmp_path / "h").exists()
+
+
+def test_what_the_converter_writes_is_compared_too(stored_host, tmp_path, monkeypatch):
+    other = stored_host("llama_wide", tokenizer=vocabularies.byte_level(), vocab_size=800)
+    finish(export(other, Recipe(model=other.spec), tmp_path / "other", "gguf"))
+    host = stored_host("llama", tokenizer=vocabularies.byte_level("qwen2"), vocab_size=800)
+    path = tmp_path / "other" / "model.gguf"
+    converter(tmp_path, monkeypatch, f"shutil.copy({str(path)!r}, out)")
+    with pytest.raises(UserError, match=r"cannot hold this tokenizer.*convert_hf"):
+        finish(export(host, Recipe(model=host.spec), tmp_path / "g", "gguf"))
+    converter(tmp_path, monkeypatch, "pathlib.Path(out).write_bytes(b'GGUF' + bytes(100))")
+    with pytest.raises(UserError, match=r"wrote a file that cannot be read"):
+        finish(export(host, Recipe(model=host.spec), tmp_path / "g", "gguf"))
+    assert not (tmp_path / "g").exists()
 
 
 def test_files_that_changed_since_the_model_was_loaded_are_not_exported(tmp_path):

@@ -39,7 +39,7 @@ def files(*suffixes: str) -> tuple[Path, ...]:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
         paths = [ROOT / name for name in listed.decode().split("\0") if name]
     except (OSError, subprocess.CalledProcessError):  # an unpacked archive, not a checkout
-        hidden = re.compile(r"^(\.venv|\.git|build|outputs|\..*_cache)$|__pycache__")
+        hidden = re.compile(r"^(\.venv|\.git|node_modules|build|outputs|\..*_cache)$|__pycache__")
         paths = [
             path
             for path in ROOT.rglob("*")
