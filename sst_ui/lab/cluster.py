@@ -54,7 +54,7 @@ class Cluster:
     itself, with its presets and the demo, is brought there.
 
     Attributes:
-        layers, preserving, name: see `trials.Measurer`; known once it is open.
+        layers, preserving, fused, name: see `trials.Measurer`; known once it is open.
         workers: how many there are to be.
     """
 
@@ -201,7 +201,8 @@ class Cluster:
                 yield place, result
                 continue
             self._unloaded = 0
-            self.layers, self.preserving, self.name = result.layers, result.preserving, result.name
+            self.layers, self.preserving = result.layers, result.preserving
+            self.fused, self.name = result.fused, result.name
 
     def _hire(self) -> _Hired:
         self._hired += 1

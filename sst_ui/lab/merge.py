@@ -150,7 +150,7 @@ def combine(host: Host, pair: Pair, spec: Merge) -> Outcome:
     weights = {name: parts[0][1] for name, parts in cells.items() if len(parts) == 1}
     whole = [replace(m, weight=weights[m.name]) for m in pair.modules if m.name in weights]
     if spec.budget is not None:
-        _check_whole(cells, "a KL budget is predicted")
+        _check_whole(cells)
         found = spectra(whole, towards(spec, parameters))
         active = {name: weights[name] for name in found}
         parameters["mu"] = subspace.mu_for_budget(found, spec.budget, active)
@@ -211,7 +211,7 @@ def table(host: Host, spec: Merge, paths: Iterable[str] | None = None) -> dict[s
         UserError: a fused module whose parts have weights of their own, see `by_part`.
     """
     cells = by_part(host, spec, paths)
-    _check_whole(cells, "this needs")
+    _check_whole(cells)
     return {path: parts[0][1] for path, parts in cells.items()}
 
 
@@ -265,13 +265,13 @@ def _rows(host: Host, path: str, kind: str) -> Mapping[str, Tensor] | None:
     return rows_of(config, kind, shape_of(host.architecture.matrices[path])[0])
 
 
-def _check_whole(cells: Mapping[str, Parts], what: str) -> None:
+def _check_whole(cells: Mapping[str, Parts]) -> None:
     split = [path for path, parts in cells.items() if len(parts) > 1]
     if split:
         raise UserError(
-            f"{what} with one weight for each matrix, and the table weighs the parts of "
-            f"{fold(split)} differently. Give q, k and v one factor (and gate and up), or set the "
-            "method's own parameters."
+            f"the weights tell the parts of {fold(split)} apart, and what a merge costs, which a "
+            "KL budget goes by, is only predicted for a matrix with one weight. Give q, k and v "
+            "one factor (and gate and up), or no budget."
         )
 
 

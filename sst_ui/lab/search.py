@@ -106,7 +106,7 @@ def rows_of(recipe: Recipe, spec: SearchSpec, measurer: Measurer) -> dict[str, S
         UserError: a strategy that the recipe's edit does not have.
     """
     if spec.strategy == "tpe":
-        return space(recipe, measurer.preserving)
+        return space(recipe, measurer.preserving, measurer.fused)
     if spec.strategy == "staged":
         return {"strength": Span(-4.0, 4.0)}
     if not isinstance(goals.searched(recipe), Ablation):

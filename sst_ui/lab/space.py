@@ -5,13 +5,14 @@ candidate is a whole recipe: it starts from the untouched base.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sst_ui.lab.aims import presets, searched
+from sst_ui.maths import kernel
 from sst_ui.maths.merging import METHODS
-from sst_ui.recipe import KINDS, MODULES, Ablation, DirectionSpec, Merge, Recipe, WeightTable
+from sst_ui.recipe import FUSED, KINDS, MODULES, Ablation, DirectionSpec, Merge, Recipe, WeightTable
 
 Params = dict[str, Any]
 
@@ -33,13 +34,17 @@ class Choice:
     options: tuple[Any, ...]
 
 
-def space(recipe: Recipe, preserving: bool = True) -> dict[str, Span | Choice]:
+def space(
+    recipe: Recipe, preserving: bool = True, fused: Sequence[str] = ()
+) -> dict[str, Span | Choice]:
     """The settings that the multi-objective search draws, by name.
 
     Args:
         recipe: decides by what is being searched: affine edits cannot preserve norms, a method
             without a price has no budget.
         preserving: whether this model's norms can be preserved while it computes.
+        fused: kinds of this model's matrices that hold several kinds (qkv, gate_up); they are
+            weighed as a whole, as a budget needs.
     """
     edit = searched(recipe)
     if isinstance(edit, Merge):
@@ -49,7 +54,9 @@ def space(recipe: Recipe, preserving: bool = True) -> dict[str, Span | Choice]:
         for name, needed in (("budget", "mu"), ("k", "k")):
             if needed not in known:
                 rows.pop(name)
-        rows |= {f"module_{kind}": factors for kind in MODULES if kind not in ("qkv", "gate_up")}
+        parts = {part for kind in fused for part in FUSED[kind]}
+        single = [kind for kind in MODULES if kind not in FUSED and kind not in parts]
+        rows |= {f"module_{kind}": factors for kind in (*single, *fused)}
         return {name: _span(row) for name, row in rows.items()}
     rows = dict(presets()["ablation"])
     if not preserving or edit.affine or edit.operation == "add":
@@ -132,7 +139,8 @@ def _own(edit: Ablation | Merge, name: str, layers: int) -> Any:
     if name in KINDS:
         return weights.modules.get(name, 1.0)
     if name.startswith("module_"):
-        return weights.modules.get(name.removeprefix("module_"), 1.0)
+        given, known = weights.modules, kernel.names(name.removeprefix("module_"))
+        return next((given[kind] for kind in known if kind in given), 1.0)
     if hasattr(weights, name):
         return getattr(weights, name)
     if isinstance(edit, Merge):
@@ -155,7 +163,9 @@ def _weights(old: WeightTable, params: Mapping[str, Any], layers: int) -> Weight
         shape |= {"profile": "custom", "curve": None, "overrides": {}}
     elif "strength" not in shape and not modules:
         return old
-    return replace(old, modules={**old.modules, **modules}, **shape)
+    parts = {part for kind in modules for part in FUSED.get(kind, ())}  # would count before it
+    kept = {kind: factor for kind, factor in old.modules.items() if kind not in parts}
+    return replace(old, modules={**kept, **modules}, **shape)
 
 
 def _directions(old: DirectionSpec, params: Mapping[str, Any], layers: int) -> DirectionSpec:

@@ -18,7 +18,7 @@ from sst_ui.metrics.results import Value
 from sst_ui.model.host import Host
 from sst_ui.model.live import Edit
 from sst_ui.progress import Progress
-from sst_ui.recipe import Ablation, Evaluation, Recipe
+from sst_ui.recipe import FUSED, Ablation, Evaluation, Recipe
 
 TOGETHER = 5  # candidates in a batch
 
@@ -43,12 +43,14 @@ class Measurer(Protocol):
     Attributes:
         layers: of the model.
         preserving: whether its norms can be preserved while it computes.
+        fused: kinds of its matrices that hold several kinds: `qkv`, `gate_up`.
         name: of the model.
         workers: batches that are measured at once.
     """
 
     layers: int
     preserving: bool
+    fused: tuple[str, ...]
     name: str
     workers: int
 
@@ -75,6 +77,7 @@ class Local:
         self.name = host.name
         writers = host.architecture.writers
         self.preserving = not any(w.form == "experts" or w.quantized for w in writers)
+        self.fused = tuple(kind for kind in FUSED if kind in host.architecture.linears)
 
     def numbers(
         self, recipes: Sequence[Recipe], evaluation: Evaluation

@@ -26,6 +26,7 @@ class Facts:
 
     layers: int
     preserving: bool
+    fused: tuple[str, ...]
     name: str
 
 
@@ -60,7 +61,8 @@ class Worker:
         if spec.device.startswith("cuda") or (spec.device == "auto" and torch.cuda.is_available()):
             spec = replace(spec, device="cuda")
         self._local = Local(finish(load(spec), self._note))
-        return Facts(self._local.layers, self._local.preserving, self._local.name)
+        mine = self._local
+        return Facts(mine.layers, mine.preserving, mine.fused, mine.name)
 
     def work(self, number: int, what: str, *given: Any) -> Any:
         """Do `Local.batch` or `Local.bell`; returns its result, None where it was stopped.

@@ -8,7 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sst_ui.errors import UserError
 from sst_ui.lab import merge as lab
+from sst_ui.lab import space
 from sst_ui.lab.mergekit import unspoken
+from sst_ui.lab.trials import Local
 from sst_ui.maths.lowrank import Delta
 from sst_ui.model import fused
 from sst_ui.model.adapters import write_adapter
@@ -218,7 +220,7 @@ def test_a_budget_is_refused_where_the_parts_differ(tiny_host, tmp_path):
     utility, safety, *_ = adapters(host, tmp_path)
     spec = Merge(utility, safety, weights=replace(flat(), modules={"q": 0.0}))
     paths = ["model.layers.0.self_attn.qkv_proj"]
-    with pytest.raises(UserError, match="weighs the parts of"):
+    with pytest.raises(UserError, match=r"tell the parts of .* apart"):
         lab.table(host, spec, paths)
     assert "fused matrix" in unspoken(host, Recipe(edits=(replace(spec, method="ties"),)))
 
@@ -233,3 +235,16 @@ def test_an_override_of_a_kind_that_the_model_lacks_is_refused(tiny_host, tmp_pa
     spec = Merge(utility, safety, "task_arithmetic", weights=weights)
     (first, *_) = lab.by_part(host, spec, ["gpt_neox.layers.0.attention.query_key_value"]).values()
     assert [weight for _, weight in first] == pytest.approx([1.0, 0.5, 1.0])
+
+
+def test_a_search_weighs_a_fused_matrix_as_a_whole(tiny_host):
+    measurer = Local(tiny_host("phi3"))
+    assert measurer.fused == ("qkv", "gate_up")
+    recipe = Recipe(edits=(Merge("a", "b", weights=replace(flat(), modules={"q": 0.3})),))
+    rows = space.space(recipe, True, measurer.fused)
+    drawn = [name.removeprefix("module_") for name in rows if name.startswith("module_")]
+    assert drawn == ["o", "down", "lm_head", "qkv", "gate_up"]
+    made = space.candidate(recipe, {"module_qkv": 0.7}, 3).edits[0].weights
+    assert made.modules == {"qkv": 0.7}
+    whole = Recipe(edits=(Merge("a", "b", weights=replace(flat(), modules={"attention": 0.4})),))
+    assert space.values(whole, rows, 3)["module_qkv"] == 0.4

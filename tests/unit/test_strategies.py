@@ -29,7 +29,7 @@ ODDS = "refusal_logodds@demo/harmful"
 class Formula:
     """Refusals fall and divergence rises with the strength; a peak away from .6 costs both."""
 
-    layers, preserving, name, workers = LAYERS, True, "formula", 1
+    layers, preserving, fused, name, workers = LAYERS, True, (), "formula", 1
 
     def __init__(self, broken=lambda recipe: ""):
         self.asked: list[tuple[str, frozenset]] = []  # (recipe, metrics) of every measurement

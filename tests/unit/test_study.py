@@ -48,7 +48,7 @@ for step in search(DEFAULT, GRID, Formula(float(sys.argv[3])), sys.argv[1]):
 class Formula:
     """A measurer whose numbers are a formula of the recipe; it counts what it is asked."""
 
-    layers, preserving, name, workers = 12, True, "formula", 1
+    layers, preserving, fused, name, workers = 12, True, (), "formula", 1
 
     def __init__(self, seconds=0.0):
         self.seconds, self.asked = seconds, []
