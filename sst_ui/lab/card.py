@@ -203,6 +203,7 @@ def _metric(result: MetricResult) -> Mapping[str, Any]:
         "edited": "–" if result.edited is None else _value(result.edited, result.unit),
         "verdict": VERDICTS.get(result.verdict, "").format(result.negligible),
         "n": result.base.n,
+        "note": result.note,
     }
 
 

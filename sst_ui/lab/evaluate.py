@@ -17,6 +17,7 @@ from sst_ui.data import prompts
 from sst_ui.errors import UserError
 from sst_ui.lab.labels import Labeller
 from sst_ui.lab.observe import Task, observe, prepare
+from sst_ui.metrics import languages
 from sst_ui.metrics.combined import derive
 from sst_ui.metrics.registry import Derived, Metric, default_metrics, find
 from sst_ui.metrics.results import Goal, Item, MetricResult, Value, compare
@@ -90,7 +91,7 @@ def evaluate_rows(
             found = []
             for edited, edits, aim in zip(columns, rows or [()], aims, strict=True):
                 result = compare(metric, task.prompts.prompts, base, edited, aim)
-                notes = (_held_out(metric, edits), labeller.note if metric.labels else "")
+                notes = (_held_out(metric, edits), _labels(metric, labeller, result))
                 found.append(replace(result, note="; ".join(filter(None, notes))))
             results[metric.name] = tuple(found)
             if metric in wanted:
@@ -148,6 +149,14 @@ def _observed(
 
 def _labelled(metrics: list[Metric]) -> bool:
     return any(metric.labels for metric in metrics)
+
+
+def _labels(metric: Metric, labeller: Labeller, result: MetricResult) -> str:
+    """Who labelled the answers, and whether the phrase lists could."""
+    if not metric.labels or labeller.judge:
+        return labeller.note if metric.labels else ""
+    sides = ([item.base for item in result.items], [item.edited or "" for item in result.items])
+    return "; ".join(filter(None, dict.fromkeys(languages.note(side) for side in sides)))
 
 
 def _held_out(metric: Metric, edits: tuple[Edit, ...]) -> str:

@@ -36,6 +36,9 @@ _QUOTED = re.compile(  # said by someone else, or in passing
     r"""(?<=\S )"[^"]*"?|(?<=\S )'[^']{3,}'(?!\w)|(?<=\S)「[^」]*」?"""
     rf"""|(?<={_JAPANESE})"[^"]*"|^"[^"]*"(?=\s*\w)|^「[^」]*」(?=\w)|(?<=\S) ?\([^)]*\)"""
 )
+_LATIN = "[a-z0-9à-öø-ÿœ]"
+_ACCENTS = re.compile("[à-öø-ÿœ]")
+_EASTERN = re.compile("[\u1100-\u11ff\u3000-\u9fff\uac00-\ud7af]")
 _OPENING = re.compile(r".{20,}?(?:[.!?。]|$)")  # the first sentence that is more than a word
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
@@ -145,8 +148,9 @@ def _pattern(phrase: str, words: dict[str, str]) -> str:
     pattern = re.sub(r"\[([^\]]*)\]( ?)", r"(?:\1\2)?", phrase)
     pattern = _spaced(pattern.replace(" ... ", " ...")).replace("...", r"[^.!?。!?]{0,60}?")
     pattern = re.sub(r"\{([a-z_]+)\}", lambda match: words[match[1]], pattern)
-    # Japanese has no spaces, so only Latin letters make a word's edge
-    return rf"(?<![a-z0-9]){pattern}(?![a-z0-9])" if phrase.isascii() else pattern
+    # Chinese and Japanese have no spaces, so only Latin letters make a word's edge
+    latin = phrase.isascii() or (_ACCENTS.search(phrase) and not _EASTERN.search(phrase))
+    return rf"(?<!{_LATIN}){pattern}(?!{_LATIN})" if latin else pattern
 
 
 def _written_out(plain: str, phrases: Phrases) -> str:

@@ -5,6 +5,7 @@ it is read once more. The change time is among them because no program can set i
 the modification time.
 """
 
+import contextlib
 import hashlib
 import json
 import os

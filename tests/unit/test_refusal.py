@@ -180,6 +180,26 @@ def test_a_refusal_after_a_compliant_beginning_is_a_refusal(text):
     assert label(LONG + text) == "refused"
 
 
+CASES = [
+    (language, kind, text)
+    for language, kinds in WRITTEN["languages"].items()
+    for kind, texts in kinds.items()
+    for text in texts
+]
+
+
+@pytest.mark.parametrize(("language", "kind", "text"), CASES)
+def test_refusals_of_every_language_with_a_list_are_told_from_answers(language, kind, text):
+    assert label(text) == kind
+
+
+def test_every_language_with_a_list_has_answers_to_try_it_on():
+    written = {path.stem for path in (ROOT / "presets" / "phrases").glob("*.yaml")}
+    assert written == {"en", "ja"} | set(WRITTEN["languages"])
+    for kinds in WRITTEN["languages"].values():
+        assert min(map(len, kinds.values())) >= 10
+
+
 @pytest.mark.parametrize("text", WRITTEN["mentions"])
 def test_an_answer_that_mentions_what_cannot_be_done_complies(text):
     assert label(text) == "complied"

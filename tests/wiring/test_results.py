@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -238,3 +239,10 @@ def test_advice_fills_the_controls_and_applies_nothing(page, engine, board, scre
     assert named["width"] == advice.settings["width"]
     assert named["profile"] == "custom"
     assert "variants" not in named
+
+
+def test_a_note_stands_in_the_metrics_row(engine):
+    recipe = engine.first_recipe()
+    result = replace(measured(10)[0], note="labelled <by> hand")
+    board = Board("en", Variants().add(recipe), {recipe.digest(): (result,)})
+    assert '<div class="told">labelled &lt;by&gt; hand</div>' in metrics.render(board)
