@@ -43,6 +43,10 @@ def checker(engine: Engine, with_prompts: bool = False):
     def check(*values):
         draft = Draft.of(*values)
         found = wrong(draft.form, draft.extras, draft.loaded.spec, sound)
+        last = draft.loaded.layers - 1
+        if "layer" not in found and draft.form.scope == "single" and draft.form.layer > last:
+            layer = f"directions.layer is {draft.form.layer:.12g}"
+            found["layer"] = f"{layer}, but the model's layers are 0 to {last}."
         if with_prompts and not found:
             read = () if (draft.form.file or "").strip() or not draft.form.ablation_on else ABLATED
             read += MERGED if draft.form.merge_on else ()

@@ -231,11 +231,12 @@ def _shown(edit: Ablation) -> dict[str, Any]:
 def wrong(values: Form, extras: Extras, model: ModelSpec, sound: Form) -> dict[str, str]:
     """Control -> what is wrong with its value; nothing for a form that `read` takes.
 
-    The control is the one that a `sound` value repairs; for what none of them repairs, the profile.
+    The control is the one that a `sound` value repairs, the last of several: switching a merge off
+    repairs each of its numbers too. For what none of them repairs it is the profile.
     """
     found: dict[str, str] = {}
     while (text := _refused(values, extras, model)) is not None:
-        for name in (name for name in Form._fields if name not in found):
+        for name in (name for name in reversed(Form._fields) if name not in found):
             repaired = values._replace(**{name: getattr(sound, name)})
             if _refused(repaired, extras, model) != text:
                 break

@@ -79,34 +79,9 @@ def test_both_columns_stream_and_differ_on_a_held_out_harmful_prompt(page):
     assert base != edited
 
 
-def test_an_answer_keeps_its_recipe_when_another_one_is_applied_and_picked(page):
-    expect(above(page, "left")).to_have_text(["Base"])
-    expect(above(page, "right")).to_contain_text(["default ×1"])
-    given = above(page, "right").inner_text()
-    page.click("#picker-right input")
-    page.get_by_role("option", name="Base", exact=True).click()
-    page.click("#profile label:has-text('Late')")
-    expect(page.locator("#peak input[type=number]")).to_have_value("0.75")
-    page.click("#apply")
-    expect(page.locator(".variant.current")).to_contain_text("late_focus")
-    assert above(page, "right").inner_text() == given
-    page.fill("#temperature input", "1")
-    page.click("#again")
-    expect(above(page, "right")).to_contain_text(["seed"])
-    expect(page.locator("#stop")).to_be_hidden()
-    first = above(page, "right").inner_text()
-    assert "late_focus" in first
-    page.click("#again")
-    expect(above(page, "right")).not_to_have_text(first)  # another seed
-    expect(page.locator("#stop")).to_be_hidden()
-    page.fill("#temperature input", "0")
+def test_an_empty_chat_says_below_it_that_there_is_nothing_to_do_again(page):
     page.click("#clear")
     expect(answers(page, "right")).to_have_count(0)
-    page.click("#undo")
-    expect(page.locator(".variant.current")).to_contain_text("default")
-
-
-def test_an_empty_chat_says_below_it_that_there_is_nothing_to_do_again(page):
     for button, words in (("#again", "answer again"), ("#edit", "to edit")):
         page.click(button)
         expect(page.locator("#chat-status")).to_contain_text(words)
@@ -150,6 +125,35 @@ def test_apply_makes_a_variant_whose_metrics_start_and_undo_goes_back(page):
     page.click("#undo")
     expect(page.locator(".variant.current")).to_contain_text("default")
     expect(page.locator("#profile label.selected")).to_have_text("Default")
+
+
+def test_an_answer_keeps_its_recipe_when_another_one_is_applied_and_picked(page):
+    page.click("#clear")
+    page.click(".example.is-harmful")
+    expect(above(page, "left")).to_have_text(["Base"])
+    expect(above(page, "right")).to_contain_text(["default ×1"])
+    expect(page.locator("#stop")).to_be_hidden()
+    given = above(page, "right").inner_text()
+    page.click("#picker-right input")
+    page.get_by_role("option", name="Base", exact=True).click()
+    page.click(".variant:has-text('narrow')")
+    expect(page.locator(".variant.current")).to_contain_text("narrow")
+    expect(page.locator("#picker-right input")).to_have_value(re.compile("^Edited · narrow ×"))
+    assert above(page, "right").inner_text() == given
+    page.fill("#temperature input", "1")
+    page.click("#again")
+    expect(above(page, "right")).to_contain_text(["seed"])
+    expect(page.locator("#stop")).to_be_hidden()
+    first = above(page, "right").inner_text()
+    assert "narrow" in first
+    page.click("#again")
+    expect(above(page, "right")).not_to_have_text(first)  # another seed
+    expect(page.locator("#stop")).to_be_hidden()
+    page.fill("#temperature input", "0")
+    page.click("#clear")
+    expect(answers(page, "right")).to_have_count(0)
+    page.click(".variant:has-text('default')")
+    expect(page.locator(".variant.current")).to_contain_text("default")
 
 
 def test_stop_ends_an_answer_and_the_job_behind_it(page, engine, monkeypatch):

@@ -8,12 +8,13 @@ import pytest
 from gradio.helpers import special_args
 
 from sst_ui.errors import UserError
-from sst_ui.ui import chat, form, merge_form, search_panel
+from sst_ui.ui import chat, editing, form, merge_form, search_panel
 from sst_ui.ui.form import Form, read, show
 from sst_ui.ui.loaded import Loaded
 from sst_ui.ui.state import Conversation, Turn, Variants
 
 TYPED = (None, -5, 0, 99, 1e9, 2.5, 1e300, "abc", "")
+IN_USE = {"box": "Hello", "merge_on": True, "scope": "single", "shape": "bell"}  # so all is read
 ODD = "SST Studio has no such thing"
 
 
@@ -55,8 +56,8 @@ def defaults(page, engine):
     for block in page.blocks.values():
         if hasattr(block, "value"):
             values[block._id] = states.get(type(block.value), block.value)
-        if getattr(block, "elem_id", None) == "box":
-            values[block._id] = "Hello"
+        if (name := getattr(block, "elem_id", None)) in IN_USE:
+            values[block._id] = IN_USE[name]
     return values
 
 
@@ -151,6 +152,17 @@ def test_all_that_is_wrong_is_said_at_once(engine):
     assert set(found) == {"peak", "width", "samples", "seed"}
     assert "whole number" in found["samples"]
     assert all(len(text) < 100 for text in found.values())
+
+
+def test_a_layer_beyond_the_model_is_said_at_its_box(engine):
+    values, extras = show(engine.first_recipe())
+    check = editing.checker(engine)
+    place = 6 + Form._fields.index("layer")
+    for layer, sound in ((engine.loaded.layers - 1, True), (99, False), (None, False)):
+        changed = values._replace(scope="single", layer=layer)
+        draft = ("en", engine.loaded, extras, Variants(), "evidence", "budget", *changed)
+        wrong = [i for i, one in enumerate(check(*draft)) if not one["is_valid"]]
+        assert wrong == ([] if sound else [place])
 
 
 def test_ways_that_exclude_one_another_are_disabled_and_refused(engine):
