@@ -120,7 +120,7 @@ def test_a_broken_constraint_ends_the_stages_before_it_is_kept():
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("quality > .7", "no constraint"), ("quality >= much", "no constraint"),
+    [("quality > .7", "not a constraint"), ("quality >= much", "not a constraint"),
      ("qualty >= 0.7", "did you mean 'quality'"), ("quality >= nan", "finite")],
 )  # fmt: skip
 def test_a_constraint_that_is_none_is_said(text, words):
