@@ -94,5 +94,5 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     if done.verification is not None:
         print(f"verification: {done.verification.summary()}")
     if given.push:
-        print(f"pushed to {place.url}" if good else "not pushed: it is not as in the studio.")
+        print(f"pushed to {place.url}" if good else "not pushed: the check did not pass.")
     return 0 if good else 1
