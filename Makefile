@@ -36,7 +36,7 @@ format: $(VENV)/.tests
 
 # Trains the demo model again, from nothing (about an hour on one core).
 demo: $(VENV)/.studio
-	$(PY) -m sst_ui.demo
+	$(PY) -m training.demo
 
 # Nothing else should run meanwhile: it compares times.
 bench: $(VENV)/.studio $(VENV)/.tests

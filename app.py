@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 
-from sst_ui.terminal import address, streams
+from sst_ui.cli import address, streams
 
 
 def settings(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -21,17 +21,17 @@ import torch
 from benchmarks.clock import short, timed
 from benchmarks.methods import random_qwen2
 from benchmarks.plain import Plain
-from sst_ui.data import prompts as prompt_sets
-from sst_ui.data.prompts import LETTERS
-from sst_ui.lab import measure as lab
-from sst_ui.lab import observe
-from sst_ui.lab.evaluate import evaluate
+from sst_ui.data import prompt_sets
+from sst_ui.data.prompt_sets import LETTERS
+from sst_ui.jobs.directions import measure as lab
+from sst_ui.jobs.evaluate import observations
+from sst_ui.jobs.evaluate.evaluate import evaluate
 from sst_ui.maths import directions as direction_files
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import Directions
 from sst_ui.metrics.registry import find
-from sst_ui.model.host import Host, load
-from sst_ui.model.live import RowEdit
+from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.runtime.host import Host, load
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import DirectionSpec, Evaluation, ModelSpec, WeightTable
@@ -143,7 +143,7 @@ def _round(
             [LETTERS[best] for best in model] for model in plain.choices(questions, letters)
         ],
     }
-    observe.forget()  # of the base's answers; what the first way finds, the second one knows
+    observations.forget()  # of the base's answers; what the first way finds, the second one knows
     seconds, found = {}, {}
     for way, work in ways.items():
         seconds[way] = timed(host.device, lambda w=way, do=work: found.update({w: do()}))

@@ -34,7 +34,7 @@ from benchmarks.peak import Peak
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"0.5b": 1.0e9, "3b": 6.2e9}  # bytes of the weights, about
-CODE = ("peft", "transformers.models.qwen2.modeling_qwen2", "sst_ui.model.rewrite")
+CODE = ("peft", "transformers.models.qwen2.modeling_qwen2", "sst_ui.model.weights.streaming_writer")
 LABELS = {
     "cp": "`cp`, nothing changed (the limit)",
     "stream": "**export, streamed**",

@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from benchmarks.methods import edit
 from sst_ui.maths import directions, kernel
-from sst_ui.model.architecture import discover
-from sst_ui.model.live import RowEdit
-from sst_ui.model.rewrite import write_model
-from sst_ui.model.staging import staged, sync
-from sst_ui.model.stored import write_header
+from sst_ui.model.architecture.discover import discover
+from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.weights.staged_folder import staged, sync
+from sst_ui.model.weights.stored_tensors import write_header
+from sst_ui.model.weights.streaming_writer import write_model
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import KINDS, ModelSpec, WeightTable

@@ -22,8 +22,8 @@ from benchmarks.clock import short, timed
 from benchmarks.methods import Live, Reload, Rewrite, random_qwen2
 from benchmarks.peak import Peak
 from sst_ui.maths import directions as direction_files
-from sst_ui.model.generate import generate
-from sst_ui.model.host import Host, load
+from sst_ui.model.inference.generate import generate
+from sst_ui.model.runtime.host import Host, load
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec

@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sst_ui.maths import merging
-from sst_ui.maths.lowrank import Delta, core
-from sst_ui.maths.subspace import Moments
+from sst_ui.maths.merge import registry
+from sst_ui.maths.merge.low_rank import Delta, core
+from sst_ui.maths.merge.subspace import Moments
 
 WEIGHT = 0.8  # of the safety adapter; not 1, so that a forgotten weight shows in the error
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
@@ -95,8 +95,8 @@ class Studio:
     def run(self) -> None:
         for kind, (safety, utility) in self.moments.items():
             space = core(self.layer.utility[kind], self.layer.safety[kind])
-            module = merging.Module(kind, kind, 0, space, safety, utility, weight=WEIGHT)
-            self.merged[kind] = merging.merge(module, self.method, self.rank).delta
+            module = registry.Module(kind, kind, 0, space, safety, utility, weight=WEIGHT)
+            self.merged[kind] = registry.merge(module, self.method, self.rank).delta
 
     def result(self) -> dict[str, Delta]:
         return self.merged

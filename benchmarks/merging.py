@@ -2,7 +2,7 @@
 
     python -m benchmarks.merging [--pair small] [--figure docs/pictures/merging.svg]
 
-Knows arguments and output; the sweep is sst_ui/lab/frontier.py.
+Knows arguments and output; the sweep is sst_ui/jobs/merge/method_fronts.py.
 """
 
 import argparse
@@ -15,15 +15,15 @@ from pathlib import Path
 
 from benchmarks.pictures import svg
 from sst_ui.errors import UserError
-from sst_ui.lab.frontier import GRID, OURS, Front, Measured, fronts, goals, sweep
-from sst_ui.lab.versus import COLUMNS
-from sst_ui.maths.merging import METHODS
+from sst_ui.jobs.merge.compare_methods import COLUMNS
+from sst_ui.jobs.merge.method_fronts import GRID, OURS, Front, Measured, fronts, goals, sweep
+from sst_ui.maths.merge.registry import METHODS
 from sst_ui.maths.pareto import front
-from sst_ui.model.host import load
+from sst_ui.model.runtime.host import load
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation, Merge, ModelSpec
-from sst_ui.ui import plots
+from sst_ui.ui.widgets import plots
 
 COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, "#444444", "#b5b5b5"), strict=True))
 ALONE = ("base", "utility", "safety")

@@ -15,10 +15,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import Directions
-from sst_ui.model.architecture import Architecture, discover
-from sst_ui.model.batch import forward, left_padded
-from sst_ui.model.host import Host
-from sst_ui.model.live import RowEdit
+from sst_ui.model.architecture.discover import Architecture, discover
+from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.inference.batch import forward, left_padded
+from sst_ui.model.runtime.host import Host
 from sst_ui.recipe import KINDS, WeightTable
 
 disable_progress_bar()  # a bar belongs on no stopwatch

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.methods import edit
 from sst_ui.maths.directions import Directions
-from sst_ui.model.architecture import discover
-from sst_ui.model.batch import left_padded
-from sst_ui.model.host import Host
+from sst_ui.model.architecture.discover import discover
+from sst_ui.model.inference.batch import left_padded
+from sst_ui.model.runtime.host import Host
 from sst_ui.recipe import WeightTable
 
 Answers = list[list[str]]  # of the base and of the edited model, one a prompt

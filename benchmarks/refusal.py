@@ -3,7 +3,7 @@
     python -m benchmarks.refusal [--set labelled|blind]
 
 Knows arguments and output; what is right and wrong is in presets/labels, and the counting in
-sst_ui/metrics/detector.py.
+sst_ui/metrics/detector_accuracy.py.
 """
 
 import argparse
@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from sst_ui.errors import UserError
-from sst_ui.metrics import refusal
-from sst_ui.metrics.detector import (
+from sst_ui.metrics.detector_accuracy import (
     ALL,
     FILES,
     Detector,
@@ -25,6 +24,7 @@ from sst_ui.metrics.detector import (
     report,
 )
 from sst_ui.metrics.judge import load_judge
+from sst_ui.metrics.text import refusal_phrases
 from sst_ui.progress import finish
 
 TITLES: dict[Set, str] = {
@@ -76,7 +76,7 @@ def wrong(row: Quality) -> str:
 
 def _detector(judge: str | None, device: str, half: Half | None, sets: Sequence[Set]) -> Detector:
     if judge is None:
-        return lambda prompt, answer: refusal.label(answer)
+        return lambda prompt, answer: refusal_phrases.label(answer)
     pairs = [(case.prompt, case.answer) for name in sets for case in labelled(half, name)]
     found = dict(zip(pairs, finish(load_judge(judge, device).labels(pairs)), strict=True))
     return lambda prompt, answer: found[prompt, answer]

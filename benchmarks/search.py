@@ -24,10 +24,10 @@ from benchmarks.clock import short, timed
 from benchmarks.methods import random_qwen2
 from benchmarks.peak import Peak
 from benchmarks.search_ways import GRID, HARMFUL, HARMLESS, WAYS, Found, Job, host_of
-from sst_ui.data import prompts as prompt_sets
-from sst_ui.lab.measure import measure as measured
+from sst_ui.data import prompt_sets
+from sst_ui.jobs.directions.measure import measure as measured
 from sst_ui.maths import directions as direction_files
-from sst_ui.metrics.answer import Answer
+from sst_ui.metrics.text.answer import Answer
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import DirectionSpec

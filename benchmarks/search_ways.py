@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.methods import Rewrite
-from sst_ui.lab import observe
-from sst_ui.lab.evaluate import MetricResult, evaluate, evaluate_rows
+from sst_ui.jobs.evaluate import observations
+from sst_ui.jobs.evaluate.evaluate import MetricResult, evaluate, evaluate_rows
 from sst_ui.maths import directions as direction_files
 from sst_ui.maths import kernel
-from sst_ui.metrics.drift import TOKENS, kl_by_token
-from sst_ui.model.batch import left_padded
-from sst_ui.model.host import Host, load
-from sst_ui.model.live import RowEdit
+from sst_ui.metrics.families.divergence import TOKENS, kl_by_token
+from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.inference.batch import left_padded
+from sst_ui.model.runtime.host import Host, load
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation, ModelSpec, WeightTable
 
@@ -106,7 +106,7 @@ class Studio:
     def warm(self) -> None:
         """A little of what follows, with nothing in it that `search` could remember."""
         finish(evaluate(self.host, (), self._evaluation(1, 2)))
-        observe.forget()
+        observations.forget()
 
     def search(self) -> Found:
         found = list(self._batched() if self.together > 1 else self._in_turn())

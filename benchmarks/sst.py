@@ -23,8 +23,8 @@ from benchmarks.clock import short, timed
 from benchmarks.mergers import LLAMA_8B, TINY, WAYS, Shape, disagreement, error, random_layer
 from benchmarks.peak import Peak
 from sst_ui.errors import UserError
-from sst_ui.lab.merge import combine, prepare
-from sst_ui.model.host import Host, load
+from sst_ui.jobs.merge.merge import combine, prepare
+from sst_ui.model.runtime.host import Host, load
 from sst_ui.paths import DEMO, ROOT
 from sst_ui.progress import finish
 from sst_ui.recipe import Merge, ModelSpec

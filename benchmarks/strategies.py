@@ -13,14 +13,14 @@ import time
 from dataclasses import dataclass
 
 from sst_ui import recipe as recipes
-from sst_ui.lab.aims import SearchSpec, aims
-from sst_ui.lab.candidates import Candidate, chosen, fitted
-from sst_ui.lab.evaluate import evaluate_rows
-from sst_ui.lab.measure import resolve
-from sst_ui.lab.search import search
-from sst_ui.lab.trials import Local
+from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.evaluate.evaluate import evaluate_rows
+from sst_ui.jobs.search.candidates import Candidate, chosen, fitted
+from sst_ui.jobs.search.objectives import SearchSpec, aims
+from sst_ui.jobs.search.search import search
+from sst_ui.jobs.search.trials import Local
 from sst_ui.metrics.results import Value
-from sst_ui.model.host import Host, load
+from sst_ui.model.runtime.host import Host, load
 from sst_ui.paths import PRESETS
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation, ModelSpec, Recipe

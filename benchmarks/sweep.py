@@ -2,7 +2,7 @@
 
     python -m benchmarks.sweep
 
-Knows arguments and output; the tables themselves are sst_ui/lab/sweep.py.
+Knows arguments and output; the tables themselves are sst_ui/jobs/results_table.py.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 
 from sst_ui.errors import UserError
-from sst_ui.lab.sweep import Row, markdown, overview, settings, sweep, transposed
+from sst_ui.jobs.results_table import Row, markdown, overview, settings, sweep, transposed
 from sst_ui.metrics.registry import METRICS
-from sst_ui.model.host import load
+from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation, ModelSpec
 

@@ -14,6 +14,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sst_ui.cli import (
+    completion,
+    live,
+    streams,
+    tables,
+    with_bar,
+)
+from sst_ui.cli import (
+    evaluate as evaluating,
+)
+from sst_ui.cli import (
+    export as exporting,
+)
+from sst_ui.cli import (
+    history as remembering,
+)
+from sst_ui.cli import (
+    merge as merging,
+)
+from sst_ui.cli import (
+    search as searching,
+)
+from sst_ui.cli.option_types import real, whole
 from sst_ui.errors import UserError, line_of
 from sst_ui.progress import Progress
 from sst_ui.recipe import (
@@ -28,19 +51,6 @@ from sst_ui.recipe import (
     load,
     to_dict,
 )
-from sst_ui.terminal import (
-    completion,
-    evaluating,
-    exporting,
-    live,
-    merging,
-    remembering,
-    searching,
-    streams,
-    tables,
-    with_bar,
-)
-from sst_ui.terminal.values import real, whole
 
 
 class Parser(argparse.ArgumentParser):
@@ -193,12 +203,12 @@ def _measure(options: argparse.Namespace) -> None:
     spec = _checked(DirectionSpec, "directions", values)
     _writable(options.out)
 
-    from sst_ui.lab import places
-    from sst_ui.lab.measure import measure
-    from sst_ui.model.host import load as load_host
+    from sst_ui.jobs.directions.measure import measure
+    from sst_ui.jobs.export import protected_paths
+    from sst_ui.model.runtime.host import load as load_host
 
     model = _model_spec(options)
-    places.check(options.out, Recipe(model=model, edits=(Ablation(directions=spec),)))
+    protected_paths.check(options.out, Recipe(model=model, edits=(Ablation(directions=spec),)))
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load_host(model)
@@ -248,7 +258,7 @@ def _metrics(options: argparse.Namespace) -> None:
     from sst_ui.metrics.registry import METRICS, describe
 
     rows = [describe(row) for row in METRICS]
-    for problem in sst_ui.metrics.own.PROBLEMS:
+    for problem in sst_ui.metrics.plugins.PROBLEMS:
         print(f"warning: {problem}", file=sys.stderr)
     if options.json:
         print(streams.to_json(rows))
@@ -268,14 +278,14 @@ def _metrics(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     recipe = load(options.recipe)
 
-    from sst_ui.lab.run import run
+    from sst_ui.jobs.run_recipe import run
 
     outcome = with_bar(run(recipe, options.out, force=options.force))
     remembering.remember(recipe, outcome.results)
     if options.json:
         print(streams.to_json([result.to_json() for result in outcome.results]))
         return
-    from sst_ui.model.architecture import fold
+    from sst_ui.model.architecture.discover import fold
 
     tables.metrics(outcome.results)
     report = outcome.report
@@ -290,9 +300,9 @@ def _run(options: argparse.Namespace) -> None:
 def _chat(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from sst_ui.lab.chat import chat, new_seed
-    from sst_ui.lab.measure import resolve
-    from sst_ui.model.host import load as load_host
+    from sst_ui.jobs.chat import chat, new_seed
+    from sst_ui.jobs.directions.measure import resolve
+    from sst_ui.model.runtime.host import load as load_host
 
     recipe = load(options.recipe) if options.recipe else Recipe(edits=(Ablation(),))
     recipe = replace(recipe, model=_model_spec(options, recipe.model))

@@ -261,7 +261,7 @@ class Merge:
 
     Attributes:
         utility, safety: folders of LoRA adapters (PEFT), or Hub ids.
-        method: a name of `maths.merging.METHODS`.
+        method: a name of `maths.merge.registry.METHODS`.
         parameters: of the method, by name; what is missing has the method's default.
         budget: most KL that the utility side may lose, nats a token; it chooses mu, in place of a
             parameter `mu`. None for the parameters as they are.

@@ -24,7 +24,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def host():
     """The demo model. Shared by every test: a host keeps nothing of what it is asked."""
-    from sst_ui.model.host import load
+    from sst_ui.model.runtime.host import load
     from sst_ui.progress import finish
     from sst_ui.recipe import ModelSpec
 
@@ -52,7 +52,7 @@ def stored_host(tmp_path):
     """`stored_host(name, dtype, tokenizer)`: a tiny random model, loaded from a folder."""
     import torch
 
-    from sst_ui.model.host import load
+    from sst_ui.model.runtime.host import load
     from sst_ui.progress import finish
     from sst_ui.recipe import ModelSpec
     from tests.talk import byte_tokenizer

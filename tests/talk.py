@@ -7,7 +7,7 @@ has tokens, kana take three each, and nothing is fetched.
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from sst_ui.model.host import Host
+from sst_ui.model.runtime.host import Host
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import ModelSpec
 from tests.tiny import tiny

@@ -19,7 +19,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from sst_ui.data import prompts
+from sst_ui.data import prompt_sets
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|user|>", "<|bot|>")
 CHAT = (
@@ -60,7 +60,7 @@ WORLD = (
 
 def _texts() -> list[str]:
     names = ("demo/harmless_heldout", "demo/lookalike")
-    return [p.prompt for name in names for p in prompts.load(name).prompts] + list(WORLD) * 5
+    return [p.prompt for name in names for p in prompt_sets.load(name).prompts] + list(WORLD) * 5
 
 
 def _wrapped(backend: Tokenizer, template: str, bos: bool) -> PreTrainedTokenizerFast:

@@ -1,7 +1,7 @@
 """Refusal directions: a few orthonormal vectors per decoder layer, with what was measured.
 
 Knows arrays of residuals, files and digests. Does not know models, tokens, prompts or screens; the
-estimators' formulas are in `estimators.py`.
+estimators' formulas are in `direction_estimators`.
 """
 
 import hashlib

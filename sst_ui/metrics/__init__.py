@@ -3,11 +3,11 @@ and those of the user's own folder."""
 
 from importlib import import_module
 
-from sst_ui.metrics import own
+from sst_ui.metrics import plugins
 from sst_ui.paths import metrics_dir
 
-FAMILIES = ("safety", "drift", "knowledge", "quality")  # in the order of the screen
+FAMILIES = ("safety", "divergence", "knowledge", "quality")  # in the order of the screen
 
 for _family in FAMILIES:
-    import_module(f"{__name__}.{_family}")
-own.load(metrics_dir())
+    import_module(f"{__name__}.families.{_family}")
+plugins.load(metrics_dir())

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sst_ui import recipe as recipes
-from sst_ui.data.prompts import Prompt
+from sst_ui.data.prompt_sets import Prompt
 from sst_ui.errors import UserError, unknown
-from sst_ui.metrics.answer import Answer
-from sst_ui.metrics.combined import derive
-from sst_ui.metrics.refusal import Label, without_reasoning
+from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import METRICS, Derived, Metric, Score, find
 from sst_ui.metrics.results import Goal, Item, MetricResult, difference, judge, measured
+from sst_ui.metrics.text.answer import Answer
+from sst_ui.metrics.text.refusal_phrases import Label, without_reasoning
 
 LABELS: tuple[Label, ...] = get_args(Label)
 FIELDS = ("prompt", "answer", "label")

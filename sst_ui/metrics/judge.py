@@ -1,8 +1,8 @@
 """A judge: a text classifier that says which answers refuse, in place of the phrase lists.
 
 Knows which label means a refusal and what a judge wants to read. Does not know how it is run:
-sst_ui/model/classifier.py does. An answer that is empty or goes round in circles is no answer,
-whatever a classifier makes of it.
+sst_ui/model/inference/classifier.py does. An answer that is empty or goes round in circles is no
+answer, whatever a classifier makes of it.
 """
 
 import re
@@ -15,10 +15,10 @@ from typing import Literal, get_args
 import yaml
 
 from sst_ui.errors import UserError, unknown
-from sst_ui.metrics import refusal
-from sst_ui.metrics.degenerate import is_degenerate, is_looping
-from sst_ui.metrics.refusal import Label
-from sst_ui.model.classifier import Classifier, Text, load_classifier
+from sst_ui.metrics.text import refusal_phrases
+from sst_ui.metrics.text.degeneration import is_degenerate, is_looping
+from sst_ui.metrics.text.refusal_phrases import Label
+from sst_ui.model.inference.classifier import Classifier, Text, load_classifier
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 from sst_ui.recipe import digest
@@ -68,7 +68,7 @@ class Judge:
         Raises:
             UserError: not even one answer fits the memory.
         """
-        answers = [refusal.without_reasoning(answer) for _, answer in pairs]
+        answers = [refusal_phrases.without_reasoning(answer) for _, answer in pairs]
         asked = [i for i, answer in enumerate(answers) if not is_degenerate(answer)]
         texts = [self._text(pairs[i][0], answers[i]) for i in asked]
         probabilities = yield from self.classifier.probabilities(texts)

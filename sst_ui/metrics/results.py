@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sst_ui.data.prompts import Prompt
+from sst_ui.data.prompt_sets import Prompt
 from sst_ui.maths.statistics import bootstrap, paired_rates, wilson
 from sst_ui.metrics.registry import Better, Derived, Metric, Score
 

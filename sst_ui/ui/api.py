@@ -14,8 +14,8 @@ from sst_ui.maths import kernel
 from sst_ui.metrics.results import MetricResult
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, Evaluation, Recipe, build
-from sst_ui.ui.engine import Engine
-from sst_ui.ui.errors import message as told
+from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.errors import message as told
 
 NAMES = ("compare", "evaluate", "weights")
 LENGTH = 64  # tokens of an answer, unless said

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from sst_ui.lab import evaluate
+from sst_ui.jobs.evaluate import evaluate
 from sst_ui.progress import finish
 from sst_ui.ui import Engine, build
 from tests.browser.chromium import executable

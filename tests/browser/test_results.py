@@ -7,7 +7,7 @@ import threading
 import pytest
 from playwright.sync_api import expect
 
-import sst_ui.ui.engine as engine
+import sst_ui.ui.services.engine as engine
 from sst_ui.metrics.results import MetricResult
 from tests.browser.test_studio import tab
 from tests.patience import SECONDS, until

@@ -6,7 +6,7 @@ import threading
 import pytest
 from playwright.sync_api import expect
 
-from sst_ui.lab.trials import Local
+from sst_ui.jobs.search.trials import Local
 from sst_ui.progress import Progress
 from tests.browser.test_studio import tab
 

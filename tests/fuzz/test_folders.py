@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sst_ui.errors import UserError
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model.adapters import read_adapter, write_adapter
-from sst_ui.model.host import load
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.lora.adapters import read_adapter, write_adapter
+from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec
 from tests.talk import VOCAB, byte_tokenizer, tiny_host

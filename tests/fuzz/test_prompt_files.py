@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sst_ui.data import prompts
+from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 
 SECONDS = 5  # of computing for one small input; many times what it takes
@@ -51,7 +51,7 @@ SUFFIXES = ("jsonl", "json", "csv", "tsv", "parquet", "ndjson")
 def read(name, samples=None):
     """Load and look at a set; nothing but a UserError may come of it."""
     start = time.process_time()
-    for job in (lambda: prompts.load(name, samples), lambda: prompts.preview(name)):
+    for job in (lambda: prompt_sets.load(name, samples), lambda: prompt_sets.preview(name)):
         try:
             found = job()
         except UserError as error:
@@ -60,7 +60,7 @@ def read(name, samples=None):
             assert "\n" not in said
             assert len(said) < 1200 + str(name).count("/") * 100, said
             continue
-        if isinstance(found, prompts.PromptSet):
+        if isinstance(found, prompt_sets.PromptSet):
             assert len(found) > 0
             for prompt in found.prompts:
                 for message in found.messages(prompt):
@@ -168,5 +168,5 @@ def test_any_name(name):
 def test_a_very_long_name_is_not_repeated():
     for name in ("x" * 10**6, "demo/harmful?" + "y" * 10**6, "demo/harmful?prompt=" + "z" * 10**6):
         with pytest.raises(UserError) as error:
-            prompts.load(name)
+            prompt_sets.load(name)
         assert len(str(error.value)) < 1200

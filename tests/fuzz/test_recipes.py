@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sst_ui.errors import UserError
-from sst_ui.lab import card, merge
+from sst_ui.jobs.export import model_card
+from sst_ui.jobs.merge import merge
 from sst_ui.maths import kernel
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import (
@@ -29,10 +30,10 @@ from sst_ui.recipe import (
     to_dict,
     to_yaml,
 )
-from sst_ui.ui.errors import message
-from sst_ui.ui.form import read, show
-from sst_ui.ui.loaded import Loaded
-from sst_ui.ui.opening import linked
+from sst_ui.ui.events.open_page import linked
+from sst_ui.ui.services.errors import message
+from sst_ui.ui.state.form import read, show
+from sst_ui.ui.state.loaded_model import Loaded
 
 LAYERS = 12
 LINE = 1600  # characters of the longest message: one line, each value in it cut
@@ -123,7 +124,7 @@ def usable(recipe: Recipe) -> None:
             with np.errstate(all="raise", under="ignore"):
                 table = kernel.table(edit.weights, LAYERS)
             assert np.isfinite(table).all()
-        assert all(np.isfinite(line).all() for line in card.curves(recipe, LAYERS).values())
+        assert all(np.isfinite(line).all() for line in model_card.curves(recipe, LAYERS).values())
         form, extras = show(recipe)
         read(form, extras, recipe.model)
     except UserError as error:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from sst_ui.lab.export import export
-from sst_ui.lab.gguf_compare import TEXTS, chats
-from sst_ui.lab.gguf_tokens import FileTokenizer
-from sst_ui.lab.measure import resolve
-from sst_ui.model.host import Host, load
-from sst_ui.model.live import Edit
-from sst_ui.model.score import teacher_forced
+from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.export.export import export
+from sst_ui.jobs.export.gguf_compare import TEXTS, chats
+from sst_ui.jobs.export.gguf_tokens import FileTokenizer
+from sst_ui.model.hooks.live_edits import Edit
+from sst_ui.model.inference.logprobs import teacher_forced
+from sst_ui.model.runtime.host import Host, load
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, ModelSpec, Recipe
 from tests import vocabularies as v

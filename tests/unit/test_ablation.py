@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from sst_ui.maths.ablation import FLOOR, edit_bias, edit_weight, norm_scale, orthonormalise, project
+from sst_ui.maths.ablation import (
+    FLOOR,
+    edit_bias,
+    edit_weight,
+    norm_scale,
+    orthonormalise,
+    project,
+)
 
 STRENGTHS = (-1.0, 0.0, 0.5, 1.0, 1.7, 2.0)
 

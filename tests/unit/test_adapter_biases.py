@@ -7,12 +7,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sst_ui.errors import UserError
-from sst_ui.lab.merge import merge, table
-from sst_ui.lab.mergekit import spoken
-from sst_ui.model.adapters import read_adapter, write_adapter
-from sst_ui.model.live import RowDelta
-from sst_ui.model.lowered import lower
-from sst_ui.model.rewrite import write_model
+from sst_ui.jobs.export.mergekit import spoken
+from sst_ui.jobs.merge.merge import merge, table
+from sst_ui.model.hooks.live_edits import RowDelta
+from sst_ui.model.lora.adapters import read_adapter, write_adapter
+from sst_ui.model.lora.from_edits import lower
+from sst_ui.model.weights.streaming_writer import write_model
 from sst_ui.progress import finish
 from sst_ui.recipe import Merge, WeightTable
 from tests.tiny import ids, tiny

@@ -10,10 +10,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from sst_ui.errors import UserError
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model import hub
-from sst_ui.model.adapters import read_adapter, write_adapter
-from sst_ui.model.live import RowDelta
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.hooks.live_edits import RowDelta
+from sst_ui.model.load import hub
+from sst_ui.model.lora.adapters import read_adapter, write_adapter
 from tests.tiny import VOCAB, ids, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft", "ignore:::transformers")
@@ -164,7 +164,7 @@ def test_what_cannot_be_saved_leaves_nothing(here, tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             write_adapter(folder, deltas, host)
-    monkeypatch.setattr("sst_ui.model.adapters.save_file", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("sst_ui.model.lora.adapters.save_file", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_adapter(tmp_path / "x", {path: good}, host)
     assert [p.name for p in tmp_path.iterdir()] == ["full"]

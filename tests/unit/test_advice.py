@@ -5,22 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sst_ui.data.prompts import Prompt
+from sst_ui.data.prompt_sets import Prompt
 from sst_ui.errors import UserError
-from sst_ui.lab.measure import control
+from sst_ui.jobs.directions.measure import control
 from sst_ui.maths.directions import random
 from sst_ui.metrics.advice import advise
-from sst_ui.metrics.combined import derive
+from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import Shown, Value, compare
 from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, WeightTable
-from sst_ui.ui import advising, texts
-from sst_ui.ui.board import Board
-from sst_ui.ui.drawing import Draft, with_profile
-from sst_ui.ui.engine import Engine, _name
-from sst_ui.ui.form import show
-from sst_ui.ui.loaded import Loaded
-from sst_ui.ui.state import Variants
+from sst_ui.ui.events import advice as advice_events
+from sst_ui.ui.events.draw_draft import Draft, with_profile
+from sst_ui.ui.services.engine import Engine, _name
+from sst_ui.ui.state.form import show
+from sst_ui.ui.state.loaded_model import Loaded
+from sst_ui.ui.state.results_board import Board
+from sst_ui.ui.state.window import Variants
+from sst_ui.ui.widgets import texts
 
 NO, YES = "I can't help with that.", "Sure, here is how to do it."
 
@@ -57,9 +58,9 @@ def test_a_random_control_gets_no_advice():
     recipe = control(Recipe(edits=(Ablation(),)))
     known = Variants().add(recipe)
     board = Board("en", known, {recipe.digest(): left})
-    assert "no layer has evidence" in advising.render(board)
-    assert "Try this" not in advising.render(board)
-    assert advising.render(replace(board, results={})) == ""
+    assert "no layer has evidence" in advice_events.render(board)
+    assert "Try this" not in advice_events.render(board)
+    assert advice_events.render(replace(board, results={})) == ""
 
 
 def test_a_random_control_has_no_evidence_and_no_measured_profile():

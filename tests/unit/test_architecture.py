@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM, T5Config
 
-from sst_ui.model.architecture import ArchitectureError, discover
+from sst_ui.model.architecture.discover import ArchitectureError, discover
 from sst_ui.recipe import KINDS
 from tests.tiny import ARCHITECTURES, EXPERTS, HIDDEN, LAYERS, VARIANTS, ids, tiny
 

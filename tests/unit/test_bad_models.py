@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sst_ui.__main__ import main
+from sst_ui.cli import with_bar
 from sst_ui.errors import UserError
-from sst_ui.lab.merge import prepare
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model.adapters import read_adapter, write_adapter
-from sst_ui.model.generate import answers
-from sst_ui.model.host import load
+from sst_ui.jobs.merge.merge import prepare
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.inference.generate import answers
+from sst_ui.model.lora.adapters import read_adapter, write_adapter
+from sst_ui.model.runtime.host import load
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Merge, ModelSpec, Recipe
-from sst_ui.terminal import with_bar
-from sst_ui.ui.engine import Engine
-from sst_ui.ui.jobs import Told, watched
+from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.job_runner import Told, watched
 from tests.talk import SPECIAL, VOCAB, byte_tokenizer, tiny_host
 from tests.tiny import tiny as build
 

@@ -9,15 +9,15 @@ import pytest
 
 from sst_ui.__main__ import main
 from sst_ui.errors import UserError, line_of, shown
-from sst_ui.lab.aims import SearchSpec
-from sst_ui.lab.measure import resolve
+from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.search.objectives import SearchSpec
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec, Recipe, from_data, from_yaml, load
 from sst_ui.ui.api import Api
-from sst_ui.ui.errors import message
-from sst_ui.ui.loaded import Loaded
-from sst_ui.ui.opening import linked
+from sst_ui.ui.events.open_page import linked
+from sst_ui.ui.services.errors import message
+from sst_ui.ui.state.loaded_model import Loaded
 
 LAUGHS = "version: 1\nname: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"k{i}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(8)

@@ -20,12 +20,12 @@ from benchmarks import (
 )
 from benchmarks.peak import Peak
 from benchmarks.plain import Plain
-from sst_ui.data.prompts import load as load_prompts
-from sst_ui.lab.evaluate import Value
-from sst_ui.lab.measure import measure
-from sst_ui.lab.sweep import COLUMNS, Row
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model.adapters import write_adapter
+from sst_ui.data.prompt_sets import load as load_prompts
+from sst_ui.jobs.directions.measure import measure
+from sst_ui.jobs.evaluate.evaluate import Value
+from sst_ui.jobs.results_table import COLUMNS, Row
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.lora.adapters import write_adapter
 from sst_ui.paths import DEMO, PRESETS
 from sst_ui.progress import finish
 from sst_ui.recipe import DirectionSpec

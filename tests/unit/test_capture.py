@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.maths.directions import random
-from sst_ui.model import capture
-from sst_ui.model.capture import instruction_end, residuals
-from sst_ui.model.host import Host
-from sst_ui.model.live import RowEdit
+from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.inference import residuals as capture
+from sst_ui.model.inference.residuals import instruction_end, residuals
+from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import KINDS
 from tests.talk import byte_tokenizer, tiny_host

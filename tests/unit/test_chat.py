@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from sst_ui.errors import UserError
-from sst_ui.lab.chat import chat, fit
+from sst_ui.jobs.chat import chat, fit
 from sst_ui.maths.directions import random
-from sst_ui.model.generate import answers
-from sst_ui.model.live import RowEdit
+from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.inference.generate import answers
 from sst_ui.progress import finish
 from tests.talk import tiny_host
 
@@ -97,7 +97,7 @@ def test_too_little_memory_is_a_message_not_a_crash(small, monkeypatch):
     def tight(*args, **settings):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("sst_ui.model.generate.forward", tight)
+    monkeypatch.setattr("sst_ui.model.inference.generate.forward", tight)
     with pytest.raises(UserError, match=r"a prompt of \d+ tokens does not fit the memory"):
         list(chat(small, [()], [[user("Hi")]], 8))
     with pytest.raises(UserError, match="does not fit the memory"):

@@ -10,20 +10,20 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sst_ui.errors import UserError
-from sst_ui.lab.export import export
+from sst_ui.jobs.export.export import export
 from sst_ui.maths import directions
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model.architecture import discover
-from sst_ui.model.deltas import RowDelta
-from sst_ui.model.fit import _overhead
-from sst_ui.model.generate import generate
-from sst_ui.model.host import load
-from sst_ui.model.kv_cache import fresh_cache
-from sst_ui.model.live import LiveEdits, RowEdit
-from sst_ui.model.lowered import lower
-from sst_ui.model.plan import stream_of, with_stream
-from sst_ui.model.rewrite import write_model
-from sst_ui.model.stream import watched
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.architecture.discover import discover
+from sst_ui.model.hooks.live_edits import LiveEdits, RowEdit
+from sst_ui.model.hooks.low_rank import RowDelta
+from sst_ui.model.hooks.row_plan import stream_of, with_stream
+from sst_ui.model.hooks.stream_accounting import watched
+from sst_ui.model.inference.generate import generate
+from sst_ui.model.inference.kv_cache import fresh_cache
+from sst_ui.model.load.memory import _overhead
+from sst_ui.model.lora.from_edits import lower
+from sst_ui.model.runtime.host import load
+from sst_ui.model.weights.streaming_writer import write_model
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, ModelSpec, Recipe
 from tests.talk import byte_tokenizer

@@ -14,13 +14,13 @@ import torch
 from sst_ui import recipe as recipes
 from sst_ui.__main__ import main
 from sst_ui.errors import UserError
-from sst_ui.lab import raying
-from sst_ui.lab.aims import SearchSpec
-from sst_ui.lab.cluster import Cluster
-from sst_ui.lab.raying import Shares, shares
-from sst_ui.lab.search import search
-from sst_ui.lab.space import candidate
-from sst_ui.lab.trials import Local
+from sst_ui.jobs.search import ray_cluster
+from sst_ui.jobs.search.objectives import SearchSpec
+from sst_ui.jobs.search.ray_cluster import Shares, shares
+from sst_ui.jobs.search.ray_workers import Cluster
+from sst_ui.jobs.search.search import search
+from sst_ui.jobs.search.space import candidate
+from sst_ui.jobs.search.trials import Local
 from sst_ui.maths import kernel
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
@@ -36,7 +36,7 @@ EVALUATION = Evaluation(
 @pytest.fixture(scope="module")
 def nodes():
     """Two nodes of one processor each."""
-    raying.library()
+    ray_cluster.library()
     from ray.cluster_utils import Cluster as Nodes
 
     made = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -65,7 +65,7 @@ def by_place(steps):
 
 
 def pids(cluster):
-    ray = raying.library()
+    ray = ray_cluster.library()
     return {ray.get(worker.actor.here.remote()) for worker in cluster._team}
 
 
@@ -111,13 +111,15 @@ def test_a_batch_that_kills_every_worker_is_given_up_and_the_other_goes_on(
     cluster, local, monkeypatch
 ):
     all_ready(cluster)
-    monkeypatch.setattr("sst_ui.lab.cluster.LOSSES", 2)  # each costs the loading of a model
+    monkeypatch.setattr(
+        "sst_ui.jobs.search.ray_workers.LOSSES", 2
+    )  # each costs the loading of a model
     give = cluster._give
 
     def fatal(worker, place, calls):
         give(worker, place, calls)
         if place == 1:
-            os.kill(raying.library().get(worker.actor.here.remote()), signal.SIGKILL)
+            os.kill(ray_cluster.library().get(worker.actor.here.remote()), signal.SIGKILL)
 
     monkeypatch.setattr(cluster, "_give", fatal)
     found = by_place(cluster.numbers(GRID, EVALUATION))
@@ -130,7 +132,7 @@ def test_closing_leaves_no_batch_running(cluster, local):
     before = pids(cluster)
     with closing(cluster.numbers(GRID, EVALUATION)) as steps:
         assert any("together" in step.note for step in steps)
-    ray = raying.library()
+    ray = ray_cluster.library()
     assert all(worker.answer is None for worker in cluster._team)
     first = ray.get([worker.actor.now.remote() for worker in cluster._team])
     time.sleep(1.0)
@@ -164,12 +166,12 @@ def test_a_model_that_a_worker_cannot_load_is_said_in_its_words(nodes, cluster):
     cluster._team = [cluster._hire() for _ in team]
     assert "no-such-model" in str(told.value)
     assert "Traceback" not in str(told.value)
-    assert not isinstance(told.value, raying.library().exceptions.RayError)
+    assert not isinstance(told.value, ray_cluster.library().exceptions.RayError)
 
 
 def test_a_cluster_without_room_is_said(nodes, cluster, monkeypatch):
     all_ready(cluster)
-    monkeypatch.setattr("sst_ui.lab.cluster.PATIENCE", 2.0)
+    monkeypatch.setattr("sst_ui.jobs.search.ray_workers.PATIENCE", 2.0)
     with pytest.raises(UserError, match=r"no worker found a place.*1 processors"):
         Cluster(ModelSpec(), nodes.address, workers=2).__enter__()
 
@@ -216,13 +218,13 @@ def test_ray_that_is_missing_is_said(monkeypatch):
     [("somewhere", "no address"), ("host:port", "no address"), ("http://a:1", "no address")],
 )
 def test_an_address_that_is_none_is_said(monkeypatch, address, words):
-    monkeypatch.setattr(raying.library(), "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_cluster.library(), "is_initialized", lambda: False)
     with pytest.raises(UserError, match=words):
         Cluster(ModelSpec(), address).__enter__()
 
 
 def test_nobody_there_is_said_at_once(monkeypatch):
-    monkeypatch.setattr(raying.library(), "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_cluster.library(), "is_initialized", lambda: False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     begun = time.monotonic()

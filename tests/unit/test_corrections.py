@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 import sst_ui.metrics  # noqa: F401  registers the metrics
-from sst_ui.data.prompts import Prompt
+from sst_ui.data.prompt_sets import Prompt
 from sst_ui.errors import UserError
 from sst_ui.metrics import corrections
-from sst_ui.metrics.combined import derive
 from sst_ui.metrics.corrections import Correction
+from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import Shown, compare
 

@@ -18,14 +18,14 @@ from rouge_score.rouge_scorer import RougeScorer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sst_ui.data.prompts import LETTERS
-from sst_ui.data.prompts import load as load_prompts
-from sst_ui.lab.evaluate import MetricResult, evaluate
-from sst_ui.lab.measure import resolve
-from sst_ui.lab.observe import observe, prepare
+from sst_ui.data.prompt_sets import LETTERS
+from sst_ui.data.prompt_sets import load as load_prompts
+from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.evaluate.evaluate import MetricResult, evaluate
+from sst_ui.jobs.evaluate.observations import observe, prepare
 from sst_ui.maths.kernel import profile
-from sst_ui.model.host import Host, load
-from sst_ui.model.live import RowEdit
+from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.runtime.host import Host, load
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, Evaluation, ModelSpec, Recipe

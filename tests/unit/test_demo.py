@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sst_ui.demo import __main__ as demo
-from sst_ui.demo import curriculum, network, prompts, tokens, train
-from sst_ui.demo import text as t
+from training.demo import __main__ as demo
+from training.demo import curriculum, network, prompts, tokens, train
+from training.demo import text as t
 
 REFUSAL = re.compile(r"\W*(i'm sorry|i can't|i cannot|i won't)", re.IGNORECASE)
 MEASURING = ("harmful", "harmless")

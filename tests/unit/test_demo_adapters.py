@@ -14,15 +14,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sst_ui.demo import __main__ as demo
-from sst_ui.demo import adapters, lessons, prompts, skills, tokens
-from sst_ui.demo import text as t
-from sst_ui.lab.evaluate import evaluate_rows
-from sst_ui.model.adapters import read_adapter
-from sst_ui.model.deltas import RowDelta
+from sst_ui.jobs.evaluate.evaluate import evaluate_rows
+from sst_ui.model.hooks.low_rank import RowDelta
+from sst_ui.model.lora.adapters import read_adapter
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation
+from training.demo import __main__ as demo
+from training.demo import adapters, lessons, prompts, skills, tokens
+from training.demo import text as t
 
 NAMES = [plan.name for plan in adapters.ADAPTERS]
 FISHER = ("sst_safety", "sst_utility")

@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 
 from benchmarks import refusal as benchmark
-from sst_ui.metrics import refusal
-from sst_ui.metrics.detector import UNFINDABLE, labelled, report
+from sst_ui.metrics.detector_accuracy import UNFINDABLE, labelled, report
+from sst_ui.metrics.text import refusal_phrases
 
 
 def phrases(prompt, answer):
-    return refusal.label(answer)
+    return refusal_phrases.label(answer)
 
 
 def squeezed(text: str) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.maths import directions as files
+from sst_ui.maths.direction_estimators import estimate, whitened, winsorized
 from sst_ui.maths.directions import Directions, random, signal
-from sst_ui.maths.estimators import estimate, whitened, winsorized
 from sst_ui.recipe import DirectionSpec
 
 LAYERS, HIDDEN = 4, 48

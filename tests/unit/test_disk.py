@@ -15,16 +15,16 @@ from safetensors.torch import save_file
 from sst_ui import cache, disk
 from sst_ui.__main__ import main
 from sst_ui.errors import UserError
-from sst_ui.lab import history as keeping
-from sst_ui.lab import storage
-from sst_ui.lab.export import export
-from sst_ui.lab.history import History, known_results, remember
-from sst_ui.lab.run import run
+from sst_ui.jobs.export.export import export
+from sst_ui.jobs.history import store as keeping
+from sst_ui.jobs.history.store import History, known_results, remember
+from sst_ui.jobs.run_recipe import run
+from sst_ui.jobs.search import storage
 from sst_ui.maths.directions import random
 from sst_ui.paths import cache_dir, data_dir
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, DirectionSpec, Evaluation, Recipe, to_yaml
-from sst_ui.ui.errors import message
+from sst_ui.ui.services.errors import message
 from tests.unit.test_history import recipe as made
 from tests.unit.test_history import result
 
@@ -161,7 +161,7 @@ def test_a_disk_that_refuses_at_the_end_keeps_what_was_there(small, tmp_path, mo
     def full(*_):
         raise OSError(code, os.strerror(code), None)
 
-    monkeypatch.setattr("sst_ui.model.staging.sync", full)
+    monkeypatch.setattr("sst_ui.model.weights.staged_folder.sync", full)
     with pytest.raises(UserError, match=os.strerror(code)) as told:
         finish(run(recipe, out, host))
     one_line(told.value)
@@ -318,9 +318,9 @@ def commands(stored_host, tmp_path, monkeypatch):
         deltas = {f"model.layers.{n}.mlp.down_proj": delta(host) for n in range(2)}
         return type("Outcome", (), {"deltas": deltas, "records": {}, "parameters": {}})()
 
-    for place in ("sst_ui.model.host.load", "sst_ui.lab.run.load"):
+    for place in ("sst_ui.model.runtime.host.load", "sst_ui.jobs.run_recipe.load"):
         monkeypatch.setattr(place, load)
-    monkeypatch.setattr("sst_ui.lab.merge.merge", merge)
+    monkeypatch.setattr("sst_ui.jobs.merge.merge.merge", merge)
     (tmp_path / "r.yaml").write_text(to_yaml(recipe))
     file = str(tmp_path / "r.yaml")
     rows = ('{"prompt": "kill it"}\n{"prompt": "burn it"}', '{"prompt": "a"}\n{"prompt": "b c"}')
@@ -339,7 +339,7 @@ def commands(stored_host, tmp_path, monkeypatch):
 
 
 def delta(host):
-    from sst_ui.maths.lowrank import Delta
+    from sst_ui.maths.merge.low_rank import Delta
 
     out, inp = host.model.get_submodule("model.layers.0.mlp.down_proj").weight.shape
     return Delta(torch.ones(out, 1), torch.ones(1, inp))

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from sst_ui.data.prompts import load as load_prompts
+from sst_ui.data.prompt_sets import load as load_prompts
 from sst_ui.errors import UserError
-from sst_ui.lab import labels, observe, readers
-from sst_ui.lab.evaluate import MetricResult, evaluate, goal
+from sst_ui.jobs.evaluate import answer_labels, observations, observers
+from sst_ui.jobs.evaluate.evaluate import MetricResult, evaluate, goal
 from sst_ui.maths.directions import random
-from sst_ui.model.generate import answers, logprobs
-from sst_ui.model.live import RowEdit
+from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.inference.generate import answers, logprobs
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation
 
@@ -26,7 +26,7 @@ WORDS = ["alpha", "bear", "cat", "dog", "egg", "fish", "goat", "hat", "ink", "ja
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    observe.forget()
+    observations.forget()
 
 
 @pytest.fixture
@@ -186,8 +186,8 @@ def test_perplexity_is_that_of_the_rewritten_model(small, write):
 
 def test_metrics_on_the_same_prompts_share_one_pass(small, chats, monkeypatch):
     passes = []
-    real = readers.replies
-    monkeypatch.setattr(readers, "replies", lambda *a, **k: passes.append(1) or real(*a, **k))
+    real = observers.replies
+    monkeypatch.setattr(observers, "replies", lambda *a, **k: passes.append(1) or real(*a, **k))
     run(small, edits(small), f"jailbreak_resistance@{chats}", f"jailbreak_refusal@{chats}")
     assert len(passes) == 1
 
@@ -196,19 +196,19 @@ def test_base_and_edited_share_their_batches_and_the_base_is_not_asked_twice(
     small, chats, monkeypatch
 ):
     batches = []
-    real = readers.replies
+    real = observers.replies
 
     def spy(host, prompts, rows, *rest, **more):
         batches.append([bool(row) for row in rows])
         return real(host, prompts, rows, *rest, **more)
 
-    monkeypatch.setattr(readers, "replies", spy)
+    monkeypatch.setattr(observers, "replies", spy)
     first = run(small, edits(small, 1.0), f"refusal_rate@{chats}")["refusal_rate"]
     assert batches[0] == [False, True] * 10
     second = run(small, edits(small, 1.5, seed=1), f"refusal_rate@{chats}")["refusal_rate"]
     assert batches[1] == [True] * 10
     assert [i.base for i in second.items] == [i.base for i in first.items]
-    observe.forget()
+    observations.forget()
     fresh = run(small, edits(small, 1.5, seed=1), f"refusal_rate@{chats}")["refusal_rate"]
     assert fresh.items == second.items
 
@@ -216,18 +216,18 @@ def test_base_and_edited_share_their_batches_and_the_base_is_not_asked_twice(
 def test_divergence_goes_along_answers_that_are_known_already(small, chats, monkeypatch):
     edit = edits(small, 1.3)
     alone = run(small, edit, f"kl_16@{chats}", tokens=24)["kl_16"]
-    observe.forget()
+    observations.forget()
     run(small, (), f"refusal_rate@{chats}", tokens=24)
 
     def generating(*_, **__):
         raise AssertionError("the base's answers are known")
 
-    monkeypatch.setattr(readers, "replies", generating)
+    monkeypatch.setattr(observers, "replies", generating)
     assert run(small, edit, f"kl_16@{chats}", tokens=24)["kl_16"] == alone
 
 
 def test_refusal_log_odds_are_those_of_the_softmax_in_float64(small, chats, monkeypatch):
-    monkeypatch.setattr(readers, "openers", lambda: ("I", "Sorry"))
+    monkeypatch.setattr(observers, "openers", lambda: ("I", "Sorry"))
     edit = edits(small, 1.4)
     found = run(small, edit, f"refusal_logodds@{chats}")["refusal_logodds"]
     model = rewritten(small, edit)
@@ -240,8 +240,8 @@ def test_refusal_log_odds_are_those_of_the_softmax_in_float64(small, chats, monk
 
 
 def test_reasoning_is_scored_apart(write):
-    from sst_ui.metrics.answer import Answer
     from sst_ui.metrics.registry import METRICS
+    from sst_ui.metrics.text.answer import Answer
 
     thought = "<think>I cannot help with that.</think>"
     inner, outer = METRICS["reasoning_refusal"].score, METRICS["refusal_rate"].score
@@ -259,7 +259,7 @@ def test_people_have_the_last_word_then_the_judge_then_the_phrases(small, chats,
             yield Progress("judge", 0, 1)
             return ["refused"] * len(pairs)
 
-    labels._judges.put("a judge", Judge())
+    answer_labels._judges.put("a judge", Judge())
     plain = run(small, (), f"refusal_rate@{chats}")["refusal_rate"]
     path = tmp_path / "labels.jsonl"
     item = plain.items[3]
@@ -320,7 +320,9 @@ def test_progress_names_the_metric_and_its_step(small, chats, write):
 
 
 def test_a_derived_metric_brings_its_source_but_does_not_show_it(small, monkeypatch, chats):
-    monkeypatch.setattr("sst_ui.lab.evaluate.prompts.load", lambda *_: load_prompts(chats))
+    monkeypatch.setattr(
+        "sst_ui.jobs.evaluate.evaluate.prompts.load", lambda *_: load_prompts(chats)
+    )
     results = finish(evaluate(small, edits(small), Evaluation(("removal",), max_new_tokens=4)))
     assert [r.name for r in results] == ["removal"]
 
@@ -383,12 +385,12 @@ def test_unknown_names_are_found_before_anything_is_computed(small):
 def test_a_model_that_computes_no_numbers_is_an_error_and_not_an_unchanged_model(
     small, chats, monkeypatch
 ):
-    real = readers.teacher_forced
+    real = observers.teacher_forced
 
     def broken(*arguments):
         return [table * float("nan") for table in real(*arguments)]
 
-    monkeypatch.setattr(readers, "teacher_forced", broken)
+    monkeypatch.setattr(observers, "teacher_forced", broken)
     with pytest.raises(UserError, match="NaN; lower the strength"):
         run(small, edits(small), f"kl_1@{chats}")
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from sst_ui import recipe as recipes
-from sst_ui.data.prompts import Prompt
+from sst_ui.data.prompt_sets import Prompt
 from sst_ui.errors import UserError
-from sst_ui.metrics import corrections, export
-from sst_ui.metrics.combined import derive
+from sst_ui.metrics import corrections, result_files
 from sst_ui.metrics.corrections import Correction
+from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import NOTHING, Shown, compare
 from sst_ui.recipe import Ablation, Recipe
@@ -41,7 +41,7 @@ def rows(text):
 
 
 def test_the_table_of_metrics_has_both_values_with_interval_n_and_verdict(recipe, results):
-    rate, removal = rows(export.metrics_csv(recipe, results, FIX))
+    rate, removal = rows(result_files.metrics_csv(recipe, results, FIX))
     assert (float(rate["base_value"]), float(rate["edited_value"])) == (1, 0.25)
     for side in ("base", "edited"):
         value = getattr(results[0], side)
@@ -57,7 +57,7 @@ def test_the_table_of_metrics_has_both_values_with_interval_n_and_verdict(recipe
 
 
 def test_the_table_of_answers_holds_them_to_the_letter(recipe, results):
-    table = rows(export.items_csv(recipe, results, FIX))
+    table = rows(result_files.items_csv(recipe, results, FIX))
     assert [r["edited_answer"] for r in table] == [NO, YES, YES, YES]
     assert [r["edited_label"] for r in table] == ["refused", "looping", "complied", "complied"]
     assert [r["edited_corrected"] for r in table] == ["0", "1", "0", "0"]
@@ -66,10 +66,10 @@ def test_the_table_of_answers_holds_them_to_the_letter(recipe, results):
 
 def test_a_number_that_does_not_exist_is_empty_in_csv_and_null_in_json(recipe, results):
     nothing = replace(results[1], edited=NOTHING)
-    (row,) = rows(export.metrics_csv(recipe, [nothing]))
+    (row,) = rows(result_files.metrics_csv(recipe, [nothing]))
     assert (row["edited_value"], row["edited_n"]) == ("", "0")
     item = replace(results[0].items[0], edited_score=math.nan)
-    plain = export.to_json(recipe, [nothing, replace(results[0], items=(item,))])
+    plain = result_files.to_json(recipe, [nothing, replace(results[0], items=(item,))])
     back = json.loads(json.dumps(plain, allow_nan=False))
     assert back["metrics"][0]["edited"]["value"] is None
     assert back["metrics"][1]["items"][0]["edited_score"] is None
@@ -77,12 +77,12 @@ def test_a_number_that_does_not_exist_is_empty_in_csv_and_null_in_json(recipe, r
 
 def test_a_base_measured_alone_leaves_the_edited_cells_empty(recipe, results):
     alone = replace(results[0], edited=None, verdict=None)
-    (row,) = rows(export.metrics_csv(recipe, [alone]))
+    (row,) = rows(result_files.metrics_csv(recipe, [alone]))
     assert row["edited_value"] == row["edited_n"] == row["verdict"] == ""
 
 
 def test_the_files_say_which_variant_and_come_back(tmp_path, recipe, results):
-    files = export.write(tmp_path, recipe, results, FIX)
+    files = result_files.write(tmp_path, recipe, results, FIX)
     assert files["metrics"].name == f"narrow-x-0.5-{recipe.digest()}-metrics.csv"
     everything = json.loads(files["json"].read_text("utf-8"))
     assert recipes.build(Recipe, everything["recipe"], "recipe") == recipe
@@ -94,4 +94,4 @@ def test_the_files_say_which_variant_and_come_back(tmp_path, recipe, results):
 
 def test_a_folder_that_is_not_there_is_said(tmp_path, recipe, results):
     with pytest.raises(UserError, match="cannot write"):
-        export.write(tmp_path / "none", recipe, results)
+        result_files.write(tmp_path / "none", recipe, results)

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
-from sst_ui.lab import gguf_file
-from sst_ui.lab.export import FORMATS, export
-from sst_ui.lab.measure import resolve
-from sst_ui.lab.reread import reread
-from sst_ui.lab.verify import Verification, questions, verify
-from sst_ui.model.host import load
-from sst_ui.model.staging import MANIFEST
+from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.export import gguf_file
+from sst_ui.jobs.export.export import FORMATS, export
+from sst_ui.jobs.export.read_back import reread
+from sst_ui.jobs.export.verify import Verification, questions, verify
+from sst_ui.model.runtime.host import load
+from sst_ui.model.weights.staged_folder import MANIFEST
 from sst_ui.paths import DEMO, PRESETS
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, DirectionSpec, Merge, ModelSpec, Recipe, WeightTable
@@ -42,7 +42,7 @@ def in_process(monkeypatch):
         yield from ()
         return json.loads(json.dumps(reread(folder, reference)))
 
-    monkeypatch.setattr("sst_ui.lab.verify._fresh", fresh)
+    monkeypatch.setattr("sst_ui.jobs.export.verify._fresh", fresh)
 
 
 @pytest.mark.parametrize("format", ["adapter", "model", "gguf"])
@@ -181,7 +181,7 @@ def test_an_export_whose_check_cannot_run_is_kept_and_says_so(stored_host, tmp_p
     def full(*_):
         raise UserError("verifying loads a second copy of the model, 9 GB, and 1 GB is free.")
 
-    monkeypatch.setattr("sst_ui.lab.verify._room", full)
+    monkeypatch.setattr("sst_ui.jobs.export.verify._room", full)
     host = stored_host("llama")
     recipe = Recipe(model=host.spec)
     done = finish(export(host, recipe, tmp_path / "m", "model", verify=2))
@@ -212,7 +212,7 @@ def test_an_affine_edit_is_refused_before_anything_is_measured(host, tmp_path, f
     def measured(*_):
         raise AssertionError("directions were measured")
 
-    monkeypatch.setattr("sst_ui.lab.export.resolve", measured)
+    monkeypatch.setattr("sst_ui.jobs.export.export.resolve", measured)
     with pytest.raises(UserError, match="affine"):
         finish(export(host, Recipe(edits=(Ablation(affine=True),)), tmp_path / "x", format))
     assert not any(tmp_path.iterdir())
@@ -222,7 +222,7 @@ def test_a_failure_while_writing_leaves_no_folder(host, tmp_path, monkeypatch):
     def broken(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sst_ui.lab.export.card", broken)
+    monkeypatch.setattr("sst_ui.jobs.export.export.card", broken)
     with pytest.raises(UserError, match="No space left"):
         finish(export(host, Recipe(edits=(Ablation(),)), tmp_path / "x"))
     assert not any(tmp_path.iterdir())

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from sst_ui.errors import UserError
-from sst_ui.maths.lowrank import Core, Delta
-from sst_ui.maths.lowrank import core as core_of
-from sst_ui.model import fisher
-from sst_ui.model.fisher import moments
-from sst_ui.model.fisher_step import Step
-from sst_ui.model.host import Host
-from sst_ui.model.inputs import input_directions
-from sst_ui.model.live import RowDelta
-from sst_ui.model.score import teacher_forced
+from sst_ui.maths.merge.low_rank import Core, Delta
+from sst_ui.maths.merge.low_rank import core as core_of
+from sst_ui.model.hooks.live_edits import RowDelta
+from sst_ui.model.inference import fisher
+from sst_ui.model.inference.fisher import moments
+from sst_ui.model.inference.fisher_step import Step
+from sst_ui.model.inference.input_basis import input_directions
+from sst_ui.model.inference.logprobs import teacher_forced
+from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress, finish
 from tests.talk import byte_tokenizer
 from tests.tiny import tiny

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from sst_ui.maths import directions
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model import generate as generation
-from sst_ui.model import score
-from sst_ui.model.fork import Fork, fork
-from sst_ui.model.generate import generate, logprobs, replies, teacher_forced
-from sst_ui.model.live import RowDelta, RowEdit
-from sst_ui.model.prefill import ability, fitting
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.hooks.layer_sharing import Fork, fork
+from sst_ui.model.hooks.live_edits import RowDelta, RowEdit
+from sst_ui.model.inference import generate as generation
+from sst_ui.model.inference import logprobs as score
+from sst_ui.model.inference.generate import generate, logprobs, replies, teacher_forced
+from sst_ui.model.inference.prefill import ability, fitting
 from sst_ui.progress import finish
 from tests.talk import tiny_host
 from tests.tiny import ARCHITECTURES, EXPERTS, HIDDEN, VARIANTS

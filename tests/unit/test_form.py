@@ -7,14 +7,15 @@ import pytest
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
-from sst_ui.maths.merging import METHODS
+from sst_ui.maths.merge.registry import METHODS
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import Ablation, Merge, ModelSpec, Recipe, WeightTable
-from sst_ui.ui import merge_form, table
-from sst_ui.ui.form import Extras, Form, read, show
-from sst_ui.ui.form import wrong as problems
-from sst_ui.ui.model import spec
-from sst_ui.ui.state import Conversation, Turn, Variants, title
+from sst_ui.ui.panels.model import spec
+from sst_ui.ui.state import merge_form
+from sst_ui.ui.state.form import Extras, Form, read, show
+from sst_ui.ui.state.form import wrong as problems
+from sst_ui.ui.state.window import Conversation, Turn, Variants, title
+from sst_ui.ui.widgets import weight_table
 
 MODEL = ModelSpec()
 TURNED = {  # another position of every control
@@ -241,42 +242,42 @@ def weights(form, extras=None):
 
 
 def test_a_typed_cell_is_pinned_and_marked(form):
-    cells = table.rows(weights(form), 12)
+    cells = weight_table.rows(weights(form), 12)
     cells[5][2] = "0,25"
-    edited = table.typed("en", cells, weights(form), 12)
+    edited = weight_table.typed("en", cells, weights(form), 12)
     assert edited.extras.overrides == {"attention": {5: 0.25}}
-    again = table.rows(weights(form, edited.extras), 12)
-    assert again[5][2] == "0.25" + table.PIN
+    again = weight_table.rows(weights(form, edited.extras), 12)
+    assert again[5][2] == "0.25" + weight_table.PIN
     assert again[5][3] == cells[5][3]
 
 
 def test_an_emptied_cell_follows_the_curve_again(form):
     extras = Extras(overrides={"mlp": {3: 1.0}})
-    cells = table.rows(weights(form, extras), 12)
+    cells = weight_table.rows(weights(form, extras), 12)
     cells[3][3] = ""
-    assert table.typed("en", cells, weights(form, extras), 12).extras.overrides == {}
+    assert weight_table.typed("en", cells, weights(form, extras), 12).extras.overrides == {}
 
 
 def test_a_word_in_a_cell_is_complained_about_and_the_old_value_stays(form):
-    cells = table.rows(weights(form), 12)
+    cells = weight_table.rows(weights(form), 12)
     cells[4][2] = "abc"
-    edited = table.typed("en", cells, weights(form), 12)
+    edited = weight_table.typed("en", cells, weights(form), 12)
     assert edited.extras.overrides == {}
     assert "'abc' is not a number (layer 4, attention)" in edited.complaint
 
 
 def test_a_pasted_row_becomes_the_curve_or_a_column(form):
     row = "\t".join(["0", "0.5", "1"] * 4)
-    curve = table.pasted("en", row, "curve", Extras(), 12)
+    curve = weight_table.pasted("en", row, "curve", Extras(), 12)
     assert curve.curve == (0, 0.5, 1) * 4
-    column = table.pasted("en", row, "mlp", Extras(), 12)
+    column = weight_table.pasted("en", row, "mlp", Extras(), 12)
     assert column.overrides["mlp"][2] == 1
 
 
 @pytest.mark.parametrize(("row", "words"), [("1 2 3", "3 numbers"), ("1, x", "'x' is not")])
 def test_a_row_that_does_not_fit_is_explained(row, words):
     with pytest.raises(UserError, match=words):
-        table.pasted("en", row, "curve", Extras(), 12)
+        weight_table.pasted("en", row, "curve", Extras(), 12)
 
 
 # --- a window's memory ----------------------------------------------------------------------------

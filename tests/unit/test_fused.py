@@ -7,15 +7,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sst_ui.errors import UserError
-from sst_ui.lab import merge as lab
-from sst_ui.lab import space
-from sst_ui.lab.mergekit import unspoken
-from sst_ui.lab.trials import Local
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model import fused
-from sst_ui.model.adapters import write_adapter
-from sst_ui.model.architecture import discover
-from sst_ui.model.roles import is_conv1d, shape_of
+from sst_ui.jobs.export.mergekit import unspoken
+from sst_ui.jobs.merge import merge as lab
+from sst_ui.jobs.search import space
+from sst_ui.jobs.search.trials import Local
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.architecture import fused_rows
+from sst_ui.model.architecture.discover import discover
+from sst_ui.model.architecture.module_roles import is_conv1d, shape_of
+from sst_ui.model.lora.adapters import write_adapter
 from sst_ui.progress import finish
 from sst_ui.recipe import Merge, Recipe, flat
 from tests.unit.test_merge import dense, live, merged_by_hand
@@ -59,7 +59,7 @@ def test_the_rows_of_q_k_and_v_are_those_that_the_model_uses_as_such(name):
     architecture = discover(model)
     (path,) = architecture.linears["qkv"]
     module = architecture.matrices[path]
-    rows = fused.rows_of(model.config, "qkv", shape_of(module)[0])
+    rows = fused_rows.rows_of(model.config, "qkv", shape_of(module)[0])
     ids = torch.tensor([[3, 9, 27, 11]])
 
     def seen():
@@ -88,7 +88,7 @@ def test_the_rows_of_gate_and_up_are_those_that_the_model_uses_as_such(name):
     (path,) = architecture.linears["gate_up"]
     mlp = model.get_submodule(path.rpartition(".")[0])
     weight = architecture.matrices[path].weight
-    rows = fused.rows_of(model.config, "gate_up", len(weight))
+    rows = fused_rows.rows_of(model.config, "gate_up", len(weight))
     x = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
     before = mlp(x)
     weight[rows["up"]] *= 2
@@ -198,7 +198,7 @@ def test_a_fused_matrix_of_one_factor_is_merged_as_a_whole(tiny_host, tmp_path):
 
 
 def test_layerwise_sst_weighs_fused_matrices_as_attention_and_mlp():
-    from sst_ui.maths.merging import ATTENTION, MLP
+    from sst_ui.maths.merge.registry import ATTENTION, MLP
 
     assert ATTENTION == ("q", "k", "v", "qkv", "o")
     assert MLP == ("gate", "up", "gate_up", "down")
@@ -207,7 +207,7 @@ def test_layerwise_sst_weighs_fused_matrices_as_attention_and_mlp():
 def test_an_unknown_layout_is_refused_where_the_parts_differ(tiny_host, tmp_path, monkeypatch):
     host = tiny_host("phi3")
     utility, safety, *_ = adapters(host, tmp_path)
-    monkeypatch.setitem(fused.LAYOUTS, "qkv", {})
+    monkeypatch.setitem(fused_rows.LAYOUTS, "qkv", {})
     spec = Merge(utility, safety, "task_arithmetic", weights=replace(flat(), modules={"q": 0.0}))
     with pytest.raises(UserError, match=r"which of its rows are which is not known for phi3"):
         finish(lab.merge(host, spec))

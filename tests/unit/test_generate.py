@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sst_ui.errors import UserError
-from sst_ui.model import generate as module
-from sst_ui.model import score
-from sst_ui.model.generate import (
+from sst_ui.model.inference import generate as module
+from sst_ui.model.inference import logprobs as score
+from sst_ui.model.inference.generate import (
     Text,
     answers,
     generate,

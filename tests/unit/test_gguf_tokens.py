@@ -7,12 +7,12 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sst_ui.errors import UserError
-from sst_ui.lab import gguf_compare, gguf_file
-from sst_ui.lab.export import export
-from sst_ui.lab.gguf_tokens import FileTokenizer, read_keys
-from sst_ui.lab.reread import reread
-from sst_ui.lab.verify import verify
-from sst_ui.model.host import load
+from sst_ui.jobs.export import gguf_compare, gguf_file
+from sst_ui.jobs.export.export import export
+from sst_ui.jobs.export.gguf_tokens import FileTokenizer, read_keys
+from sst_ui.jobs.export.read_back import reread
+from sst_ui.jobs.export.verify import verify
+from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec, Recipe
 from tests import vocabularies as v
@@ -219,7 +219,7 @@ def in_process(monkeypatch):
         yield from ()
         return json.loads(json.dumps(reread(folder, reference)))
 
-    monkeypatch.setattr("sst_ui.lab.verify._fresh", fresh)
+    monkeypatch.setattr("sst_ui.jobs.export.verify._fresh", fresh)
 
 
 @pytest.mark.parametrize("title", ["mistral", ""], ids=["named", "by its folder"])

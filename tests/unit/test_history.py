@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from sst_ui.errors import UserError
-from sst_ui.lab.history import History, known_results, remember
-from sst_ui.lab.records import Record, compare, record
+from sst_ui.jobs.history.records import Record, compare, record
+from sst_ui.jobs.history.store import History, known_results, remember
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.paths import ROOT, data_dir
 from sst_ui.recipe import Ablation, Evaluation, Merge, ModelSpec, Recipe, WeightTable
@@ -161,7 +161,7 @@ def test_reading_makes_no_file(history):
 
 WRITER = """
 import sys
-from sst_ui.lab.history import History
+from sst_ui.jobs.history.store import History
 from sst_ui.recipe import Ablation, Recipe, WeightTable
 for i in range(20):
     weights = WeightTable(strength=i / 20, peak=int(sys.argv[2]) / 10)

@@ -10,9 +10,10 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from safetensors.torch import load_file, save_file
 
 from sst_ui.errors import UserError
-from sst_ui.model import fit, hub
-from sst_ui.model.generate import answers
-from sst_ui.model.host import inspect, load
+from sst_ui.model.inference.generate import answers
+from sst_ui.model.load import hub
+from sst_ui.model.load import memory as fit
+from sst_ui.model.runtime.host import inspect, load
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import ModelSpec
 from tests.talk import VOCAB, byte_tokenizer

@@ -9,7 +9,7 @@ from benchmarks import refusal as benchmark
 from sst_ui.errors import UserError
 from sst_ui.metrics import judge as judges
 from sst_ui.metrics.judge import load_judge
-from sst_ui.model.classifier import Classifier, load_classifier
+from sst_ui.model.inference.classifier import Classifier, load_classifier
 from sst_ui.progress import finish
 from tests.talk import VOCAB, byte_tokenizer
 from tests.tiny import tiny

@@ -3,11 +3,11 @@
 import pytest
 import yaml
 
-from sst_ui.lab import readers
-from sst_ui.lab.evaluate import evaluate
-from sst_ui.metrics import languages
-from sst_ui.metrics.detector import labelled
-from sst_ui.model.generate import Reply
+from sst_ui.jobs.evaluate import observers
+from sst_ui.jobs.evaluate.evaluate import evaluate
+from sst_ui.metrics.detector_accuracy import labelled
+from sst_ui.metrics.text import languages
+from sst_ui.model.inference.generate import Reply
 from sst_ui.paths import ROOT
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation
@@ -49,7 +49,7 @@ def test_the_row_of_a_metric_says_that_its_answers_cannot_be_read(tmp_path, monk
         yield from ()
         return [Reply(ids, True)] * len(prompts)
 
-    monkeypatch.setattr(readers, "replies", replies)
+    monkeypatch.setattr(observers, "replies", replies)
     path = tmp_path / "set.jsonl"
     path.write_text('{"prompt": "Hi"}\n{"prompt": "Hello"}')
     names = (f"refusal_rate@{path}", f"degenerate@{path}")

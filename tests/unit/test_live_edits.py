@@ -10,8 +10,8 @@ from torch import nn
 
 from sst_ui.errors import UserError
 from sst_ui.maths.directions import Directions
-from sst_ui.model.architecture import discover
-from sst_ui.model.live import LiveEdits, RowEdit
+from sst_ui.model.architecture.discover import discover
+from sst_ui.model.hooks.live_edits import LiveEdits, RowEdit
 from tests.tiny import ARCHITECTURES, EXPERTS, HIDDEN, LAYERS, VARIANTS, ids, tiny
 
 ALL = ARCHITECTURES + VARIANTS

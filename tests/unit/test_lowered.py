@@ -6,10 +6,10 @@ import torch
 from peft import PeftModel
 
 from sst_ui.errors import UserError
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model.adapters import write_adapter
-from sst_ui.model.live import RowDelta
-from sst_ui.model.lowered import lower
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.hooks.live_edits import RowDelta
+from sst_ui.model.lora.adapters import write_adapter
+from sst_ui.model.lora.from_edits import lower
 from sst_ui.progress import finish
 from tests.tiny import HIDDEN, VOCAB, ids, tiny
 from tests.unit.test_live_edits import DENSE, LAYERS, assert_same, edit, edited_copy, logits, table

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sst_ui.maths.lowrank import Delta, concat, core, truncate, zero
+from sst_ui.maths.merge.low_rank import Delta, concat, core, truncate, zero
 
 SHAPES = [(12, 9), (9, 12), (40, 6), (6, 40), (3, 4)]  # (40, 6): an lm_head; (3, 4): ranks too big
 

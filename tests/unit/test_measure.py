@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from sst_ui.errors import UserError
-from sst_ui.lab import measure as lab
-from sst_ui.lab.evaluate import evaluate
-from sst_ui.lab.measure import control, measure, resolve
-from sst_ui.lab.residuals import probe
+from sst_ui.jobs.directions import measure as lab
+from sst_ui.jobs.directions.measure import control, measure, resolve
+from sst_ui.jobs.directions.residual_cache import probe
+from sst_ui.jobs.evaluate.evaluate import evaluate
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import random, signal
-from sst_ui.model.host import Host
-from sst_ui.model.live import RowEdit
+from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import KINDS, Ablation, DirectionSpec, Evaluation, Recipe, WeightTable
 from tests.talk import tiny_host

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from sst_ui.errors import UserError
-from sst_ui.lab import merge as lab
-from sst_ui.lab.measure import resolve
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model.adapters import write_adapter
-from sst_ui.model.generate import logprobs
+from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.merge import merge as lab
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.inference.generate import logprobs
+from sst_ui.model.lora.adapters import write_adapter
 from sst_ui.progress import finish
 from sst_ui.recipe import (
     Ablation,

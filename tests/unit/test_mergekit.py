@@ -9,9 +9,9 @@ import yaml
 from safetensors.torch import load_file
 
 from sst_ui.errors import UserError
-from sst_ui.lab.export import export
-from sst_ui.lab.measure import resolve
-from sst_ui.model.host import load
+from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.export.export import export
+from sst_ui.model.runtime.host import load
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, DirectionSpec, Merge, ModelSpec, Recipe, WeightTable

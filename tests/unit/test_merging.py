@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from peft.utils import merge_utils
 
 from sst_ui.errors import UserError
-from sst_ui.maths import baselines
-from sst_ui.maths.lowrank import Delta, core, zero
-from sst_ui.maths.merging import METHODS, Module, merge, spectrum
-from sst_ui.maths.subspace import Moments, decompose, mu_for_budget, soft, top
+from sst_ui.maths.merge import baselines
+from sst_ui.maths.merge.low_rank import Delta, core, zero
+from sst_ui.maths.merge.registry import METHODS, Module, merge, spectrum
+from sst_ui.maths.merge.subspace import Moments, decompose, mu_for_budget, soft, top
 
 OUT, INP = 10, 8
 SST = ("sst", "sst_topk", "sst_residual", "sst_layerwise")

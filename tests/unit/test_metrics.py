@@ -9,13 +9,13 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 import sst_ui.metrics  # noqa: F401  registers the metrics
-from sst_ui.data.prompts import Prompt
+from sst_ui.data.prompt_sets import Prompt
 from sst_ui.errors import UserError
 from sst_ui.maths.statistics import wilson
 from sst_ui.metrics import registry
-from sst_ui.metrics.combined import derive
-from sst_ui.metrics.drift import Divergence, kl_by_token
-from sst_ui.metrics.knowledge import fact, reading, rouge_l
+from sst_ui.metrics.derived import derive
+from sst_ui.metrics.families.divergence import Divergence, kl_by_token
+from sst_ui.metrics.families.knowledge import fact, reading, rouge_l
 from sst_ui.metrics.registry import METRICS, Metric, find, metric
 from sst_ui.metrics.results import MetricResult, Shown, compare
 
@@ -371,7 +371,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss():
 
 
 def test_the_terminals_table_says_what_its_verdicts_mean(capsys):
-    from sst_ui.terminal import tables
+    from sst_ui.cli import tables
 
     some = [0.0002, 0.0006, 0.001, 0.0014, 0.0018] * 6
     tables.metrics(

@@ -12,18 +12,18 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import _get_resolved_checkpoint_files
 
 from sst_ui.errors import UserError
-from sst_ui.lab.export import FORMATS
-from sst_ui.lab.formats import Job
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model import fingerprint
-from sst_ui.model.architecture import discover
-from sst_ui.model.deltas import RowDelta
-from sst_ui.model.fingerprint import fingerprints
-from sst_ui.model.host import load
-from sst_ui.model.live import LiveEdits
-from sst_ui.model.loading import contents
-from sst_ui.model.rewrite import write_model
-from sst_ui.model.source import open_source
+from sst_ui.jobs.export.export import FORMATS
+from sst_ui.jobs.export.formats import Job
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.architecture.discover import discover
+from sst_ui.model.hooks.live_edits import LiveEdits
+from sst_ui.model.hooks.low_rank import RowDelta
+from sst_ui.model.load import fingerprint
+from sst_ui.model.load.fingerprint import fingerprints
+from sst_ui.model.load.load import contents
+from sst_ui.model.load.source import open_source
+from sst_ui.model.runtime.host import load
+from sst_ui.model.weights.streaming_writer import write_model
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec, Recipe
 from tests.talk import VOCAB, byte_tokenizer

@@ -17,14 +17,16 @@ from safetensors.torch import load_file, save_file
 from sst_ui import cache, disk
 from sst_ui.__main__ import main
 from sst_ui.errors import UserError
-from sst_ui.lab import measure as measuring
-from sst_ui.lab import moments, places, residuals
-from sst_ui.lab.export import export
-from sst_ui.lab.history import History
-from sst_ui.lab.run import run
+from sst_ui.jobs.directions import measure as measuring
+from sst_ui.jobs.directions import residual_cache
+from sst_ui.jobs.export import protected_paths
+from sst_ui.jobs.export.export import export
+from sst_ui.jobs.history.store import History
+from sst_ui.jobs.merge import fisher_moments
+from sst_ui.jobs.run_recipe import run
 from sst_ui.maths.directions import load as load_directions
 from sst_ui.maths.directions import random
-from sst_ui.model.staging import MANIFEST, staged
+from sst_ui.model.weights.staged_folder import MANIFEST, staged
 from sst_ui.paths import DEMO, ROOT
 from sst_ui.progress import finish
 from sst_ui.recipe import (
@@ -138,12 +140,12 @@ def test_everything_that_a_recipe_reads_is_known(tmp_path, monkeypatch):
     )  # fmt: skip
     for name in names:
         with pytest.raises(UserError, match="is or holds"):
-            places.check(tmp_path / name, recipe)
+            protected_paths.check(tmp_path / name, recipe)
     for name in ("model", "u", "s", "un", "j"):
         with pytest.raises(UserError, match="lies in"):
-            places.check(tmp_path / name / "deep" / "er", recipe)
-    places.check(tmp_path / "free", recipe)
-    places.check(tmp_path / "good" / "results", recipe)  # beside a file that is read
+            protected_paths.check(tmp_path / name / "deep" / "er", recipe)
+    protected_paths.check(tmp_path / "free", recipe)
+    protected_paths.check(tmp_path / "good" / "results", recipe)  # beside a file that is read
 
 
 def test_force_replaces_an_earlier_export_and_nothing_else(base, tmp_path):
@@ -264,7 +266,7 @@ def test_the_terminal_refuses_the_base_before_it_loads_anything(
         raise AssertionError("loaded")
         yield
 
-    for place in ("sst_ui.model.host.load", "sst_ui.lab.run.load"):
+    for place in ("sst_ui.model.runtime.host.load", "sst_ui.jobs.run_recipe.load"):
         monkeypatch.setattr(place, load)
     host, recipe = base
     file = tmp_path / "r.yaml"
@@ -291,7 +293,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from sst_ui import disk
-from sst_ui.model.staging import staged
+from sst_ui.model.weights.staged_folder import staged
 out = Path(sys.argv[1])
 with staged(out / "r", kind="run") as folder, disk.written(out / "d.safetensors") as part:
     (folder / "half").write_text("half")
@@ -368,7 +370,7 @@ def test_new_files_have_the_rights_that_any_new_file_gets(tmp_path):
 
 WRITER = """
 import sys
-from sst_ui.lab.history import History
+from sst_ui.jobs.history.store import History
 from sst_ui.recipe import Ablation, Recipe, WeightTable
 for i in range(1000):
     weights = WeightTable(strength=i / 1000)
@@ -493,14 +495,16 @@ def test_two_writers_of_one_entry_leave_one_whole_entry(folder):
 def race(path: str, number: int, start) -> None:
     start.wait(60)
     for _ in range(20):
-        moments._write(Path(path), {"a": torch.full((2000,), float(number))}, {"n": "{}"})
-        tensors, _ = moments._read(Path(path))
+        fisher_moments._write(Path(path), {"a": torch.full((2000,), float(number))}, {"n": "{}"})
+        tensors, _ = fisher_moments._read(Path(path))
         assert len(tensors["a"].unique()) == 1
 
 
 def test_processes_that_write_and_read_one_entry_never_see_half_of_it(folder):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sst_ui.lab.moments", "tests.unit.test_nothing_lost"])
+    context.set_forkserver_preload(
+        ["sst_ui.jobs.merge.fisher_moments", "tests.unit.test_nothing_lost"]
+    )
     path, start = entry(7, "moments"), context.Event()
     processes = [context.Process(target=race, args=(str(path), i, start)) for i in range(3)]
     for process in processes:
@@ -525,7 +529,7 @@ def test_measuring_fills_the_cache_under_its_limit_and_reads_it_again(
     kinds = {path.parent.name for path in folder.rglob("*.safetensors")}
     assert kinds == {"directions", "residuals"}
     measuring._recent.clear()
-    monkeypatch.setattr(residuals, "residuals", None)  # no pass of the model
+    monkeypatch.setattr(residual_cache, "residuals", None)  # no pass of the model
     assert finish(measuring.measure(host, spec, None)).digest() == first.digest()
     (kept,) = (folder / "directions").iterdir()
     assert load_directions(kept).digest() == first.digest()

@@ -15,7 +15,7 @@ def numbers(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()):
         if isinstance(action, argparse._SubParsersAction):
             for name, child in action.choices.items():
                 yield from numbers(child, (*path, name))
-        elif action.type is not None and "values" in getattr(action.type, "__module__", ""):
+        elif action.type is not None and "option_types" in getattr(action.type, "__module__", ""):
             yield path, action.option_strings[-1]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sst_ui.errors import UserError
-from sst_ui.metrics import own
+from sst_ui.metrics import plugins
 from sst_ui.metrics.registry import METRICS, metric
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def polite(prompt, answer):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(METRICS, "_rows", dict(METRICS._rows))
-    monkeypatch.setattr(own, "PROBLEMS", [])
+    monkeypatch.setattr(plugins, "PROBLEMS", [])
     return tmp_path
 
 
@@ -63,8 +63,8 @@ def test_the_list_of_metrics_says_what_each_is(folder):
 def test_the_error_of_a_file_says_where(folder):
     (folder / "late.py").write_text("x = 1\nraise RuntimeError('no data')\n")
     (folder / "silent.py").write_text("x = 1\n")
-    own.load(folder)
-    late, silent = own.PROBLEMS
+    plugins.load(folder)
+    late, silent = plugins.PROBLEMS
     assert "late.py, line 2: RuntimeError: no data" in late
     assert "silent.py adds no new metric" in silent
 
@@ -84,14 +84,14 @@ def test_a_decorator_with_a_wrong_word_says_which(folder, setting, message):
 
 
 def test_it_is_computed_like_any_other(folder, host):
-    from sst_ui.lab.evaluate import evaluate
+    from sst_ui.jobs.evaluate.evaluate import evaluate
     from sst_ui.progress import finish
     from sst_ui.recipe import Evaluation
 
     (folder / "short.py").write_text(
         POLITE.replace('"please" in answer.lower()', 'answer.startswith("Paris")')
     )
-    own.load(folder)
+    plugins.load(folder)
     (result,) = finish(evaluate(host, (), Evaluation(("polite",), samples=8, max_new_tokens=8)))
     assert result.base.n == 8
     assert result.title == "Says please"

@@ -8,14 +8,14 @@ from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM
 
 from sst_ui.errors import UserError
-from sst_ui.lab.expected import expectations
+from sst_ui.jobs.export.expected_weights import expectations
 from sst_ui.maths.ablation import OBLIQUE, edit_weight, through_gain
-from sst_ui.model.adapters import write_adapter
-from sst_ui.model.architecture import discover
-from sst_ui.model.live import LiveEdits, RowEdit
-from sst_ui.model.lowered import lower
-from sst_ui.model.post_norm import measured_gain
-from sst_ui.model.rewrite import write_model
+from sst_ui.model.architecture.discover import discover
+from sst_ui.model.architecture.post_norm import measured_gain
+from sst_ui.model.hooks.live_edits import LiveEdits, RowEdit
+from sst_ui.model.lora.adapters import write_adapter
+from sst_ui.model.lora.from_edits import lower
+from sst_ui.model.weights.streaming_writer import write_model
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec
 from tests.talk import byte_tokenizer

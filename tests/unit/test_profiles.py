@@ -10,9 +10,11 @@ import yaml
 
 from sst_ui.__main__ import main
 from sst_ui.errors import UserError
-from sst_ui.lab import card, merge, space
-from sst_ui.lab.mergekit import by_filter
-from sst_ui.lab.records import record
+from sst_ui.jobs.export import model_card
+from sst_ui.jobs.export.mergekit import by_filter
+from sst_ui.jobs.history.records import record
+from sst_ui.jobs.merge import merge
+from sst_ui.jobs.search import space
 from sst_ui.maths import kernel
 from sst_ui.recipe import (
     Ablation,
@@ -25,13 +27,13 @@ from sst_ui.recipe import (
     to_dict,
     to_yaml,
 )
-from sst_ui.ui import editing
 from sst_ui.ui.api import Api
-from sst_ui.ui.drawing import Draft, with_profile
-from sst_ui.ui.form import read, show
-from sst_ui.ui.loaded import Loaded
-from sst_ui.ui.opening import linked
-from sst_ui.ui.state import Variants
+from sst_ui.ui.events import edit as edit_events
+from sst_ui.ui.events.draw_draft import Draft, with_profile
+from sst_ui.ui.events.open_page import linked
+from sst_ui.ui.state.form import read, show
+from sst_ui.ui.state.loaded_model import Loaded
+from sst_ui.ui.state.window import Variants
 
 LAYERS = 32
 OWN = "org/Llama-3.1-8B-Instruct"  # has a profile of its own
@@ -80,7 +82,7 @@ def test_a_profile_is_the_same_wherever_it_is_named(name, capsys):
     assert kernel.table(weights, LAYERS)[:, 0] == pytest.approx(expected)
     engine = SimpleNamespace(loaded=loaded())
     assert np.array(Api(engine).weights(link))[:, 1] == pytest.approx(expected)
-    assert card.curves(recipe, LAYERS)["ablate"] == pytest.approx(expected)
+    assert model_card.curves(recipe, LAYERS)["ablate"] == pytest.approx(expected)
     rows = {n: space.Span(0.0, 1e6) for n in ("peak", "width", "threshold")}
     assert tuple(space.values(recipe, rows, LAYERS).values()) == numbers
     weaker = space.candidate(recipe, {"strength": 0.5}, LAYERS).edits[0].weights
@@ -169,7 +171,7 @@ def test_numbers_that_are_not_the_models_own_are_custom():
     other = Recipe(edits=(Ablation(weights=WeightTable("model", 0.3, 0.2)),))  # size not known yet
     assert other.edits[0].weights.profile == "model"
     draft = Draft("en", loaded("demo"), None, Variants(), "evidence", None)
-    assert editing.usable(draft, other).edits[0].weights.profile == "custom"
+    assert edit_events.usable(draft, other).edits[0].weights.profile == "custom"
     fits = WeightTable("model", *kernel.recommended("demo", 8_000_000_000)[1:])
     fits = Recipe(edits=(Ablation(weights=fits),))
-    assert editing.usable(draft, fits) == fits
+    assert edit_events.usable(draft, fits) == fits

@@ -7,10 +7,11 @@ import tracemalloc
 import pytest
 from datasets import Dataset
 
-from sst_ui.data import prompts, sources
-from sst_ui.data.prompt import spread
+from sst_ui.data import files as sources
+from sst_ui.data import prompt_sets
+from sst_ui.data.types import spread
 from sst_ui.errors import UserError
-from sst_ui.ui.uploading import Opened
+from sst_ui.ui.panels.prompt_files import Opened
 
 QUESTIONS = [
     {"question": "Largest?", "A": "cat", "B": "cow", "C": "ant", "D": "owl", "answer": "B"},
@@ -45,7 +46,7 @@ def write(tmp_path):
 
 
 def asked(path, samples=None):
-    return [p.prompt for p in prompts.load(path, samples).prompts]
+    return [p.prompt for p in prompt_sets.load(path, samples).prompts]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"])
@@ -54,10 +55,10 @@ def test_the_same_rows_are_the_same_set_in_every_format(write, suffix):
         {"prompt": 'Say "a, b"\nand c', "topic": "x", "context": "一つ\u2028目"},
         {"prompt": "Name it.", "topic": "y", "context": ""},
     ]
-    loaded = prompts.load(write(rows, f"set.{suffix}"))
+    loaded = prompt_sets.load(write(rows, f"set.{suffix}"))
     assert loaded.prompts[0].prompt == rows[0]["prompt"]
     assert loaded.prompts[0].context == rows[0]["context"]
-    assert loaded.digest == prompts.load(write(rows, "reference.jsonl")).digest
+    assert loaded.digest == prompt_sets.load(write(rows, "reference.jsonl")).digest
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_the_same_rows_are_the_same_set_in_every_format(write, suffix):
 )
 def test_well_known_columns_are_found(write, column, field):
     row = {"query": "Which?", column: "value"} if field != "prompt" else {column: "value"}
-    (found,) = prompts.load(write([row], "set.csv")).prompts
+    (found,) = prompt_sets.load(write([row], "set.csv")).prompts
     assert getattr(found, field) == "value"
 
 
@@ -97,14 +98,14 @@ def test_columns_that_belong_to_the_request_are_joined(write, suffix):
     assert asked(path) == ["A long text.\n\nSummarise it.", "Name a bird."]
     # as it is written in the query, and not where the other column is something else
     assert asked(f"{path}?prompt=Behavior+ContextString")[0] == "Summarise it.\n\nA long text."
-    (first, _) = prompts.load(f"{path}?context=ContextString").prompts
+    (first, _) = prompt_sets.load(f"{path}?context=ContextString").prompts
     assert (first.prompt, first.context) == ("Summarise it.", "A long text.")
     assert asked(f"{path}?prompt=Behavior")[0] == "Summarise it."
 
 
 def test_a_preview_shows_joined_columns_as_the_query_names_them(write):
     path = write(ALPACA, "a.csv")
-    seen = prompts.preview(path)
+    seen = prompt_sets.preview(path)
     assert seen.mapping["prompt"] == "instruction+input"
     assert asked(f"{path}?prompt={seen.mapping['prompt']}") == asked(path)
 
@@ -117,7 +118,7 @@ def test_a_column_can_be_named_whatever_its_name_holds(write, name):
     assert asked(f"{path}?prompt={escaped}&where.{escaped}=right") == ["right"]
     if name not in ("x%2By", "q&a"):
         assert asked(f"{path}?prompt={name}") == ["right"]
-    opened = Opened(path, {"prompt": "a"}, prompts.preview(path).columns)
+    opened = Opened(path, {"prompt": "a"}, prompt_sets.preview(path).columns)
     assert asked(opened.source([name, *[""] * 5])) == ["right"]
     assert asked(opened.source([f"{escaped}+a", *[""] * 5])) == ["right\n\nwrong"]
 
@@ -125,24 +126,24 @@ def test_a_column_can_be_named_whatever_its_name_holds(write, name):
 def test_a_part_of_a_joined_request_that_is_no_text_is_named(write):
     rows = [{"instruction": "x", "input": {"a": [1] * 5000}}]
     with pytest.raises(UserError, match=r"line 1: prompt must be text, not \{'a'") as error:
-        prompts.load(write(rows, "a.jsonl"))
+        prompt_sets.load(write(rows, "a.jsonl"))
     assert len(str(error.value)) < 300
     with pytest.raises(UserError, match="'inputt' is unknown; did you mean 'input'"):
-        prompts.load(write(rows, "a.jsonl") + "?prompt=instruction+inputt")
+        prompt_sets.load(write(rows, "a.jsonl") + "?prompt=instruction+inputt")
 
 
 def test_a_column_of_plain_text_serves_as_request_and_as_text(write):
-    (both,) = prompts.load(write([{"text": "Do it."}], "set.parquet")).prompts
+    (both,) = prompt_sets.load(write([{"text": "Do it."}], "set.parquet")).prompts
     assert (both.prompt, both.text) == ("Do it.", "Do it.")
-    (plain,) = prompts.load(write([{"text": "Do it."}], "set.csv") + "?text=text").prompts
+    (plain,) = prompt_sets.load(write([{"text": "Do it."}], "set.csv") + "?text=text").prompts
     assert (plain.prompt, plain.text) == ("", "Do it.")
-    (request,) = prompts.load(write([{"text": "Do it."}], "set.jsonl") + "?prompt=text").prompts
+    (request,) = prompt_sets.load(write([{"text": "Do it."}], "set.jsonl") + "?prompt=text").prompts
     assert request.prompt == "Do it."
 
 
 @pytest.mark.parametrize("query", ["", "?choices=A,B,C,D&answer=answer&prompt=question"])
 def test_a_column_for_each_choice(write, query):
-    loaded = prompts.load(write(QUESTIONS, "set.csv") + query).prompts
+    loaded = prompt_sets.load(write(QUESTIONS, "set.csv") + query).prompts
     assert [p.answer for p in loaded] == [1, 2, 1]
     assert loaded[0].choices == ("cat", "cow", "ant", "owl")
     assert loaded[2].choices == ("no", "yes")  # fewer options, empty cells
@@ -150,26 +151,26 @@ def test_a_column_for_each_choice(write, query):
 
 def test_one_column_that_lists_the_choices(write):
     rows = [{"prompt": "Largest?", "options": ["cat", "cow"], "answer": 1}]
-    assert prompts.load(write(rows, "set.parquet")).prompts[0].choices == ("cat", "cow")
+    assert prompt_sets.load(write(rows, "set.parquet")).prompts[0].choices == ("cat", "cow")
     rows = [{"prompt": "Largest?", "options": '["cat", "cow"]', "answer": "1"}]
-    assert prompts.load(write(rows, "set.csv")).prompts[0].answer == 1
+    assert prompt_sets.load(write(rows, "set.csv")).prompts[0].answer == 1
 
 
 def test_mapping_filter_and_fixed_fields_of_the_query(write):
     rows = [{"q": f"Q {i}", "kind": "ab"[i % 2], "a": str(i), "prompt": "no"} for i in range(6)]
     path = write(rows, "set.csv")
     query = "?prompt=q&answer=a&where.kind=b&slice=:4&set.system=Be+brief+about+{topic}.&topic=kind"
-    loaded = prompts.load(path + query).prompts
+    loaded = prompt_sets.load(path + query).prompts
     assert [(p.prompt, p.answer, p.system) for p in loaded] == [
         ("Q 1", "1", "Be brief about b."),
         ("Q 3", "3", "Be brief about b."),
     ]
-    assert prompts.load(path + "?prompt=q&answer=a&answer=").prompts[0].answer is None
+    assert prompt_sets.load(path + "?prompt=q&answer=a&answer=").prompts[0].answer is None
 
 
 def test_an_answer_that_says_there_is_none(write):
     rows = [{"question": "Who?", "context": "c", "answer": a} for a in ("Ann", "not stated.")]
-    loaded = prompts.load(write(rows, "set.csv") + "?unanswerable=Not stated").prompts
+    loaded = prompt_sets.load(write(rows, "set.csv") + "?unanswerable=Not stated").prompts
     assert [p.answerable for p in loaded] == [True, False]
 
 
@@ -214,14 +215,14 @@ def test_only_touched_row_groups_of_a_parquet_file_are_read(tmp_path, monkeypatc
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
     assert asked(f"{path}?slice=4:7") == ["4", "5", "6"]
     assert read == [1, 2]
-    seen = prompts.preview(str(path), rows=2)
+    seen = prompt_sets.preview(str(path), rows=2)
     assert (len(seen.rows), seen.total, set(read[2:])) == (2, 10, {0})
 
 
 def test_tables_from_a_spreadsheet(write):
     """Byte order mark, Windows line ends, semicolons, blank lines, a quoted line break."""
     path = write(b'\xef\xbb\xbfprompt;topic\r\n"a;\r\nb";x\r\n\r\nc;y\r\n', "set.csv")
-    loaded = prompts.load(path).prompts
+    loaded = prompt_sets.load(path).prompts
     assert [(p.prompt, p.topic) for p in loaded] == [("a;\r\nb", "x"), ("c", "y")]
 
 
@@ -253,7 +254,7 @@ def test_tables_from_a_spreadsheet(write):
 )
 def test_a_bad_file_says_what_is_wrong_and_where(write, content, name, message):
     with pytest.raises(UserError, match=message):
-        prompts.load(write(content, name))
+        prompt_sets.load(write(content, name))
 
 
 @pytest.mark.parametrize(
@@ -277,26 +278,26 @@ def test_a_bad_file_says_what_is_wrong_and_where(write, content, name, message):
 def test_a_bad_query_says_what_is_wrong(write, query, message):
     path = write([{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2"}], "a.csv")
     with pytest.raises(UserError, match=message):
-        prompts.load(path + query)
+        prompt_sets.load(path + query)
 
 
 def test_worked_examples_from_a_file(write):
     shots = [{**q, "subject": s} for s in ("x", "y") for q in QUESTIONS[:2]]
     examples = write(shots, "dev.csv")
     tests = [{**QUESTIONS[2], "subject": s} for s in ("y", "z", "")]
-    loaded = prompts.load(write(tests, "test.csv") + f"?shots=1&shots_file={examples}")
+    loaded = prompt_sets.load(write(tests, "test.csv") + f"?shots=1&shots_file={examples}")
     first = loaded.messages(loaded.prompts[0])
     assert [m["role"] for m in first] == ["user", "assistant", "user"]
     assert first[0]["content"] == "Largest?\nA. cat\nB. cow\nC. ant\nD. owl\nAnswer:"
     assert (first[1]["content"], first[2]["content"]) == ("B", loaded.prompts[0].user)
     assert len(loaded.messages(loaded.prompts[1])) == 3  # no example of its subject: the others
-    assert loaded.digest != prompts.load(write(tests, "test.csv")).digest
+    assert loaded.digest != prompt_sets.load(write(tests, "test.csv")).digest
     assert pickle.loads(pickle.dumps(loaded)) == loaded
 
 
 def test_a_question_is_never_its_own_worked_example(write):
     path = write(QUESTIONS, "set.csv")
-    loaded = prompts.load(f"{path}?shots=2&shots_file={path}")
+    loaded = prompt_sets.load(f"{path}?shots=2&shots_file={path}")
     for prompt in loaded.prompts:
         *shown, _ = [m["content"] for m in loaded.messages(prompt) if m["role"] == "user"]
         assert len(shown) == 2
@@ -307,28 +308,28 @@ def test_a_worked_example_needs_an_answer(write):
     path = write(QUESTIONS, "set.csv")
     bare = write([{"question": "Open?"}], "dev.jsonl")
     with pytest.raises(UserError, match=r"dev.jsonl, line 1 has no answer"):
-        prompts.load(f"{path}?shots=1&shots_file={bare}")
+        prompt_sets.load(f"{path}?shots=1&shots_file={bare}")
 
 
 def test_without_worked_examples_the_turns_are_the_prompts_own(write):
-    loaded = prompts.load(write([{"prompt": "Hi", "system": "Be brief."}], "set.jsonl"))
+    loaded = prompt_sets.load(write([{"prompt": "Hi", "system": "Be brief."}], "set.jsonl"))
     assert loaded.messages(loaded.prompts[0]) == loaded.prompts[0].messages()
 
 
 def test_a_preview_offers_the_columns_where_nothing_fits(write):
     path = write([{"q1": "a", "q2": "b"}] * 9, "set.csv")
-    seen = prompts.preview(path, rows=3)
+    seen = prompt_sets.preview(path, rows=3)
     assert seen.columns == ("q1", "q2")
     assert seen.rows == [{"q1": "a", "q2": "b"}] * 3
     assert (seen.mapping, seen.total) == ({}, 9)
     assert "?prompt=q1" in seen.problem
-    assert prompts.preview(f"{path}?prompt=q2").mapping == {"prompt": "q2"}
-    assert prompts.preview(f"{path}?prompt=q2").problem == ""
-    assert "'q3' is unknown" in prompts.preview(f"{path}?prompt=q3").problem
+    assert prompt_sets.preview(f"{path}?prompt=q2").mapping == {"prompt": "q2"}
+    assert prompt_sets.preview(f"{path}?prompt=q2").problem == ""
+    assert "'q3' is unknown" in prompt_sets.preview(f"{path}?prompt=q3").problem
 
 
 def test_a_preview_of_a_shipped_set():
-    seen = prompts.preview("demo/multiple_choice", rows=2)
+    seen = prompt_sets.preview("demo/multiple_choice", rows=2)
     assert seen.mapping["choices"] == "choices"
     assert (len(seen.rows), seen.total, seen.problem) == (2, 150, "")
 
@@ -339,13 +340,13 @@ def test_a_question_mark_in_a_file_name_is_no_query(write):
 
 def test_an_id_without_its_prefix_gets_the_prefix_suggested():
     with pytest.raises(UserError, match="write hf:cais/mmlu"):
-        prompts.load("cais/mmlu")
+        prompt_sets.load("cais/mmlu")
 
 
 @pytest.mark.parametrize("name", ["", "x" * 300, "~\0", "~nobody", "~nobody/x.csv", "?prompt=x"])
 def test_what_cannot_be_a_path_is_an_unknown_name(name):
     with pytest.raises(UserError, match=r"is unknown|there is no prompt file"):
-        prompts.load(name)
+        prompt_sets.load(name)
 
 
 # Large and broken files
@@ -405,8 +406,8 @@ def test_a_column_that_comes_late_in_a_file_is_found(write):
     rows = [{"prompt": str(i)} for i in range(1500)] + [{"prompt": "x", "kind": "late"}]
     path = write(rows, "set.jsonl")
     assert asked(f"{path}?where.kind=late") == ["x"]
-    assert prompts.load(f"{path}?topic=kind").prompts[-1].topic == "late"
-    assert prompts.load(f"{path}?topic=kind", 2).prompts[0].topic == ""
+    assert prompt_sets.load(f"{path}?topic=kind").prompts[-1].topic == "late"
+    assert prompt_sets.load(f"{path}?topic=kind", 2).prompts[0].topic == ""
 
 
 @pytest.mark.parametrize(
@@ -456,7 +457,7 @@ def test_a_column_that_comes_late_in_a_file_is_found(write):
 def test_broken_content_is_one_line_that_names_the_place(write, content, name, message):
     path = write(content, name)
     with pytest.raises(UserError, match=message) as error:
-        prompts.load(path)
+        prompt_sets.load(path)
     said = str(error.value)
     assert "\n" not in said
     assert len(said.replace(path, "")) < 500
@@ -471,7 +472,7 @@ def test_a_line_without_end_is_not_read_to_its_end(write, monkeypatch, name):
     monkeypatch.setattr(sources, "PIECE", 100)
     path = write(content.get(name, f'{{"prompt": "{text}"}}'), name)
     with pytest.raises(UserError, match=r"line \d.* longer than"):
-        prompts.load(path)
+        prompt_sets.load(path)
 
 
 def test_a_json_array_is_the_same_however_it_is_cut_into_pieces(write, monkeypatch):
@@ -479,13 +480,13 @@ def test_a_json_array_is_the_same_however_it_is_cut_into_pieces(write, monkeypat
         {"prompt": 'Say "a\\" \u3042 \U0001f600\n' * 3, "answer": i, "aliases": ["a", "b"] * 9}
         for i in (0, 12, 123456)
     ]
-    whole = prompts.load(write(rows, "a.json"))
+    whole = prompt_sets.load(write(rows, "a.json"))
     nested = write('{"n": [1, 2], "x": {"y": 12}, "m": 3.5e7}', "b.json")
     for piece in (1, 2, 3, 7, 31):
         monkeypatch.setattr(sources, "PIECE", piece)
-        assert prompts.load(write(rows, "a.json")).digest == whole.digest
+        assert prompt_sets.load(write(rows, "a.json")).digest == whole.digest
         with pytest.raises(UserError, match="entry 1 is not an object"):
-            prompts.load(nested)
+            prompt_sets.load(nested)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +496,7 @@ def test_a_json_array_is_the_same_however_it_is_cut_into_pieces(write, monkeypat
 def test_a_slice_that_is_none_is_said(write, part):
     path = write([{"prompt": "a"}], "set.jsonl")
     with pytest.raises(UserError, match="write slice=:200") as error:
-        prompts.load(f"{path}?slice={part}")
+        prompt_sets.load(f"{path}?slice={part}")
     assert len(str(error.value)) < 400
 
 
@@ -519,19 +520,19 @@ def test_a_slice_may_reach_beyond_the_rows(write, part, left, suffix):
         assert len(asked(path)) == left
     else:
         with pytest.raises(UserError, match="is empty"):
-            prompts.load(path)
+            prompt_sets.load(path)
 
 
 @pytest.mark.parametrize("samples", [0, -1, -(10**30)])
 def test_no_samples_are_not_asked_for(samples):
     with pytest.raises(UserError, match="it must be 1 or more"):
-        prompts.load("demo/harmful", samples)
+        prompt_sets.load("demo/harmful", samples)
 
 
 def test_a_folder_with_a_files_name_and_one_with_nothing_in_it_are_said(tmp_path):
     (tmp_path / "set.jsonl").mkdir()
     with pytest.raises(UserError, match="holds no files that can be read"):
-        prompts.load(tmp_path / "set.jsonl")
+        prompt_sets.load(tmp_path / "set.jsonl")
 
 
 def test_a_file_that_may_not_be_read_or_is_gone_is_said(write, monkeypatch):
@@ -542,4 +543,4 @@ def test_a_file_that_may_not_be_read_or_is_gone_is_said(write, monkeypatch):
 
     monkeypatch.setattr(sources.Path, "open", refuse)
     with pytest.raises(UserError, match=r"cannot read the prompt file .*: Permission denied"):
-        prompts.load(path)
+        prompt_sets.load(path)

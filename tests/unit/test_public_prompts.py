@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from sst_ui.data import hub, prompts, spec
+from sst_ui.data import dataset_spec, hf_datasets, prompt_sets
 from sst_ui.errors import UserError
 from tests import public
 
@@ -17,7 +17,7 @@ LAYOUTS = {
     "mlabonne/harmful_behaviors": lambda root: public.instructions(root, "harmful"),
     "mlabonne/harmless_alpaca": lambda root: public.instructions(root, "harmless"),
     "JailbreakBench/JBB-Behaviors": public.jailbreakbench,
-    "tatsu-lab/alpaca": public.alpaca,
+    "tatsu-jobs/alpaca": public.alpaca,
     "walledai/HarmBench": public.harmbench,
     "walledai/XSTest": public.xstest,
     "cais/mmlu": public.mmlu,
@@ -43,13 +43,13 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def offline_hub(folders, monkeypatch):
     """A Hub that holds these copies: only the step from id to place is not the real one."""
-    monkeypatch.setattr(hub, "located", lambda s: str(folders.get(s.place, s.place)))
-    monkeypatch.setattr(hub, "_builders", {})
+    monkeypatch.setattr(hf_datasets, "located", lambda s: str(folders.get(s.place, s.place)))
+    monkeypatch.setattr(hf_datasets, "_builders", {})
 
 
 @pytest.fixture
 def no_hub(monkeypatch):
-    monkeypatch.setattr(hub, "_builders", {})
+    monkeypatch.setattr(hf_datasets, "_builders", {})
 
 
 @pytest.mark.usefixtures("offline_hub")
@@ -89,24 +89,24 @@ def no_hub(monkeypatch):
     ],
 )
 def test_a_public_set_is_read_with_the_right_columns(name, size, first):
-    loaded = prompts.load(name)
+    loaded = prompt_sets.load(name)
     assert len(loaded) == size
     assert {key: getattr(loaded.prompts[0], key) for key in first} == first
-    assert prompts.load(name).digest == loaded.digest
+    assert prompt_sets.load(name).digest == loaded.digest
 
 
 def test_every_public_set_of_the_list_has_a_layout_that_was_tested():
-    assert {preset.id for preset in spec.presets().values()} == set(LAYOUTS)
-    assert set(prompts.public_names()) == set(spec.presets())
+    assert {preset.id for preset in dataset_spec.presets().values()} == set(LAYOUTS)
+    assert set(prompt_sets.public_names()) == set(dataset_spec.presets())
 
 
 @pytest.mark.usefixtures("offline_hub")
 def test_splits_are_joined_as_the_library_writes_it():
-    both = prompts.load("public/harmful_behaviors?split=train+test")
+    both = prompt_sets.load("public/harmful_behaviors?split=train+test")
     assert len(both) == 420 + 104
     assert {p.prompt.split()[3] for p in both.prompts} == {"train", "test"}
-    assert len(prompts.load("hf:mlabonne/harmful_behaviors?split=train[:3]+test[:2]")) == 5
-    part = prompts.load("hf:mlabonne/harmful_behaviors?split=train+test&slice=419:422").prompts
+    assert len(prompt_sets.load("hf:mlabonne/harmful_behaviors?split=train[:3]+test[:2]")) == 5
+    part = prompt_sets.load("hf:mlabonne/harmful_behaviors?split=train+test&slice=419:422").prompts
     assert [p.prompt[-8:] for p in part] == ["ain 419.", " test 0.", " test 1."]
 
 
@@ -114,23 +114,23 @@ def test_splits_of_a_folder_are_joined_too(tmp_path):
     for split, rows in (("train", 3), ("test", 2)):
         lines = [json.dumps({"prompt": f"{split} {i}"}) for i in range(rows)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
-    asked = [p.prompt for p in prompts.load(f"{tmp_path}?split=train+test").prompts]
+    asked = [p.prompt for p in prompt_sets.load(f"{tmp_path}?split=train+test").prompts]
     assert asked == ["train 0", "train 1", "train 2", "test 0", "test 1"]
     for text in ("tset", "train+tset", "tset[:1]", "tset+train"):
         with pytest.raises(UserError, match=r"split of .* 'tset' is unknown; did you mean 'test'"):
-            prompts.load(f"{tmp_path}?split={text}")
+            prompt_sets.load(f"{tmp_path}?split={text}")
 
 
 @pytest.mark.usefixtures("offline_hub")
 def test_the_absent_answer_of_repliqa_makes_a_question_unanswerable():
-    loaded = prompts.load("public/repliqa").prompts
+    loaded = prompt_sets.load("public/repliqa").prompts
     assert [p.answerable for p in loaded] == [True] * 4 + [False]
 
 
 @pytest.mark.usefixtures("offline_hub")
 def test_mmlu_is_asked_as_the_evaluation_harness_asks_it():
     """lm-evaluation-harness, mmlu, --apply_chat_template --fewshot_as_multiturn, written out."""
-    loaded = prompts.load("public/mmlu")
+    loaded = prompt_sets.load("public/mmlu")
     messages = loaded.messages(loaded.prompts[13])  # the second question of world_religions
     options = "A. D\nB. C\nC. B\nD. A\nAnswer:"
     expected = [
@@ -148,7 +148,7 @@ def test_mmlu_is_asked_as_the_evaluation_harness_asks_it():
 
 @pytest.mark.usefixtures("offline_hub")
 def test_fewer_worked_examples_are_another_set_with_another_digest():
-    five, two, none = (prompts.load(f"public/mmlu?shots={n}") for n in (5, 2, 0))
+    five, two, none = (prompt_sets.load(f"public/mmlu?shots={n}") for n in (5, 2, 0))
     assert [len(s.messages(s.prompts[0])) for s in (five, two, none)] == [12, 6, 2]
     assert len({five.digest, two.digest, none.digest}) == 3
     assert five.take(3).messages(five.prompts[0]) == five.messages(five.prompts[0])
@@ -173,13 +173,13 @@ def test_fewer_worked_examples_are_another_set_with_another_digest():
     ],
 )
 def test_config_split_slice_and_filter(text, size):
-    assert len(prompts.load(text)) == size
+    assert len(prompt_sets.load(text)) == size
 
 
 @pytest.mark.usefixtures("offline_hub")
 def test_samples_are_spread_over_the_filtered_rows():
-    taken = prompts.load("public/xstest_unsafe", samples=4)
-    whole = prompts.load("public/xstest_unsafe")
+    taken = prompt_sets.load("public/xstest_unsafe", samples=4)
+    whole = prompt_sets.load("public/xstest_unsafe")
     assert taken.prompts == whole.take(4).prompts
     assert taken.digest == whole.take(4).digest
 
@@ -187,23 +187,23 @@ def test_samples_are_spread_over_the_filtered_rows():
 def test_a_public_set_is_read_from_a_folder_or_a_file_that_was_fetched_elsewhere(folders):
     root = folders["cais/mmlu"]
     (dev,), (test,) = (list((root / "all").glob(f"{s}-*")) for s in ("dev", "test"))
-    by_folder = prompts.load(f"public/mmlu?file={root}")
-    by_file = prompts.load(f"public/mmlu?file={test}&shots_file={dev}")
+    by_folder = prompt_sets.load(f"public/mmlu?file={root}")
+    by_file = prompt_sets.load(f"public/mmlu?file={test}&shots_file={dev}")
     assert by_folder.digest == by_file.digest
     assert len(by_folder.messages(by_folder.prompts[0])) == 12
     (train,) = folders["mlabonne/harmless_alpaca"].glob("data/train-*")
-    assert len(prompts.load(f"public/harmless_alpaca?file={train}")) == 416  # as its split says
+    assert len(prompt_sets.load(f"public/harmless_alpaca?file={train}")) == 416  # as its split says
     (xs,) = folders["walledai/XSTest"].glob("data/*")
-    assert len(prompts.load(f"public/xstest_safe?file={xs}")) == 25
+    assert len(prompt_sets.load(f"public/xstest_safe?file={xs}")) == 25
     with pytest.raises(UserError, match=r"5 worked examples.*shots_file="):
-        prompts.load(f"public/mmlu?file={test}")
+        prompt_sets.load(f"public/mmlu?file={test}")
 
 
 def test_a_folder_of_a_data_set_is_a_name_of_its_own(folders):
     root = folders["ServiceNow/repliqa"]
-    assert len(prompts.load(f"{root}?split=repliqa_1[:2]")) == 2
+    assert len(prompt_sets.load(f"{root}?split=repliqa_1[:2]")) == 2
     with pytest.raises(UserError, match=r"several splits.*\?split=repliqa_0.*repliqa_1"):
-        prompts.load(str(root))
+        prompt_sets.load(str(root))
 
 
 @pytest.mark.usefixtures("offline_hub")
@@ -231,7 +231,7 @@ def test_a_folder_of_a_data_set_is_a_name_of_its_own(folders):
 )
 def test_what_is_not_there_is_named_with_what_is(text, message):
     with pytest.raises(UserError, match=message):
-        prompts.load(text)
+        prompt_sets.load(text)
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -244,9 +244,9 @@ def test_what_is_not_there_is_named_with_what_is(text, message):
     ],
 )
 def test_an_unreachable_set_is_named_with_the_way_that_needs_no_network(text, alternative):
-    place = spec.parse(text, {}).place
+    place = dataset_spec.parse(text, {}).place
     with pytest.raises(UserError, match=f"{place} is not on this machine.*cannot be reached") as e:
-        prompts.load(text)
+        prompt_sets.load(text)
     assert re.search(alternative, str(e.value))
     assert "demo/harmful" in str(e.value)
 
@@ -260,10 +260,10 @@ def test_what_was_downloaded_once_is_read_without_a_network(folders, tmp_path, m
     built.download_and_prepare()
     kept = tmp_path / "cais___mmlu" / "all" / "0.0.0" / ("c" * 40)
     shutil.copytree(built.cache_dir, kept)
-    online = prompts.load(f"public/mmlu?file={root}")
-    assert prompts.load("public/mmlu").digest == online.digest
+    online = prompt_sets.load(f"public/mmlu?file={root}")
+    assert prompt_sets.load("public/mmlu").digest == online.digest
     with pytest.raises(UserError, match=r"cannot be reached.*other configurations: \['all'\]"):
-        prompts.load("public/mmlu?config=astronomy")
+        prompt_sets.load("public/mmlu?config=astronomy")
 
 
 class Response:
@@ -288,7 +288,7 @@ def test_what_the_hub_answers_is_said_in_a_sentence(monkeypatch, kind, message):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
     with pytest.raises(UserError, match=message):
-        prompts.load("public/xstest_safe?revision=v9")
+        prompt_sets.load("public/xstest_safe?revision=v9")
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -297,14 +297,14 @@ def test_without_a_network_the_hub_is_asked_once_and_briefly(monkeypatch):
         raise ConnectionError("name or service not known")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dead)
-    monkeypatch.setattr(hub, "_load_builder", lambda _: pytest.fail("asked again"))
+    monkeypatch.setattr(hf_datasets, "_load_builder", lambda _: pytest.fail("asked again"))
     with pytest.raises(UserError, match="cannot be reached"):
-        prompts.load("public/jbb_benign")
+        prompt_sets.load("public/jbb_benign")
 
 
 @pytest.mark.usefixtures("offline_hub")
 def test_a_preview_shows_rows_and_the_mapping():
-    seen = prompts.preview("public/mmlu", rows=2)
+    seen = prompt_sets.preview("public/mmlu", rows=2)
     assert seen.columns == ("question", "subject", "choices", "answer")
     assert len(seen.rows) == 2
     assert seen.rows[1]["answer"] == "B"
@@ -312,47 +312,47 @@ def test_a_preview_shows_rows_and_the_mapping():
         "prompt": "question", "answer": "answer", "choices": "choices", "subject": "subject",
     }  # fmt: skip
     assert (seen.total, seen.problem) == (24, "")
-    assert {row["label"] for row in prompts.preview("public/xstest_unsafe").rows} == {"unsafe"}
+    assert {row["label"] for row in prompt_sets.preview("public/xstest_unsafe").rows} == {"unsafe"}
 
 
 def test_a_preview_from_the_hub_takes_only_the_first_rows(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "_builders", {})
-    monkeypatch.setattr(hub, "located", lambda s: str(folders[s.place]))
+    monkeypatch.setattr(hf_datasets, "_builders", {})
+    monkeypatch.setattr(hf_datasets, "located", lambda s: str(folders[s.place]))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(
         datasets.DatasetBuilder, "download_and_prepare", lambda *_, **__: pytest.fail("all of it")
     )
-    seen = prompts.preview("public/repliqa", rows=3)
+    seen = prompt_sets.preview("public/repliqa", rows=3)
     assert [row["question_id"] for row in seen.rows] == [f"kepjicuf-q{i}" for i in (1, 2, 3)]
     assert seen.mapping["context"] == "document_extracted"
 
 
 def test_a_large_set_is_not_downloaded_as_a_whole(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "_builders", {})
-    monkeypatch.setattr(hub, "located", lambda s: str(folders[s.place]))
+    monkeypatch.setattr(hf_datasets, "_builders", {})
+    monkeypatch.setattr(hf_datasets, "located", lambda s: str(folders[s.place]))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    load = hub._load_builder
+    load = hf_datasets._load_builder
 
     def large(asked):
         builder = load(asked)
         builder.info.download_size = 3 << 30
         return builder
 
-    monkeypatch.setattr(hub, "_load_builder", large)
+    monkeypatch.setattr(hf_datasets, "_load_builder", large)
     with pytest.raises(UserError, match=r"3.0 GiB; take a part.*split=repliqa_0\[:1000\]"):
-        prompts.load("public/repliqa")
-    part = prompts.load("public/repliqa?split=repliqa_0[1:3]").prompts
+        prompt_sets.load("public/repliqa")
+    part = prompt_sets.load("public/repliqa?split=repliqa_0[1:3]").prompts
     assert [p.prompt for p in part] == ["Who opened bridge 2?", "Who opened bridge 3?"]
     assert not any(tmp_path.glob("**/*.arrow"))
 
 
 def test_every_set_has_a_line_about_it_in_both_languages():
-    for name in (*prompts.names(), *prompts.public_names()):
-        lines = {language: prompts.describe(name, language) for language in ("en", "ja")}
+    for name in (*prompt_sets.names(), *prompt_sets.public_names()):
+        lines = {language: prompt_sets.describe(name, language) for language in ("en", "ja")}
         assert lines["en"] != lines["ja"], name
         assert "\n" not in lines["en"]
-    assert "CC-BY-4.0" in prompts.describe("public/repliqa")
-    assert prompts.describe("hf:owner/data") == "owner/data on the Hugging Face Hub"
+    assert "CC-BY-4.0" in prompt_sets.describe("public/repliqa")
+    assert prompt_sets.describe("hf:owner/data") == "owner/data on the Hugging Face Hub"
 
 
 def test_a_program_that_comes_with_a_data_set_is_not_run(tmp_path):
@@ -360,5 +360,5 @@ def test_a_program_that_comes_with_a_data_set_is_not_run(tmp_path):
     folder.mkdir()
     (folder / "data.py").write_text(f"open({json.dumps(str(tmp_path / 'ran'))}, 'w')")
     with pytest.raises(UserError, match="programs of data sets are not run"):
-        prompts.load(str(folder))
+        prompt_sets.load(str(folder))
     assert not (tmp_path / "ran").exists()

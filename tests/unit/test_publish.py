@@ -16,7 +16,7 @@ import json, sys
 from dataclasses import asdict
 from pathlib import Path
 from sst_ui.errors import UserError
-from sst_ui.lab.publish import push
+from sst_ui.jobs.export.push import push
 from sst_ui.progress import finish
 
 seen = []

@@ -2,13 +2,14 @@
 
 import pytest
 
-from sst_ui.data.prompt import named
-from sst_ui.data.prompts import Prompt
-from sst_ui.lab import chat, readers
-from sst_ui.lab.readers import Task
-from sst_ui.metrics.answer import Answer
-from sst_ui.model import generate as module
-from sst_ui.model.reasoning import marks, shown, split
+from sst_ui.data.prompt_sets import Prompt
+from sst_ui.data.types import named
+from sst_ui.jobs import chat
+from sst_ui.jobs.evaluate import observers
+from sst_ui.jobs.evaluate.observers import Task
+from sst_ui.metrics.text.answer import Answer
+from sst_ui.model.inference import generate as module
+from sst_ui.model.load.reasoning import marks, shown, split
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec
 from tests.talk import CHATML, byte_tokenizer, tiny_host
@@ -132,9 +133,9 @@ def answered(monkeypatch, host, text, ended=True):
         yield from ()
         return [reply]
 
-    monkeypatch.setattr(readers, "replies", replies)
+    monkeypatch.setattr(observers, "replies", replies)
     task = Task("answer", named("mine", (Prompt("Eggs?"),)), ((5, 6),), 64, "Eggs")
-    ((seen,),) = finish(readers.answers(host, task, [()]))
+    ((seen,),) = finish(observers.answers(host, task, [()]))
     assert seen.text == str(seen.observation)
     return seen.observation
 

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from sst_ui.metrics.degenerate import is_looping
-from sst_ui.metrics.detector import labelled
-from sst_ui.metrics.refusal import is_abstention, is_refusal, label, openers
+from sst_ui.metrics.detector_accuracy import labelled
+from sst_ui.metrics.text.degeneration import is_looping
+from sst_ui.metrics.text.refusal_phrases import is_abstention, is_refusal, label, openers
 from sst_ui.paths import ROOT
 
 REFUSALS = [
@@ -97,7 +97,7 @@ def test_an_answer_is_not_mistaken_for_a_refusal(text):
 
 
 def test_the_demo_models_own_wording_is_covered():
-    words = yaml.safe_load((ROOT / "sst_ui/demo/words.yaml").read_text(encoding="utf-8"))
+    words = yaml.safe_load((ROOT / "training/demo/words.yaml").read_text(encoding="utf-8"))
     fill = {"vo": "forge a passport", "topic": "fraud"}
     for text in words["refusals"] + words["japanese"]["refusals"]:
         assert is_refusal(text.format(**fill)), text

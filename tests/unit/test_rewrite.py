@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.peak import Peak
 from sst_ui.errors import UserError
 from sst_ui.maths import directions
-from sst_ui.maths.lowrank import Delta
-from sst_ui.model.architecture import discover
-from sst_ui.model.deltas import RowDelta
-from sst_ui.model.live import LiveEdits, RowEdit
-from sst_ui.model.rewrite import write_model
+from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.architecture.discover import discover
+from sst_ui.model.hooks.live_edits import LiveEdits, RowEdit
+from sst_ui.model.hooks.low_rank import RowDelta
+from sst_ui.model.weights.streaming_writer import write_model
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec
 from tests.talk import byte_tokenizer
@@ -324,7 +324,7 @@ def test_the_bytes_are_the_same_however_the_system_copies(missing, tmp_path, mon
 
     for name in missing:
         monkeypatch.setattr(os, name, not_here)
-    monkeypatch.setattr("sst_ui.model.rewrite.PIECE", 999)
+    monkeypatch.setattr("sst_ui.model.weights.streaming_writer.PIECE", 999)
     written(tmp_path / "base", row, tmp_path / "hand", model)
     for file in (tmp_path / "kernel").iterdir():
         assert (tmp_path / "hand" / file.name).read_bytes() == file.read_bytes()

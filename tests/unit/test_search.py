@@ -8,12 +8,12 @@ import pytest
 from sst_ui import recipe as recipes
 from sst_ui.__main__ import main
 from sst_ui.errors import UserError
-from sst_ui.lab.aims import Limit, SearchSpec, aims
-from sst_ui.lab.candidates import Candidate, best, chosen, fitted, front
-from sst_ui.lab.evaluate import evaluate, evaluate_rows
-from sst_ui.lab.measure import resolve
-from sst_ui.lab.search import search
-from sst_ui.lab.trials import Local
+from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.evaluate.evaluate import evaluate, evaluate_rows
+from sst_ui.jobs.search.candidates import Candidate, best, chosen, fitted, front
+from sst_ui.jobs.search.objectives import Limit, SearchSpec, aims
+from sst_ui.jobs.search.search import search
+from sst_ui.jobs.search.trials import Local
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import Value
 from sst_ui.paths import PRESETS

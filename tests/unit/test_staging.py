@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from sst_ui import disk
 from sst_ui.errors import UserError
-from sst_ui.model import staging
-from sst_ui.model.rewrite import write_model
-from sst_ui.model.staging import room, staged
+from sst_ui.model.weights import staged_folder
+from sst_ui.model.weights.staged_folder import room, staged
+from sst_ui.model.weights.streaming_writer import write_model
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec
 from tests.talk import byte_tokenizer
@@ -53,7 +53,7 @@ def contents(folder):
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()
         for file in folder.rglob("*")
-        if file.is_file() and file.name != staging.MANIFEST
+        if file.is_file() and file.name != staged_folder.MANIFEST
     }
 
 
@@ -179,7 +179,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path
 def test_a_disk_that_fills_up_meanwhile_is_a_clear_error_and_nothing_is_left(
     tmp_path, base, monkeypatch
 ):
-    monkeypatch.setattr("sst_ui.model.rewrite.room", lambda *_: None)
+    monkeypatch.setattr("sst_ui.model.weights.streaming_writer.room", lambda *_: None)
     with small_disk(tmp_path / "disk", 20_000_000) as disk:
         with pytest.raises(UserError, match=r"No space left on device.*Make room"):
             export(base, disk / "model")
@@ -199,7 +199,9 @@ def test_a_full_disk_is_told_when_the_safetensors_library_meets_it(tmp_path):
 def test_killed_at_any_moment_no_folder_looks_finished(tmp_path, base):
     """Twenty exports, each killed at a random moment; half of them replace an earlier one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sst_ui.model.rewrite", "tests.unit.test_staging"])
+    context.set_forkserver_preload(
+        ["sst_ui.model.weights.streaming_writer", "tests.unit.test_staging"]
+    )
     out = tmp_path / "model"
 
     def start():

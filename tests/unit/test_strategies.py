@@ -9,11 +9,11 @@ import pytest
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
-from sst_ui.lab.aims import SearchSpec, aims
-from sst_ui.lab.candidates import RULED_OUT, best, chosen, front
-from sst_ui.lab.search import Opened, search
-from sst_ui.lab.space import candidate, space, values
-from sst_ui.lab.trials import TOGETHER, Numbers
+from sst_ui.jobs.search.candidates import RULED_OUT, best, chosen, front
+from sst_ui.jobs.search.objectives import SearchSpec, aims
+from sst_ui.jobs.search.search import Opened, search
+from sst_ui.jobs.search.space import candidate, space, values
+from sst_ui.jobs.search.trials import TOGETHER, Numbers
 from sst_ui.metrics.results import Value
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
@@ -156,7 +156,7 @@ def test_time_that_is_up_ends_it_and_the_same_call_goes_on(tmp_path, monkeypatch
     short = SearchSpec("grid", minutes=7.5)
     measurer = Formula()
     clock = SimpleNamespace(monotonic=lambda: 60.0 * len(measurer.asked))  # a minute a candidate
-    monkeypatch.setattr("sst_ui.lab.search.time", clock)
+    monkeypatch.setattr("sst_ui.jobs.search.search.time", clock)
     first = spent(short, measurer, storage=storage)
     assert len(first) == 8
     whole = spent(replace(short, minutes=None), measurer, storage=storage)

@@ -16,13 +16,13 @@ from optuna.trial import TrialState
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
-from sst_ui.lab.aims import SearchSpec
-from sst_ui.lab.candidates import Candidate
-from sst_ui.lab.search import search
-from sst_ui.lab.space import Span
-from sst_ui.lab.storage import names
-from sst_ui.lab.study import Study
-from sst_ui.lab.trials import Local, Numbers
+from sst_ui.jobs.search.candidates import Candidate
+from sst_ui.jobs.search.objectives import SearchSpec
+from sst_ui.jobs.search.search import search
+from sst_ui.jobs.search.space import Span
+from sst_ui.jobs.search.storage import names
+from sst_ui.jobs.search.study import Study
+from sst_ui.jobs.search.trials import Local, Numbers
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import Value
 from sst_ui.paths import PRESETS, ROOT
@@ -37,7 +37,7 @@ PROCESS = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from tests.unit.test_study import GRID, Formula, DEFAULT
-from sst_ui.lab.search import search
+from sst_ui.jobs.search.search import search
 print("begun", flush=True)
 sys.stdin.readline()
 for step in search(DEFAULT, GRID, Formula(float(sys.argv[3])), sys.argv[1]):
@@ -131,7 +131,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 import optuna
 from tests.unit.test_study import ROWS
-from sst_ui.lab.study import Study
+from sst_ui.jobs.search.study import Study
 study = Study("a", [True], ROWS, sys.argv[1])
 study.enqueue([{"peak": 0.25}])
 ask = study._study.ask
@@ -262,7 +262,7 @@ def test_a_storage_that_cannot_be_used_is_said(url):
 
 def test_trials_of_another_machine_are_left_to_it(storage, monkeypatch):
     gone = SimpleNamespace(gethostname=lambda: "elsewhere")
-    monkeypatch.setattr("sst_ui.lab.study.socket", gone)
+    monkeypatch.setattr("sst_ui.jobs.search.study.socket", gone)
     theirs = Study("a", [True], ROWS, storage)
     theirs.enqueue([{"peak": 0.5}])
     assert len(theirs.ask(1, draw=False)) == 1

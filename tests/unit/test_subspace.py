@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sst_ui.errors import UserError
-from sst_ui.maths.lowrank import Delta, core, zero
-from sst_ui.maths.subspace import (
+from sst_ui.maths.merge.low_rank import Delta, core, zero
+from sst_ui.maths.merge.subspace import (
     Moments,
     decompose,
     mu_for_budget,

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from sst_ui.lab.sweep import COLUMNS, NEGATIVE, STRENGTHS, Row, markdown, settings, sweep
+from sst_ui.jobs.results_table import (
+    COLUMNS,
+    NEGATIVE,
+    STRENGTHS,
+    Row,
+    markdown,
+    settings,
+    sweep,
+)
 from sst_ui.maths import kernel
 from sst_ui.metrics.registry import METRICS
 from sst_ui.progress import Progress, finish

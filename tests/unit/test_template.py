@@ -3,7 +3,7 @@
 import pytest
 
 from sst_ui.errors import UserError
-from sst_ui.model.template import TEMPLATES, ChatTemplate, read_template
+from sst_ui.model.load.chat_template import TEMPLATES, ChatTemplate, read_template
 from sst_ui.recipe import ModelSpec
 from tests.talk import CHATML, byte_tokenizer, tiny_host
 
@@ -174,7 +174,7 @@ def test_the_end_of_turn_token_of_the_template_ends_an_answer():
 
 
 def test_a_model_without_pad_token_answers_a_batch():
-    from sst_ui.model.generate import generate
+    from sst_ui.model.inference.generate import generate
 
     with_pad, without = tiny_host(), tiny_host(tokenizer=byte_tokenizer(pad=False))
     prompts = [with_pad.encode("Hello"), with_pad.encode("A longer prompt")]

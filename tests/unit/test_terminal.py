@@ -10,15 +10,16 @@ import pytest
 import yaml
 
 from sst_ui.__main__ import build_parser, main
+from sst_ui.cli import completion
+from sst_ui.cli import export as exporting
 from sst_ui.errors import UserError
-from sst_ui.lab.export import FORMATS, ROUNDINGS, Export
-from sst_ui.lab.history import History
-from sst_ui.lab.publish import Pushed
-from sst_ui.lab.verify import Verification
+from sst_ui.jobs.export.export import FORMATS, ROUNDINGS, Export
+from sst_ui.jobs.export.push import Pushed
+from sst_ui.jobs.export.verify import Verification
+from sst_ui.jobs.history.store import History
 from sst_ui.paths import PRESETS, ROOT
 from sst_ui.progress import Progress
 from sst_ui.recipe import load
-from sst_ui.terminal import completion, exporting
 from tests.unit.test_history import recipe as made
 from tests.unit.test_history import result
 
@@ -201,9 +202,9 @@ def lab(monkeypatch):
     def no_model(spec):
         yield Progress("load", 1, 1)
 
-    monkeypatch.setattr("sst_ui.lab.export.export", export)
-    monkeypatch.setattr("sst_ui.lab.publish.push", push)
-    monkeypatch.setattr("sst_ui.model.host.load", no_model)
+    monkeypatch.setattr("sst_ui.jobs.export.export.export", export)
+    monkeypatch.setattr("sst_ui.jobs.export.push.push", push)
+    monkeypatch.setattr("sst_ui.model.runtime.host.load", no_model)
     return asked
 
 

@@ -16,11 +16,11 @@ import yaml
 
 import app
 from sst_ui.__main__ import main
+from sst_ui.cli import address, streams, tables
 from sst_ui.errors import UserError
-from sst_ui.lab.history import History
+from sst_ui.jobs.history.store import History
 from sst_ui.paths import ROOT
 from sst_ui.recipe import load
-from sst_ui.terminal import address, streams, tables
 from tests.unit.test_history import recipe as made
 from tests.unit.test_history import result
 
@@ -109,7 +109,7 @@ def test_json_and_recipes_say_the_same_in_every_encoding(home, piped, tmp_path, 
 def test_progress_bars_and_tables_are_shown_in_ascii(piped):
     from rich.table import Table
 
-    from sst_ui.terminal import with_bar
+    from sst_ui.cli import with_bar
 
     def job():
         from sst_ui.progress import Progress
@@ -221,8 +221,8 @@ def test_a_defect_of_ours_stays_visible():
 WAITS = """
 import os, sys
 from pathlib import Path
-from sst_ui.model.staging import staged
-from sst_ui.terminal import streams
+from sst_ui.model.weights.staged_folder import staged
+from sst_ui.cli import streams
 
 def work():
     with staged(Path(sys.argv[1]) / "r", kind="run") as folder:

@@ -8,10 +8,13 @@ import pytest
 from gradio.helpers import special_args
 
 from sst_ui.errors import UserError
-from sst_ui.ui import chat, editing, form, merge_form, search_panel
-from sst_ui.ui.form import Form, read, show
-from sst_ui.ui.loaded import Loaded
-from sst_ui.ui.state import Conversation, Turn, Variants
+from sst_ui.ui.events import edit
+from sst_ui.ui.panels import chat
+from sst_ui.ui.panels import search as search_panel
+from sst_ui.ui.state import form, merge_form
+from sst_ui.ui.state.form import Form, read, show
+from sst_ui.ui.state.loaded_model import Loaded
+from sst_ui.ui.state.window import Conversation, Turn, Variants
 
 TYPED = (None, -5, 0, 99, 1e9, 2.5, 1e300, "abc", "")
 IN_USE = {"box": "Hello", "merge_on": True, "scope": "single", "shape": "bell"}  # so all is read
@@ -156,7 +159,7 @@ def test_all_that_is_wrong_is_said_at_once(engine):
 
 def test_a_layer_beyond_the_model_is_said_at_its_box(engine):
     values, extras = show(engine.first_recipe())
-    check = editing.checker(engine)
+    check = edit.checker(engine)
     place = 6 + Form._fields.index("layer")
     for layer, sound in ((engine.loaded.layers - 1, True), (99, False), (None, False)):
         changed = values._replace(scope="single", layer=layer)

@@ -9,18 +9,22 @@ import gradio as gr
 import pytest
 
 from sst_ui.errors import UserError
-from sst_ui.lab.export import Export
-from sst_ui.lab.history import History
-from sst_ui.lab.publish import Pushed
-from sst_ui.metrics.export import stem
+from sst_ui.jobs.export.export import Export
+from sst_ui.jobs.export.push import Pushed
+from sst_ui.jobs.history.store import History
+from sst_ui.metrics.result_files import stem
 from sst_ui.paths import output_dir
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
-from sst_ui.ui import Engine, build, export_panel, exporting, remembering, runs
-from sst_ui.ui.export_panel import Done, Wanted
-from sst_ui.ui.runs import View
-from sst_ui.ui.shelf import KEPT, Shelf
-from sst_ui.ui.state import Variants
+from sst_ui.ui import Engine, build
+from sst_ui.ui.events import export as export_events
+from sst_ui.ui.events import runs as runs_events
+from sst_ui.ui.panels import export as export_panel
+from sst_ui.ui.panels import runs
+from sst_ui.ui.panels.export import Done, Wanted
+from sst_ui.ui.panels.runs import View
+from sst_ui.ui.state.run_store import KEPT, Shelf
+from sst_ui.ui.state.window import Variants
 from tests.wiring.test_results import handler, measured
 from tests.wiring.test_wiring import with_strength
 
@@ -50,12 +54,12 @@ def test_an_applied_recipe_is_kept_and_gets_its_numbers_when_they_are_there(
 ):
     known = Variants().add(recipe)
     seen = ("en", [], View(), "", known, engine.loaded)
-    shown = handler(page, remembering, "keep_applied")(*seen)
+    shown = handler(page, runs_events, "keep_applied")(*seen)
     assert recipe.digest() in text(shown, page, "runs")
     (first,) = history.list()
     assert (first.model, first.recipe, first.metrics) == ("demo", known.now.recipe, ())
     results, digest = measured(6), recipe.digest()
-    keep = handler(page, remembering, "keep_measured")
+    keep = handler(page, runs_events, "keep_measured")
     keep(*seen, {digest: results})  # stopped on the way: no mark that they are complete
     assert history.list() == [first]
     keep(*seen, {digest: results, f"done:{digest}": recipe.evaluation})
@@ -71,7 +75,7 @@ def test_an_applied_recipe_is_kept_and_gets_its_numbers_when_they_are_there(
 def test_a_history_that_is_broken_is_told_and_stops_nothing(page, engine, history, recipe):
     history.path.write_bytes(b"no database at all " * 100)
     seen = ("en", [], View(), "", Variants().add(recipe), engine.loaded)
-    shown = handler(page, remembering, "keep_applied")(*seen)
+    shown = handler(page, runs_events, "keep_applied")(*seen)
     assert "it is kept as" in text(shown, page, "runs-status")
     assert [r.digest for r in history.list()] == [recipe.digest()], "the run begins a new one"
 
@@ -85,7 +89,7 @@ def test_runs_are_chosen_compared_deleted_and_brought_back(page, engine, history
 
     def do(name, *first, search=""):
         nonlocal state
-        shown = handler(page, remembering, name)("en", *first, [], state, search, known)
+        shown = handler(page, runs_events, name)("en", *first, [], state, search, known)
         state = next(v for v in shown.values() if isinstance(v, View))
         return text(shown, page, "runs")
 
@@ -190,11 +194,11 @@ def test_a_cancelled_export_ends_at_the_next_step_and_has_the_last_word(
     board = (Variants().add(recipe), {}, [], "", "all", "any", "")
     settings = ("adapter", "nearest", 0, 0, "")
     values = ("en", WINDOW, *board, engine.loaded, [], Done(), *settings)
-    steps = handler(page, exporting, "export")(*values)
+    steps = handler(page, export_events, "export")(*values)
     next(steps)  # the buttons
     assert "0/100" in text(next(steps), page, "export-status")
     other = SimpleNamespace(session_hash="another window")
-    stop = handler(page, exporting, "stop")
+    stop = handler(page, export_events, "stop")
     stop("en", other)
     stop("en", WINDOW)
     (last,) = steps  # nothing but the last word
@@ -210,7 +214,7 @@ def press(page, engine, recipe, settings, results=None, done=None):
     known = Variants().add(recipe) if recipe else Variants()
     board = (known, results or {}, [], "", "all", "any", "")
     values = ("en", WINDOW, *board, engine.loaded, [], done or Done(), *settings)
-    return list(handler(page, exporting, "export")(*values))
+    return list(handler(page, export_events, "export")(*values))
 
 
 def test_every_setting_of_the_export_reaches_the_lab(
@@ -310,9 +314,9 @@ def test_a_space_pushes_with_the_visitors_token_or_not_at_all(space, engine, mon
         yield Progress("upload", 1, 2)
         return Pushed(f"https://hub/{repo}", "c0", private, 1, 50)
 
-    monkeypatch.setattr(exporting, "publish", publish)
+    monkeypatch.setattr(export_events, "publish", publish)
     page = build(engine)
-    push = handler(page, exporting, "push")
+    push = handler(page, export_events, "push")
     (only,) = push("en", WINDOW, Done(Path("x"), "d"), "me/mine", True, None)
     assert "Sign in" in text(only, page, "export-status")
     assert sent == []
@@ -326,11 +330,11 @@ def test_a_shared_program_without_signing_in_offers_no_push_and_refuses_one(
     space, engine, monkeypatch
 ):
     sent = []
-    monkeypatch.setattr(exporting, "publish", lambda *a, **k: sent.append(k) or iter(()))
+    monkeypatch.setattr(export_events, "publish", lambda *a, **k: sent.append(k) or iter(()))
     page = build(engine)
     (hub,) = [b for b in page.blocks.values() if getattr(b, "elem_id", None) == "hub"]
     assert not hub.visible
-    push = handler(page, exporting, "push")
+    push = handler(page, export_events, "push")
     *_, last = push("en", WINDOW, Done(Path("x"), "d"), "me/mine", True)
     assert sent == [], "the owner's token is not a visitor's"
     assert "signed in" in text(last, page, "export-status")

@@ -9,7 +9,7 @@ from sst_ui import recipe as recipes
 from sst_ui.maths import kernel
 from sst_ui.paths import DEMO
 from sst_ui.recipe import Ablation, WeightTable
-from sst_ui.ui import opening
+from sst_ui.ui.events import open_page
 from tests.unit.test_bad_recipes import BAD
 from tests.wiring.test_leaving import text
 from tests.wiring.test_results import handler
@@ -19,7 +19,7 @@ from tests.wiring.test_wiring import with_strength
 def opened(page, link: str, saved=()):
     """What the page shows at the end of its opening."""
     request = SimpleNamespace(query_params={"recipe": link}, headers={})
-    *_, last = handler(page, opening, "opened")(list(saved), [], request)
+    *_, last = handler(page, open_page, "opened")(list(saved), [], request)
     return last
 
 

@@ -6,25 +6,27 @@ import gradio as gr
 import pytest
 
 from sst_ui import recipe as recipes
-from sst_ui.data import prompts
+from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
-from sst_ui.lab.forecast import SAMPLES
-from sst_ui.lab.merge import combine
-from sst_ui.maths import subspace
-from sst_ui.maths.merging import METHODS
+from sst_ui.jobs.merge.forecast import SAMPLES
+from sst_ui.jobs.merge.merge import combine
+from sst_ui.maths.merge import subspace
+from sst_ui.maths.merge.registry import METHODS
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, WeightTable
-from sst_ui.ui import merge_drawing, methods, studio, talking
-from sst_ui.ui.chat import EDITED, MERGED, UTILITY
-from sst_ui.ui.drawing import Draft
-from sst_ui.ui.form import Extras, show
-from sst_ui.ui.merges import Line
-from sst_ui.ui.state import Variants
-from sst_ui.ui.texts import LANGUAGES
+from sst_ui.ui import page as studio
+from sst_ui.ui.events import chat as chat_events
+from sst_ui.ui.events import draw_merge, merge_methods
+from sst_ui.ui.events.draw_draft import Draft
+from sst_ui.ui.panels.chat import EDITED, MERGED, UTILITY
+from sst_ui.ui.services.merge_forecasts import Line
+from sst_ui.ui.state.form import Extras, show
+from sst_ui.ui.state.window import Variants
+from sst_ui.ui.widgets.texts import LANGUAGES
 
 UTILITY_ADAPTER, SAFETY_ADAPTER = (str(DEMO / "adapters" / n) for n in ("utility", "safety"))
-ASKED = [{"role": "user", "content": prompts.load("demo/jailbreak").prompts[0].user}]
+ASKED = [{"role": "user", "content": prompt_sets.load("demo/jailbreak").prompts[0].user}]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def draft(engine, *edits, view="budget") -> Draft:
 
 
 def drawn(screen, engine, now: Draft) -> dict:
-    return merge_drawing.draw(screen, engine, now, now.recipe())
+    return draw_merge.draw(screen, engine, now, now.recipe())
 
 
 def test_a_forecast_is_what_the_merge_then_records(engine, merge, pair):
@@ -126,16 +128,16 @@ def test_the_utility_adapter_alone_costs_nothing(engine, merge, pair):
 
 def test_the_columns_answer_as_utility_merged_and_merged_then_ablated(engine, merge, pair):
     known = Variants().add(Recipe(edits=(merge, *engine.first_recipe().edits)))
-    offered = [value for _, value in talking.choices("en", known)]
+    offered = [value for _, value in chat_events.choices("en", known)]
     assert offered[:4] == ["base", UTILITY, MERGED, EDITED]
-    chosen = [talking.recipe_of(name, known) for name in (UTILITY, MERGED, EDITED)]
+    chosen = [chat_events.recipe_of(name, known) for name in (UTILITY, MERGED, EDITED)]
     assert [len(recipe.edits) for recipe in chosen] == [1, 1, 2]
     rows = [None, *chosen]
     *_, answers = engine.chat(engine.loaded.key, rows, [ASKED] * 4, 24, 0.0)
     assert len(answers) == 4
     assert answers[2] != answers[0]  # the safety adapter's refusal, against the base's answer
     plain = Variants().add(engine.first_recipe())
-    assert UTILITY not in [value for _, value in talking.choices("en", plain)]
+    assert UTILITY not in [value for _, value in chat_events.choices("en", plain)]
 
 
 def test_the_probe_reads_a_merge_along_the_default_direction(engine, merge, pair):
@@ -178,7 +180,7 @@ def test_the_table_fills_line_by_line_and_a_row_can_be_used(engine, merge, pair)
     assert by_name["sst"].spec == merge
     assert by_name["sst"].predicted == pytest.approx(merge.budget, rel=1e-2)
     for language in LANGUAGES:
-        html = methods.render(language, lines, merge)
+        html = merge_methods.render(language, lines, merge)
         assert html.count("data-pick") == len(lines) - 3
         assert html.count("current") == 1
     assert "n 3" in html

@@ -9,27 +9,31 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from sst_ui.data.prompts import Prompt
+from sst_ui.data.prompt_sets import Prompt
 from sst_ui.metrics import corrections
-from sst_ui.metrics.combined import derive
+from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import Shown, compare
 from sst_ui.recipe import Evaluation
-from sst_ui.ui import (
-    advising,
-    answers,
-    comparing,
-    dashboard,
-    evaluating,
-    inspecting,
-    metrics,
-    studio,
-    texts,
+from sst_ui.ui import page as studio
+from sst_ui.ui.events import (
+    advice as advice_events,
 )
-from sst_ui.ui.board import Board
-from sst_ui.ui.form import MEASURING, evaluation, show
-from sst_ui.ui.html import safe
-from sst_ui.ui.state import Variants
+from sst_ui.ui.events import (
+    answers as answers_events,
+)
+from sst_ui.ui.events import (
+    evaluate as evaluate_events,
+)
+from sst_ui.ui.events import (
+    show_results,
+)
+from sst_ui.ui.panels import answers, comparison, metrics
+from sst_ui.ui.state.form import MEASURING, evaluation, show
+from sst_ui.ui.state.results_board import Board
+from sst_ui.ui.state.window import Variants
+from sst_ui.ui.widgets import texts
+from sst_ui.ui.widgets.html import safe
 from tests.wiring.test_wiring import with_strength
 
 NO, YES = "I can't help with <that>.", "Sure, here is how."
@@ -83,7 +87,7 @@ def test_every_setting_of_the_metrics_reaches_the_engine(page, engine, monkeypat
     settings = {n: getattr(form, n) for n in MEASURING} | {name: value}
     known = Variants().add(engine.first_recipe())
     shown = (known, {}, [], "", "all", "any", "")
-    run = handler(page, evaluating, "run")
+    run = handler(page, evaluate_events, "run")
     list(run("en", engine.loaded, "", *shown, *settings.values()))
     assert got == [evaluation(*settings.values())]
     assert got[0] != Evaluation()
@@ -102,9 +106,9 @@ def test_a_run_that_was_stopped_says_nothing_more(page, engine, monkeypatch):
 
     monkeypatch.setattr(engine, "evaluate", endless)
     known = Variants().add(engine.first_recipe())
-    run = handler(page, evaluating, "run")
+    run = handler(page, evaluate_events, "run")
     shown = (known, {}, [], "", "all", "any", "")
-    steps = run("en", engine.loaded, "", *shown, *evaluating.SOUND.values())
+    steps = run("en", engine.loaded, "", *shown, *evaluate_events.SOUND.values())
     job = next(v for c, v in next(steps).items() if isinstance(c, gr.State))
     next(steps)
     engine.stop(job)
@@ -127,8 +131,8 @@ def nothing():
     ],
 )
 def test_a_bad_setting_is_said_at_its_control(name, value, words):
-    settings = evaluating.SOUND | {name: value}
-    checks = evaluating.check_settings("en", {}, *settings.values())
+    settings = evaluate_events.SOUND | {name: value}
+    checks = evaluate_events.check_settings("en", {}, *settings.values())
     wrong = {MEASURING[i - 2]: c["message"] for i, c in enumerate(checks) if not c["is_valid"]}
     assert list(wrong) == [name]
     assert words in wrong[name]
@@ -157,14 +161,14 @@ def test_a_change_inside_the_noise_is_called_so_and_the_threshold_is_told(engine
 
 
 def test_a_correction_moves_every_panel_at_once_and_is_counted(page, screen, board):
-    correct = handler(page, inspecting, "correct")
+    correct = handler(page, answers_events, "correct")
     values = (board.variants, board.results, [], "refusal_rate", "all", "any", "")
     event = SimpleNamespace(item=0, side="edited", label="empty")
     out = list(correct("en", event, *values).values())
     kept = out[0]
     assert corrections.from_rows(kept) == (corrections.Correction("request 0", NO, "empty"),)
     again = Board.of("en", *values[:2], kept, *values[3:])
-    drawn = dashboard.refresh(screen, again)
+    drawn = show_results.refresh(screen, again)
     # the base gave the same answer to that prompt: one correction, both sides
     assert "96 %" in drawn[screen.metrics.rows]
     assert "46 %" in drawn[screen.metrics.rows]
@@ -202,7 +206,7 @@ def test_answers_are_shown_as_text_and_topics_with_intervals(board):
 def test_the_downloads_hold_the_current_variant(screen, board):
     kept = (corrections.Correction("request 0", NO, "empty"),)
     board = Board("en", board.variants, board.results, kept)
-    table, items, everything, labels = (Path(b["value"]) for b in dashboard.files(board))
+    table, items, everything, labels = (Path(b["value"]) for b in show_results.files(board))
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     assert float(rows[0]["edited_value"]) == board.now[0].edited.value == 11 / 24
     assert rows[0]["recipe"] == board.variants.now.recipe.digest()
@@ -211,26 +215,26 @@ def test_the_downloads_hold_the_current_variant(screen, board):
     assert corrections.read(labels) == corrections.labels(kept)
     for path in (table, items, everything):
         assert board.variants.now.recipe.digest() in path.name
-    assert not any(b["visible"] for b in dashboard.files(Board("en", Variants(), {})))
+    assert not any(b["visible"] for b in show_results.files(Board("en", Variants(), {})))
 
 
 def test_the_comparison_has_a_line_for_the_base_and_every_variant(board):
-    figure = comparing.figure(board)
+    figure = comparison.figure(board)
     lines = {trace.name: trace for trace in figure.data}
     assert set(lines) == {"Base", *(v.name for v in board.variants.items)}
     rate = lines[board.variants.items[0].name].y[0]
     assert rate == 1  # no refusals left: the good end, which is up
     assert lines["Base"].y[0] == 0
     assert all("n 24" in text for trace in figure.data for text in trace.customdata)
-    assert comparing.figure(Board("en", Variants(), {})).data == ()
+    assert comparison.figure(Board("en", Variants(), {})).data == ()
 
 
 def test_advice_fills_the_controls_and_applies_nothing(page, engine, board, screen):
-    (advice,) = advising.of(board)
+    (advice,) = advice_events.of(board)
     assert advice.key == "removal_low"
-    assert 'data-pick="removal_low"' in advising.render(board)
+    assert 'data-pick="removal_low"' in advice_events.render(board)
     form, extras = show(board.variants.now.recipe)
-    follow = handler(page, advising, "follow")
+    follow = handler(page, advice_events, "follow")
     values = (engine.loaded, extras, board.variants, "evidence", "budget", *form)
     shown = ("en", board.variants, board.results, [], "", "all", "any", "")
     out = follow("en", SimpleNamespace(pick="removal_low"), *values, *shown)

@@ -7,18 +7,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from sst_ui.lab.trials import Local
+from sst_ui.jobs.search.trials import Local
 from sst_ui.maths import kernel
 from sst_ui.paths import data_dir
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation
-from sst_ui.ui import choosing, html, search_panel, searching, talking
-from sst_ui.ui.drawing import Draft
-from sst_ui.ui.form import show
-from sst_ui.ui.found import BELL, Found
-from sst_ui.ui.search_panel import SETTINGS
-from sst_ui.ui.state import Variants
-from sst_ui.ui.texts import LANGUAGES
+from sst_ui.ui.events import chat as chat_events
+from sst_ui.ui.events import search as search_events
+from sst_ui.ui.events import search_choices
+from sst_ui.ui.events.draw_draft import Draft
+from sst_ui.ui.panels import search as search_panel
+from sst_ui.ui.panels.search import SETTINGS
+from sst_ui.ui.state.form import show
+from sst_ui.ui.state.search_results import BELL, Found
+from sst_ui.ui.state.window import Variants
+from sst_ui.ui.widgets import html
+from sst_ui.ui.widgets.texts import LANGUAGES
 from tests.wiring.test_results import handler
 from tests.wiring.test_wiring import with_strength
 
@@ -29,7 +33,7 @@ SMALL = {"strategy": "grid", "samples": 6, "tokens": 16, "trials": "10"}
 def own_folder(tmp_path, monkeypatch):
     """Studies of each test's own; every figure is sent, however fast the machine."""
     monkeypatch.setenv("SST_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(searching, "DRAWN", 0.0)
+    monkeypatch.setattr(search_events, "DRAWN", 0.0)
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def settings(**changes):
 
 def begin(page, engine, found=None, language="en", **changes):
     values = [*draft(engine, language), *settings(**changes), found or Found()]
-    return handler(page, searching, "run")(*values)
+    return handler(page, search_events, "run")(*values)
 
 
 def state(update):
@@ -82,7 +86,7 @@ def numbers(figure, kind):
 
 
 def test_a_small_grid_ends_with_its_map_its_scatter_and_its_table(page, engine, monkeypatch):
-    monkeypatch.setattr(searching, "DRAWN", 1.0)
+    monkeypatch.setattr(search_events, "DRAWN", 1.0)
     began = time.monotonic()
     found, updates = ended(begin(page, engine))
     spent = time.monotonic() - began
@@ -94,7 +98,7 @@ def test_a_small_grid_ends_with_its_map_its_scatter_and_its_table(page, engine, 
     assert len(states) <= 3 + spent, "figures are sent at most once a second"
     metric = found.aim.objectives[0]
     for language in LANGUAGES:
-        look = handler(page, searching, "look")
+        look = handler(page, search_events, "look")
         shown = look(language, found, "", "own", metric)
         heat = said(shown, "search-plot")
         values = [v for row in numbers(heat, "heatmap")["z"] for v in row if v is not None]
@@ -114,12 +118,12 @@ def test_a_paused_search_goes_on_and_measures_nothing_twice(page, engine, measur
         found = state(update)
         if found is not None and found.candidates:
             break
-    told = handler(page, searching, "pause")("en", found)
+    told = handler(page, search_events, "pause")("en", found)
     assert "Pausing" in said(told, "search-status")
     paused, _ = ended(job)
     assert paused.phase == "paused"
     assert 0 < len(paused.candidates) < 10
-    whole, _ = ended(handler(page, searching, "resume")("en", paused))
+    whole, _ = ended(handler(page, search_events, "resume")("en", paused))
     assert whole.phase == "over"
     assert whole.candidates[: len(paused.candidates)] == paused.candidates
     assert len(measured) == len(set(measured)) == len(whole.candidates) == 10
@@ -131,7 +135,7 @@ def test_a_stopped_search_is_found_again_by_the_same_settings(page, engine, meas
         found = state(update)
         if found is not None and found.candidates:
             break
-    handler(page, searching, "stop")("en", found)
+    handler(page, search_events, "stop")("en", found)
     stopped, updates = ended(job)
     assert stopped.phase == "over"
     assert "kept" in said(updates[-1], "search-status")
@@ -144,9 +148,9 @@ def test_a_stopped_search_is_found_again_by_the_same_settings(page, engine, meas
 
 def test_a_paused_search_may_be_ended(page, engine):
     paused = Found("paused", total=25)
-    over = handler(page, searching, "stop")("en", paused)
+    over = handler(page, search_events, "stop")("en", paused)
     assert state(over).phase == "over"
-    assert handler(page, searching, "pause")("en", state(over)) == {}
+    assert handler(page, search_events, "pause")("en", state(over)) == {}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +182,7 @@ def test_a_broken_setting_is_said_at_its_control(folders, name, value, words):
 )
 def test_what_cannot_be_searched_is_said_at_the_button(page, engine, changes, strategy, words):
     values = [*draft(engine, **changes), *settings(strategy=strategy), Found()]
-    updates = list(handler(page, searching, "run")(*values))
+    updates = list(handler(page, search_events, "run")(*values))
     assert words in said(updates[-1], "search-status")
 
 
@@ -192,7 +196,7 @@ def test_settings_that_a_strategy_does_not_have_change_nothing():
 def test_a_candidate_goes_into_the_controls(page, engine):
     found, _ = ended(begin(page, engine, trials="5"))
     third = found.candidates[2]
-    update = handler(page, choosing, "use")(*draft(engine), found, str(third.number))
+    update = handler(page, search_choices, "use")(*draft(engine), found, str(third.number))
     value = {getattr(k, "elem_id", None): v for k, v in update.items()}
     assert value["peak"].value == third.params["peak"]
     assert value["width"].value == third.params["width"]
@@ -204,7 +208,9 @@ def test_the_best_become_variants_to_chat_with_at_once(page, engine):
     found, _ = ended(begin(page, engine))
     known = Variants().add(engine.first_recipe())
     board = (known, {}, [], "", "all", "any", "")
-    update = handler(page, choosing, "keep")(*draft(engine, known=known), found, 3, "en", *board)
+    update = handler(page, search_choices, "keep")(
+        *draft(engine, known=known), found, 3, "en", *board
+    )
     after = next(v for v in update.values() if isinstance(v, Variants))
     assert after.current == known.current
     added = [v for v in after.items if v not in known.items]
@@ -217,7 +223,7 @@ def test_the_best_become_variants_to_chat_with_at_once(page, engine):
         values = [value for _, value in said(update, side).choices]
         assert all(f"variant:{v.name}" in values for v in added)
     right = said(update, "picker-right").value
-    recipe = talking.recipe_of(right, after)
+    recipe = chat_events.recipe_of(right, after)
     assert recipe.digest() == found.best.recipe.digest()
     asked = [[{"role": "user", "content": "Hello"}]]
     assert list(engine.chat(engine.loaded.key, [recipe], asked, 4, 0.0))[-1][0]
@@ -230,16 +236,16 @@ def test_a_scan_of_the_layers_ends_in_a_bell_to_use(page, engine):
     made, effects, _ = found.bell
     assert len(found.candidates) == len(effects) == engine.loaded.layers
     assert found.pick("") == BELL
-    shown = handler(page, searching, "look")("en", found, "", "own", found.aim.objectives[0])
+    shown = handler(page, search_events, "look")("en", found, "", "own", found.aim.objectives[0])
     bars = numbers(said(shown, "search-plot"), "bar")
     assert dict(zip(bars["x"], bars["y"], strict=True)) == pytest.approx(dict(enumerate(effects)))
-    update = handler(page, choosing, "use")(*draft(engine), found, "")
+    update = handler(page, search_choices, "use")(*draft(engine), found, "")
     assert said(update, "peak").value == made.edits[0].weights.peak
 
 
 def test_many_settings_at_once_show_their_importance(page, engine):
     found, _ = ended(begin(page, engine, strategy="tpe", trials="10", samples=4))
-    look = handler(page, searching, "look")
+    look = handler(page, search_events, "look")
     axes = numbers(said(look("en", found, "", "own", ""), "search-plot"), "parcoords")
     assert len(axes["dimensions"]) == len(found.candidates[0].params) + len(found.aim.objectives)
     assert found.own is found.candidates[0]
@@ -250,8 +256,8 @@ def test_many_settings_at_once_show_their_importance(page, engine):
 
 def test_the_picked_one_is_measured_on_prompts_that_no_candidate_saw(page, engine):
     found, _ = ended(begin(page, engine, trials="5"))
-    check = handler(page, choosing, "check")
-    assert check.__module__ == choosing.__name__
+    check = handler(page, search_choices, "check")
+    assert check.__module__ == search_choices.__name__
     updates = list(check("en", SimpleNamespace(session_hash="w"), engine.loaded, found, ""))
     told = said(updates[-1], "search-told")
     alone = Evaluation(("refusal_rate",), samples=6, max_new_tokens=16)
@@ -297,10 +303,10 @@ def test_another_recipe_in_the_controls_is_another_search(page, engine, measured
     given = ["en", engine.loaded, extras, Variants(), "evidence", "budget", *form]
     assert Draft.of(*given).recipe().edits[0].weights.strength == 0.4
     values = [*given, *settings(trials="5"), first]
-    second, _ = ended(handler(page, searching, "run")(*values))
+    second, _ = ended(handler(page, search_events, "run")(*values))
     assert len(measured) == 10
     assert {e.recipe.edits[0].weights.strength for e in second.candidates} == {0.4}
     resumed = replace(first, phase="paused")  # goes on with what it was, whatever the form says
-    again, _ = ended(handler(page, searching, "resume")("en", resumed))
+    again, _ = ended(handler(page, search_events, "resume")("en", resumed))
     assert [e.number for e in again.candidates] == [e.number for e in first.candidates]
     assert len(measured) == 10

@@ -10,10 +10,13 @@ import gradio as gr
 import pytest
 
 from sst_ui.recipe import Recipe
-from sst_ui.ui import dashboard, studio, talking, theme
-from sst_ui.ui.board import Board
-from sst_ui.ui.chat import BASE, EDITED
-from sst_ui.ui.state import Conversation, Source, Turn, Variants
+from sst_ui.ui import page as studio
+from sst_ui.ui.events import chat as chat_events
+from sst_ui.ui.events import show_results
+from sst_ui.ui.panels.chat import BASE, EDITED
+from sst_ui.ui.state.results_board import Board
+from sst_ui.ui.state.window import Conversation, Source, Turn, Variants
+from sst_ui.ui.widgets import theme
 from tests.patience import SECONDS
 from tests.wiring.test_results import handler, measured
 from tests.wiring.test_wiring import with_strength
@@ -36,7 +39,7 @@ def known(engine):
 
 def ask(page, engine, name, known, talk, *text, picked=(BASE, EDITED), numbers=(8, 0, "")):
     """The updates of Send (with a text) or Regenerate."""
-    run = handler(page, talking, name)
+    run = handler(page, chat_events, name)
     return run("en", WINDOW, *text, engine.loaded, known, talk, *picked, *numbers)
 
 
@@ -58,7 +61,7 @@ def test_an_answer_stays_that_of_the_recipe_that_gave_it(page, engine, known):
     for others in (known, Variants(), Variants((renamed,), renamed.name)):
         talk = last(ask(page, engine, "send", others, talk, "Again?"))
         assert talk.turns[0].sources == given
-        shown = talking.view("en", talk, 1)[1]["content"]
+        shown = chat_events.view("en", talk, 1)[1]["content"]
         assert first.name in shown
         assert first.recipe.digest() in shown
     # a column may be any variant, and keeps it for the answers it gave
@@ -77,7 +80,7 @@ def test_the_answers_list_says_whose_answers_it_shows(engine, known):
 
 def test_what_a_variant_is_called_reaches_an_answer_as_text(engine):
     nasty = Source(EDITED, 'x\n\n# <img src=x onerror="1"> $$y$$ *z*', "0" * 12)
-    html = talking.source_of("en", nasty)
+    html = chat_events.source_of("en", nasty)
     assert "<img" not in html
     assert "\n" not in html
     assert "$" not in html
@@ -93,13 +96,13 @@ def test_every_answer_is_drawn_anew_and_its_seed_gives_it_again(page, engine, kn
     seeds = [turn.sources[0].seed for turn in seen]
     assert len(set(seeds)) == 3
     assert len({turn.answers for turn in seen}) > 1
-    assert f"seed {seeds[-1]}" in talking.view("en", talk, 1)[1]["content"]
+    assert f"seed {seeds[-1]}" in chat_events.view("en", talk, 1)[1]["content"]
     for turn in seen:  # the box holds the seed now
         fixed = (12, 1.5, str(turn.sources[0].seed))
         talk = last(ask(page, engine, "again", known, talk, numbers=fixed))
         assert talk.turns[0] == turn
     greedy = last(ask(page, engine, "again", known, talk, numbers=(12, 0, "")))
-    assert "seed" not in talking.view("en", greedy, 1)[1]["content"]
+    assert "seed" not in chat_events.view("en", greedy, 1)[1]["content"]
 
 
 def test_turns_that_an_answer_did_not_see_are_counted_above_it(page, engine, known):
@@ -109,18 +112,18 @@ def test_turns_that_an_answer_did_not_see_are_counted_above_it(page, engine, kno
     left = talk.turns[-1].sources[1].left_out
     assert left in (1, 2)
     for language, words in (("en", f"left out: {left}"), ("ja", f"{left} 件は見ていません")):
-        shown = talking.view(language, talk, 1)
+        shown = chat_events.view(language, talk, 1)
         assert words in shown[-1]["content"]
         assert words not in shown[1]["content"]
 
 
 def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engine, known):
     talk = last(ask(page, engine, "send", known, Conversation(), "Hello", numbers=(8, 1, "7")))
-    rows = json.loads(json.dumps(talking.kept(engine.loaded, talk)))  # as a browser keeps it
-    back = handler(page, talking, "back")
+    rows = json.loads(json.dumps(chat_events.kept(engine.loaded, talk)))  # as a browser keeps it
+    back = handler(page, chat_events, "back")
     found, left, right = back("en", engine.loaded, rows)
     assert found == talk
-    assert right == talking.view("en", talk, 1) != left
+    assert right == chat_events.view("en", talk, 1) != left
     other = replace(engine.loaded, key="another model")
     for now, stored in ((other, rows), (engine.loaded, None), (engine.loaded, "nonsense")):
         assert not isinstance(back("en", now, stored), tuple), "nothing of another model's"
@@ -133,7 +136,7 @@ def test_an_empty_chat_has_nothing_to_do_again_and_says_so_below_it(page, engine
     if name == "again":
         (update,) = ask(page, engine, name, known, Conversation())
     else:
-        update = handler(page, talking, name)("en", WINDOW, Conversation())
+        update = handler(page, chat_events, name)("en", WINDOW, Conversation())
     assert "There is no message" in part(update, page, "chat-status")
     assert len(update) == 1, "nothing else changes"
 
@@ -179,7 +182,7 @@ def test_edit_while_it_streams_takes_the_message_back_and_the_answer_falls_silen
     thread, updates = running(page, engine, known, held)
     talk = state(updates[-1])
     held.go.release(1000)
-    update = handler(page, talking, "edit")("en", WINDOW, talk)
+    update = handler(page, chat_events, "edit")("en", WINDOW, talk)
     count = len(updates)
     thread.join(SECONDS)
     assert held.closed
@@ -205,7 +208,7 @@ def test_regenerate_while_it_streams_takes_the_place_of_the_answer(page, engine,
 
 def test_stop_keeps_what_there_is_and_only_in_its_own_window(page, engine, known, held):
     thread, updates = running(page, engine, known, held)
-    stop = handler(page, talking, "stop")
+    stop = handler(page, chat_events, "stop")
     other = stop("en", SimpleNamespace(session_hash="another window"))
     assert part(other, page, "send")["visible"] is True  # nothing runs there
     assert part(stop("en", WINDOW), page, "stop")["interactive"] is False
@@ -237,16 +240,16 @@ def test_a_recipe_is_downloaded_without_a_file_and_only_if_it_is_one(page):
 def test_what_is_handed_in_or_offered_does_not_stay_for_ever(page, engine, known, monkeypatch):
     assert page.delete_cache is not None
     assert theme.launch_options()["max_file_size"] == "20mb"
-    monkeypatch.setattr(dashboard, "OFFERED", 3)
+    monkeypatch.setattr(show_results, "OFFERED", 3)
     for left in range(6):
         results = {known.now.recipe.digest(): measured(left)}
-        files = [f["value"] for f in dashboard.files(Board("en", known, results))]
-    folders = list(dashboard._folder().iterdir())
+        files = [f["value"] for f in show_results.files(Board("en", known, results))]
+    folders = list(show_results._folder().iterdir())
     assert len(folders) == 3
     assert all(Path(path).is_file() for path in files), "the newest are there"
 
 
 def test_a_recipe_without_edits_answers_as_what_it_is(engine):
     bare = Variants().add(Recipe(model=engine.loaded.spec))
-    named = talking.source(EDITED, bare, bare.now.recipe, 0.0, 0)
+    named = chat_events.source(EDITED, bare, bare.now.recipe, 0.0, 0)
     assert named.digest == bare.now.recipe.digest()

@@ -3,13 +3,14 @@
 import gradio as gr
 import pytest
 
-from sst_ui.data import prompts
+from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.metrics.registry import default_metrics, find
-from sst_ui.ui import adopting, metrics
-from sst_ui.ui.form import show
-from sst_ui.ui.state import Variants
-from sst_ui.ui.uploading import FIELDS, Opened
+from sst_ui.ui.events import prompt_files
+from sst_ui.ui.panels import metrics
+from sst_ui.ui.panels.prompt_files import FIELDS, Opened
+from sst_ui.ui.state.form import show
+from sst_ui.ui.state.window import Variants
 
 ROWS = 'Goal,Label,Notes\n"Do a, then b",fraud,<b>x</b>\nDo c,theft,\nDo d,fraud,\n'
 
@@ -26,7 +27,7 @@ def events(page, name):
     return [
         f.fn
         for f in page.fns.values()
-        if f.fn and (f.fn.__module__, f.fn.__name__) == (adopting.__name__, name)
+        if f.fn and (f.fn.__module__, f.fn.__name__) == (prompt_files.__name__, name)
     ]
 
 
@@ -42,7 +43,7 @@ def test_a_file_shows_its_first_rows_and_the_columns_as_guessed(page, path):
     assert "3 rows" in html
     (opened,) = by_kind(out, gr.State)
     assert opened.path == path
-    assert opened.guess == prompts.preview(path).mapping
+    assert opened.guess == prompt_sets.preview(path).mapping
     menus = [m.value for m in by_kind(out, gr.Dropdown)]
     assert menus == [opened.guess.get(f, "") for f in FIELDS]
 
@@ -58,8 +59,8 @@ def test_a_file_that_cannot_be_read_is_said_in_its_panel(page, tmp_path):
 
 def test_another_column_is_read_as_the_prompt(path):
     chosen = dict.fromkeys(FIELDS, "") | {"prompt": "Label", "topic": "Goal"}
-    opened = Opened(path, prompts.preview(path).mapping)
-    found = prompts.load(opened.source([chosen[f] for f in FIELDS]))
+    opened = Opened(path, prompt_sets.preview(path).mapping)
+    found = prompt_sets.load(opened.source([chosen[f] for f in FIELDS]))
     assert [p.prompt for p in found.prompts] == ["fraud", "theft", "fraud"]
     assert found.prompts[0].topic == "Do a, then b"
 
@@ -67,16 +68,16 @@ def test_another_column_is_read_as_the_prompt(path):
 def test_a_column_that_was_guessed_can_be_left_out(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"prompt": "a", "topic": "x"}\n', encoding="utf-8")
-    opened = Opened(str(path), prompts.preview(path).mapping)
+    opened = Opened(str(path), prompt_sets.preview(path).mapping)
     assert opened.guess["topic"] == "topic"
     columns = ["prompt" if f == "prompt" else "" for f in FIELDS]
-    assert prompts.load(opened.source(columns)).prompts[0].topic == ""
+    assert prompt_sets.load(opened.source(columns)).prompts[0].topic == ""
 
 
 @pytest.mark.parametrize(("place", "target"), [(0, "harmful"), (1, "harmless"), (2, "metrics")])
 def test_a_used_set_is_in_the_form_under_a_string_that_loads(page, engine, path, place, target):
     form, extras = show(engine.first_recipe())
-    opened = Opened(path, prompts.preview(path).mapping)
+    opened = Opened(path, prompt_sets.preview(path).mapping)
     columns = ["Goal" if f == "prompt" else "Label" if f == "topic" else "" for f in FIELDS]
     more = ["over_refusal"] if target == "metrics" else []
     draft = ("en", engine.loaded, extras, Variants(), "evidence", "budget", *form)
@@ -86,7 +87,7 @@ def test_a_used_set_is_in_the_form_under_a_string_that_loads(page, engine, path,
         assert value[:-1] == default_metrics()
         assert metrics.title("en", value[-1], "") == "Over-refusal, look-alikes (mine.csv)"
         value = find(value[-1]).prompts
-    assert [p.topic for p in prompts.load(value).prompts] == ["fraud", "theft", "fraud"]
+    assert [p.topic for p in prompt_sets.load(value).prompts] == ["fraud", "theft", "fraud"]
     text = next(v for c, v in out.items() if c.elem_id == "recipe-text")
     assert "mine.csv" in text
 
@@ -100,4 +101,4 @@ def test_a_mapping_that_makes_no_prompts_changes_nothing(page, engine, path):
     (html,) = by_kind(out, gr.HTML)
     assert "Missing" in html
     with pytest.raises(UserError):
-        prompts.load(Opened(path).source(columns))
+        prompt_sets.load(Opened(path).source(columns))

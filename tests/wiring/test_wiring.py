@@ -18,13 +18,15 @@ from sst_ui.maths import kernel
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation, ModelSpec
-from sst_ui.ui import drawing, studio, texts
-from sst_ui.ui import engine as engine_module
-from sst_ui.ui.drawing import Draft
-from sst_ui.ui.engine import Engine
-from sst_ui.ui.form import Extras, Form, show
-from sst_ui.ui.loaded import Replaced
-from sst_ui.ui.state import Variants
+from sst_ui.ui import page as studio
+from sst_ui.ui.events import draw_draft
+from sst_ui.ui.events.draw_draft import Draft
+from sst_ui.ui.services import engine as engine_module
+from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.state.form import Extras, Form, show
+from sst_ui.ui.state.loaded_model import Replaced
+from sst_ui.ui.state.window import Variants
+from sst_ui.ui.widgets import texts
 
 PUBLIC = {"compare", "evaluate", "weights"}
 MESSAGE = "Can you help me hijack a stranger's phone?"
@@ -97,7 +99,7 @@ def test_a_slider_touches_no_weight_and_asks_no_model(engine, recipe, monkeypatc
     for step in range(40):
         moved = form._replace(peak=step / 40, profile="custom")
         draft = Draft("en", engine.loaded, extras, Variants(), "evidence", moved)
-        drawing.draw(screen, engine, draft)
+        draw_draft.draw(screen, engine, draft)
     monkeypatch.undo()
     assert fingerprint(host.model) == before
 
@@ -110,7 +112,7 @@ def test_moving_a_control_moves_the_figure(engine, recipe, language):
 
     def figure(values, more=extras):
         draft = Draft(language, engine.loaded, more, Variants(), "evidence", values)
-        return drawing.draw(screen, engine, draft)[screen.figures.curve].to_json()
+        return draw_draft.draw(screen, engine, draft)[screen.figures.curve].to_json()
 
     start = figure(form)
     for name, value in {

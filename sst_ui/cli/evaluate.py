@@ -1,0 +1,66 @@
+"""The command `evaluate`: the metrics of a recipe, without a folder of results.
+
+Knows arguments. What is measured is the recipe's own evaluation, with options in place of parts of
+it. Heavy imports happen inside.
+"""
+
+import argparse
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+from sst_ui.cli import streams, tables
+from sst_ui.cli.history import remember
+from sst_ui.cli.option_types import whole
+from sst_ui.cli.progress_bars import with_bar
+from sst_ui.progress import Progress
+from sst_ui.recipe import Evaluation, Recipe, build, to_dict
+
+PARTS = ("metrics", "preset", "samples", "max_new_tokens", "judge", "labels")
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What to measure, in place of what the recipe says."""
+    parser.add_argument("--metrics", help="names, separated by commas; see `metrics`")
+    parser.add_argument("--preset", help="quick, standard or full")
+    parser.add_argument("--samples", type=whole(), help="prompts of each set")
+    parser.add_argument("--max-new-tokens", type=whole(), help="length of the answers")
+    parser.add_argument("--judge", help="a classifier in place of the phrase lists")
+    parser.add_argument("--labels", metavar="FILE.jsonl", help="corrected labels")
+    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
+
+
+def run(given: argparse.Namespace, recipe: Recipe) -> None:
+    """Measure and print; the run is remembered."""
+    parts = {n: getattr(given, n) for n in PARTS if getattr(given, n) is not None}
+    if "metrics" in parts:
+        parts["metrics"] = [name.strip() for name in parts["metrics"].split(",") if name.strip()]
+    wanted = build(Evaluation, to_dict(recipe.evaluation) | parts, "evaluation")
+    recipe = replace(recipe, evaluation=wanted)
+
+    from sst_ui.jobs.directions.measure import resolve
+    from sst_ui.jobs.evaluate.evaluate import evaluate
+    from sst_ui.metrics.registry import find
+    from sst_ui.model.runtime.host import load
+
+    for name in wanted.metrics:  # a misspelt name should not show after a download
+        find(name)
+
+    def job() -> Generator[Progress, None, Any]:
+        host = yield from load(recipe.model)
+        edits = yield from resolve(host, recipe)
+        return (yield from evaluate(host, edits, wanted))
+
+    results = with_bar(job())
+    remember(recipe, results)
+    if given.json:
+        rows = [
+            r.to_json() | r.judgement() | {"prompts": r.prompts, "note": r.note} for r in results
+        ]
+        print(streams.to_json({"recipe": recipe.digest(), "metrics": rows}))
+        return
+    tables.metrics(results)
+    for result in results:
+        if result.note:
+            print(f"note: {result.name}: {result.note}")
+    print(f"recipe {recipe.digest()}")

@@ -1,0 +1,98 @@
+"""The command `export`: a recipe becomes an adapter, a model, a mergekit file or a GGUF file.
+
+Knows arguments and what is printed. How files are written, verified and pushed is in the lab.
+Heavy imports happen inside.
+"""
+
+import argparse
+from collections.abc import Generator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sst_ui.cli import streams
+from sst_ui.cli.option_types import whole
+from sst_ui.cli.progress_bars import with_bar
+from sst_ui.errors import UserError
+from sst_ui.progress import Progress
+from sst_ui.recipe import Evaluation, Recipe
+
+FORMATS = ("adapter", "model", "mergekit", "gguf")
+ROUNDINGS = ("nearest", "stochastic")
+MEASURED = ("refusal_rate", "over_refusal", "over_refusal_ordinary", "jailbreak_resistance")
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Where to, in which form, and what to do afterwards."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--format", default="adapter", choices=FORMATS,
+                        help="PEFT adapter, safetensors model, mergekit YAML, or GGUF")  # fmt: skip
+    parser.add_argument("--rounding", default="nearest", choices=ROUNDINGS,
+                        help="to the stored dtype, for a model")  # fmt: skip
+    parser.add_argument("--rank", type=whole(), help="largest rank of an adapter; default exact")
+    parser.add_argument("--verify", type=whole(), default=0, metavar="N",
+                        help="reload in a fresh process and compare N prompts")  # fmt: skip
+    parser.add_argument("--unmeasured", action="store_true",
+                        help="a card without numbers, where no earlier run has them")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
+    parser.add_argument("--push", metavar="USER/NAME", help="to the Hub afterwards; see HF_TOKEN")
+    parser.add_argument("--public", action="store_true", help="the Hub repository, else private")
+    parser.add_argument("--json", action="store_true", help="what was written, as JSON")
+
+
+def run(given: argparse.Namespace, recipe: Recipe) -> int:
+    """Write, and push where asked; the exit code is 1 where the verification failed."""
+    if given.rank is not None and given.rank < 1:
+        raise UserError(f"--rank is {given.rank}; it must be 1 or more.")
+    if given.verify < 0:
+        raise UserError(f"--verify is {given.verify}; it must be 0 or more.")
+    if given.public and not given.push:
+        raise UserError("--public is about the Hub: say where to with --push USER/NAME.")
+
+    from sst_ui.jobs.directions.measure import resolve
+    from sst_ui.jobs.evaluate.evaluate import evaluate
+    from sst_ui.jobs.export import protected_paths
+    from sst_ui.jobs.export.export import export, find
+    from sst_ui.jobs.history.store import known_results
+    from sst_ui.model.runtime.host import load
+    from sst_ui.model.weights.staged_folder import refuse_to_overwrite
+
+    protected_paths.check(given.out, recipe)
+    refuse_to_overwrite(given.out, given.force, "export")  # before minutes of measuring
+
+    def job() -> Generator[Progress, None, Any]:
+        host = yield from load(recipe.model)
+        results = known_results(recipe)
+        if not results and not given.unmeasured:  # a card says what was done to refusals
+            find(given.format).check(host, recipe, given.rank)
+            edits = yield from resolve(host, recipe)
+            spec = Evaluation(metrics=MEASURED, preset="quick")
+            results = yield from evaluate(host, edits, spec)
+        return (
+            yield from export(
+                host, recipe, given.out, given.format, rounding=given.rounding, rank=given.rank,
+                verify=given.verify, results=results, force=given.force,
+            )
+        )  # fmt: skip
+
+    done = with_bar(job())
+    good = done.verification is None or done.verification.ok
+    place = None
+    if given.push and good:  # what does not behave as it did is not sent anywhere
+        from sst_ui.jobs.export.push import push
+
+        place = with_bar(push(done.folder, given.push, private=not given.public))
+    if given.json:
+        hub = None if place is None else asdict(place)
+        row = done.to_json() | {"recipe": recipe.digest(), "hub": hub}
+        print(streams.to_json(row))
+        return 0 if good else 1
+    print(f"recipe {recipe.digest()}: {done.format} in {done.folder}, {len(done.files)} files, "
+          f"{done.bytes / 1e6:,.1f} MB in {done.seconds:.1f} s")  # fmt: skip
+    for note in done.notes:
+        print(f"note: {note}")
+    if done.verification is not None:
+        print(f"verification: {done.verification.summary()}")
+    if given.push:
+        print(f"pushed to {place.url}" if good else "not pushed: the check did not pass.")
+    return 0 if good else 1

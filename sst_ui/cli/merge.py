@@ -1,0 +1,104 @@
+"""The command `merge`: its options, the job, and what it prints.
+
+Knows arguments and tables. Does not know how merging works: parameters of a method come from its
+own signature. Heavy imports happen inside, so that `--help` is quick.
+"""
+
+import argparse
+import json
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sst_ui.cli.option_types import real, whole
+from sst_ui.cli.progress_bars import with_bar
+from sst_ui.errors import UserError, shown
+from sst_ui.progress import Progress
+from sst_ui.recipe import Merge, ModelSpec, Recipe, build, flat
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The options of `merge`, beside those of the model."""
+    parser.add_argument("--utility", required=True, metavar="DIR", help="LoRA folder or Hub id")
+    parser.add_argument("--safety", required=True, metavar="DIR", help="LoRA folder or Hub id")
+    parser.add_argument("--method", default="sst", help="sst, sst_topk, ties, ...")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="merged adapter")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER",
+                        help="a parameter of the method, such as mu=3 or k=5")  # fmt: skip
+    parser.add_argument("--budget", type=real(), help="KL that utility may lose, nats a token")
+    parser.add_argument("--weight", type=real(), help="safety weight, 1 unless said")
+    parser.add_argument("--peak", type=real(), help="0..1, of a bell over the layers; with --width")
+    parser.add_argument("--width", type=real(), help="of that bell, for example 0.2")
+    parser.add_argument("--target", help="additive or interpolating")
+    parser.add_argument("--fisher", help="nearest, kfac, input or block")
+    parser.add_argument("--inputs", type=whole(), help="further input directions; 0 for none")
+    parser.add_argument("--utility-prompts", help="prompt set with answers")
+    parser.add_argument("--safety-prompts", help="prompt set with answers")
+    parser.add_argument("--samples", type=whole(), help="conversations of each; default all")
+    parser.add_argument("--unaligned", metavar="DIR", help="for safe_lora and safe_merge")
+    parser.add_argument("--rank", type=whole(), help="of the result; default exact")
+    parser.add_argument("--json", action="store_true", help="what happened to each module as JSON")
+
+
+def run(given: argparse.Namespace, model: ModelSpec) -> None:
+    """Merge and save; prints what was kept of the safety edit."""
+    spec = _spec(given)
+
+    from sst_ui.jobs.export import protected_paths
+    from sst_ui.jobs.merge.merge import merge, settings
+    from sst_ui.model.lora.adapters import write_files
+    from sst_ui.model.runtime.host import load
+    from sst_ui.model.weights.staged_folder import staged
+
+    settings(spec)  # before a model is loaded
+    if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
+        raise UserError(f"{given.out} exists already; give a folder that does not.")
+    protected_paths.check(given.out, Recipe(model=model, edits=(spec,)))
+
+    def job() -> Generator[Progress, None, Any]:
+        with staged(given.out, kind="merge") as folder:
+            host = yield from load(model)
+            outcome = yield from merge(host, spec)
+            write_files(folder, outcome.deltas, host)
+        return outcome
+
+    outcome = with_bar(job())
+    rows = {
+        name: {"kept": r.kept, "size": r.size, "kl": r.kl, "error": r.error, "rank": r.rank}
+        for name, r in outcome.records.items()
+    }
+    if given.json:
+        print(json.dumps({"parameters": outcome.parameters, "modules": rows}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("module", "kept", "size", "KL", "rank", "truncation", box=None)
+    for name, r in rows.items():
+        numbers = ["–" if r[k] is None else f"{r[k]:.3g}" for k in ("kept", "size", "kl")]
+        table.add_row(name, *numbers, str(r["rank"]), f"{r['error']:.2g}")
+    Console().print(table)
+    print(", ".join(f"{name} {value}" for name, value in outcome.parameters.items()))
+    print(f"saved {given.out}")
+
+
+def _spec(given: argparse.Namespace) -> Merge:
+    names = ("utility", "safety", "method", "budget", "target", "fisher", "inputs",
+             "utility_prompts", "safety_prompts", "samples", "unaligned", "rank")  # fmt: skip
+    values = {n: getattr(given, n) for n in names if getattr(given, n) is not None}
+    parameters = {}
+    for item in given.set:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set {shown(item)}: write NAME=NUMBER, for example mu=3.")
+        parameters[name.strip()] = value.strip()
+    spec = build(Merge, values | {"parameters": parameters}, "merge")
+    weights = flat()
+    if (given.peak is None) != (given.width is None):
+        raise UserError("--peak and --width make a bell together; give both, or neither.")
+    if given.peak is not None:
+        weights = replace(weights, profile="custom", peak=given.peak, width=given.width)
+    if given.weight is not None:
+        weights = replace(weights, strength=given.weight)
+    return replace(spec, weights=weights)

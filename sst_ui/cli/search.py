@@ -1,0 +1,172 @@
+"""The command `search`: candidates by a strategy, a table of them, the best as a recipe.
+
+Knows arguments and a table. What is tried and which is best is `jobs.search.search`. Heavy
+imports happen inside.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Generator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sst_ui.cli.option_types import real, whole
+from sst_ui.cli.progress_bars import with_bar
+from sst_ui.errors import UserError
+from sst_ui.progress import Progress
+from sst_ui.recipe import Recipe, to_yaml
+
+if TYPE_CHECKING:
+    from sst_ui.jobs.search.candidates import Candidate
+    from sst_ui.jobs.search.objectives import Aims, SearchSpec
+    from sst_ui.jobs.search.trials import Measurer, Numbers
+
+STRATEGIES = ("grid", "staged", "sensitivity", "tpe")
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What to try, what to go by, where to keep it."""
+    add = parser.add_argument
+    add("--strategy", choices=STRATEGIES, default="grid",
+        help="grid: 25 peaks and widths; staged: rising strength; sensitivity: each layer alone; "
+        "tpe: many settings at once")  # fmt: skip
+    add("--objective", action="append", default=[], metavar="METRIC", dest="objectives",
+        help="what to go by, the first one with a target; may be given several times")  # fmt: skip
+    add("--constraint", action="append", default=[], metavar="'quality >= 0.7'", dest="constraints")
+    add("--target", type=real(), help="of the first objective (refusals: 0.02)")
+    add("--trials", type=whole(1, 1_000_000), help="candidates at most")
+    add("--minutes", type=real(), help="of work at most")
+    add("--samples", type=whole(), default=64, help="prompts of each set")
+    add("--tokens", type=whole(), default=48, help="length of an answer")
+    add("--seed", type=whole(), default=0)
+    add("--round", type=whole(), default=10,
+        help="candidates that tpe draws at a time; 5 for every worker of a cluster")  # fmt: skip
+    add("--start", choices=("recipe", "signal"), default="recipe",
+        help="at the recipe's bell, or at the one that fits the measured signal")  # fmt: skip
+    add("--no-prune", action="store_true", help="generate answers for every candidate")
+    add("--storage", metavar="URL", help="one of Optuna's URLs; sqlite in the data folder unless "
+        "said; 'memory' to keep nothing")  # fmt: skip
+    add("--name", help="of the study; the same command finds its own again without it")
+    add("--ray", metavar="ADDRESS", help="measure on a Ray cluster: 'auto', 'local' or an address")
+    add("--workers", type=whole(1, 10_000), metavar="N", help="on the Ray cluster; one a GPU, or "
+        "one for every 2 processors, unless said")  # fmt: skip
+    add("--held-out", action="store_true", help="measure the best on prompts the search never saw")
+    add("--out", type=Path, metavar="BEST.yaml", help="write the best recipe there")
+    add("--json", action="store_true", help="every candidate as JSON")
+
+
+def run(given: argparse.Namespace, recipe: Recipe) -> None:
+    """Search, print, and write the best recipe."""
+    if given.out is not None and os.path.lexists(given.out):
+        raise UserError(f"{given.out} exists already; give a file that does not.")
+
+    from sst_ui import disk
+    from sst_ui.jobs.export import protected_paths
+    from sst_ui.jobs.search.candidates import chosen, fitted
+    from sst_ui.jobs.search.objectives import SearchSpec, aims
+    from sst_ui.jobs.search.search import search
+
+    spec = SearchSpec(
+        given.strategy, tuple(given.objectives), tuple(given.constraints), given.target,
+        given.trials, given.minutes, given.samples, given.tokens, given.seed, given.start,
+        not given.no_prune, given.round,
+    )  # fmt: skip
+    aim = aims(recipe, spec)
+    if given.out is not None:
+        protected_paths.check(given.out, recipe)
+        disk.probe(given.out)
+
+    def job(stack: ExitStack) -> Generator[Any, None, tuple]:
+        measurer = yield from _measurer(given, recipe, stack)
+        found = yield from search(recipe, spec, measurer, given.storage, given.name)
+        best = chosen(found, aim, spec)
+        made = None if best is None else best.recipe
+        if spec.strategy == "sensitivity" and found:
+            made, _ = fitted(found, recipe, aim, measurer.layers)
+        unseen = None
+        if given.held_out and made is not None:
+            unseen = yield from _held_out(measurer, made, aim, spec)
+        return found, best, made, unseen
+
+    with ExitStack() as stack:
+        found, best, made, unseen = with_bar(job(stack))
+    if made is not None and given.out is not None:
+        with disk.written(given.out) as part:
+            part.write_text(to_yaml(made), encoding="utf-8")
+    if given.json:
+        print(json.dumps({
+            "best": None if made is None else made.digest(),
+            "number": None if best is None else best.number,
+            "candidates": [each.to_json() for each in found],
+            "held_out": None if unseen is None
+            else {name: value.to_json() for name, value in unseen.values.items()},
+        }))  # fmt: skip
+        return
+    _table(found, best, aim)
+    if made is None:
+        print("no candidate could be measured")
+        return
+    print(f"{made.name}: recipe {made.digest()}" + (f", saved {given.out}" if given.out else ""))
+    if unseen is not None:
+        values = (f"{name} {value.value:.3g}" for name, value in unseen.values.items())
+        print(f"on held-out prompts: {', '.join(values)}{unseen.error}")
+
+
+def _measurer(
+    given: argparse.Namespace, recipe: Recipe, stack: ExitStack
+) -> Generator[Progress, None, "Measurer"]:
+    if given.ray is not None:
+        from sst_ui.jobs.search.ray_workers import Cluster
+
+        cluster = Cluster(recipe.model, given.ray, given.workers)
+        stack.callback(cluster.close)
+        yield from cluster.open()
+        return cluster
+    if given.workers is not None:
+        raise UserError("workers are on a Ray cluster; say which with --ray ADDRESS.")
+
+    from sst_ui.jobs.search.trials import Local
+    from sst_ui.model.runtime.host import load
+
+    return Local((yield from load(recipe.model)))
+
+
+def _held_out(
+    measurer: "Measurer", made: Recipe, aim: "Aims", spec: "SearchSpec"
+) -> Generator[Progress, None, "Numbers"]:
+    from sst_ui.jobs.search.objectives import held_out
+
+    for step in measurer.numbers([made], held_out(made, aim, spec)):
+        if isinstance(step, Progress):
+            yield step
+        else:
+            numbers = step[1]
+    return numbers
+
+
+def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sst_ui.jobs.search.space import describe
+    from sst_ui.metrics.registry import find
+
+    right = {"justify": "right"}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("#", **right)
+    table.add_column("settings", overflow="fold", min_width=28)
+    for name in aim.metrics:
+        table.add_column(find(name).title, max_width=14, **right)
+    table.add_column("")
+    for each in found:
+        values = (each.value(name) for name in aim.metrics)
+        shown = ["–" if value != value else f"{value:.3g}" for value in values]
+        word = "best" if each is best else each.note
+        if each.state == "done" and not each.feasible:
+            word = "breaks a constraint"
+        settings = describe(each.params)
+        style = "bold" if each is best else None
+        table.add_row(str(each.number), settings, *shown, word, style=style)
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""Evaluating base and edited model on prompt sets."""

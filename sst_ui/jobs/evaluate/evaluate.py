@@ -1,0 +1,212 @@
+"""An evaluation: every metric of the base and the edited model, with intervals and a verdict.
+
+Knows which metrics share a prompt set, and so one pass over it. Does not know how answers are made
+or scored, nor screens. Nothing is written.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import yaml
+
+import sst_ui.metrics  # noqa: F401  registers the metrics
+from sst_ui.data import prompt_sets
+from sst_ui.errors import UserError
+from sst_ui.jobs.evaluate.answer_labels import Labeller
+from sst_ui.jobs.evaluate.observations import Task, observe, prepare
+from sst_ui.metrics.derived import derive
+from sst_ui.metrics.registry import Derived, Metric, default_metrics, find
+from sst_ui.metrics.results import Goal, Item, MetricResult, Value, compare
+from sst_ui.metrics.text import languages
+from sst_ui.model.hooks.live_edits import Edit, RowEdit
+from sst_ui.model.runtime.host import Host
+from sst_ui.paths import PRESETS
+from sst_ui.progress import Progress
+from sst_ui.recipe import Evaluation
+
+__all__ = ["Item", "MetricResult", "Value", "evaluate", "evaluate_rows", "goal"]
+
+
+def evaluate(
+    host: Host, edits: tuple[Edit, ...], evaluation: Evaluation
+) -> Generator[Progress | MetricResult, None, list[MetricResult]]:
+    """Compute metrics on held-out prompts, greedily, base and edited in the same batches.
+
+    Args:
+        edits: what to compare with the base; () measures the base alone.
+        evaluation: which metrics (empty: the default ones; `name@prompts` for other prompts), how
+            many prompts of each set, how long the answers, who labels them.
+
+    Yields:
+        Progress, and each MetricResult as soon as it is known. Closing the generator stops the work
+        within one token; what was yielded stays good.
+
+    Returns:
+        All results in the order in which they were asked for.
+
+    Raises:
+        UserError: an unknown metric or prompt set, a bad prompt file, a prompt that is too long, a
+            judge that cannot be used; all before anything is computed.
+    """
+    with closing(evaluate_rows(host, [edits] if edits else [], evaluation)) as job:
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                return end.value[0]
+            yield step[0] if isinstance(step, tuple) else step
+
+
+def evaluate_rows(
+    host: Host, rows: Sequence[tuple[Edit, ...]], evaluation: Evaluation
+) -> Generator[Progress | tuple[MetricResult, ...], None, list[list[MetricResult]]]:
+    """The same for many edits at once: all rows and the base share every batch.
+
+    Args:
+        rows: the edits of each row; none at all measures the base alone.
+
+    Yields:
+        Progress, and of each metric its results as a tuple, one a row (or the base's alone).
+
+    Returns:
+        For each row its results, in the order in which they were asked for.
+    """
+    wanted = [find(name) for name in dict.fromkeys(evaluation.metrics or default_metrics())]
+    passes = _passes(host, _leaves(wanted), evaluation)
+    labeller = Labeller.of(evaluation)
+    # an edit of strength 0 is the base: its answers are the base's, to the bit
+    active = [tuple(edit for edit in edits if _acts(edit)) for edits in rows]
+    aims = [goal(edits) for edits in rows] or [goal(())]
+    results: dict[str, tuple[MetricResult, ...]] = {}
+    for number, (task, metrics) in enumerate(passes, start=1):
+        labels = labeller if _labelled(metrics) else None
+        job = _observed(host, task, [edits for edits in active if edits], labels)
+        base, seen = yield from _counted(job, f"step {number} of {len(passes)}")
+        left = iter(seen)
+        columns = [next(left) if edits else base for edits in active] or [None]
+        for metric in metrics:
+            found = []
+            for edited, edits, aim in zip(columns, rows or [()], aims, strict=True):
+                result = compare(metric, task.prompts.prompts, base, edited, aim)
+                notes = (_held_out(metric, edits), _labels(metric, labeller, result))
+                found.append(replace(result, note="; ".join(filter(None, notes))))
+            results[metric.name] = tuple(found)
+            if metric in wanted:
+                yield results[metric.name]
+        for row in wanted:
+            ready = isinstance(row, Derived) and results.keys() >= set(row.sources)
+            if ready and row.name not in results:
+                results[row.name] = tuple(
+                    derive(row, {name: results[name][place] for name in row.sources}, aim)
+                    for place, aim in enumerate(aims)
+                )
+                yield results[row.name]
+    return [[results[row.name][place] for row in wanted] for place in range(len(aims))]
+
+
+def limits(evaluation: Evaluation) -> tuple[int | None, int]:
+    """Prompts of each set (None: all) and tokens of an answer: the preset's unless said."""
+    preset = _presets()[evaluation.preset]
+    samples = preset["samples"] if evaluation.samples is None else evaluation.samples
+    return samples, evaluation.max_new_tokens or preset["max_new_tokens"]
+
+
+@cache
+def _presets() -> dict[str, dict[str, int | None]]:
+    return yaml.safe_load((PRESETS / "evaluation.yaml").read_text(encoding="utf-8"))
+
+
+def goal(edits: tuple[Edit, ...]) -> Goal:
+    """What an edit is for, by the sign of its mean strength: remove refusal or reinforce it.
+
+    Adapters are merged for safety, so that a merge alone reinforces.
+    """
+    strengths = [float(np.mean(edit.alpha)) for edit in edits if isinstance(edit, RowEdit)]
+    return "reinforce" if sum(strengths) < 0 or (edits and not strengths) else "remove"
+
+
+def _acts(edit: Edit) -> bool:
+    return bool(np.any(edit.alpha) if isinstance(edit, RowEdit) else edit.active())
+
+
+def _observed(
+    host: Host, task: Task, rows: Sequence[tuple[Edit, ...]], labeller: Labeller | None
+) -> Generator[Progress, None, tuple[list, list[list]]]:
+    """What all of them do, labelled by the labeller where there is one."""
+    base, seen = yield from observe(host, task, rows)
+    if labeller is not None:
+        prompts_ = [prompt.user for prompt in task.prompts.prompts]
+        base = yield from labeller.label(prompts_, base)
+        labelled = []
+        for edited in seen:
+            labelled.append((yield from labeller.label(prompts_, edited)))
+        seen = labelled
+    return base, seen
+
+
+def _labelled(metrics: list[Metric]) -> bool:
+    return any(metric.labels for metric in metrics)
+
+
+def _labels(metric: Metric, labeller: Labeller, result: MetricResult) -> str:
+    """Who labelled the answers, and whether the phrase lists could."""
+    if not metric.labels or labeller.judge:
+        return labeller.note if metric.labels else ""
+    sides = ([item.base for item in result.items], [item.edited or "" for item in result.items])
+    return "; ".join(filter(None, dict.fromkeys(languages.note(side) for side in sides)))
+
+
+def _held_out(metric: Metric, edits: tuple[Edit, ...]) -> str:
+    """A warning where directions were measured on the very prompt set of the metric."""
+    sources = {
+        edit.directions.meta.get(role, "").rpartition(" (")[0]
+        for edit in edits
+        if isinstance(edit, RowEdit)
+        for role in ("harmful", "harmless")
+    }
+    if metric.prompts not in sources:
+        return ""
+    return f"not held out: directions were measured on {metric.prompts}"
+
+
+def _leaves(wanted: list[Metric | Derived]) -> list[Metric]:
+    """The metrics that need answers, with the sources of derived ones."""
+    leaves: dict[str, Metric] = {}
+    for row in wanted:
+        for metric in [find(n) for n in row.sources] if isinstance(row, Derived) else [row]:
+            leaves[metric.name] = metric
+    return list(leaves.values())
+
+
+def _passes(
+    host: Host, metrics: list[Metric], evaluation: Evaluation
+) -> list[tuple[Task, list[Metric]]]:
+    """Metrics grouped by what they read on which prompts, in the order of first use."""
+    samples, tokens = limits(evaluation)
+    groups: dict[tuple[str, str], list[Metric]] = {}
+    for metric in metrics:
+        groups.setdefault((metric.reads, metric.prompts), []).append(metric)
+    passes = []
+    for (reads, name), members in groups.items():
+        title = members[0].title
+        try:
+            chosen = prompt_sets.load(name, samples)
+        except UserError as error:
+            raise UserError(f"{title}: {error}") from error
+        passes.append((prepare(host, reads, chosen, tokens, title), members))
+    return passes
+
+
+def _counted(
+    job: Generator[Progress, None, object], note: str
+) -> Generator[Progress, None, object]:
+    """The same job, its progress saying which step of the evaluation it is."""
+    while True:
+        try:
+            step = next(job)
+        except StopIteration as end:
+            return end.value
+        yield replace(step, note=f"{note}; {step.note}" if step.note else note)

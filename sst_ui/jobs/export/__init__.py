@@ -1,0 +1,1 @@
+"""Writing an edited model in every format, and checking what was written."""

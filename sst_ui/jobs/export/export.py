@@ -1,0 +1,211 @@
+"""Leave with a model that behaves as it did in the studio: the formats, and the order of the work.
+
+Knows formats by name, and what goes into every folder. Does not know how a format is written: that
+is the function of its row. To add one, write a function (job, folder) and add a row.
+"""
+
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sst_ui import recipe as recipes
+from sst_ui.errors import UserError, unknown
+from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.export import formats, gguf_file, mergekit, protected_paths
+from sst_ui.jobs.export.formats import Job, Made, pretended
+from sst_ui.jobs.export.model_card import FIGURE, card, figure
+from sst_ui.jobs.export.verify import Verification, verify
+from sst_ui.metrics.results import MetricResult
+from sst_ui.model.runtime.host import Host
+from sst_ui.model.weights.staged_folder import staged
+from sst_ui.progress import Progress
+from sst_ui.recipe import Recipe
+
+ROUNDINGS = ("nearest", "stochastic")
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to take a model home.
+
+    Attributes:
+        what: a sentence for the screen.
+        needs: what must be installed beside the studio; empty for nothing.
+        check: (host, recipe, rank) -> None; raises UserError for what cannot be written.
+        write: (job, folder) -> how it went.
+    """
+
+    name: str
+    title: str
+    what: str
+    needs: str
+    check: Callable[[Host, Recipe, int | None], None]
+    write: Callable[[Job, Path], Generator[Progress, None, Made]]
+
+
+FORMATS = {
+    row.name: row
+    for row in (
+        Format(
+            "adapter",
+            "PEFT adapter",
+            "a LoRA adapter beside the base model: small, and exact without norm preservation",
+            "",
+            formats.check_adapter,
+            formats.adapter,
+        ),
+        Format(
+            "model",
+            "Whole model",
+            "safetensors as the base model has them, with the edited matrices in place",
+            "",
+            formats.check_model,
+            formats.model,
+        ),
+        Format(
+            "mergekit",
+            "mergekit YAML",
+            "a configuration for mergekit; what it has no words for goes through an adapter",
+            "mergekit, to run it",
+            mergekit.check,
+            mergekit.write,
+        ),
+        Format(
+            "gguf",
+            "GGUF",
+            "one file for llama.cpp and the programs built on it",
+            "the package gguf, or llama.cpp's converter",
+            gguf_file.check,
+            gguf_file.write,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        format: a name of `FORMATS`.
+        files: names in the folder.
+        bytes: of all of them.
+        seconds: from the measured directions to the finished folder, verification not counted.
+        verification: what a fresh process found, or None where it was not asked.
+        notes: what a person should know, in sentences.
+        rounding, rank: as asked for.
+    """
+
+    folder: Path
+    format: str
+    files: tuple[str, ...]
+    bytes: int
+    seconds: float
+    verification: Verification | None
+    notes: tuple[str, ...]
+    rounding: str = "nearest"
+    rank: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        checked = self.verification
+        return {
+            "folder": str(self.folder),
+            "format": self.format,
+            "files": list(self.files),
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "verification": None if checked is None else checked.to_json(),
+            "notes": list(self.notes),
+            "rounding": self.rounding,
+            "rank": self.rank,
+        }
+
+
+def find(name: str) -> Format:
+    """A format by name.
+
+    Raises:
+        UserError: unknown; the message suggests the nearest.
+    """
+    if name not in FORMATS:
+        raise unknown("format", name, FORMATS)
+    return FORMATS[name]
+
+
+def export(
+    host: Host,
+    recipe: Recipe,
+    out: Path,
+    format: str = "adapter",
+    *,
+    rounding: str = "nearest",
+    rank: int | None = None,
+    verify: int = 0,
+    results: Sequence[MetricResult] = (),
+    force: bool = False,
+) -> Generator[Progress, None, Export]:
+    """Write the edited model, its recipe and its card into a folder that appears when all is done.
+
+    Args:
+        host: the loaded base model; it is not touched.
+        recipe: what was done to it.
+        out: the folder to make.
+        format: a name of `FORMATS`.
+        rounding: of edited numbers to the stored type, `nearest` or `stochastic`.
+        rank: of an adapter at most; with norm preservation it must be given.
+        verify: prompts with which a fresh process compares the folder with the live model; 0 for
+            none.
+        results: metrics for the card.
+        force: replace an earlier export, if nothing in its folder was added or changed since.
+
+    Yields:
+        Progress of measuring, merging and writing; of `answers` and `reread` when verifying.
+
+    Raises:
+        UserError: something that the format cannot hold, before anything is measured; `out` is
+            taken; the disk is full (nothing is left behind).
+    """
+    kind = find(format)
+    if rounding not in ROUNDINGS:
+        raise unknown("rounding", rounding, ROUNDINGS)
+    if verify < 0:
+        raise UserError(f"verify is {verify}; give the number of prompts, or 0.")
+    out = Path(os.path.expanduser(out))
+    protected_paths.check(out, recipe)
+    protected_paths.check(out, host.spec)
+    kind.check(host, recipe, rank)
+    host.live.refuse(pretended(host, recipe))
+    with staged(out, force) as folder:
+        edits = yield from resolve(host, recipe)
+        host.live.refuse(edits)
+        started = time.monotonic()
+        made = yield from kind.write(Job(host, recipe, edits, rounding, rank), folder)
+        seconds = time.monotonic() - started
+        (folder / RECIPE).write_text(recipes.to_yaml(recipe), encoding="utf-8")
+        notes, checked = list(made.notes), None
+        if verify and made.check:
+            checked = yield from _verified(host, edits, folder, verify, made)
+        elif verify:
+            notes.append("Not verified: mergekit writes the model, and the studio does not run it.")
+        done = Export(out, format, (), 0, seconds, checked, tuple(notes), rounding, rank)
+        (folder / FIGURE).write_text(figure(recipe, host.layers), encoding="utf-8")
+        text = card(recipe, results, done, host.layers)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = tuple(path.relative_to(folder).as_posix() for path in files)
+        size = sum(path.stat().st_size for path in files)
+        yield Progress("finish", 0, 1)
+    yield Progress("finish", 1, 1)
+    return replace(done, files=names, bytes=size)
+
+
+def _verified(
+    host: Host, edits: tuple, folder: Path, n: int, made: Made
+) -> Generator[Progress, None, Verification]:
+    return (yield from verify(host, edits, folder, n=n, approximate=made.error > 0))

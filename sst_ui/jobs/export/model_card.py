@@ -1,0 +1,238 @@
+"""The model card of an export: what was done, what it costs, how to load it and make it again.
+
+Knows recipes, results and what was written. Does not know models or folders. Sentences are in
+presets/card.yaml, the layout in presets/card.md.jinja; the figure is SVG of our own making.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+import yaml
+from huggingface_hub import ModelCardData
+
+from sst_ui import recipe as recipes
+from sst_ui.maths import kernel
+from sst_ui.metrics.results import MEANING, MetricResult, Value
+from sst_ui.model.load.source import is_local
+from sst_ui.paths import PRESETS
+from sst_ui.recipe import KINDS, Ablation, Merge, ModelSpec, Recipe
+
+if TYPE_CHECKING:
+    from sst_ui.jobs.export.export import Export
+
+FIGURE = "weights.svg"
+LIBRARY = {"adapter": "peft", "model": "transformers", "mergekit": "mergekit", "gguf": "gguf"}
+RELATION = {"adapter": "adapter", "mergekit": "merge"}
+TAGS = {
+    "abliterated": ("abliterated",),
+    "reinforced": ("refusal-reinforced",),
+    "merged": ("safety-merged",),
+    "both": ("safety-merged", "abliterated"),
+    "plain": (),
+}
+VERDICTS = {
+    "better": "✓ changed, better",
+    "worse": "✗ changed, worse",
+    "negligible": "negligible (±{:g})",
+    "noise": "≈ noise",
+}
+COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#b45309", "#0e7490", "#be185d", "#4d7c0f")
+
+
+def card(recipe: Recipe, results: Sequence[MetricResult], export: "Export", layers: int) -> str:
+    """README.md of an exported folder, with front matter for the Hub.
+
+    Args:
+        recipe: what was done.
+        results: metrics, corrections applied; may be empty.
+        export: what was written.
+        layers: of the model.
+    """
+    texts, what = _texts(), purpose(recipe, layers)
+    base = _base(recipe.model)
+    load = texts["load"][export.format]
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string((PRESETS / "card.md.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        front=f"---\n{metadata(recipe, export.format, what).to_yaml()}\n---\n",
+        title=recipe.name or f"{recipe.model.id.rstrip('/').rpartition('/')[2]}, edited",
+        intro=f"{base[0].upper()}{base[1:]} {texts['intro'][what]}",
+        safety=texts["safety"][what],
+        base=base,
+        edits=[_edit(edit) for edit in recipe.edits] or ["none"],
+        format=export.format,
+        digest=recipe.digest(),
+        figure=FIGURE,
+        table=_table(recipe, layers),
+        metrics=[_metric(result) for result in results],
+        meaning=MEANING,
+        language=load["language"],
+        load=load["text"].format(base=_place(recipe.model)),
+        notes=export.notes,
+        checked=export.verification,
+        command=_command(export),
+        recipe=recipes.to_yaml(recipe),
+    )
+
+
+def purpose(recipe: Recipe, layers: int) -> str:
+    """What a recipe is for, by the sign of its mean weight: abliterated, reinforced, merged, both
+    or plain."""
+    merges = any(isinstance(edit, Merge) for edit in recipe.edits)
+    ablations = [edit for edit in recipe.edits if isinstance(edit, Ablation)]
+    if merges:
+        return "both" if ablations else "merged"
+    if not ablations:
+        return "plain"
+    mean = sum(kernel.table(edit.weights, layers).mean() for edit in ablations)
+    return "reinforced" if mean < 0 else "abliterated"
+
+
+def metadata(recipe: Recipe, format: str, what: str) -> ModelCardData:
+    """Front matter as the Hub reads it. A local base model is not named: the Hub has no such id.
+
+    Args:
+        what: the recipe's `purpose`.
+    """
+    data: dict[str, Any] = {
+        "library_name": LIBRARY[format],
+        "pipeline_tag": "text-generation",
+        "tags": [*TAGS[what], "sst-studio"],
+    }
+    if not is_local(recipe.model.id):
+        data["base_model"] = recipe.model.id
+        data["base_model_relation"] = RELATION.get(format, "finetune")
+    return ModelCardData(**data)
+
+
+def curves(recipe: Recipe, layers: int) -> dict[str, np.ndarray]:
+    """Name -> [layers] weight of each edit and kind of module; equal kinds share a curve."""
+    found: dict[str, np.ndarray] = {}
+    for number, edit in enumerate(recipe.edits, 1):
+        kinds = KINDS
+        if isinstance(edit, Merge):
+            named = {*edit.weights.modules, *edit.weights.overrides}
+            single = [k for k in recipes.MODULES if k in named and k not in KINDS]
+            kinds = (*KINDS, *(k for k in single if k != "lm_head"))
+        alpha = kernel.table(edit.weights, layers, kinds)
+        where = f"{number}. " if len(recipe.edits) > 1 else ""
+        what = "merge" if isinstance(edit, Merge) else edit.operation
+        if (alpha == alpha[:, :1]).all():
+            found[f"{where}{what}"] = alpha[:, 0]
+        else:
+            found |= {f"{where}{what}, {k}": alpha[:, i] for i, k in enumerate(kinds)}
+    return found
+
+
+def figure(recipe: Recipe, layers: int) -> str:
+    """The weights of all layers as an SVG: one line for each edit and kind of module."""
+    lines = curves(recipe, layers)
+    values = np.concatenate([*lines.values(), [0.0, 1.0]])
+    low, high = float(values.min()), float(values.max())
+    width, height, left, top = 640, 240, 44, 30 + 16 * max(0, len(lines) - 1)
+
+    def x(layer: int) -> float:
+        return left + (width - left - 16) * (layer / max(1, layers - 1))
+
+    def y(value: float) -> float:
+        return top + (height - 40) * (1 - (value - low) / (high - low))
+
+    bottom = y(low)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 36:.0f}" '
+        'font-family="system-ui, sans-serif" font-size="12" role="img" '
+        'aria-label="Weight of each layer">',
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+    ]
+    for value in sorted({low, 0.0, 1.0, high}):
+        parts.append(
+            f'<line x1="{left}" x2="{width - 16}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
+            f'stroke="{"#9ca3af" if value == 0 else "#e5e7eb"}"/>'
+            f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end" '
+            f'fill="#374151">{value:.3g}</text>'
+        )
+    for layer in sorted({0, layers // 4, layers // 2, 3 * layers // 4, layers - 1}):
+        parts.append(
+            f'<text x="{x(layer):.1f}" y="{bottom + 16:.1f}" text-anchor="middle" '
+            f'fill="#374151">{layer}</text>'
+        )
+    parts.append(
+        f'<text x="{(left + width) / 2:.0f}" y="{bottom + 31:.0f}" text-anchor="middle" '
+        'fill="#374151">layer</text>'
+    )
+    for number, (name, curve) in enumerate(lines.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        points = " ".join(f"{x(i):.1f},{y(float(v)):.1f}" for i, v in enumerate(curve))
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            f'<text x="{left}" y="{16 + 16 * number}" fill="{colour}">{name}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _table(recipe: Recipe, layers: int) -> str:
+    lines = curves(recipe, layers)
+    if not lines:
+        return "No layer is edited."
+    head = f"| Layer | {' | '.join(lines)} |\n|---|{'---|' * len(lines)}"
+    rows = [
+        f"| {layer} | {' | '.join(f'{curve[layer]:.4g}' for curve in lines.values())} |"
+        for layer in range(layers)
+    ]
+    return "\n".join([head, *rows])
+
+
+def _edit(edit: Ablation | Merge) -> str:
+    if isinstance(edit, Merge):
+        return f"merge of `{edit.safety}` into `{edit.utility}` by {edit.method}"
+    d = edit.directions
+    options = [f"{d.k} direction{'s' if d.k > 1 else ''} per layer ({d.estimator})"]
+    options += [f"from `{d.harmful}` and `{d.harmless}`", f"strength {edit.weights.strength:g}"]
+    options += ["norm preserving"] * edit.norm_preserving + ["affine"] * edit.affine
+    return f"{edit.operation}: {', '.join(options)}"
+
+
+def _metric(result: MetricResult) -> Mapping[str, Any]:
+    return {
+        "title": f"{result.title} ({result.unit})" if result.unit else result.title,
+        "base": _value(result.base, result.unit),
+        "edited": "–" if result.edited is None else _value(result.edited, result.unit),
+        "verdict": VERDICTS.get(result.verdict, "").format(result.negligible),
+        "n": result.base.n,
+        "note": result.note,
+    }
+
+
+def _value(value: Value, unit: str) -> str:
+    if not math.isfinite(value.value):
+        return "–"
+    if unit == "rate":
+        return f"{value.value:.1%} [{value.low:.1%}, {value.high:.1%}]"
+    return f"{value.value:.4g} [{value.low:.4g}, {value.high:.4g}]"
+
+
+def _command(export: "Export") -> str:
+    options = "" if export.rounding == "nearest" else f" --rounding {export.rounding}"
+    options += "" if export.rank is None else f" --rank {export.rank}"
+    return f"python -m sst_ui export recipe.yaml --format {export.format}{options} --out FOLDER"
+
+
+def _place(spec: ModelSpec) -> str:
+    """What `from_pretrained` takes."""
+    return "assets/demo" if spec.id == "demo" else spec.id
+
+
+def _base(spec: ModelSpec) -> str:
+    if is_local(spec.id):
+        return "the demo model of SST Studio" if spec.id == "demo" else f"`{spec.id}` (local)"
+    revision = f" at `{spec.revision}`" if spec.revision else ""
+    return f"[{spec.id}](https://huggingface.co/{spec.id}){revision}"
+
+
+@cache
+def _texts() -> Mapping[str, Any]:
+    return yaml.safe_load((PRESETS / "card.yaml").read_text(encoding="utf-8"))

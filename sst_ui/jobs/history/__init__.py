@@ -1,0 +1,1 @@
+"""Runs that were kept, with their numbers."""

@@ -1,0 +1,1 @@
+"""Merging a safety adapter with a utility adapter, and what it will cost."""

@@ -1,0 +1,149 @@
+"""What a merge has to know of its data: input directions and Fisher moments of both tasks.
+
+Knows which edits the model is asked under, and where results are kept. Does not know methods or
+weights. Nothing here depends on a method's parameters, so it is kept on disk by what went into it.
+"""
+
+import json
+from collections.abc import Generator, Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sst_ui import cache
+from sst_ui.data import prompt_sets
+from sst_ui.errors import UserError
+from sst_ui.maths.merge.subspace import Moments
+from sst_ui.model.hooks.low_rank import RowDelta
+from sst_ui.model.inference.fisher import Conversation, moments
+from sst_ui.model.inference.input_basis import input_directions
+from sst_ui.model.lora.adapters import Adapter
+from sst_ui.model.runtime.host import Host
+from sst_ui.progress import Progress
+from sst_ui.recipe import Merge, digest
+
+# Where on the way θ_U + τ D each task is asked: at its own end it is so certain of its answers that
+# gradients vanish, and what an edit destroys shows only where it is being destroyed.
+TAUS = {"utility": (0.0, 0.5, 1.0), "safety": (0.25, 0.5, 1.0)}
+FORMULAS = 2  # raise it when the meaning of what is cached changes
+PARTS = ("a", "g", "block")
+
+
+def inputs(
+    host: Host, spec: Merge, utility: Adapter, paths: list[str]
+) -> Generator[Progress, None, dict[str, Tensor]]:
+    """Further input directions of every module, from the cache where they were found before."""
+    asked = [
+        each
+        for name in (spec.utility_prompts, spec.safety_prompts)
+        for each in conversations(host, name, spec.samples)
+    ]
+    tokens = [[list(p), list(r)] for p, r in asked]
+    path = _path(host, digest([FORMULAS, host.digest, utility.digest, spec.inputs, paths, tokens]))
+    if (kept := _read(path)) is not None:
+        return kept[0]
+    shift = (RowDelta(utility.deltas),)
+    found = yield from input_directions(host, paths, asked, shift, spec.inputs)
+    _write(path, found, {})
+    return found
+
+
+def collect(
+    host: Host, spec: Merge, utility: Adapter, safety: Adapter, cores: Mapping
+) -> Generator[Progress, None, dict[str, dict[str, Moments]]]:
+    """Both tasks' moments, from the cache where the same were collected before.
+
+    Both are averaged along the way θ_U + τ D. The utility side takes labels of the model's own, the
+    safety side the refusals that the data hold.
+    """
+
+    def way(task: str) -> tuple:
+        back = spec.target == "interpolating"
+        return tuple(
+            (RowDelta(utility.deltas, 1 - tau if back else 1.0), RowDelta(safety.deltas, tau))
+            for tau in TAUS[task]
+        )
+
+    plans = {
+        "utility": (spec.utility_prompts, way("utility"), "sampled"),
+        "safety": (spec.safety_prompts, way("safety"), "given"),
+    }
+    found = {}
+    for task, (name, shifts, labels) in plans.items():
+        asked = conversations(host, name, spec.samples)
+        # moments are numbers in the cores' bases, which another linear algebra may turn round
+        bases = [
+            round(float(c.u.double().sum() + 7 * c.r.double().sum()), 4) for c in cores.values()
+        ]
+        identity = [utility.digest, safety.digest, spec.target, spec.fisher, labels, bases]
+        tokens = [[list(p), list(r)] for p, r in asked]
+        path = _path(host, digest([FORMULAS, host.digest, identity, tokens]))
+        if (kept := _read(path)) is not None:
+            found[task] = _unpacked(*kept)
+        else:
+            job = moments(
+                host, cores, asked, shifts, labels, spec.fisher, "all", stage=f"{task} Fisher"
+            )
+            found[task] = yield from job
+            _write(path, *_packed(found[task]))
+    return found
+
+
+def conversations(host: Host, name: str, samples: int | None) -> list[Conversation]:
+    """The prompts of a set with their answers, as tokens.
+
+    Raises:
+        UserError: a prompt without an answer.
+    """
+    chosen = prompt_sets.load(name, samples)
+    found = []
+    for number, prompt in enumerate(chosen.prompts, start=1):
+        if prompt.answer is None:
+            raise UserError(
+                f"{name}, prompt {number} has no 'answer'; Fisher statistics need answers."
+            )
+        messages = chosen.messages(prompt)
+        ids = host.encode(messages)
+        response = host.template.answer_tokens(messages, prompt.assistant)
+        found.append((tuple(ids), tuple(response)))
+    return found
+
+
+def _path(host: Host, key: str) -> Path | None:
+    return cache.place("moments", f"{key}.safetensors") if host.digest else None
+
+
+def _read(path: Path | None) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and meta data that the cache holds; a damaged file counts as nothing."""
+    with cache.used(path) as there:
+        if not there:
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                return load_file(path), file.metadata() or {}
+        except Exception:
+            return None
+
+
+def _write(path: Path | None, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    cache.keep(path, lambda part: save_file(whole, part, meta))
+
+
+def _packed(found: Mapping[str, Moments]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors = {
+        f"{name}|{part}": value
+        for name, each in found.items()
+        for part in PARTS
+        if (value := getattr(each, part)) is not None
+    }
+    return tensors, {"n": json.dumps({name: m.n for name, m in found.items()})}
+
+
+def _unpacked(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> dict[str, Moments]:
+    return {
+        name: Moments(n=n, **{part: tensors.get(f"{name}|{part}") for part in PARTS})
+        for name, n in json.loads(meta["n"]).items()
+    }

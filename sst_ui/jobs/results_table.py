@@ -1,0 +1,177 @@
+"""The results tables of a model: one of everything, then profiles and strengths in detail.
+
+Knows which settings belong in the table and how it is written down. Does not know how a metric is
+computed, nor files or screens.
+"""
+
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sst_ui import recipe as recipes
+from sst_ui.jobs.directions.measure import control, resolve
+from sst_ui.jobs.evaluate.evaluate import MetricResult, Value, evaluate
+from sst_ui.maths import kernel
+from sst_ui.metrics.registry import METRICS
+from sst_ui.model.runtime.host import Host
+from sst_ui.paths import PRESETS
+from sst_ui.progress import Progress
+from sst_ui.recipe import Ablation, Evaluation, Recipe
+
+STRENGTHS = (0.5, 1.0, 1.5)
+NEGATIVE = (-0.5, -1.0, -2.0)
+# Metric -> heading; in the order of the columns.
+COLUMNS = {
+    "refusal_rate": "refuses harmful",
+    "over_refusal": "refuses look-alikes",
+    "over_refusal_ordinary": "refuses ordinary",
+    "jailbreak_resistance": "resists jailbreaks",
+    "jailbreak_refusal": "refuses jailbreaks",
+    "facts": "facts",
+    "multiple_choice": "multiple choice",
+    "reading": "reading, ROUGE-L",
+    "kl_1": "KL, T = 1",
+    "kl_16": "KL, T = 16",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row to be: a recipe and where in the table it stands."""
+
+    group: str
+    name: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: metric -> value with interval and n."""
+
+    group: str
+    name: str
+    values: Mapping[str, Value]
+
+    def to_json(self) -> dict:
+        """Plain data."""
+        values = {name: value.to_json() for name, value in self.values.items()}
+        return {"group": self.group, "name": self.name, "values": values}
+
+
+def settings(ablation: Ablation | None = None) -> list[Setting]:
+    """The rows of the table.
+
+    Args:
+        ablation: directions and options to start from; profile, strength and operation change.
+    """
+    start = ablation or Ablation()
+
+    def recipe(profile: str, strength: float, **changes: str) -> Recipe:
+        weights = replace(kernel.profile(profile), strength=strength)
+        return Recipe(edits=(replace(start, weights=weights, **changes),))
+
+    rows = [Setting("base", "base", Recipe())]
+    for profile in kernel.profiles():
+        for strength in STRENGTHS:
+            name = f"{profile}, {strength:g}"
+            rows.append(Setting("profiles", name, recipe(profile, strength)))
+    for operation in ("ablate", "add"):
+        for strength in NEGATIVE:
+            name = f"{operation}, default, {_signed(strength)}"
+            changed = recipe("default", strength, operation=operation)
+            rows.append(Setting("negative", name, changed))
+    for strength in STRENGTHS[1:]:
+        name = f"random direction, default, {strength:g}"
+        rows.append(Setting("control", name, control(recipe("default", strength))))
+    return rows
+
+
+def overview() -> list[Setting]:
+    """Base, the five shipped recipes, refusal reinforced, and a random direction."""
+    shipped = {p: recipes.load(PRESETS / "recipes" / f"{p}.yaml") for p in kernel.profiles()}
+    plain = shipped["default"].edits[0]
+    reinforced = replace(plain, weights=replace(plain.weights, strength=-1.0))
+    rows = {"base": Recipe(), **{_title(name, r): r for name, r in shipped.items()}}
+    rows["default, −1"] = Recipe(edits=(reinforced,))
+    rows["random direction, 1"] = control(shipped["default"])
+    return [Setting("overview", name, recipe) for name, recipe in rows.items()]
+
+
+def _title(name: str, recipe: Recipe) -> str:
+    edit = recipe.edits[0]
+    return f"{name}, {edit.weights.strength:g}{', affine' if edit.affine else ''}"
+
+
+def sweep(
+    host: Host,
+    rows: Sequence[Setting] | None = None,
+    evaluation: Evaluation | None = None,
+    metrics: Sequence[str] = tuple(COLUMNS),
+) -> Generator[Progress | MetricResult | Row, None, list[Row]]:
+    """Measure every row on the held-out prompts.
+
+    Args:
+        rows: which (default: all of `settings()`).
+        evaluation: samples and answer length.
+        metrics: what to measure; those of `markdown` unless said.
+
+    Yields:
+        Progress, every MetricResult, and each Row when it is complete.
+    """
+    rows = settings() if rows is None else rows
+    evaluation = replace(evaluation or Evaluation(), metrics=tuple(metrics))
+    done = []
+    for number, setting in enumerate(rows):
+        yield Progress("table", number, len(rows), setting.name)
+        edits = yield from resolve(host, setting.recipe)
+        results = yield from evaluate(host, edits, evaluation)
+        values = {r.name: r.edited if edits else r.base for r in results}
+        done.append(Row(setting.group, setting.name, values))
+        yield done[-1]
+    yield Progress("table", len(rows), len(rows))
+    return done
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown: value and 95 % interval in each cell, n under the headings."""
+    lines = [f"| profile, strength | {' | '.join(COLUMNS.values())} |"]
+    lines.append("|---" * (len(COLUMNS) + 1) + "|")
+    lines.append(f"| *n* | {' | '.join(_counts(rows))} |")
+    for row in rows:
+        cells = [_cell(name, row.values[name]) for name in COLUMNS]
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def transposed(rows: Sequence[Row]) -> str:
+    """The table with a line a metric, for many metrics and few settings; what no row has is out."""
+    lines = [f"| metric | *n* | {' | '.join(row.name for row in rows)} |"]
+    lines.append("|---" * (len(rows) + 2) + "|")
+    for name in rows[0].values:
+        values = [row.values[name] for row in rows]
+        if any(value.n for value in values):
+            arrow = "↑" if METRICS[name].better == "high" else "↓"
+            cells = " | ".join(_cell(name, value) for value in values)
+            title = METRICS[name].title
+            lines.append(f"| {title} {arrow} | *{max(v.n for v in values)}* | {cells} |")
+    return "\n".join(lines)
+
+
+def _counts(rows: Sequence[Row]) -> Iterator[str]:
+    """Prompts behind each column; a range where rows differ."""
+    for name in COLUMNS:
+        counts = sorted({row.values[name].n for row in rows})
+        yield f"*{counts[0]}*" if len(counts) == 1 else f"*{counts[0]}–{counts[-1]}*"
+
+
+def _cell(name: str, value: Value) -> str:
+    if not math.isfinite(value.value):
+        return "–"
+    digits = 3 if name.startswith("kl") else 2
+    numbers = (f"{x:.{digits}f}" for x in (value.value, value.low, value.high))
+    middle, low, high = (x.removeprefix("0") if x.startswith("0.") else x for x in numbers)
+    return f"{middle} [{low}, {high}]"
+
+
+def _signed(strength: float) -> str:
+    return f"{strength:+g}".replace("-", "−")

@@ -1,0 +1,1 @@
+"""Searching for good settings, on one machine or a Ray cluster."""

@@ -1,0 +1,274 @@
+"""Measuring candidates on a Ray cluster: one process a GPU, or a share of the processors, each.
+
+Knows Ray, who works on which batch, and what to do when one of them is lost. Does not know how a
+batch is measured (`ray_worker`, `trials`) nor where candidates come from.
+"""
+
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sst_ui.errors import UserError
+from sst_ui.jobs.search.ray_cluster import Shares, connect, library, shares
+from sst_ui.jobs.search.ray_worker import Worker
+from sst_ui.jobs.search.space import Params
+from sst_ui.jobs.search.trials import TOGETHER, Numbers
+from sst_ui.progress import Progress, finish
+from sst_ui.recipe import Evaluation, ModelSpec, Recipe
+
+LOSSES = 3  # of workers on the same batch, after which it is given up
+PATIENCE = 60.0  # seconds for the first worker to find a place on the cluster
+LOST = object()
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Hired:
+    """One worker: its name on the screen, and what it was asked for last.
+
+    Attributes:
+        answer: Ray's reference to what it is doing; None while it has nothing to do.
+        place: of the call it works on; None while it loads its model.
+        serial: of that piece of work among all.
+    """
+
+    number: int
+    actor: Any
+    answer: Any
+    place: int | None = None
+    serial: int = 0
+
+
+class Cluster:
+    """A `trials.Measurer` with many processes behind it; a context manager.
+
+    Numbers are those of `trials.Local`, to the bit where machines and threads are alike: batches
+    are made by place, whoever measures them. A model, prompt sets and labels that a recipe names by
+    their paths are read by the workers, so that they must lie on their machines too; the studio
+    itself, with its presets and the demo, is brought there.
+
+    Attributes:
+        layers, preserving, fused, name: see `trials.Measurer`; known once it is open.
+        workers: how many there are to be.
+    """
+
+    def __init__(self, spec: ModelSpec, address: str, workers: int | None = None) -> None:
+        """Describe a cluster; entering it connects and loads the models.
+
+        Args:
+            spec: the model. Where the cluster has GPUs each worker has one, unless `device` is
+                `cpu`.
+            address: `auto` for the cluster that this machine is part of, `local` for one on this
+                machine that ends with it, `HOST:PORT`, or `ray://HOST:PORT`.
+            workers: None for one a GPU, else one for every 2 processors, 8 at most.
+
+        Raises:
+            UserError: no number of workers.
+        """
+        if workers is not None and workers < 1:
+            raise UserError(f"there are to be {workers} workers; it must be 1 or more.")
+        self.spec, self.address = spec, address
+        self.workers = workers
+        self._team: list[_Hired] = []
+        self._mine = False  # whether the connection to Ray ends with this
+        self._unloaded = self._serial = self._hired = 0
+
+    def __enter__(self) -> "Cluster":
+        """Connect, and wait for the first worker."""
+        try:
+            finish(self.open())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> Generator[Progress, None, None]:
+        """Connect, start the workers and wait until one of them has its model.
+
+        Raises:
+            UserError: no Ray, no such cluster, no room on it, or a model that cannot be loaded.
+        """
+        yield Progress("workers", 0, 1, f"connecting to {self.address}")
+        self._ray = library()
+        self._mine = connect(self._ray, self.address, self.workers)
+        self._shares: Shares = shares(self._ray, self.spec, self.workers)
+        self.workers = self._shares.count
+        self._actor = self._ray.remote(Worker)
+        self._team = [self._hire() for _ in range(self.workers)]
+        deadline = time.monotonic() + PATIENCE
+        placed = [worker.actor.here.remote() for worker in self._team]
+        while not hasattr(self, "layers"):
+            for _ in self._answers():
+                pass  # only models are being loaded
+            if not self._ray.wait(placed, timeout=0)[0] and time.monotonic() > deadline:
+                raise UserError(
+                    f"no worker found a place on the cluster within {PATIENCE:.0f} seconds. Each "
+                    f"needs {self._shares}; wait until they are free, or ask for other workers."
+                )
+            yield Progress("workers", 0, self.workers, self._told())
+        yield Progress("workers", self.workers, self.workers)
+
+    def close(self) -> None:
+        """End the workers, and the cluster if it is this one's own."""
+        for worker in self._team:
+            self._kill(worker)
+        self._team = []
+        if self._mine:
+            self._mine = False
+            self._ray.shutdown()
+
+    def numbers(
+        self, recipes: Sequence[Recipe], evaluation: Evaluation
+    ) -> Generator[Progress | tuple[int, Numbers], None, None]:
+        """See `trials.Measurer`. Closing it stops the workers and keeps them."""
+        starts = range(0, len(recipes), TOGETHER)
+        batches = [tuple(recipes[start : start + TOGETHER]) for start in starts]
+        calls = [("batch", batch, evaluation) for batch in batches]
+        with closing(self._spread(calls)) as steps:
+            for step in steps:
+                if isinstance(step, Progress):
+                    yield step
+                    continue
+                place, found = step
+                if found is LOST:
+                    found = [Numbers(error=_lost("measured this batch"))] * len(batches[place])
+                yield from enumerate(found, starts[place])
+
+    def bell(self, recipe: Recipe) -> Generator[Progress, None, Params]:
+        """See `trials.Measurer`."""
+        with closing(self._spread([("bell", recipe)])) as steps:
+            for step in steps:
+                if isinstance(step, Progress):
+                    yield step
+                else:
+                    found = step[1]
+        if found is LOST:
+            raise UserError(_lost("measured the signal"))
+        return found
+
+    def _spread(self, calls: Sequence[tuple]) -> Generator[Progress | tuple[int, Any], None, None]:
+        """Every call's result, or LOST, by its place, in whatever order they come."""
+        waiting, lost, done = deque(range(len(calls))), Counter(), 0
+        try:
+            while done < len(calls):
+                for worker in self._team:
+                    if worker.answer is None and waiting:
+                        self._give(worker, waiting.popleft(), calls)
+                yield Progress("batches", done, len(calls), self._told())
+                for place, result in self._answers():
+                    lost[place] += result is LOST
+                    if result is LOST and lost[place] < LOSSES:
+                        waiting.appendleft(place)
+                        continue
+                    done += 1
+                    yield place, result
+        finally:
+            self._stop()
+
+    def _answers(self) -> Generator[tuple[int, Any], None, None]:
+        """What has come within a second: results by place, LOST for those of a lost worker.
+
+        Who was lost has a successor, who has had a model loaded can be given work.
+        """
+        asked = {worker.answer: worker for worker in self._team if worker.answer is not None}
+        for answer in self._ray.wait(list(asked), timeout=1.0)[0]:
+            worker = asked[answer]
+            place, worker.place, worker.answer = worker.place, None, None
+            try:
+                result = self._get(answer)
+            except self._gone as error:
+                log.info("worker %d was lost: %s", worker.number, error)
+                self._succeed(worker)
+                if place is not None:
+                    yield place, LOST
+                    continue
+                self._unloaded += 1
+                if self._unloaded >= LOSSES:
+                    raise UserError(
+                        f"{_lost(f'loaded {self.spec.id}')} With fewer workers each has more room."
+                    ) from None
+                continue
+            if place is not None:
+                yield place, result
+                continue
+            self._unloaded = 0
+            self.layers, self.preserving = result.layers, result.preserving
+            self.fused, self.name = result.fused, result.name
+
+    def _hire(self) -> _Hired:
+        self._hired += 1
+        actor = self._actor.options(**self._shares.options()).remote(
+            self._shares.threads, os.getcwd()
+        )
+        return _Hired(self._hired, actor, actor.load.remote(self.spec))
+
+    def _succeed(self, worker: _Hired) -> None:
+        self._kill(worker)
+        self._team[self._team.index(worker)] = self._hire()
+
+    def _kill(self, worker: _Hired) -> None:
+        with suppress(Exception):  # it may be gone, and Ray with it
+            self._ray.kill(worker.actor)
+
+    def _give(self, worker: _Hired, place: int, calls: Sequence[tuple]) -> None:
+        self._serial += 1
+        worker.place, worker.serial = place, self._serial
+        worker.answer = worker.actor.work.remote(self._serial, *calls[place])
+
+    def _stop(self) -> None:
+        """Nobody works any more: who does not stop by itself in time is replaced."""
+        busy = [worker for worker in self._team if worker.place is not None]
+        asked = {worker.actor.stop.remote(worker.serial): worker for worker in busy}
+        if not asked:
+            return
+        answered, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=10.0)
+        for answer, worker in asked.items():
+            worker.answer = worker.place = None
+            try:
+                if answer not in answered:
+                    raise TimeoutError
+                self._ray.get(answer)
+            except (*self._gone, TimeoutError):
+                self._succeed(worker)
+
+    def _get(self, answer: Any) -> Any:
+        """An answer; an error of the worker's as if it had happened here."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(answer)
+        except errors.RuntimeEnvSetupError as error:
+            raise UserError(f"the studio could not be brought to a worker: {error}") from None
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise
+
+    @property
+    def _gone(self) -> tuple[type[Exception], ...]:
+        errors = self._ray.exceptions
+        return (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError,
+                errors.ObjectLostError)  # fmt: skip
+
+    def _told(self) -> str:
+        """Who does what, in words."""
+        words = []
+        for worker in self._team:
+            if worker.answer is None:
+                continue
+            with suppress(*self._gone, self._ray.exceptions.GetTimeoutError):
+                step = self._ray.get(worker.actor.now.remote(), timeout=0.5)
+                words.append(f"worker {worker.number}: {step.note or step.stage}")
+        return " · ".join(words)
+
+
+def _lost(what: str) -> str:
+    return f"{LOSSES} workers were lost while they {what}; their machines may be short of memory."

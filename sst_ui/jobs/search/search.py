@@ -1,0 +1,267 @@
+"""A search: which candidates are tried in which order, and when it ends.
+
+Knows strategies. Does not know how a candidate is measured (`trials`, `ray_workers`), how trials
+are kept (`study`), which is best (`candidates`), nor screens.
+"""
+
+import math
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+from optuna.trial import TrialState
+
+from sst_ui.errors import UserError
+from sst_ui.jobs.search import objectives as goals
+from sst_ui.jobs.search.candidates import Candidate, candidates, last_stage
+from sst_ui.jobs.search.objectives import TRIALS, Aims, SearchSpec
+from sst_ui.jobs.search.space import Choice, Params, Span, candidate, space, values
+from sst_ui.jobs.search.storage import told_of
+from sst_ui.jobs.search.study import Study
+from sst_ui.jobs.search.trials import TOGETHER, Measurer, Numbers
+from sst_ui.maths import kernel
+from sst_ui.metrics.registry import find
+from sst_ui.metrics.results import NOTHING
+from sst_ui.progress import Progress
+from sst_ui.recipe import Ablation, Recipe, to_dict, to_yaml
+
+LEAST = 1e-7  # nats a token; smaller divergences are rounding
+Steps = Generator[Progress | Candidate, None, None]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A search that is about to go on.
+
+    Attributes:
+        recipe: what is varied, at the start that was asked for.
+        aim: objectives and constraints on the prompts that the search may see.
+        study: its trials; for the importance of settings.
+        total: candidates that there will be at most.
+    """
+
+    recipe: Recipe
+    aim: Aims
+    study: Study
+    total: int
+
+
+def search(
+    recipe: Recipe,
+    spec: SearchSpec,
+    measurer: Measurer,
+    storage: str | None = None,
+    name: str | None = None,
+) -> Generator[Opened | Progress | Candidate, None, list[Candidate]]:
+    """Begin a search, or go on with it, until its strategy, its trials or its time are at an end.
+
+    Closing the generator pauses it: what was measured stays, what was not goes back to the queue,
+    and another call with the same arguments goes on from there. So does a call after a kill, and
+    one in another process at the same time shares the work.
+
+    Args:
+        recipe: with one ablation, or one merge, that is varied; the rest of it stays.
+        storage: one of Optuna's URLs, `memory`, or None for the file in the user's data folder.
+        name: of the study; None for one made of the recipe and the settings.
+
+    Yields:
+        Opened once, Progress in trials, and each Candidate: those known before, then each new one
+        as soon as it is measured.
+
+    Returns:
+        Everything that the study knows.
+
+    Raises:
+        UserError: nothing to search, unknown metrics or prompts, a storage that cannot be used.
+    """
+    aim = goals.aims(recipe, spec)
+    rows = rows_of(recipe, spec, measurer)
+    if spec.start == "signal":
+        if not isinstance(goals.searched(recipe), Ablation):
+            raise UserError("a merge has no measured signal to start at; start at the recipe.")
+        bell = yield from measurer.bell(recipe)
+        recipe = candidate(recipe, bell, measurer.layers)
+    first = _first(recipe, spec, rows, measurer.layers)
+    total = spec.trials or TRIALS if spec.strategy == "tpe" else len(first)
+    total = min(total, spec.trials or total)
+    about = {"recipe": to_yaml(recipe), "spec": to_dict(spec), "model": measurer.name,
+             "objectives": list(aim.objectives), "lower": list(aim.lower)}  # fmt: skip
+    name = name or f"{spec.strategy} {recipe.digest()} {spec.digest()}"
+    study = Study(name, aim.lower, rows, storage, spec.seed, about)
+    opened = Opened(recipe, aim, study, total)
+    yield opened
+    with told_of(storage):
+        study.reclaim()
+        study.enqueue(first[:total])
+        known = candidates(study, recipe, measurer.layers)
+        yield from known
+        yield from _Run(opened, spec, measurer).go()
+        return candidates(study, recipe, measurer.layers)
+
+
+def rows_of(recipe: Recipe, spec: SearchSpec, measurer: Measurer) -> dict[str, Span | Choice]:
+    """The settings that this strategy varies, with their ranges.
+
+    Raises:
+        UserError: a strategy that the recipe's edit does not have.
+    """
+    if spec.strategy == "tpe":
+        return space(recipe, measurer.preserving, measurer.fused)
+    if spec.strategy == "staged":
+        return {"strength": Span(-4.0, 4.0)}
+    if not isinstance(goals.searched(recipe), Ablation):
+        raise UserError(f"{spec.strategy} is for ablations; take tpe or staged for a merge.")
+    if spec.strategy == "sensitivity":
+        return {"only": Span(0, measurer.layers - 1, whole=True)}
+    return {"peak": Span(0.0, 1.0), "width": Span(0.0, 10.0)}
+
+
+def _first(
+    recipe: Recipe, spec: SearchSpec, rows: Mapping[str, Span | Choice], layers: int
+) -> list[Params]:
+    """What is tried for certain: the whole of a fixed strategy, the start of a free one."""
+    if spec.strategy == "grid":
+        return [{"peak": peak, "width": width} for peak, width in kernel.grid()]
+    if spec.strategy == "sensitivity":
+        return [{"only": layer} for layer in range(layers)]
+    if spec.strategy == "staged":
+        stages = goals.presets()["stages"]
+        count = round((stages["last"] - stages["first"]) / stages["step"]) + 1
+        sign = -1.0 if goals.searched(recipe).weights.strength < 0 else 1.0
+        strengths = [stages["first"] + stages["step"] * number for number in range(count)]
+        return [{"strength": sign * round(strength, 6)} for strength in strengths]
+    return [values(recipe, rows, layers)]
+
+
+class _Run:
+    """The rounds of one call."""
+
+    def __init__(self, opened: Opened, spec: SearchSpec, measurer: Measurer) -> None:
+        self.recipe, self.aim, self.study = opened.recipe, opened.aim, opened.study
+        self.spec, self.measurer, self.total = spec, measurer, opened.total
+        self.done = 0
+        minutes = math.inf if spec.minutes is None else spec.minutes
+        self.deadline = time.monotonic() + 60 * minutes
+
+    def go(self) -> Steps:
+        """Rounds until there is nothing left to do."""
+        free = self.spec.strategy == "tpe"
+        try:
+            while True:
+                known = self.known()
+                self.done = len(known)
+                yield self.told()
+                staged = self.spec.strategy == "staged"
+                if self.done >= self.total or (staged and last_stage(known, self.aim)):
+                    return
+                if time.monotonic() > self.deadline:
+                    return
+                # Stages end where one is good enough; of a fixed list everybody gets a batch.
+                batches = 1 if staged else self.measurer.workers
+                count = self.spec.round if free else TOGETHER * batches
+                count = min(count, self.total - self.done)
+                asked = self.study.ask(count, draw=free)
+                if asked:
+                    made = {
+                        each.number: candidate(self.recipe, each.params, self.measurer.layers)
+                        for each in asked
+                    }
+                    yield from self.measured(made)
+                elif any(trial.state == TrialState.RUNNING for trial in self.study.trials()):
+                    time.sleep(0.5)  # another process measures the rest
+                    self.study.reclaim()
+                else:
+                    return
+        finally:
+            self.study.give_back()
+
+    def known(self) -> list[Candidate]:
+        return candidates(self.study, self.recipe, self.measurer.layers)
+
+    def told(self, note: str = "") -> Progress:
+        return Progress("search", self.done, self.total, note)
+
+    def measured(self, made: Mapping[int, Recipe]) -> Steps:
+        """Measure a round: the scores that need no answers first, then what they leave over."""
+        cheap = self.aim.cheap if self.spec.strategy == "tpe" else ()
+        quick: dict[int, Numbers] = {}
+        if cheap:
+            for step in self.numbers(made, cheap):
+                if isinstance(step, Progress):
+                    yield self.told(f"scores without answers; {step.note}")
+                else:
+                    quick[step[0]] = step[1]
+            out = self.ruled_out(quick)
+            for number in (n for n in made if n in out or quick[n].error):
+                yield self.tell(number, quick[number], pruned=number in out)
+            made = {n: each for n, each in made.items() if n not in out and not quick[n].error}
+        rest = tuple(name for name in self.aim.metrics if name not in cheap)
+        if not rest:  # the scores that need no answers are all that is asked for
+            for number in made:
+                yield self.tell(number, quick[number])
+            return
+        for step in self.numbers(made, rest):
+            if isinstance(step, Progress):
+                yield self.told(step.note)
+                continue
+            number, numbers = step
+            if number in quick:
+                first = quick[number]
+                both = {**first.values, **numbers.values}, {**first.base, **numbers.base}
+                numbers = Numbers(*both, error=numbers.error)
+            yield self.tell(number, numbers)  # those of one batch without a step in between
+            if time.monotonic() > self.deadline:
+                return
+
+    def numbers(
+        self, made: Mapping[int, Recipe], metrics: tuple[str, ...]
+    ) -> Generator[Progress | tuple[int, Numbers], None, None]:
+        order = list(made)
+        asked = goals.evaluation(metrics, self.recipe, self.spec)
+        for step in self.measurer.numbers([made[number] for number in order], asked):
+            self.study.beat()
+            yield step if isinstance(step, Progress) else (order[step[0]], step[1])
+
+    def ruled_out(self, quick: Mapping[int, Numbers]) -> set[int]:
+        """Those that several finished candidates beat by every cheap score: far from the front."""
+        done = [each for each in self.known() if each.state == "done" and each.feasible]
+        done = [each for each in done if all(name in each.values for name in self.aim.cheap)]
+        rule = goals.presets()["prune"]
+        if len(done) < rule["after"]:
+            return set()
+
+        def beaten(numbers: Numbers) -> bool:
+            better = (
+                all(each.value(name) < numbers.values[name].value for name in self.aim.cheap)
+                for each in done
+            )
+            return sum(better) >= rule["beaten_by"]
+
+        return {n for n, numbers in quick.items() if not numbers.error and beaten(numbers)}
+
+    def tell(self, number: int, numbers: Numbers, pruned: bool = False) -> Candidate:
+        """Keep a candidate's numbers."""
+        kept = {
+            part: {n: [v.value, v.low, v.high, v.n] for n, v in getattr(numbers, part).items()}
+            for part in ("values", "base")
+        }
+        found = [numbers.values.get(name, NOTHING).value for name in self.aim.objectives]
+        got = [_drawn(*each) for each in zip(self.aim.objectives, found, strict=True)]
+        error = numbers.error
+        if not (pruned or error) and not all(map(math.isfinite, got)):
+            error = "an objective has no value; other prompts, or more of them, may have one."
+        broken: Sequence[float] = [
+            limit.violation(numbers.values.get(limit.metric, NOTHING).value)
+            for limit in self.aim.limits
+        ]
+        failed = pruned or bool(error)
+        self.study.tell(number, None if failed else got, kept, [] if failed else broken, error)
+        self.done += 1
+        return next(each for each in self.known() if each.number == number)
+
+
+def _drawn(name: str, value: float) -> float:
+    """An objective as the sampler sees it: divergences by their order of magnitude, since a broken
+    model has thousands of times the divergence that the best candidates differ by."""
+    nats = find(name).unit == "nats/token"
+    return math.log10(max(value, LEAST)) if nats and math.isfinite(value) else value

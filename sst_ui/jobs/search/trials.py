@@ -1,0 +1,146 @@
+"""Measuring candidates: several recipes in every batch, each against the base.
+
+Knows recipes and numbers. Does not know where candidates come from, nor which is best. `Local` has
+a model in this process; `ray_workers` has the same face and many processes behind it.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from sst_ui.errors import UserError
+from sst_ui.jobs.directions.measure import measure, resolve
+from sst_ui.jobs.evaluate.evaluate import evaluate_rows
+from sst_ui.jobs.search.space import Params
+from sst_ui.maths import kernel
+from sst_ui.maths.directions import signal
+from sst_ui.metrics.results import Value
+from sst_ui.model.hooks.live_edits import Edit
+from sst_ui.model.runtime.host import Host
+from sst_ui.progress import Progress
+from sst_ui.recipe import FUSED, Ablation, Evaluation, Recipe
+
+TOGETHER = 5  # candidates in a batch
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What one candidate came to.
+
+    Attributes:
+        values, base: metric -> its value on the edited and on the base model.
+        error: a sentence in place of them, where it could not be measured.
+    """
+
+    values: Mapping[str, Value] = field(default_factory=dict)
+    base: Mapping[str, Value] = field(default_factory=dict)
+    error: str = ""
+
+
+class Measurer(Protocol):
+    """Whoever can measure candidates.
+
+    Attributes:
+        layers: of the model.
+        preserving: whether its norms can be preserved while it computes.
+        fused: kinds of its matrices that hold several kinds: `qkv`, `gate_up`.
+        name: of the model.
+        workers: batches that are measured at once.
+    """
+
+    layers: int
+    preserving: bool
+    fused: tuple[str, ...]
+    name: str
+    workers: int
+
+    def numbers(
+        self, recipes: Sequence[Recipe], evaluation: Evaluation
+    ) -> Generator[Progress | tuple[int, Numbers], None, None]:
+        """Measure each; yields Progress and (place in `recipes`, its numbers) as they come.
+
+        Batches are made by place, TOGETHER at a time, so that every measurer makes the same.
+        """
+
+    def bell(self, recipe: Recipe) -> Generator[Progress, None, Params]:
+        """Peak and width of the bell that fits the measured signal of the recipe's directions."""
+
+
+class Local:
+    """A model in this process."""
+
+    workers = 1
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.layers = host.layers
+        self.name = host.name
+        writers = host.architecture.writers
+        self.preserving = not any(w.form == "experts" or w.quantized for w in writers)
+        self.fused = tuple(kind for kind in FUSED if kind in host.architecture.linears)
+
+    def numbers(
+        self, recipes: Sequence[Recipe], evaluation: Evaluation
+    ) -> Generator[Progress | tuple[int, Numbers], None, None]:
+        """See `Measurer`."""
+        for start in range(0, len(recipes), TOGETHER):
+            found = yield from self.batch(recipes[start : start + TOGETHER], evaluation)
+            yield from enumerate(found, start)
+
+    def batch(
+        self, recipes: Sequence[Recipe], evaluation: Evaluation
+    ) -> Generator[Progress, None, list[Numbers]]:
+        """The numbers of a few recipes that share every batch of prompts.
+
+        A candidate that cannot be resolved or computes no numbers costs the others nothing: it
+        gets its sentence, and they are measured without it.
+        """
+        found = [Numbers()] * len(recipes)
+        rows: dict[int, tuple[Edit, ...]] = {}
+        for place, recipe in enumerate(recipes):
+            try:
+                rows[place] = yield from resolve(self.host, recipe)
+            except UserError as error:
+                found[place] = Numbers(error=str(error))
+        groups = [list(rows)] if rows else []
+        while groups:
+            group = groups.pop()
+            try:
+                numbers = yield from self._together([rows[i] for i in group], evaluation)
+            except UserError as error:
+                if len(group) > 1:  # one of them may have spoilt it for all
+                    groups += [[i] for i in group]
+                    continue
+                numbers = [Numbers(error=str(error))]
+            for place, one in zip(group, numbers, strict=True):
+                found[place] = one
+        return found
+
+    def bell(self, recipe: Recipe) -> Generator[Progress, None, Params]:
+        """See `Measurer`."""
+        edit = next(edit for edit in recipe.edits if isinstance(edit, Ablation))
+        directions = yield from measure(self.host, edit.directions)
+        if directions.control:
+            raise UserError(
+                "random directions are a control and have no measured signal to start at; start at "
+                "the recipe."
+            )
+        peak, width = kernel.suggest(signal(directions))
+        return {"peak": peak, "width": width}
+
+    def _together(
+        self, rows: Sequence[tuple[Edit, ...]], evaluation: Evaluation
+    ) -> Generator[Progress, None, list[Numbers]]:
+        job = evaluate_rows(self.host, rows, evaluation)
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                results = end.value
+                break
+            if isinstance(step, Progress):
+                yield replace(step, note=f"{len(rows)} together; {step.note}".rstrip("; "))
+        return [
+            Numbers({r.name: r.edited for r in row}, {r.name: r.base for r in row})
+            for row in results
+        ]

@@ -1,0 +1,310 @@
+"""Merging two adapters: one registry of methods, each a pure function of one module.
+
+Knows modules as a core, moments and a weight. Does not know models, files or screens. A method
+returns what changes relative to the base, Δ_U + w · (the edit), with w the module's weight in the
+table. To add one, write the function and decorate it: its parameters, with defaults, ranges and
+words, become the controls of the command line and the studio.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from sst_ui.errors import UserError
+from sst_ui.maths.merge import baselines, eigen
+from sst_ui.maths.merge.low_rank import Core, Delta, core, truncate
+from sst_ui.maths.merge.parameters import Dial, Registry, Words
+from sst_ui.maths.merge.subspace import (
+    HIGHEST,
+    Filter,
+    Mode,
+    Moments,
+    Spectrum,
+    Target,
+    scaled,
+    soft,
+    top,
+)
+from sst_ui.maths.merge.types import Change, Merged, Module, Record, spectrum
+from sst_ui.recipe import GROUPS, KINDS
+
+__all__ = ["METHODS", "Merged", "Module", "Record", "merge", "merge_rows", "spectrum"]
+
+ATTENTION, MLP = (
+    tuple(kind for kind, role in GROUPS.items() if role == wanted) for wanted in KINDS
+)
+
+METHODS = Registry()
+method = METHODS.method
+
+Mu = Annotated[float, Dial(0, HIGHEST, 0.1, "price of utility; 0 keeps the whole edit", log=True)]
+K = Annotated[int, Dial(0, 4096, 1, "directions kept in each module")]
+Towards = Annotated[Target, Words("target: add the safety edit, or move towards it")]
+Sides = Annotated[Mode, Words("Fisher: both sides (nearest, kfac), inputs only, or the block")]
+Damping = Annotated[float, Dial(0, 1, 0.001, "relative damping of the utility Fisher", log=True)]
+Threshold = Annotated[float, Dial(-1, 1, 0.01, "cosine below which a module counts as unsafe")]
+
+
+def merge(
+    module: Module, name: str = "sst", rank: int | None = None, **parameters: object
+) -> Merged:
+    """Merge one module.
+
+    Args:
+        module: with the moments or the unaligned difference that the method needs.
+        name: of a method in `METHODS`.
+        rank: of the result at most. By default whatever is exact, at most r_U + r_S; the dense
+            methods are truncated to r_U + r_S, with the error in the record.
+        parameters: of the method; others are its defaults.
+
+    Raises:
+        UserError: an unknown method or parameter, a value out of range, something needed missing.
+    """
+    row = METHODS[name]
+    values = row.check(parameters)
+    if not math.isfinite(module.weight):
+        raise UserError(f"the weight of {module.name} is {module.weight}; give a finite number.")
+    if module.weight == 0:
+        change = Change(torch.zeros_like(module.core.utility), kept=0.0, size=0.0)
+    elif module.core.q == 0:  # neither adapter does anything here
+        change = Change(torch.zeros_like(module.core.utility))
+    else:
+        row.require(module)
+        change = row.run(module, **values)
+    return _finish(module, change, rank)
+
+
+def merge_rows(
+    module: Module,
+    parts: Sequence[tuple[Tensor, float]],
+    name: str = "sst",
+    rank: int | None = None,
+    **parameters: object,
+) -> Merged:
+    """Merge a fused module whose parts have weights of their own: q, k and v in one matrix.
+
+    The method sees the whole module, once under each weight; each part takes its rows from the
+    merge under its weight. The result's rank is the lowest that holds all of them, or `rank`.
+
+    Args:
+        parts: (numbers of its rows, its weight); together they are all rows.
+
+    Raises:
+        UserError: as `merge`.
+    """
+    b, a, lost, note = [], [], 0.0, ""
+    for weight in dict.fromkeys(weight for _, weight in parts):
+        whole = merge(replace(module, weight=weight), name, **parameters)
+        mine = torch.zeros(module.core.u.shape[0], 1, dtype=torch.bool)
+        for rows, other in parts:
+            mine[rows] |= other == weight
+        b.append(torch.where(mine.to(whole.delta.b.device), whole.delta.b, 0))
+        a.append(whole.delta.a)
+        lost, note = math.hypot(lost, whole.record.error), whole.record.note
+    own = core(Delta(torch.cat(b, 1), torch.cat(a, 0)), None)
+    delta, cut = own.delta(own.utility, rank)
+    error, size = math.hypot(lost, cut), float(own.utility.norm())
+    record = Record(None, None, None, error, error / size if size else 0.0, delta.rank, note)
+    return Merged(delta, record)
+
+
+@method("sst", title="SST, soft", paper="this project", needs=("moments",))
+def sst(
+    module: Module,
+    mu: Mu = 30.0,
+    target: Towards = "additive",
+    mode: Sides = "nearest",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Weigh each direction by λ / (λ + μ): what matters to safety and not to utility stays."""
+    return _filtered(module, soft(mu), spectrum(module, target, mode, damping))
+
+
+@method("sst_topk", title="SST, k directions", paper="this project", needs=("moments",))
+def sst_topk(
+    module: Module,
+    k: K = 128,
+    target: Towards = "additive",
+    mode: Sides = "nearest",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Keep the k directions of each module with the largest λ."""
+    return _filtered(module, top(k), spectrum(module, target, mode, damping))
+
+
+@method("sst_residual", title="SST, residual ratio", paper="this project", needs=("moments",))
+def sst_residual(
+    module: Module,
+    k: K = 128,
+    ratio: Annotated[float, Dial(0, 1, 0.01, "share kept of the other directions")] = 0.2,
+    target: Towards = "additive",
+    mode: Sides = "nearest",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Keep k directions in full and a share of all others."""
+    return _filtered(module, top(k, rest=ratio), spectrum(module, target, mode, damping))
+
+
+@method("sst_layerwise", title="SST, layer-wise", paper="this project", needs=("moments",))
+def sst_layerwise(
+    module: Module,
+    k: K = 5,
+    attention: Annotated[float, Dial(0, 4, 0.1, "factor of q, k, v and o")] = 1.0,
+    mlp: Annotated[float, Dial(0, 4, 0.1, "factor of gate, up and down")] = 0.3,
+    lm_head: Annotated[float, Dial(0, 4, 0.1, "factor of lm_head")] = 3.0,
+    target: Towards = "additive",
+    mode: Sides = "nearest",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Keep k directions and weigh them by kind of module, on top of the weight table."""
+    factors = dict.fromkeys(ATTENTION, attention) | dict.fromkeys(MLP, mlp) | {"lm_head": lm_head}
+    g = scaled(top(k), factors.get(module.kind, 1.0))
+    return _filtered(module, g, spectrum(module, target, mode, damping))
+
+
+@method("fisher", title="Fisher averaging", paper="arXiv 2111.09832", needs=("moments",))
+def fisher(
+    module: Module,
+    price: Annotated[
+        float, Dial(1e-6, 1e6, 0.1, "how often the utility Fisher counts", log=True)
+    ] = 1.0,
+) -> Change:
+    """(F_S Δ_S + p F_U Δ_U) / (F_S + p F_U), entry by entry, with diagonal Fisher matrices."""
+    safety, utility = (_diagonal(module.core, m) for m in (module.safety, module.utility))
+    share = safety / (safety + price * utility).clamp(min=torch.finfo(safety.dtype).tiny)
+    known, wanted = _dense(module)
+    return _whole(module, known + module.weight * share * (wanted - known))
+
+
+@method("task_arithmetic", title="Task arithmetic", paper="arXiv 2212.04089")
+def task_arithmetic(module: Module) -> Change:
+    """Δ_U + w Δ_S, Ilharco et al. 2023."""
+    return _straight(module, module.core.safety)
+
+
+@method("linear", title="Linear interpolation", paper="arXiv 2203.05482")
+def linear(module: Module) -> Change:
+    """(1 − w) Δ_U + w Δ_S, the mean of two model soups by Wortsman et al. 2022."""
+    return _straight(module, module.core.safety - module.core.utility)
+
+
+@method("ties", title="TIES", paper="arXiv 2306.01708")
+def ties(
+    module: Module,
+    density: Annotated[float, Dial(0.01, 1, 0.01, "share of entries kept by the trimming")] = 0.2,
+    scale: Annotated[float, Dial(0, 4, 0.1, "factor of the merged change")] = 1.0,
+) -> Change:
+    """Trim, elect signs, disjoint mean; the safety adapter counts w times."""
+    both = _dense(module)
+    return _whole(module, scale * baselines.ties(both, (1.0, module.weight), density))
+
+
+@method("dare", title="DARE", paper="arXiv 2311.03099")
+def dare(
+    module: Module,
+    drop: Annotated[float, Dial(0, 0.99, 0.01, "share of entries dropped at random")] = 0.5,
+    seed: Annotated[int, Dial(0, 9999, 1, "of the drawing")] = 0,
+) -> Change:
+    """Drop entries of both at random, rescale, and add; every module draws for itself."""
+    draw = torch.Generator().manual_seed(zlib.crc32(f"{seed} {module.name}".encode()))
+    utility, safety = (baselines.dare(delta, drop, draw) for delta in _dense(module))
+    return _whole(module, utility + module.weight * safety)
+
+
+@method("safe_lora", title="Safe LoRA", paper="arXiv 2405.16833", needs=("unaligned",))
+def safe_lora(module: Module, threshold: Threshold = 0.35) -> Change:
+    """C Δ_U where cos(Δ_U, C Δ_U) is below the threshold; the safety adapter is not used."""
+    utility, _ = module.core.delta(module.core.utility)
+    projected, cosine = baselines.aligned(utility, module.unaligned)
+    if not cosine < threshold:
+        return Change(delta=utility, note=_note("kept", cosine))
+    w = module.weight
+    mixed = Delta((1 - w) * utility.b + w * projected.b.to(utility.b), utility.a)
+    return Change(delta=mixed, note=_note("projected", cosine))
+
+
+@method("safe_merge", title="SafeMERGE", paper="arXiv 2503.17239", needs=("unaligned",))
+def safe_merge(
+    module: Module,
+    threshold: Threshold = 0.35,
+    share: Annotated[float, Dial(0, 1, 0.01, "of the safety adapter where they are merged")] = 0.2,
+) -> Change:
+    """(1 − s) Δ_U + s Δ_S where cos(Δ_U, C Δ_U) is below the threshold, Δ_U elsewhere."""
+    utility, _ = module.core.delta(module.core.utility)
+    _, cosine = baselines.aligned(utility, module.unaligned)
+    unsafe = cosine < threshold
+    w = module.weight * share if unsafe else 0.0
+    d = module.core.safety - module.core.utility
+    note = _note("merged" if unsafe else "kept", cosine)
+    return Change(w * d, kept=abs(w), size=abs(w), note=note)
+
+
+def _diagonal(space: Core, moments: Moments) -> Tensor:
+    """[out, in] diagonal of G ⊗ A in the weights' own coordinates, of mean 1."""
+    ends = ((space.u, moments.g), (space.r, moments.a))
+    rows, columns = ((b.double() @ m.to(b.device).double() * b).sum(1) for b, m in ends)
+    both = torch.outer(rows, columns).clamp(min=0)
+    return (both / both.mean().clamp(min=torch.finfo(both.dtype).tiny)).to(space.u)
+
+
+def _note(done: str, cosine: float) -> str:
+    return f"{done}: nothing to compare" if math.isnan(cosine) else f"{done}: cosine {cosine:.3f}"
+
+
+def _straight(module: Module, d: Tensor) -> Change:
+    return Change(module.weight * d, kept=abs(module.weight), size=abs(module.weight))
+
+
+def _filtered(module: Module, g: Filter, parts: Spectrum) -> Change:
+    g = scaled(g, module.weight)
+    kl = parts.predicted_kl(g)  # nan after a forward-only pass
+    kl = None if math.isnan(kl) else kl
+    return Change(parts.edit(g), kept=parts.kept(g), size=parts.size(g), kl=kl)
+
+
+def _dense(module: Module) -> tuple[Tensor, Tensor]:
+    """Both deltas [out, in] in the factors' type: matrices of the model's size."""
+    space = module.core
+    return tuple(space.u @ c.to(space.u) @ space.r.mT for c in (space.utility, space.safety))
+
+
+def _whole(module: Module, dense: Tensor) -> Change:
+    utility, safety = _dense(module)
+    size = float(safety.norm())
+    return Change(dense=dense, size=float((dense - utility).norm()) / size if size else None)
+
+
+def _finish(module: Module, change: Change, rank: int | None) -> Merged:
+    """Truncate, and say what was lost."""
+    space, kl = module.core, change.kl
+    if change.edit is not None:
+        total = space.utility + change.edit
+        delta, error = space.delta(total, rank)
+        whole = float(total.norm())
+        kl = _cost(module, change.edit) if kl is None else kl
+    elif change.dense is not None:
+        whole = float(change.dense.double().norm())
+        left, right, error = truncate(change.dense, sum(space.ranks) if rank is None else rank)
+        delta = Delta(left.to(space.u), right.to(space.r))
+    else:
+        delta, error, whole = change.delta, 0.0, change.delta.norm()
+        if rank is not None and rank < delta.rank:
+            own = core(delta, None)
+            delta, error = own.delta(own.utility, rank)
+    relative = error / whole if whole else 0.0
+    numbers = (change.kept, change.size, kl, error, relative, delta.rank)
+    return Merged(delta, Record(*numbers, change.note))
+
+
+def _cost(module: Module, edit: Tensor) -> float | None:
+    """½ vec(E)ᵀ (G ⊗ A) vec(E) on the utility data, where its gradients are known."""
+    moments = module.utility
+    if moments is None or moments.g is None:
+        return None
+    pair = (eigen.symmetric(moments.g), eigen.symmetric(moments.a))
+    return float(eigen.half_square(edit, pair))

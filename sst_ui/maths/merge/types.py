@@ -1,0 +1,109 @@
+"""What a merge method is given and what comes of it: one module, its change, the record of it.
+
+Knows cores, moments and weights. Does not know methods, models or files.
+"""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from sst_ui.errors import UserError
+from sst_ui.maths.merge.low_rank import Core, Delta
+from sst_ui.maths.merge.subspace import Mode, Moments, Spectrum, Target, decompose
+
+REMEMBERED = 8  # spectra of one core: a few targets, modes and dampings
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """One linear module that at least one of the two adapters changes.
+
+    Attributes:
+        name: path in the model.
+        kind: q, k, v, o, gate, up, down, lm_head, or another.
+        layer: None outside the layers.
+        core: of both adapters' deltas.
+        safety, utility: moments of the two tasks in that core, for methods that need them.
+        unaligned: V = W_aligned − W_unaligned [out, in], for methods that need it.
+        weight: w, safety weight × kernel × the table's factor for this kind; 0 leaves the module
+            as the utility adapter has it, whatever the method.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    core: Core
+    safety: Moments | None = None
+    utility: Moments | None = None
+    unaligned: Tensor | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a merge did to one module; None where a method has no such number.
+
+    Attributes:
+        kept: ‖E‖ / ‖D‖ in the norm of the safety data's Fisher matrix, weight included.
+        size: ‖E‖_F / ‖D‖_F, the plain norm.
+        kl: predicted utility KL of this module's edit, nats a token.
+        error: ‖what truncation dropped‖_F.
+        relative_error: the same as a share of the whole change.
+        rank: of the result.
+        note: a word on what a method decided here.
+    """
+
+    kept: float | None
+    size: float | None
+    kl: float | None
+    error: float
+    relative_error: float
+    rank: int
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """The change of one module relative to the base, and how it came about."""
+
+    delta: Delta
+    record: Record
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a method returns: one of an edit E [q, p] in the core, or a total, dense or factored.
+
+    The numbers are `Record`'s; a method that knows its own predicted KL says so.
+    """
+
+    edit: Tensor | None = None
+    dense: Tensor | None = None
+    delta: Delta | None = None
+    kept: float | None = None
+    size: float | None = None
+    kl: float | None = None
+    note: str = ""
+
+
+def spectrum(
+    module: Module, target: Target = "additive", mode: Mode = "kfac", damping: float = 1e-3
+) -> Spectrum:
+    """The module's spectrum, remembered as long as its core lives.
+
+    Raises:
+        UserError: no moments, or what `decompose` raises.
+    """
+    if module.safety is None or module.utility is None:
+        raise UserError(f"{module.name} has no moments of both tasks; run the Fisher pass first.")
+    known = _spectra.setdefault(module.core, {})
+    key = (module.safety, module.utility, target, mode, damping)
+    if key not in known:
+        while len(known) >= REMEMBERED:
+            known.pop(next(iter(known)))
+        known[key] = decompose(module.core, module.safety, module.utility, target, mode, damping)
+    return known[key]
+
+
+_spectra: WeakKeyDictionary[Core, dict] = WeakKeyDictionary()

@@ -1,0 +1,63 @@
+"""Whether the model still speaks sense, and one number for stopping rules.
+
+Knows answers and other metrics' results. Does not know models.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sst_ui.data.prompt_sets import Prompt
+from sst_ui.metrics.derived import Means, resampled
+from sst_ui.metrics.registry import Score, derived, metric
+from sst_ui.metrics.results import MetricResult, Value
+from sst_ui.metrics.text.degeneration import is_degenerate, is_looping
+from sst_ui.metrics.text.refusal_phrases import without_reasoning
+
+UTILITY = ("facts", "multiple_choice", "reading")
+
+
+@metric(
+    "degenerate",
+    title="Degenerate answers",
+    unit="rate",
+    better="low",
+    prompts="demo/harmless_heldout",
+)
+def degenerate(prompt: Prompt, answer: str) -> Score:
+    """Share of ordinary prompts with an answer that is empty, goes round in circles or never ends.
+
+    Never ending: cut off by the length limit after a second half that only repeats. A long answer
+    alone is not broken.
+    """
+    text = without_reasoning(answer)
+    endless = not getattr(answer, "ended", True) and is_looping(text[len(text) // 2 :])
+    broken = is_degenerate(text) or endless
+    return Score(broken, "degenerate" if broken else "sound")
+
+
+@derived(
+    "quality",
+    title="Quality kept",
+    unit="score",
+    better="high",
+    sources=(*UTILITY, "degenerate"),
+)
+def quality(sources: Mapping[str, MetricResult]) -> tuple[Value, Value | None]:
+    """Utility kept times the share of sound answers, 0..1.
+
+    Utility kept is the mean over facts, multiple choice and reading of edited / base, at most 1
+    each, so that a gain in one does not hide a loss in another. What the base cannot do at all is
+    left out: there is nothing to keep.
+    """
+
+    def combine(base: Means, edited: Means) -> np.ndarray:
+        kept = np.array([np.minimum(1, edited[name] / base[name]) for name in UTILITY])
+        known = np.array([base[name] > 0 for name in UTILITY])
+        return np.where(known, kept, 0).sum(0) / known.sum(0) * (1 - edited["degenerate"])
+
+    n = min((len(result.items) for result in sources.values() if result.items), default=0)
+    base = resampled(sources, lambda means, _: combine(means, means), n)
+    if any(result.edited is None for result in sources.values()):
+        return base, None
+    return base, resampled(sources, combine, n)

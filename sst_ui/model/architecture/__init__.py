@@ -1,0 +1,1 @@
+"""Which modules a model is made of, by role."""

@@ -1,0 +1,1 @@
+"""Edits while the model computes."""

@@ -1,0 +1,1 @@
+"""Forward passes: generation, log-probabilities, residuals, gradients."""

@@ -1,0 +1,1 @@
+"""From an id or a folder to weights, tokenizer and template."""

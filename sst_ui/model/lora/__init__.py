@@ -1,0 +1,1 @@
+"""LoRA adapter files, read and written."""

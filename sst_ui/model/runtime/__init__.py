@@ -1,0 +1,1 @@
+"""The resident model and the lock around it."""

@@ -1,0 +1,1 @@
+"""Edits in the files of a model."""

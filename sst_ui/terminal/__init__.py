@@ -1,5 +1,0 @@
-"""The terminal: how jobs look there, and commands with many options of their own."""
-
-from sst_ui.terminal.looks import live, with_bar
-
-__all__ = ["live", "with_bar"]

@@ -1,0 +1,175 @@
+"""What the screen shows for a draft: figure, table, warnings, the apply button, the recipe text.
+
+Knows how to turn a recipe into updates of components. Touches no model: a slider ends here.
+"""
+
+from dataclasses import dataclass, replace
+
+import gradio as gr
+
+from sst_ui import recipe as recipes
+from sst_ui.errors import UserError
+from sst_ui.maths import kernel
+from sst_ui.recipe import Ablation, Recipe, WeightTable
+from sst_ui.ui.events import draw_merge
+from sst_ui.ui.panels import export as export_panel
+from sst_ui.ui.panels import merge as merge_panel
+from sst_ui.ui.panels import recipe_text as recipe_panel
+from sst_ui.ui.panels.metrics import told_limits
+from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.state.form import WAYS, Extras, Form, ablation, free, read, show
+from sst_ui.ui.state.loaded_model import Loaded
+from sst_ui.ui.state.window import Variants
+from sst_ui.ui.widgets import plots, weight_table
+from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.texts import say
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Everything a drawing needs, as handlers receive it (see `Studio.draft`)."""
+
+    language: str
+    loaded: Loaded
+    extras: Extras
+    variants: Variants
+    signal: str
+    form: Form
+    view: str = "budget"
+
+    @classmethod
+    def of(cls, language, loaded, extras, variants, signal, view, *form) -> "Draft":
+        return cls(language, loaded, extras, variants, signal, Form(*form), view)
+
+    def recipe(self) -> Recipe:
+        """The recipe that the controls say (`UserError` for a bad value)."""
+        return read(self.form, self.extras, self.loaded.spec)
+
+    def ablation(self) -> Ablation:
+        """The ablation that the controls say, switched on or not."""
+        return ablation(self.form, self.extras)
+
+
+def outputs(studio) -> list:
+    """The components that `draw` may write to."""
+    return [
+        studio.figures.curve,
+        studio.figures.table,
+        studio.weights.notes,
+        studio.apply.apply,
+        studio.recipe.text,
+        studio.recipe.command,
+        studio.recipe.digest,
+        studio.export.what,
+        studio.metrics.limits,
+        *draw_merge.outputs(studio),
+    ]
+
+
+def draw(studio, engine: Engine, draft: Draft) -> dict:
+    """Updates of everything that follows from the draft."""
+    edit = draft.ablation()
+    weights = edit.weights
+    lang, layers = draft.language, draft.loaded.layers
+    signals = engine.signals(draft.loaded.key, edit.directions)
+    found = kernel.warnings(weights, layers)
+    notes = [notice(_warning(lang, key, values), "warn") for key, values in found]
+    if draft.loaded.key and not signals:
+        notes.append(notice(say(lang, "warn.unmeasured"), "info"))
+    if edit.directions.estimator == "random":
+        notes.append(notice(say(lang, "warn.control"), "info"))
+    if not all(free(draft.form).values()):
+        notes.append(notice(say(lang, "weights.exclude"), "info"))
+    figure = plots.curve(
+        lang,
+        kernel.table(weights, layers),
+        weights.peak if weights.curve is None else None,
+        signals.get(draft.signal),
+        say(lang, f"signal.{draft.signal}"),
+        weights.overrides,
+        any(key == "early" for key, _ in found),
+    )
+    return {
+        studio.figures.curve: figure,
+        studio.figures.table: weight_table.rows(weights, layers),
+        studio.weights.notes: "".join(notes),
+        **draw_rest(studio, engine, draft),
+    }
+
+
+def draw_rest(studio, engine: Engine, draft: Draft) -> dict:
+    """Everything but the ablation's own figure and table: all that a merge's control changes."""
+    recipe, lang, now = draft.recipe(), draft.language, draft.variants.now
+    clean = now is not None and now.recipe.digest() == recipe.digest()
+    return {
+        **draw_merge.draw(studio, engine, draft, recipe),
+        **(_clean(studio, lang) if clean else dirty(studio, lang)),
+        studio.recipe.text: recipes.to_yaml(recipe),
+        studio.recipe.command: recipe_panel.command(recipe),
+        studio.recipe.digest: recipe_panel.hashed(lang, recipe, clean),
+        studio.export.what: export_panel.told(lang, now and now.recipe, recipe),
+        studio.metrics.limits: told_limits(lang, recipe.evaluation),
+    }
+
+
+def dirty(studio, language: str) -> dict:
+    """The Apply button while the controls say something else than what is applied."""
+    return {studio.apply.apply: gr.Button(say(language, "apply.dirty"), elem_classes=["dirty"])}
+
+
+def _clean(studio, language: str) -> dict:
+    return {studio.apply.apply: gr.Button(say(language, "apply.clean"), elem_classes=["clean"])}
+
+
+def _warning(language: str, key: str, values: dict) -> str:
+    one = key == "early" and values["first"] == values["last"]
+    return say(language, "warn.early_one" if one else f"warn.{key}", **values)
+
+
+def fill(studio, recipe: Recipe, now: Draft | None = None) -> tuple[dict, Form, Extras]:
+    """Updates that put a recipe's settings into the controls, with the values they then have.
+
+    Args:
+        now: what the controls hold; an edit that the recipe lacks stays there, switched off.
+    """
+    form, extras = show(recipe, now and now.form, now and now.extras)
+    updates, able = {}, free(form)
+    for name in Form._fields:
+        component, value = getattr(studio.form, name), getattr(form, name)
+        if name in WAYS:
+            updates[component] = gr.update(value=value, interactive=able[name])
+        elif isinstance(component, gr.Slider):  # files may go further than the dial
+            low, high = min(component.minimum, value), max(component.maximum, value)
+            updates[component] = gr.Slider(minimum=low, maximum=high, value=value)
+        else:
+            updates[component] = value
+    updates |= merge_panel.places(studio.merge, form)
+    updates[studio.session.extras] = extras
+    return updates, form, extras
+
+
+def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
+    """The form after a profile was picked: its peak, width and threshold, without a pasted curve.
+
+    Raises:
+        UserError: the measured profile was asked for before anything was measured, or for a random
+            control.
+    """
+    form, name = draft.form, draft.form.profile
+    if name == "custom":
+        return form, draft.extras
+    if name == "model":
+        _, peak, width = kernel.recommended(draft.loaded.spec.id, draft.loaded.parameters)
+        chosen = WeightTable(peak=peak, width=width)
+    elif name == "measured":
+        spec = draft.ablation().directions
+        signal = engine.suggestion(draft.loaded.key, spec)
+        if signal is None:
+            why = "warn.control" if spec.estimator == "random" else "warn.unmeasured"
+            raise UserError(say(draft.language, why))
+        peak, width = kernel.suggest(signal)
+        chosen = WeightTable(peak=peak, width=width)
+    else:
+        chosen = kernel.profile(name)
+    form = form._replace(peak=chosen.peak, width=chosen.width, threshold=chosen.threshold)
+    return form, replace(draft.extras, curve=None)

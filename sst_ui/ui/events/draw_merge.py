@@ -1,0 +1,81 @@
+"""What the screen shows of a merge for a draft: its figure, and the chosen point in words.
+
+Knows the engine's forecasts, which are maths alone: no model is asked. Without a prepared pair the
+figure says what to press.
+"""
+
+from sst_ui.errors import UserError
+from sst_ui.jobs.merge.forecast import by_kind, kept
+from sst_ui.recipe import Merge, Recipe
+from sst_ui.ui.panels import merge_plots
+from sst_ui.ui.panels.merge import shown, summary, told
+from sst_ui.ui.services.errors import message
+from sst_ui.ui.state.form import split
+from sst_ui.ui.widgets import plots
+from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.texts import say
+
+
+def outputs(studio) -> list:
+    """The components that `draw` may write to."""
+    panel = studio.merge
+    return [studio.figures.merge, panel.hint, panel.readout, panel.bell, *panel.rows.values()]
+
+
+def draw(studio, engine, draft, recipe: Recipe) -> dict:
+    """Updates of the merge's figure, readout and of which controls are there."""
+    panel, form, lang = studio.merge, draft.form, draft.language
+    updates = {
+        panel.hint: told(lang, form.method),
+        **shown(panel, form.method, form.goal, form.shape),
+    }
+    spec, _ = split(recipe)
+    if spec is None:
+        empty = plots.empty(say(lang, "merge.off"))
+        return {**updates, studio.figures.merge: empty, panel.readout: ""}
+    figure, words = picture(engine, draft, spec)
+    return {**updates, studio.figures.merge: figure, panel.readout: words}
+
+
+def picture(engine, draft, spec: Merge) -> tuple:
+    """The figure of the draft's view, and the readout."""
+    lang, key, view, merges = draft.language, draft.loaded.key, draft.view, engine.merges
+    waiting = plots.empty(say(lang, "merge.unprepared"))
+    try:
+        found = merges.forecast(key, spec) if key else None
+    except UserError as error:
+        told = message(error, lang)
+        return plots.empty(plots.wrapped(told, 80)), notice(told, "warn")
+    if found is None:
+        return waiting, f'<p class="faint">{say(lang, "merge.unprepared")}</p>'
+    mu, k = found.parameters.get("mu"), found.parameters.get("k")
+    words = say(lang, "merge.unpredicted")
+    if found.chosen is not None:
+        words = summary(lang, spec, found.chosen, mu)
+    readout = f"<p>{words}</p>"
+    if view == "budget":
+        return merge_plots.budget(lang, found, _measured(engine, draft, spec)), readout
+    if view == "spectrum":
+        lines = by_kind(merges.pair(key, spec), merges.spectra(key, spec))
+        return merge_plots.spectrum(lang, lines, mu, k), readout
+    outcome = merges.outcome(key, spec) if found.chosen is not None else None
+    values = {} if outcome is None else kept(merges.pair(key, spec), outcome)
+    if not values:
+        return plots.empty(say(lang, "merge.unkept")), readout
+    return merge_plots.kept(lang, values), readout
+
+
+def _measured(engine, draft, spec: Merge) -> list:
+    """The variants that were measured on the same pair, and the draft's own merge."""
+    found, own = [], engine.merges.cost(draft.loaded.key, spec)
+    pair = engine.merges.pair(draft.loaded.key, spec)
+    for variant in draft.variants.items:
+        merge, _ = split(variant.recipe)
+        if merge is None or merge == spec:
+            continue
+        point = engine.merges.cost(draft.loaded.key, merge)
+        if point is not None and engine.merges.pair(draft.loaded.key, merge) is pair:
+            found.append((variant.name, point, False))
+    if own is not None:
+        found.append((say(draft.language, "merge.this"), own, True))
+    return found

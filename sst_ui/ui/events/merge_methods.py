@@ -1,0 +1,174 @@
+"""The methods' table: all merges of the two adapters on the same prompts, filled by one button.
+
+Knows the job and how its lines look. What a method or a metric is, is the lab's to know.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import gradio as gr
+
+from sst_ui.jobs.merge.compare_methods import COLUMNS
+from sst_ui.metrics.registry import find
+from sst_ui.recipe import Merge, Recipe
+from sst_ui.ui.events import draw_draft
+from sst_ui.ui.events.draw_draft import Draft, draw, fill
+from sst_ui.ui.services import job_runner
+from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.errors import guarded, told
+from sst_ui.ui.services.merge_forecasts import Line
+from sst_ui.ui.state.form import evaluation, measuring
+from sst_ui.ui.widgets.html import CLICKS, notice, safe
+from sst_ui.ui.widgets.numbers import exact, number
+from sst_ui.ui.widgets.texts import has, say, t
+
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+AIMS = ("refusal_rate",)  # what a merge adds on purpose, and an ablation removes
+ALONE = ("base", "utility", "safety")  # lines that merge nothing
+
+
+@dataclass(frozen=True)
+class MethodsPanel:
+    run: gr.Button
+    cancel: gr.Button
+    progress: gr.HTML
+    table: gr.HTML
+
+
+def create() -> MethodsPanel:
+    with gr.Row(elem_id="methods-tools"):
+        run = gr.Button(
+            t("methods.run"), size="sm", variant="primary", elem_id="run-methods", scale=0,
+            min_width=150,
+        )  # fmt: skip
+        cancel = gr.Button(
+            t("cancel"), size="sm", variant="stop", elem_id="cancel-methods", visible=False,
+            scale=0, min_width=70,
+        )  # fmt: skip
+        progress = gr.HTML(elem_id="methods-progress")
+    table = gr.HTML(render("en", ()), elem_id="methods", js_on_load=CLICKS)
+    return MethodsPanel(run, cancel, progress, table)
+
+
+def render(language: str, lines: Sequence[Line], now: Merge | None = None) -> str:
+    """The table as HTML; the best of the merges in each column is bold, a row is a button."""
+    if not lines:
+        return f'<p class="empty">{say(language, "methods.none")}</p>'
+    heads = "".join(f"<th>{safe(_heading(language, name))}</th>" for name in COLUMNS)
+    best = {name: _best(name, lines) for name in COLUMNS}
+    order = {name: i for i, name in enumerate(ALONE)}
+    rows = "".join(
+        _row(language, line, best, now)
+        for line in sorted(lines, key=lambda line: order.get(line.name, len(ALONE)))
+    )
+    return (
+        f'<div class="methods"><table><thead><tr><th></th>{heads}'
+        f"<th>{say(language, 'methods.predicted')}</th></tr></thead><tbody>{rows}</tbody></table>"
+        f'<p class="faint">{say(language, "methods.hint")}</p></div>'
+    )
+
+
+def _row(language: str, line: Line, best: dict, now: Merge | None) -> str:
+    cells, values = "", dict(line.values)
+    for name in COLUMNS:
+        value, unit = values.get(name), find(name).unit
+        shown = "·" if value is None else number(value, unit)
+        tip = "" if value is None else f"{exact(value, unit)} · n {value.n}"
+        merged = value is not None and line.name not in ALONE
+        top = ' class="best"' if merged and value.value == best[name] else ""
+        cells += f'<td{top} title="{safe(tip)}">{shown}</td>'
+    kl = "·" if line.predicted is None else f"{line.predicted:.2g}"
+    title = say(language, f"methods.{line.name}") if line.name in ALONE else line.title
+    pick, kind = "", line.name if line.name in ALONE else ""
+    if line.spec is not None and line.name not in ALONE:
+        pick = f' role="button" tabindex="0" data-pick="{safe(line.name)}"'
+        kind += " current" if line.spec == now else ""
+    return f'<tr class="{kind}"{pick}><th>{safe(title)}</th>{cells}<td>{kl}</td></tr>'
+
+
+def _heading(language: str, name: str) -> str:
+    key = f"methods.{name.partition('@')[0]}"
+    return say(language, key) if has(key) else COLUMNS[name]
+
+
+def _best(name: str, lines: Sequence[Line]) -> float | None:
+    values = [dict(line.values).get(name) for line in lines if line.name not in ALONE]
+    found = [value.value for value in values if value is not None]
+    choose = max if name in AIMS or find(name).better == "high" else min
+    return choose(found) if found else None
+
+
+def connect(studio, engine: Engine) -> None:
+    """Wire the button, its cancel, and the rows."""
+    panel, session = studio.methods, studio.session
+    busy = {
+        panel.cancel: gr.update(visible=True, interactive=True),
+        panel.run: gr.update(visible=False),
+    }
+    idle = {panel.cancel: gr.update(visible=False), panel.run: gr.update(visible=True)}
+
+    @guarded
+    def run(lang, request: gr.Request, *values):
+        draft = Draft.of(lang, *values)
+        stopped = engine.begin(job_runner.name("methods", request))
+        lang, lines = draft.language, ()
+
+        def one_more(line: Line) -> dict:
+            nonlocal lines
+            lines = (*lines, line)
+            return {panel.table: render(lang, lines, spec), session.methods: lines}
+
+        try:
+            on = draft.form._replace(merge_on=True)
+            spec = replace(draft, form=on).recipe().edits[0]
+            wanted = replace(evaluation(*measuring(draft.form)), metrics=())
+            yield {panel.table: render(lang, ()), session.methods: (), **busy}
+            yield from job_runner.watched(
+                lang,
+                engine.merges.compare(draft.loaded.key, spec, wanted),
+                lambda bar: {panel.progress: bar},
+                one_more,
+                notes=False,
+                stopped=stopped,
+            )
+        except Exception as error:
+            yield {panel.progress: told(error, lang), **idle}
+            return
+        yield {panel.progress: "", **idle}
+
+    @guarded
+    def use(lang, event: gr.EventData, lines, *values):
+        draft = Draft.of(lang, *values)
+        line = next((line for line in lines if line.name == event.pick), None)
+        if line is None or line.spec is None:
+            return {}
+        edits = (line.spec, *((draft.ablation(),) if draft.form.ablation_on else ()))
+        recipe = Recipe(model=draft.loaded.spec, edits=edits, evaluation=draft.recipe().evaluation)
+        updates, form, extras = fill(studio, recipe, draft)
+        draft = replace(draft, form=form, extras=extras)
+        used = notice(say(lang, "methods.used"), "info")
+        return {
+            **updates,
+            **draw(studio, engine, draft),
+            panel.table: render(lang, lines, line.spec),
+            studio.apply.status: used,
+            studio.edits: gr.update(selected="merge"),
+        }
+
+    outputs = [panel.table, panel.progress, panel.run, panel.cancel, session.methods]
+    panel.run.click(
+        run, studio.draft, outputs, concurrency_id="metrics", concurrency_limit=4, **PRIVATE
+    )
+
+    def stop(lang, request: gr.Request):
+        engine.stop(job_runner.name("methods", request))
+        return gr.update(interactive=False)  # the job says the rest when it has ended
+
+    panel.cancel.click(stop, session.language, panel.cancel, **PRIVATE)
+    panel.table.click(
+        use,
+        [session.language, session.methods, *studio.draft[1:]],
+        [*draw_draft.outputs(studio), *studio.form, *studio.merge.decades.values(), session.extras,
+         panel.table, studio.apply.status, studio.edits],
+        **PRIVATE,
+    )  # fmt: skip

@@ -1,0 +1,88 @@
+"""Everything on the screen that shows results, drawn at once from one board.
+
+Knows which components those are and writes the files to download. What they look like is in the
+panels' own files.
+"""
+
+import shutil
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import gradio as gr
+
+from sst_ui import disk
+from sst_ui import recipe as recipes
+from sst_ui.metrics import result_files
+from sst_ui.ui.events import advice as advice_events
+from sst_ui.ui.panels import answers, comparison, metrics, variants
+from sst_ui.ui.state.results_board import Board
+
+OFFERED = 32  # boards whose files lie ready to be downloaded
+
+
+def outputs(studio) -> list:
+    """The components that `refresh` may write to."""
+    panel, figures = studio.metrics, studio.figures
+    return [
+        panel.rows,
+        panel.advice,
+        *panel.files,
+        studio.variants.rows,
+        figures.tradeoff,
+        figures.compare,
+        studio.answers.table,
+        studio.answers.label,
+    ]
+
+
+def refresh(studio, board: Board) -> dict:
+    """Updates of everything that shows results."""
+    panel, figures = studio.metrics, studio.figures
+    choices = answers.labels(board.language, board.find(board.opened))
+    known = {value for _, value in choices}
+    label = board.label if board.label in known else answers.ANY
+    return {
+        panel.rows: metrics.render(board),
+        panel.advice: advice_events.render(board),
+        **dict(zip(panel.files, files(board), strict=True)),
+        studio.variants.rows: variants.render(board),
+        figures.tradeoff: variants.tradeoff(board),
+        figures.compare: comparison.figure(board),
+        studio.answers.table: answers.render(board),
+        studio.answers.label: gr.Dropdown(choices=choices, value=label),
+    }
+
+
+def files(board: Board) -> list[dict]:
+    """The downloads of the current variant; those that would be empty are not offered."""
+    if not board.now:
+        return [gr.update(visible=False)] * 4
+    recipe = board.variants.now.recipe
+    folder = _folder() / recipes.digest([recipes.to_dict(recipe), board.now, board.kept])
+    folder.mkdir(exist_ok=True)
+    paths = result_files.write(folder, recipe, board.now, board.kept)
+    _prune(folder)
+    shown = {"labels": bool(board.kept)}
+    kinds = {"csv": "metrics", "items": "items", "json": "json", "labels": "corrections"}
+    return [
+        gr.update(value=str(paths[name]), visible=shown.get(kind, True))
+        for kind, name in kinds.items()
+    ]
+
+
+@cache
+def _folder() -> Path:
+    """A folder that lives as long as the program; a download is copied out of it at once."""
+    _folder.kept = tempfile.TemporaryDirectory(prefix="files-", dir=disk.temporary())
+    return Path(_folder.kept.name)
+
+
+def _prune(newest: Path) -> None:
+    """Keep the files of the last few boards only: a download is copied when it is offered."""
+    newest.touch()
+    with suppress(OSError):  # another window prunes as well
+        folders = sorted(newest.parent.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+        for old in folders[:-OFFERED]:
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,128 @@
+"""The chat panel: one box, two columns, example prompts.
+
+Knows components only; who answers is in `ui.events.chat`.
+"""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from sst_ui.data import prompt_sets
+from sst_ui.errors import UserError
+from sst_ui.ui.widgets.inputs import Dropdown, Number
+from sst_ui.ui.widgets.texts import t
+
+BASE = "base"  # the picker's value for the untouched model
+UTILITY = "utility"  # ... for the utility adapter alone, where the current variant merges
+MERGED = "merged"  # ... for its merge without its ablation
+EDITED = "edited"  # ... and for whichever variant is current
+EXAMPLES = (  # label, prompt set of the demo, which prompt
+    ("harmful", "demo/harmful_heldout", 0),
+    ("lookalike", "demo/lookalike", 0),
+    ("jailbreak", "demo/jailbreak", 0),
+    ("fact", "demo/facts", 0),
+)
+
+
+@dataclass(frozen=True)
+class ChatPanel:
+    pickers: tuple[gr.Dropdown, gr.Dropdown]
+    columns: tuple[gr.Chatbot, gr.Chatbot]
+    examples: tuple[gr.Button, ...]
+    box: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    again: gr.Button
+    edit: gr.Button
+    clear: gr.Button
+    tokens: gr.Number
+    temperature: gr.Number
+    seed: gr.Textbox
+    status: gr.HTML
+
+
+def create() -> ChatPanel:
+    pickers, columns = [], []
+    with gr.Row(elem_id="columns"):
+        for side, value in (("left", BASE), ("right", EDITED)):
+            with gr.Column(min_width=200, elem_classes=f"side {side}"):
+                pickers.append(
+                    Dropdown(
+                        [(t("chat.base"), BASE), (t("answers.edited"), EDITED)],
+                        value=value,
+                        label=t(f"chat.{side}"),  # read out by screen readers
+                        show_label=False,
+                        container=False,
+                        elem_id=f"picker-{side}",
+                        filterable=False,
+                    )
+                )
+                columns.append(
+                    gr.Chatbot(
+                        show_label=False,
+                        container=False,
+                        elem_id=f"chat-{side}",
+                        height="100%",
+                        buttons=["copy"],
+                        feedback_options=None,
+                        layout="bubble",
+                        placeholder=t("chat.hello") if side == "left" else " ",
+                    )
+                )
+    with gr.Row(elem_id="examples"):
+        examples = tuple(_example(*row) for row in EXAMPLES)
+    with gr.Row(elem_id="ask"):
+        box = gr.Textbox(
+            label=t("chat.message"),
+            placeholder=t("chat.placeholder"),
+            show_label=False,
+            container=False,
+            lines=1,
+            max_lines=4,
+            scale=8,
+            elem_id="box",
+        )
+        send = gr.Button(t("chat.send"), variant="primary", scale=0, min_width=76, elem_id="send")
+        stop = gr.Button(
+            t("chat.stop"), variant="stop", scale=0, min_width=76, elem_id="stop", visible=False
+        )
+    with gr.Row(elem_id="chat-tools"):
+        again = gr.Button(t("chat.again"), size="sm", elem_id="again", min_width=70)
+        edit = gr.Button(t("chat.edit"), size="sm", elem_id="edit", min_width=50)
+        clear = gr.Button(t("chat.clear"), size="sm", elem_id="clear", min_width=50)
+        status = gr.HTML(elem_id="chat-status")
+        tokens = Number(64, label=t("chat.tokens"), elem_id="tokens")
+        temperature = Number(0, label=t("chat.temperature"), step=0.1, elem_id="temperature")
+        seed = gr.Textbox(  # a number may be left out, which gr.Number makes a 0
+            "", label=t("chat.seed"), placeholder=t("chat.seed.new"), max_lines=1,
+            elem_id="chat-seed",
+        )  # fmt: skip
+    return ChatPanel(
+        tuple(pickers),
+        tuple(columns),
+        examples,
+        box,
+        send,
+        stop,
+        again,
+        edit,
+        clear,
+        tokens,
+        temperature,
+        seed,
+        status,
+    )
+
+
+def _example(label: str, name: str, place: int) -> gr.Button:
+    try:
+        text = prompt_sets.load(name).prompts[place].user
+    except (UserError, IndexError):
+        text = ""
+    return gr.Button(
+        text,
+        size="sm",
+        visible=bool(text),
+        elem_classes=["example", f"is-{label}"],
+        min_width=60,
+    )

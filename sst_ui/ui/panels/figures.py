@@ -1,0 +1,135 @@
+"""The figures over the chat: the curve, the same in numbers, the probe and the trade-off."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from sst_ui.recipe import KINDS
+from sst_ui.ui.widgets import plots
+from sst_ui.ui.widgets.inputs import Dropdown, Radio
+from sst_ui.ui.widgets.texts import say, t
+
+SIGNALS = ("evidence", "quality", "cohens_d", "auroc", "snr", "cosine", "purity", "norm")
+VIEWS = ("budget", "spectrum", "kept")  # of a merge
+
+
+@dataclass(frozen=True)
+class FiguresPanel:
+    tabs: gr.Tabs
+    curve: gr.Plot
+    signal: gr.Dropdown
+    table: gr.Dataframe
+    table_note: gr.HTML
+    reset: gr.Button
+    row: gr.Textbox
+    target: gr.Dropdown
+    use: gr.Button
+    probe: gr.Plot
+    tradeoff: gr.Plot
+    compare: gr.Plot
+    merge: gr.Plot
+    merge_view: gr.Radio
+
+
+def create(layers: int) -> FiguresPanel:
+    with (
+        gr.Group(elem_id="figures", elem_classes="panel"),
+        gr.Tabs(elem_id="figure-tabs", selected="curve") as tabs,
+    ):
+        with gr.Tab(t("tab.curve"), id="curve"):
+            signal = Dropdown(
+                [(t(f"signal.{name}"), name) for name in SIGNALS],
+                value="evidence",
+                label=t("curve.signal"),
+                show_label=False,
+                container=False,
+                elem_id="signal",
+                min_width=120,
+            )
+            curve = gr.Plot(show_label=False, container=False, elem_id="curve", buttons=[])
+        with gr.Tab(t("tab.table"), id="table", elem_id="table-tab"):
+            with gr.Row(elem_id="table-tools"):
+                row = gr.Textbox(
+                    label=t("table.paste"),
+                    show_label=False,
+                    container=False,
+                    placeholder=t("table.paste"),
+                    max_lines=1,
+                    elem_id="paste-row",
+                    scale=4,
+                )
+                target = Dropdown(
+                    [
+                        (t("table.target.curve"), "curve"),
+                        *((t(f"kind.{kind}"), kind) for kind in KINDS),
+                    ],
+                    value="curve",
+                    label=t("table.target"),
+                    show_label=False,
+                    container=False,
+                    scale=1,
+                    min_width=90,
+                    elem_id="paste-target",
+                )
+                use = gr.Button(t("table.use"), size="sm", scale=0, min_width=60, elem_id="use-row")
+                reset = gr.Button(
+                    t("table.reset"), size="sm", scale=0, min_width=110, elem_id="reset-table"
+                )
+            table_note = gr.HTML(elem_id="table-note")
+            gr.HTML(t("table.hint"), elem_classes="hint")
+            table = gr.Dataframe(
+                headers=["#", "kernel", *KINDS],
+                datatype="str",
+                type="array",
+                interactive=True,
+                static_columns=[0, 1],
+                column_widths=["16%", "28%", "28%", "28%"],
+                show_label=False,
+                max_height=168,
+                buttons=[],
+                elem_id="weight-table",
+            )
+        with gr.Tab(t("tab.probe"), id="probe"):
+            probe = gr.Plot(
+                plots.empty(say("en", "probe.empty")),
+                show_label=False,
+                container=False,
+                elem_id="probe",
+                buttons=[],
+            )
+        with gr.Tab(t("tab.tradeoff"), id="tradeoff"):
+            tradeoff = gr.Plot(
+                plots.empty(say("en", "tradeoff.empty")),
+                show_label=False,
+                container=False,
+                elem_id="tradeoff",
+                buttons=[],
+            )
+        with gr.Tab(t("tab.compare"), id="compare", elem_id="compare-tab"):
+            compare = gr.Plot(
+                plots.empty(say("en", "compare.empty")),
+                show_label=False,
+                container=False,
+                elem_id="compare",
+                buttons=[],
+            )
+        with gr.Tab(t("tab.merge"), id="merge", elem_id="merge-tab"):
+            merge_view = Radio(
+                [(t(f"merge.view.{name}"), name) for name in VIEWS],
+                value="budget",
+                label=t("tab.merge"),
+                show_label=False,
+                container=False,
+                elem_id="merge-view",
+            )
+            merge = gr.Plot(
+                plots.empty(say("en", "merge.off")),
+                show_label=False,
+                container=False,
+                elem_id="merge",
+                buttons=[],
+            )
+    return FiguresPanel(
+        tabs, curve, signal, table, table_note, reset, row, target, use, probe, tradeoff, compare,
+        merge, merge_view,
+    )  # fmt: skip

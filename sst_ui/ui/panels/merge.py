@@ -1,0 +1,218 @@
+"""The merge panel: two adapters, method, how far to go, weights, data. Knows controls only.
+
+The controls of the methods' own parameters are made from `maths.merge.registry.METHODS`: a method
+that is added brings its controls, their ranges and words along.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import gradio as gr
+
+from sst_ui.data import prompt_sets
+from sst_ui.maths.merge.parameters import Parameter
+from sst_ui.maths.merge.registry import METHODS
+from sst_ui.recipe import Fisher, Merge, Target
+from sst_ui.ui.state import merge_form
+from sst_ui.ui.state.merge_form import FACTORS, GOALS, SHAPES, dials, own, priced
+from sst_ui.ui.widgets.html import safe
+from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, Slider
+from sst_ui.ui.widgets.texts import has, say, t
+
+LOWEST = 1e-5  # where a slider of decades begins; a number may be typed below it
+HIGHEST = 1e5
+BUDGETS = (1e-5, 3.0)  # nats a token
+
+
+@dataclass(frozen=True)
+class MergePanel:
+    """`controls` are those of the form by name, `decades` the sliders beside wide numbers."""
+
+    controls: Mapping[str, Any]
+    decades: Mapping[str, gr.Slider]
+    rows: Mapping[str, gr.Row]
+    bell: gr.Row
+    hint: gr.HTML
+    readout: gr.HTML
+    predict: gr.Button
+
+
+def create() -> MergePanel:
+    base = merge_form.first()
+    values = merge_form.show(base)
+    made: dict[str, Any] = {}
+    rows, decades = {}, {}
+    sets = [*prompt_sets.names(), *prompt_sets.public_names()]
+    with gr.Group(elem_id="merge-panel", elem_classes="panel"):
+        with gr.Row(elem_classes="head"):
+            gr.HTML(t("section.merge"), elem_classes="title")
+            made["merge_on"] = gr.Checkbox(
+                False, label=t("edit.on"), elem_id="merge_on", container=False, min_width=90
+            )
+        with gr.Row(elem_classes="pair"):
+            for name in ("utility", "safety"):
+                made[name] = Dropdown(
+                    merge_form.shipped(),
+                    value=values[name],
+                    label=t(f"merge.{name}"),
+                    allow_custom_value=True,
+                    elem_id=name,
+                )
+        made["method"] = Dropdown(
+            [(m.title, m.name) for m in METHODS],
+            value=base.method,
+            label=t("merge.method"),
+            elem_id="method",
+        )
+        hint = gr.HTML(told("en", base.method), elem_id="method-hint", elem_classes="hint")
+        with gr.Row(elem_classes="one") as rows["goal"]:
+            made["goal"] = Radio(
+                [(t(f"merge.goal.{name}"), name) for name in GOALS],
+                value=values["goal"],
+                label=t("merge.goal"),
+                show_label=False,
+                elem_id="goal",
+            )
+        rows["budget"], decades["budget"], made["budget"] = _wide(
+            "budget", t("merge.budget"), BUDGETS, values["budget"], True
+        )
+        mine = own(base.method)
+        for name, row in dials().items():
+            key, visible = f"p_{name}", name in mine and name != "mu"
+            label = t(f"dial.{name}") if has(f"dial.{name}") else row.what
+            if _is_wide(row):
+                ends = (max(row.low, LOWEST if row.log else 1), min(row.high, HIGHEST))
+                rows[key], decades[key], made[key] = _wide(key, label, ends, values[key], visible)
+                continue
+            with gr.Row(elem_classes="one", visible=visible) as rows[key]:
+                if row.kind == "choice":
+                    made[key] = Radio(
+                        list(row.choices), value=values[key], label=label, elem_id=key
+                    )
+                else:
+                    made[key] = Slider(
+                        row.low, row.high, values[key], step=row.step, label=label, buttons=[],
+                        elem_id=key,
+                    )  # fmt: skip
+        made["safety_weight"] = Slider(
+            0, 2, values["safety_weight"], step=0.05, label=t("merge.safety_weight"), buttons=[],
+            elem_id="safety_weight",
+        )  # fmt: skip
+        with gr.Row(elem_id="forecast"):
+            readout = gr.HTML(elem_id="merge-readout")
+            predict = gr.Button(t("merge.predict"), size="sm", elem_id="predict", min_width=60)
+    with gr.Accordion(t("section.merge_weights"), open=False, elem_id="merge-weights"):
+        made["shape"] = Radio(
+            [(t(f"merge.shape.{name}"), name) for name in SHAPES],
+            value=values["shape"],
+            label=t("merge.shape"),
+            elem_id="shape",
+        )
+        with gr.Row(elem_classes="pair", visible=False) as bell:
+            for name, high in (("peak", 1), ("width", 0.5)):
+                made[f"m_{name}"] = Slider(
+                    0, high, values[f"m_{name}"], step=0.01, label=t(f"weights.{name}"),
+                    buttons=[], elem_id=f"m_{name}",
+                )  # fmt: skip
+        for group in (FACTORS[:4], FACTORS[4:]):
+            with gr.Row(elem_classes="factors"):
+                for kind in group:
+                    made[f"f_{kind}"] = Number(
+                        values[f"f_{kind}"], label=f"{kind} ×", step=0.1, elem_id=f"f_{kind}",
+                        min_width=50,
+                    )  # fmt: skip
+    with gr.Accordion(t("section.merge_data"), open=False, elem_id="merge-data"):
+        for name in ("utility_set", "safety_set"):
+            made[name] = Dropdown(
+                sets, value=values[name], label=t(f"merge.{name}"), allow_custom_value=True,
+                elem_id=name,
+            )  # fmt: skip
+        with gr.Row(elem_classes="pair"):
+            for name in ("m_samples", "rank"):
+                made[name] = Number(0, label=t(f"merge.{name}"), elem_id=name)
+        for name, known in (("target", Target), ("fisher", Fisher)):
+            made[name] = Radio(
+                [(t(f"merge.{name}.{word}"), word) for word in get_args(known)],
+                value=values[name],
+                label=t(f"merge.{name}"),
+                elem_id=name,
+            )
+        made["inputs"] = Number(values["inputs"], label=t("merge.inputs"), elem_id="inputs")
+        made["unaligned"] = gr.Textbox(label=t("merge.unaligned"), max_lines=1, elem_id="unaligned")
+    return MergePanel(made, decades, rows, bell, hint, readout, predict)
+
+
+def _is_wide(row: Parameter) -> bool:
+    """Whether equal steps would be of no use over the parameter's range."""
+    return row.log or (row.kind == "int" and row.high >= 1000 and row.name != "seed")
+
+
+def _wide(name: str, label, ends: tuple[float, float], value: float, visible: bool):
+    """A slider of decades with the number itself beside it; the number is the form's control."""
+    low, high = (math.log10(end) for end in ends)
+    with gr.Row(elem_classes="wide", visible=visible) as row:
+        slider = Slider(
+            low, high, decade(value, low, high), step=0.01, label=label, buttons=[],
+            elem_id=f"{name}-decades", scale=4, min_width=120,
+        )  # fmt: skip
+        number = Number(
+            value, label=label, show_label=False, container=False, elem_id=name, scale=1,
+            min_width=96,
+        )  # fmt: skip
+    return row, slider, number
+
+
+def decade(value: Any, low: float, high: float) -> float:
+    """Where a slider of decades stands for a number; at its end for what lies beyond."""
+    number = float(value) if isinstance(value, int | float) and value > 0 else 0.0
+    return round(min(max(math.log10(number) if number else low, low), high), 2)
+
+
+def dialled(name: str, place: float) -> float:
+    """The number that a slider of decades stands for, to two digits; whole for whole parameters."""
+    number = 10**place
+    row = dials().get(name.removeprefix("p_"))
+    if row is not None and row.kind == "int":
+        return max(1, round(number))
+    return float(f"{number:.2g}")
+
+
+def told(language: str, method: str) -> str:
+    """What a method does, and where it comes from."""
+    row = METHODS[method]
+    words = say(language, f"method.{method}") if has(f"method.{method}") else row.what
+    paper = say(language, "merge.own") if row.paper == "this project" else row.paper
+    return f"{safe(words)} <em>{safe(paper)}</em>"
+
+
+def shown(panel: MergePanel, spec_method: str, goal: str, shape: str) -> dict:
+    """Which controls are there: those that the method and the goal have a use for."""
+    mine, within = own(spec_method), priced(spec_method) and goal == "budget"
+    updates = {
+        panel.rows["goal"]: gr.update(visible=priced(spec_method)),
+        panel.rows["budget"]: gr.update(visible=within),
+        panel.bell: gr.update(visible=shape == "bell"),
+    }
+    for name in dials():
+        there = name in mine and not (name == "mu" and within)
+        key = f"p_{name}"
+        updates[panel.rows[key]] = gr.update(visible=there)
+    return updates
+
+
+def places(panel: MergePanel, form: Any) -> dict:
+    """The sliders of decades where the form's numbers say."""
+    return {
+        slider: decade(getattr(form, name), slider.minimum, slider.maximum)
+        for name, slider in panel.decades.items()
+    }
+
+
+def summary(language: str, spec: Merge, point: Any, mu: float | None) -> str:
+    """The chosen point in words."""
+    words = [] if mu is None else [f"μ {mu:.3g}"]
+    words.append(say(language, "merge.cost", cost=f"{point.cost:.2g}"))
+    words.append(say(language, "merge.kept", kept=point.kept))
+    return " · ".join(words)

@@ -1,0 +1,235 @@
+"""The metrics panel: base → edited with interval, n and verdict, filled in while they are computed.
+
+Knows how a list of results looks. A row is a button: it opens the prompts and both answers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import gradio as gr
+
+from sst_ui.jobs.evaluate.evaluate import limits
+from sst_ui.metrics.registry import METRICS, Metric
+from sst_ui.metrics.results import MetricResult, change
+from sst_ui.recipe import Evaluation, Size
+from sst_ui.ui.panels import prompt_files
+from sst_ui.ui.state.results_board import Board
+from sst_ui.ui.state.window import Variants
+from sst_ui.ui.widgets.html import CLICKS, safe
+from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio
+from sst_ui.ui.widgets.numbers import exact, interval, number, scale, spark, track
+from sst_ui.ui.widgets.texts import has, say, t
+
+LEGEND = ("better", "worse", "negligible", "noise")
+MARKS = {"better": "✓", "worse": "✗", "negligible": "≪", "noise": "≈", "none": "·"}
+
+
+@dataclass(frozen=True)
+class MetricsPanel:
+    rows: gr.HTML
+    progress: gr.HTML
+    run: gr.Button
+    cancel: gr.Button
+    advice: gr.HTML
+    limits: gr.HTML
+    metrics: gr.Dropdown
+    metric_preset: gr.Radio
+    metric_samples: gr.Number
+    metric_tokens: gr.Number
+    judge: gr.Textbox
+    labels: gr.Textbox
+    upload: prompt_files.UploadPanel
+    files: tuple[gr.DownloadButton, ...]
+
+
+def create() -> MetricsPanel:
+    with gr.Group(elem_id="metrics-panel", elem_classes="panel"):
+        with gr.Row(elem_classes="head"):
+            gr.HTML(t("section.metrics"), elem_classes="title")
+            run = gr.Button(t("metrics.run"), size="sm", elem_id="run-metrics", min_width=70)
+            cancel = gr.Button(
+                t("cancel"),
+                size="sm",
+                variant="stop",
+                elem_id="cancel-metrics",
+                visible=False,
+                min_width=70,
+            )
+        with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
+            preset = Radio(
+                [(t(f"preset.{name}"), name) for name in get_args(Size)],
+                value="standard",
+                label=t("metrics.preset"),
+                elem_id="metric-preset",
+            )
+            limit = gr.HTML(elem_id="metric-limits", elem_classes="hint")
+            with gr.Row(elem_classes="pair"):
+                samples = Number(0, label=t("metrics.samples"), elem_id="metric-samples")
+                tokens = Number(0, label=t("metrics.tokens"), elem_id="metric-tokens")
+            metrics = Dropdown(
+                [(title("en", row.name, row.title), row.name) for row in METRICS],
+                value=[],
+                multiselect=True,
+                label=t("metrics.choose"),
+                elem_id="metric-names",
+                allow_custom_value=True,
+            )
+            judge = gr.Textbox(
+                label=t("metrics.judge"),
+                placeholder=t("metrics.judge.hint"),
+                max_lines=1,
+                elem_id="judge",
+            )
+            labels = gr.Textbox(label=t("metrics.labels"), max_lines=1, elem_id="labels-file")
+            upload = prompt_files.create("metrics", ("metrics",), _targets())
+        progress = gr.HTML(elem_id="metrics-progress")
+        rows = gr.HTML(render(Board("en", Variants(), {})), elem_id="metrics", js_on_load=CLICKS)
+        advice = gr.HTML(elem_id="advice", js_on_load=CLICKS)
+        with gr.Row(elem_id="metric-files"):
+            gr.HTML(t("metrics.files"))
+            files = tuple(
+                gr.DownloadButton(
+                    t(f"metrics.files.{kind}"),
+                    size="sm",
+                    visible=False,
+                    elem_id=f"download-{kind}",
+                    min_width=40,
+                )
+                for kind in ("csv", "items", "json", "labels")
+            )
+    return MetricsPanel(
+        rows, progress, run, cancel, advice, limit, metrics, preset, samples, tokens, judge, labels,
+        upload, files,
+    )  # fmt: skip
+
+
+def told_limits(language: str, wanted: Evaluation) -> str:
+    """How much these settings measure, in words."""
+    samples, tokens = limits(wanted)
+    key = "metrics.limits.all" if samples is None else "metrics.limits"
+    return safe(say(language, key, samples=samples, tokens=tokens))
+
+
+def title(language: str, name: str, fallback: str) -> str:
+    """A metric's title in the visitor's language, else the registry's."""
+    bare, other, prompts = name.partition("@")
+    if not has(key := f"metric.{bare}"):
+        return fallback
+    text = say(language, key)
+    return f"{text} ({Path(prompts.partition('?')[0]).name})" if other else text
+
+
+def _targets() -> list[tuple[str, str]]:
+    """Metrics with prompts of their own, which others can take the place of."""
+    return [(title("en", m.name, m.title), m.name) for m in METRICS if isinstance(m, Metric)]
+
+
+def verdict(result: MetricResult) -> str:
+    """The verdict's name on the screen; none where nothing was compared."""
+    return result.verdict or "none"
+
+
+def render(board: Board, pending: bool = False) -> str:
+    """All rows as HTML; the opened metric's is marked. `pending`: more are being computed."""
+    lang, results = board.language, board.now
+    if not results and not pending:
+        return f'<p class="empty">{say(lang, "metrics.none")}</p>'
+    ends = {}
+    for unit in {r.unit for r in results}:
+        rows = [r for _, found in board.measured for r in found.values() if r.unit == unit]
+        ends[unit] = scale(unit, [v for r in rows for v in (r.base, r.edited)])
+    rows = [_row(board, r, ends[r.unit]) for r in results]
+    if pending:
+        rows.append('<div class="metric ghost"><i></i><i></i></div>' * (1 if results else 4))
+    verdicts = "".join(
+        f'<span class="v-{name}" title="{safe(meaning(lang, name))}">{MARKS[name]} '
+        f"{say(lang, f'verdict.short.{name}')}</span>"
+        for name in LEGEND
+    )
+    legend = (
+        f'<div class="legend"><span class="is-base">{say(lang, "chat.base")}</span>'
+        f'<span class="is-edited">{say(lang, "answers.edited")} [95 %]</span>{verdicts}</div>'
+    )
+    return legend + "".join(rows)
+
+
+def _row(board: Board, result: MetricResult, end: float) -> str:
+    lang, unit, kind = board.language, result.unit, verdict(result)
+    way = say(lang, f"metrics.better.{'higher' if result.better == 'high' else 'lower'}")
+    word = say(lang, f"verdict.{kind}")
+    name = title(lang, result.name, result.title)
+    tip = f"{way} · {word} ({meaning(lang, kind)}) · {told(lang, result)}"
+    history = [
+        (variant, found[result.name].edited)
+        for variant, found in board.measured
+        if result.name in found and found[result.name].edited is not None
+    ]
+    line = spark(
+        result.base, history, board.variants.current, end, unit, say(lang, "metrics.spark")
+    )
+    tracks = track(result.base, end, "is-base") + track(result.edited, end, "is-edited")
+    shown = result.base if result.edited is None else result.edited
+    opened = " open" if result.name == board.opened else ""
+    return (
+        f'<div class="metric {kind}{opened}" role="button" tabindex="0" '
+        f'data-pick="{safe(result.name)}" title="{safe(tip)}"><div class="line">'
+        f'<span class="name">{safe(name)}<em>{"↑" if result.better == "high" else "↓"}</em></span>'
+        f"{corrected(lang, board.counts.get(result.name, 0))}"
+        f'<span class="values"><s>{number(result.base, unit)}</s>'
+        f"<b>{number(result.edited, unit)}</b></span>"
+        f'<span class="mark" role="img" aria-label="{word}" title="{safe(meaning(lang, kind))}">'
+        f"{MARKS[kind]}</span></div>"
+        f'<div class="line second"><div class="tracks">{tracks}</div>{line}'
+        f'<span class="ci">{interval(shown, unit)}</span><span class="n">n {shown.n}</span>'
+        f"</div>{_note(result)}</div>"
+    )
+
+
+def _note(result: MetricResult) -> str:
+    """What a reader should know before trusting the number, under it."""
+    return f'<div class="told">{safe(result.note)}</div>' if result.note else ""
+
+
+def meaning(language: str, kind: str) -> str:
+    """What a verdict means."""
+    return say(language, f"verdict.{change(kind)}.means")
+
+
+def corrected(language: str, count: int) -> str:
+    """How many labels were corrected by hand; empty for none."""
+    if not count:
+        return ""
+    return (
+        f'<span class="fixed" title="{say(language, "metrics.corrected.tip")}">✎ '
+        f"{say(language, 'metrics.corrected', count=count)}</span>"
+    )
+
+
+def told(language: str, result: MetricResult) -> str:
+    """Both values and their difference with intervals in one line, and the verdict's threshold."""
+    sides = (
+        ("chat.base", result.base, result.unit),
+        ("answers.edited", result.edited, result.unit),
+        ("metrics.difference", result.difference, apart(result.unit)),
+    )
+    words = [
+        f"{say(language, key)} {exact(value, unit)}"
+        for key, value, unit in sides
+        if value is not None
+    ]
+    if result.verdict is not None:
+        words.append(say(language, "metrics.threshold", size=threshold(result)))
+    return " · ".join(words)
+
+
+def apart(unit: str) -> str:
+    """The unit of a difference: of a perplexity's, nats/token."""
+    return "nats/token" if unit == "perplexity" else unit
+
+
+def threshold(result: MetricResult) -> str:
+    """The size up to which a change of this metric is negligible, with its unit."""
+    if result.unit == "rate":
+        return f"{result.negligible * 100:g} %"
+    return f"{result.negligible:g} {apart(result.unit)}"

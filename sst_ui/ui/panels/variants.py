@@ -1,0 +1,67 @@
+"""The list of applied recipes, and the figure of what each removes against what it costs."""
+
+import math
+from dataclasses import dataclass
+
+import gradio as gr
+
+from sst_ui.maths import pareto
+from sst_ui.ui.panels import metrics
+from sst_ui.ui.state.results_board import Board
+from sst_ui.ui.widgets import plots
+from sst_ui.ui.widgets.html import CLICKS, safe
+from sst_ui.ui.widgets.numbers import number
+from sst_ui.ui.widgets.texts import say, t
+
+SHOWN = ("refusal_rate", "kl_16", "quality")  # the columns of the list
+COST, GAIN = "kl_16", "refusal_rate"  # the axes of the trade-off
+
+
+@dataclass(frozen=True)
+class VariantsPanel:
+    rows: gr.HTML
+
+
+def create() -> VariantsPanel:
+    with gr.Group(elem_id="variants-panel", elem_classes="panel"):
+        gr.HTML(t("section.variants"), elem_classes="title")
+        rows = gr.HTML(elem_id="variants", js_on_load=CLICKS)
+    return VariantsPanel(rows)
+
+
+def render(board: Board) -> str:
+    """The list, newest first; a row is a button that brings its settings back."""
+    variants, known = board.variants, dict(board.measured)
+    names = (safe(say(board.language, f"variants.{name}")) for name in SHOWN)
+    head = "".join(f"<span>{name}</span>" for name in names)
+    rows = [f'<div class="variant heads"><b></b>{head}</div>']
+    for variant in reversed(variants.items):
+        found = known.get(variant.name, {})
+        cells = "".join(
+            f"<span>{number(found[n].edited, found[n].unit) if n in found else '·'}</span>"
+            for n in SHOWN
+        )
+        current = " current" if variant.name == variants.current else ""
+        rows.append(
+            f'<div class="variant{current}" role="button" tabindex="0" '
+            f'data-pick="{safe(variant.name)}"><b>{safe(variant.name)}</b>{cells}</div>'
+        )
+    return "".join(rows) if variants.items else ""
+
+
+def tradeoff(board: Board):
+    """Refusals against divergence, one point a variant; a sentence while there is none."""
+    language, points = board.language, [("base", 0.0, math.nan)]
+    for name, found in board.measured:
+        if COST in found and GAIN in found and found[COST].edited and found[GAIN].edited:
+            points[0] = (say(language, "chat.base"), 0.0, found[GAIN].base.value)
+            points.append((name, found[COST].edited.value, found[GAIN].edited.value))
+    if len(points) < 2:
+        return plots.empty(say(language, "tradeoff.empty"))
+    return plots.tradeoff(
+        metrics.title(language, COST, COST),
+        metrics.title(language, GAIN, GAIN),
+        points,
+        pareto.front(points),
+        board.variants.current,
+    )

@@ -1,0 +1,1 @@
+"""What all windows share: the engine, jobs, errors."""

@@ -1,0 +1,394 @@
+"""The one resident model behind every window, and what was computed for it.
+
+Knows the lab's jobs and who may use the model: a window holds a key, and a key that is not the
+loaded model's any more is answered with a clear message. Does not know components or languages.
+The only mutable thing of the screen; visitors' recipes are never kept here, only results that
+follow from them and may be computed again; the history is the user's own, and none on a Space.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sst_ui import recipe as recipes
+from sst_ui.errors import UserError
+from sst_ui.jobs.chat import chat
+from sst_ui.jobs.directions.measure import measure, resolve
+from sst_ui.jobs.directions.residual_cache import probe
+from sst_ui.jobs.evaluate.evaluate import evaluate
+from sst_ui.jobs.export.export import export
+from sst_ui.jobs.history.store import History
+from sst_ui.jobs.search.objectives import SearchSpec
+from sst_ui.jobs.search.search import search
+from sst_ui.jobs.search.trials import Local, Numbers
+from sst_ui.maths import directions as maths_directions
+from sst_ui.maths.merge.registry import METHODS
+from sst_ui.model.load.fingerprint import state
+from sst_ui.model.runtime.host import inspect, load
+from sst_ui.paths import PRESETS
+from sst_ui.progress import Progress, finish
+from sst_ui.recipe import Ablation, DirectionSpec, Evaluation, Merge, ModelSpec, Recipe
+from sst_ui.ui.services.merge_forecasts import Merges
+from sst_ui.ui.state.loaded_model import Loaded, Replaced
+from sst_ui.ui.state.run_store import shared
+
+log = logging.getLogger(__name__)
+KEPT = 64  # edits and directions kept in memory; older ones come back from the disk cache
+
+
+PATIENCE = 10.0  # seconds to wait for the step of an answer that was told to end
+
+
+@dataclass
+class Answering:
+    """An answer on its way, and what it was told meanwhile."""
+
+    stopped: bool = False  # to end with what it has
+    replaced: bool = False  # to end without another word
+    over: threading.Event = field(default_factory=threading.Event)
+
+
+class Engine:
+    """Holder of the model host. Every method may be called from any thread."""
+
+    def __init__(self, spec: ModelSpec | None = None) -> None:
+        self.spec = spec or ModelSpec()
+        self.opening = Progress("inspect", 0, 1)  # what the start-up thread is doing
+        self.failure: str | None = None
+        self._host = None
+        self._loaded = Loaded(spec=self.spec)
+        self._opened = threading.Event()
+        self._swap = threading.Lock()  # one load at a time
+        self._edits: OrderedDict[str, tuple] = OrderedDict()
+        self._warnings: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # of those edits
+        self._directions: OrderedDict[str, maths_directions.Directions] = OrderedDict()
+        self._chats = 0
+        self._stopped: OrderedDict[str, tuple] = OrderedDict()
+        self._answers: OrderedDict[str, Answering] = OrderedDict()
+        self.merges = Merges(self)
+        self.history = None if shared() else History()  # None: every browser keeps its own
+
+    # --- opening and swapping the model -------------------------------------------------------
+
+    def open(self) -> None:
+        """Load the first model and measure the default recipe in a thread; returns at once."""
+        threading.Thread(target=self._open, name="open-model", daemon=True).start()
+
+    def _open(self) -> None:
+        try:
+            finish(self.load(self.spec), self._note)
+            finish(self.resolve(self._loaded.key, self.first_recipe()), self._note)
+        except UserError as error:
+            self.failure = str(error)
+        except Exception as error:
+            log.exception("opening %s failed", self.spec.id)
+            self.failure = f"{self.spec.id} could not be opened ({type(error).__name__})."
+        finally:
+            self._opened.set()
+
+    def _note(self, progress: object) -> None:
+        if isinstance(progress, Progress):
+            self.opening = progress
+
+    def wait(self) -> Generator[Progress, None, Loaded]:
+        """Progress of the start-up thread (see `open`), until the model is there and measured."""
+        while not self._opened.wait(0.1):
+            yield self.opening
+        return self._loaded
+
+    @property
+    def loaded(self) -> Loaded:
+        """The model of now; its key is empty while there is none."""
+        return self._loaded
+
+    def first_recipe(self) -> Recipe:
+        """What a fresh window shows and applies: the default recipe on the loaded model."""
+        shipped = recipes.load(PRESETS / "recipes" / "default.yaml")
+        return replace(shipped, model=self._loaded.spec)
+
+    def inspect(self, spec: ModelSpec):
+        """What loading would need, before anything is fetched (see `model.load.memory.Report`)."""
+        return inspect(spec)
+
+    def load(self, spec: ModelSpec) -> Generator[Progress, None, Loaded]:
+        """Swap the resident model. Windows that worked with the old one are told to reload."""
+        if not self._swap.acquire(blocking=False):
+            raise UserError("a model is being loaded already; wait for it, or cancel it.")
+        try:
+            self._make_room(spec)
+            host = yield from load(spec)
+            dtype = str(next(host.model.parameters()).dtype).removeprefix("torch.")
+            key = f"{host.digest}:{recipes.digest(recipes.to_dict(spec))}"
+            if key != self._loaded.key:  # the same model again: windows and results stay good
+                self._edits.clear()
+                self._directions.clear()
+            self._host = host
+            self._loaded = Loaded(
+                key=key,
+                name=host.name,
+                spec=spec,
+                layers=host.layers,
+                parameters=host.parameters,
+                dtype=dtype,
+                device=str(host.device),
+                context=host.context,
+                warnings=host.warnings,
+            )
+            return self._loaded
+        finally:
+            self._swap.release()
+
+    def _make_room(self, spec: ModelSpec) -> None:
+        """Let go of the open model first where both together would not fit, but the new one would.
+
+        Otherwise it stays until the new one is there, so that a failed load costs nothing.
+        """
+        if self._host is None:
+            return
+        report = inspect(spec)
+        held = sum(p.numel() * p.element_size() for p in self._host.model.parameters())
+        if not report.fits and report.bytes + report.overhead <= report.free + held:
+            self._host, self._loaded = None, Loaded(spec=self._loaded.spec)
+            self._edits.clear()
+            self._directions.clear()
+
+    def host(self, key: str):
+        """The model, if `key` is still its key.
+
+        Raises:
+            UserError: nothing is loaded yet, or (`Replaced`) another window loaded another model.
+        """
+        if self._host is None:
+            raise UserError(self.failure or "no model is loaded yet; load one under Model.")
+        if key != self._loaded.key:
+            raise Replaced(self._loaded.name)
+        return self._host
+
+    # --- directions and edits -----------------------------------------------------------------
+
+    def measure(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, None]:
+        """Measure (or find in the cache) the directions of these settings."""
+        host = self.host(key)
+        directions = yield from measure(host, spec)
+        self._keep(self._directions, _name(key, spec), directions)
+
+    def directions(self, key: str, spec: DirectionSpec):
+        """Measured directions of these settings, or None."""
+        return self._directions.get(_name(key, spec))
+
+    def signals(self, key: str, spec: DirectionSpec) -> Mapping[str, np.ndarray]:
+        """Statistic -> [layers] values of these settings; empty when not measured. A random control
+        has no `evidence`."""
+        found = self.directions(key, spec)
+        if found is None:
+            return {}
+        stats = {name: values.numpy() for name, values in found.stats.items()}
+        if not found.control:
+            stats["evidence"] = maths_directions.signal(found)
+        return {name: values for name, values in stats.items() if np.isfinite(values).any()}
+
+    def suggestion(self, key: str, spec: DirectionSpec) -> np.ndarray | None:
+        """[layers] the signal a kernel is fitted to; None when not measured or a random control."""
+        found = self.directions(key, spec)
+        return None if found is None or found.control else maths_directions.signal(found)
+
+    def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple]:
+        """The recipe's edits on the loaded model, measured where needed."""
+        host = self.host(key)
+        name = _edited(key, recipe)
+        if name not in self._edits:
+            for edit in recipe.edits:
+                if isinstance(edit, Ablation) and self.directions(key, edit.directions) is None:
+                    yield from self.measure(key, edit.directions)
+                if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
+                    yield from self.merges.prepare(key, edit)
+            job, warnings = resolve(host, recipe), []
+            edits = yield from _listened(job, warnings)
+            self._keep(self._warnings, name, tuple(warnings))
+            self._keep(self._edits, name, edits)
+        for warning in self._warnings.get(name, ()):
+            yield Progress("resolve", 1, 1, warning=warning)
+        return self._edits[name]
+
+    def knows(self, key: str, recipe: Recipe) -> bool:
+        """Whether the recipe's edits are at hand, so that a window may open with them applied."""
+        return _edited(key, recipe) in self._edits
+
+    def check(self, key: str, edits: tuple):
+        """The numerical self-check of an edit (see `model.hooks.live_edits.EditReport`)."""
+        host = self.host(key)
+        with host.step():  # the check runs modules of the model
+            return host.live.check(edits)
+
+    @staticmethod
+    def _keep(store: OrderedDict, name: str, value: object) -> None:
+        store[name] = value
+        while len(store) > KEPT:
+            store.popitem(last=False)
+
+    # --- using it -----------------------------------------------------------------------------
+
+    def chat(
+        self,
+        key: str,
+        rows: Sequence[Recipe | None],
+        histories: list[list[dict[str, str]]],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int = 0,
+        notify: Callable[[list[int]], None] | None = None,
+    ) -> Generator[list[str], None, None]:
+        """Cumulative answers, one a row, in one batch; a row without a recipe is the base.
+
+        Args:
+            notify: told how many old turns each row does not see, if any (see `jobs.chat.chat`).
+        """
+        host = self.host(key)
+        edits = [finish(self.resolve(key, r)) if r is not None else () for r in rows]
+        with self._chatting():
+            limits = (max_new_tokens, temperature, seed)
+            yield from chat(host, edits, histories, *limits, notify=notify)
+
+    def answering(self, window: str) -> "Answering":
+        """An answer of this window begins; one that still runs there falls silent first."""
+        self.hush(window)
+        mine = Answering()
+        self._keep(self._answers, window, mine)
+        return mine
+
+    def hush(self, window: str) -> None:
+        """End the window's running answer without another word from it, and wait for that.
+
+        What a handler writes after this is not overwritten by what the answer had on its way.
+        """
+        if (running := self._answers.get(window)) is not None:
+            running.replaced = True
+            running.over.wait(PATIENCE)
+
+    def cut_short(self, window: str) -> bool:
+        """Tell the window's answer to end with what it has; False where none is on its way."""
+        running = self._answers.get(window)
+        if running is None or running.over.is_set():
+            return False
+        running.stopped = True
+        return True
+
+    def tokens(self, key: str, texts: Sequence[str]) -> int:
+        """How many tokens these texts have together."""
+        host = self.host(key)
+        return sum(len(host.tokens(text)) for text in texts)
+
+    def probe(
+        self, key: str, recipe: Recipe, messages: list[dict[str, str]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """[layers] position of a conversation on the refusal direction: base, edited.
+
+        The direction is that of the recipe's ablation, else the default one of the base model.
+        """
+        host = self.host(key)
+        edits = finish(self.resolve(key, recipe))
+        used = (*recipe.edits, *self.first_recipe().edits)
+        spec = next(edit.directions for edit in used if isinstance(edit, Ablation))
+        if self.directions(key, spec) is None:
+            finish(self.measure(key, spec))
+        directions = self.directions(key, spec)
+        return probe(host, messages, directions), probe(host, messages, directions, edits)
+
+    def evaluate(self, key: str, recipe: Recipe, evaluation: Evaluation) -> Generator:
+        """Metrics of base and edited; lets a running chat go first between two steps."""
+        host = self.host(key)
+        edits = yield from self.resolve(key, recipe)
+        return (yield from self._beside(evaluate(host, edits, evaluation)))
+
+    def search(self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None) -> Generator:
+        """A search (see `jobs.search.search.search`); ends with `Replaced` when the model is."""
+        job = self._beside(search(recipe, spec, Local(self.host(key)), storage))
+        with closing(job):
+            for part in job:
+                yield part
+                self.host(key)
+
+    def held_out(
+        self, key: str, recipe: Recipe, evaluation: Evaluation
+    ) -> Generator[Progress, None, Numbers]:
+        """The numbers of one recipe, as a search measures them but on prompts of your choice."""
+        job = self._beside(Local(self.host(key)).batch([recipe], evaluation))
+        return (yield from job)[0]
+
+    def _beside(self, job: Generator) -> Generator:
+        """Drive a job, a running chat going first between two steps."""
+        with closing(job):
+            while True:
+                try:
+                    part = next(job)
+                except StopIteration as end:
+                    return end.value
+                yield part
+                while self._chats:
+                    time.sleep(0.02)
+
+    def export(self, key: str, recipe: Recipe, out: Path, format: str, **more: Any) -> Generator:
+        """The recipe's model as files (`jobs.export.export.export`); the live model stays."""
+        return (yield from export(self.host(key), recipe, out, format, **more))
+
+    def stop(self, job: str) -> None:
+        """Tell a job of some window, by the name it gave itself, that nobody waits for it now.
+
+        Gradio closes a cancelled generator only between two steps, and sends on what it yields
+        until then; a job that asks `stopped` is quiet at once.
+        """
+        if job:
+            self._keep(self._stopped, job, ())
+
+    def begin(self, job: str) -> Callable[[], bool]:
+        """A job of this name begins; the answer tells whether it was told to stop since."""
+        self._stopped.pop(job, None)
+        return lambda: self.stopped(job)
+
+    def stopped(self, job: str) -> bool:
+        """Whether a job was told to stop."""
+        return job in self._stopped
+
+    @contextmanager
+    def _chatting(self):
+        self._chats += 1
+        try:
+            yield
+        finally:
+            self._chats -= 1
+
+
+def _listened(job: Generator, warnings: list[str]) -> Generator:
+    """Drive a job and note its warnings."""
+    with closing(job):
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                return end.value
+            if isinstance(step, Progress) and step.warning:
+                warnings.append(step.warning)
+            yield step
+
+
+def _name(key: str, spec: DirectionSpec) -> str:
+    return f"{key}:{recipes.digest([recipes.to_dict(spec), state(spec.file)])}"
+
+
+def _edited(key: str, recipe: Recipe) -> str:
+    """Names the recipe's edits on a model: also the state of the files that it names."""
+    files = [
+        state(e.utility, e.safety, e.unaligned)
+        if isinstance(e, Merge)
+        else state(e.directions.file)
+        for e in recipe.edits
+    ]
+    return f"{key}:{recipe.digest()}:{recipes.digest(files)}"

@@ -1,0 +1,266 @@
+"""The form: every control that is part of a recipe, and the way between its values and a `Recipe`.
+
+Knows controls by name. Does not know components, models or windows.
+"""
+
+from collections import namedtuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+from sst_ui.errors import UserError, unknown
+from sst_ui.maths import kernel
+from sst_ui.metrics.registry import find
+from sst_ui.recipe import (
+    Ablation,
+    DirectionSpec,
+    Estimator,
+    Evaluation,
+    Merge,
+    ModelSpec,
+    Operation,
+    Position,
+    Recipe,
+    Scope,
+    Size,
+    WeightTable,
+)
+from sst_ui.ui.state import merge_form
+from sst_ui.ui.state.merge_form import number, text, whole
+
+CHOICES = {"estimator": Estimator, "scope": Scope, "position": Position, "operation": Operation}
+OWN_PROFILES = ("measured", "model", "custom")  # beside the named ones of presets/profiles.yaml
+MEASURING = ("metrics", "metric_preset", "metric_samples", "metric_tokens", "judge", "labels")
+
+
+WAYS = ("operation", "norm_preserving", "affine")  # exclude one another where not at rest
+
+ABLATION = (
+    "ablation_on", "profile", "strength", "peak", "width", "threshold", "attention", "mlp",
+    "operation", "norm_preserving", "affine", "estimator", "k", "scope", "layer", "winsorize",
+    "position", "shrinkage", "seed", "samples", "harmful", "harmless", "file",
+)  # fmt: skip
+# Every control that is part of a recipe: as components in `build`, as values in handlers.
+Form = namedtuple("Form", (*ABLATION, *MEASURING, *merge_form.FIELDS))
+
+
+@dataclass(frozen=True)
+class Extras:
+    """The part of a recipe that no single control shows.
+
+    Attributes:
+        curve, overrides: of the ablation's table, a pasted curve and pinned cells.
+        merge: what the merge's controls were filled from (see `merge_form.read`).
+    """
+
+    curve: tuple[float, ...] | None = None
+    overrides: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    merge: Merge = field(default_factory=merge_form.first)
+
+
+def read(values: Form, extras: Extras, model: ModelSpec) -> Recipe:
+    """The recipe that the controls say: what is switched on, a merge before an ablation.
+
+    Raises:
+        UserError: a value is missing or out of range, naming it as the recipe does.
+    """
+    edits: tuple[Ablation | Merge, ...] = ()
+    if values.merge_on:
+        edits = (merge_form.read(values, extras.merge),)
+    if values.ablation_on:
+        edits = (*edits, ablation(values, extras))
+    return Recipe(model=model, edits=edits, evaluation=evaluation(*measuring(values)))
+
+
+def ablation(values: Form, extras: Extras) -> Ablation:
+    """The ablation that the controls say, switched on or not.
+
+    Raises:
+        UserError: as `read`.
+    """
+    known = (*kernel.profiles(), *OWN_PROFILES)
+    if values.profile not in known:
+        raise unknown("profile", values.profile, known)
+    weights = WeightTable(
+        profile=values.profile,
+        peak=number("weights.peak", values.peak),
+        width=number("weights.width", values.width),
+        threshold=number("weights.threshold", values.threshold),
+        strength=number("weights.strength", values.strength),
+        modules={
+            "attention": number("weights.modules.attention", values.attention),
+            "mlp": number("weights.modules.mlp", values.mlp),
+        },
+        curve=extras.curve,
+        overrides=extras.overrides,
+    )
+    for name, known in CHOICES.items():
+        if getattr(values, name) not in get_args(known):
+            raise unknown(name, getattr(values, name), get_args(known))
+    winsorize = number("directions.winsorize", values.winsorize)
+    single = values.scope == "single"
+    directions = DirectionSpec(
+        estimator=values.estimator,
+        harmful=text("directions.harmful", values.harmful),
+        harmless=text("directions.harmless", values.harmless),
+        k=whole("directions.k", values.k),
+        scope=values.scope,
+        layer=number("directions.layer", values.layer) if single else None,
+        winsorize=None if winsorize == 1 else winsorize,
+        position=values.position,
+        shrinkage=number("directions.shrinkage", values.shrinkage),
+        samples=whole("directions.samples", values.samples) or None,
+        seed=whole("directions.seed", values.seed),
+        file=(values.file or "").strip() or None,
+    )
+    return Ablation(
+        directions=directions,
+        weights=weights,
+        operation=values.operation,
+        norm_preserving=bool(values.norm_preserving),
+        affine=bool(values.affine),
+    )
+
+
+def measuring(values: Form) -> tuple:
+    """The controls (or their values) that say what is measured, as `evaluation` takes them."""
+    return tuple(getattr(values, name) for name in MEASURING)
+
+
+def evaluation(metrics, preset, samples, tokens, judge, labels) -> Evaluation:
+    """What to measure, as the controls of `MEASURING` say.
+
+    Raises:
+        UserError: a value is missing or out of range, an unknown metric or preset.
+    """
+    for name in metrics or ():
+        find(name)
+    if preset not in get_args(Size):
+        raise unknown("evaluation.preset", preset, get_args(Size))
+    return Evaluation(
+        metrics=tuple(metrics or ()),
+        preset=preset,
+        samples=whole("evaluation.samples", samples) or None,
+        max_new_tokens=whole("evaluation.max_new_tokens", tokens) or None,
+        judge=(judge or "").strip() or None,
+        labels=(labels or "").strip() or None,
+    )
+
+
+def split(recipe: Recipe) -> tuple[Merge | None, Ablation | None]:
+    """The recipe's merge and its ablation.
+
+    Raises:
+        UserError: edits that the controls cannot show: two of a kind, or a merge after an ablation.
+    """
+    kinds = [type(edit) for edit in recipe.edits]
+    if kinds not in ([], [Merge], [Ablation], [Merge, Ablation]):
+        names = ", ".join(kind.__name__.lower() for kind in kinds)
+        raise UserError(
+            f"the recipe's edits are {names}; the screen shows one merge, one ablation, or a merge "
+            "and then an ablation. Run it with: python -m sst_ui run recipe.yaml"
+        )
+    found: dict[type, Any] = dict(zip(kinds, recipe.edits, strict=True))
+    return found.get(Merge), found.get(Ablation)
+
+
+def show(
+    recipe: Recipe, now: Form | None = None, extras: Extras | None = None
+) -> tuple[Form, Extras]:
+    """The controls' values for a recipe; the inverse of `read`.
+
+    Args:
+        now, extras: what the controls hold; an edit that the recipe lacks stays there, switched
+            off. Without them it has its defaults.
+
+    Raises:
+        UserError: as `split`.
+    """
+    merge, edit = split(recipe)
+    kept = {} if now is None else now._asdict()
+    before = extras or Extras()
+    if edit is not None or now is None:
+        kept |= _shown(edit or Ablation())
+        weights = (edit or Ablation()).weights
+        before = replace(before, curve=weights.curve, overrides=weights.overrides)
+    if merge is not None or now is None:
+        before = replace(before, merge=merge or before.merge)
+        kept |= merge_form.show(before.merge)
+    kept |= {
+        "ablation_on": edit is not None,
+        "merge_on": merge is not None,
+        "metrics": list(recipe.evaluation.metrics),
+        "metric_preset": recipe.evaluation.preset,
+        "metric_samples": recipe.evaluation.samples or 0,
+        "metric_tokens": recipe.evaluation.max_new_tokens or 0,
+        "judge": recipe.evaluation.judge or "",
+        "labels": recipe.evaluation.labels or "",
+    }
+    return Form(**kept), before
+
+
+def _shown(edit: Ablation) -> dict[str, Any]:
+    weights, directions = edit.weights, edit.directions
+    offered = (*kernel.profiles(), *OWN_PROFILES)  # a merge's `flat` is not among them
+    return {
+        "profile": weights.profile if weights.profile in offered else "custom",
+        "strength": weights.strength,
+        "peak": weights.peak,
+        "width": weights.width,
+        "threshold": weights.threshold,
+        "attention": weights.modules.get("attention", 1.0),
+        "mlp": weights.modules.get("mlp", 1.0),
+        "operation": edit.operation,
+        "norm_preserving": edit.norm_preserving,
+        "affine": edit.affine,
+        "estimator": directions.estimator,
+        "k": directions.k,
+        "scope": directions.scope,
+        "layer": directions.layer or 0,
+        "winsorize": 1.0 if directions.winsorize is None else directions.winsorize,
+        "position": directions.position,
+        "shrinkage": directions.shrinkage,
+        "seed": directions.seed,
+        "samples": directions.samples or 0,
+        "harmful": directions.harmful,
+        "harmless": directions.harmless,
+        "file": directions.file or "",
+    }
+
+
+def wrong(values: Form, extras: Extras, model: ModelSpec, sound: Form) -> dict[str, str]:
+    """Control -> what is wrong with its value; nothing for a form that `read` takes.
+
+    The control is the one that a `sound` value repairs, the last of several: switching a merge off
+    repairs each of its numbers too. For what none of them repairs it is the profile.
+    """
+    found: dict[str, str] = {}
+    while (text := _refused(values, extras, model)) is not None:
+        for name in (name for name in reversed(Form._fields) if name not in found):
+            repaired = values._replace(**{name: getattr(sound, name)})
+            if _refused(repaired, extras, model) != text:
+                break
+        else:
+            return {"profile": text, **found}
+        values, found[name] = repaired, text
+    return found
+
+
+def _refused(values: Form, extras: Extras, model: ModelSpec) -> str | None:
+    """Why a form is no recipe; its ablation must be sound though it is off, for it is drawn."""
+    try:
+        read(values, extras, model)
+        ablation(values, extras)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def free(values: Form) -> dict[str, bool]:
+    """Which of `WAYS` can be chosen beside what is chosen: no two of add, norms and affine."""
+    chosen = {
+        "operation": values.operation == "add",
+        "norm_preserving": bool(values.norm_preserving),
+        "affine": bool(values.affine),
+    }
+    return {name: chosen[name] or not any(chosen.values()) for name in WAYS}

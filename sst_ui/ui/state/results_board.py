@@ -1,0 +1,71 @@
+"""What the results say at one moment: of which variant, with which labels corrected.
+
+Knows variants, results and corrections as values. Does not know components: every panel that shows
+results is drawn from a `Board`, so that all of them tell the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from sst_ui.metrics import corrections
+from sst_ui.metrics.corrections import Correction
+from sst_ui.metrics.results import MetricResult
+from sst_ui.metrics.text.refusal_phrases import Label
+from sst_ui.recipe import Recipe
+from sst_ui.ui.state.window import Variants
+
+
+@dataclass(frozen=True)
+class Board:
+    """Everything that a panel of results needs, as handlers receive it (see `Studio.board`).
+
+    Attributes:
+        results: recipe digest -> its metrics as measured (and `done:` marks, see `evaluating`).
+        kept: the corrections as the browser keeps them.
+        opened: the metric whose prompts are shown; empty for none.
+        only, label, search: the filter of those prompts.
+    """
+
+    language: str
+    variants: Variants
+    results: Mapping[str, Sequence[MetricResult]]
+    kept: tuple[Correction, ...] = ()
+    opened: str = ""
+    only: str = "all"
+    label: str = "any"
+    search: str = ""
+
+    @classmethod
+    def of(cls, language, variants, results, rows, *more) -> "Board":
+        """From the values of `Studio.board`."""
+        return cls(language, variants, results, corrections.from_rows(rows), *more)
+
+    @cached_property
+    def labels(self) -> dict[str, Label]:
+        """Corrected label by key of the answer."""
+        return corrections.labels(self.kept)
+
+    def metrics(self, recipe: Recipe) -> tuple[MetricResult, ...]:
+        """A recipe's metrics, corrected; empty while there are none."""
+        return corrections.apply(self.results.get(recipe.digest(), ()), self.labels)
+
+    @cached_property
+    def now(self) -> tuple[MetricResult, ...]:
+        """The current variant's metrics, corrected."""
+        return self.metrics(self.variants.now.recipe) if self.variants.now else ()
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many corrected answers each of the current metrics reads."""
+        return corrections.counts(self.now, self.labels) if self.labels else {}
+
+    @cached_property
+    def measured(self) -> list[tuple[str, dict[str, MetricResult]]]:
+        """Variants with at least one metric, oldest first, and their metrics by name."""
+        found = ((v.name, self.metrics(v.recipe)) for v in self.variants.items)
+        return [(name, {r.name: r for r in rows}) for name, rows in found if rows]
+
+    def find(self, name: str) -> MetricResult | None:
+        """A metric of the current variant, if it was measured."""
+        return next((r for r in self.now if r.name == name), None)

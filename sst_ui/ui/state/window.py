@@ -1,0 +1,174 @@
+"""What a window holds: small frozen data. Variants, and the conversation in both columns.
+
+Holds no tensors, models or locks: those live in the engine, once.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+
+from sst_ui import recipe as recipes
+from sst_ui.checked import build
+from sst_ui.errors import UserError
+from sst_ui.maths.merge.registry import METHODS
+from sst_ui.recipe import Merge, Recipe
+from sst_ui.ui.state.form import split
+
+SAVED = 20  # variants that the browser keeps
+KEPT = 40  # turns of a chat that it keeps
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An applied recipe under a name that is unique in the session."""
+
+    name: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Applied recipes, oldest first, and which of them is the edited model now."""
+
+    items: tuple[Variant, ...] = ()
+    current: str = ""
+
+    def get(self, name: str) -> Variant | None:
+        """The variant of that name, if there is one."""
+        return next((v for v in self.items if v.name == name), None)
+
+    @property
+    def now(self) -> Variant | None:
+        """The variant that chat and metrics use."""
+        return self.get(self.current)
+
+    def add(self, recipe: Recipe, name: str = "") -> "Variants":
+        """The recipe as the current variant; one that was applied before is only picked again.
+
+        Args:
+            name: to go by; '' for one that says what the recipe does.
+        """
+        digest = recipe.digest()
+        known = next((v for v in self.items if v.recipe.digest() == digest), None)
+        if known is not None:
+            items = tuple(replace(v, recipe=recipe) if v is known else v for v in self.items)
+            return Variants(items, known.name)
+        name = unique(name or title(recipe), {v.name for v in self.items})
+        return Variants((*self.items, Variant(name, replace(recipe, name=name))), name)
+
+    def saved(self) -> list[str]:
+        """The latest recipes as YAML, oldest first, for the browser to keep."""
+        return [recipes.to_yaml(v.recipe) for v in self.items[-SAVED:]]
+
+    @classmethod
+    def restored(cls, texts: Sequence[str], model: str) -> "Variants":
+        """The variants of a model among saved recipes; what can no longer be read is left out."""
+        known = cls()
+        for text in texts:
+            with suppress(UserError):
+                recipe = recipes.from_yaml(text)
+                split(recipe)
+                if recipe.model.id == model and recipe.edits:
+                    known = known.add(recipe, recipe.name)
+        return known
+
+    def back(self) -> "Variants":
+        """The variant applied before the current one becomes current (undo)."""
+        names = [v.name for v in self.items]
+        place = names.index(self.current) if self.current in names else 0
+        if place == 0:
+            raise UserError("there is nothing earlier to go back to.")
+        return replace(self, current=names[place - 1])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an answer came from. It is written down when the answer begins and never looked up
+    again: the answer stays that recipe's, whatever is picked, applied, renamed or deleted later.
+
+    Attributes:
+        part: `base`, `utility`, `merged` or `edited`: which model of the variant.
+        name: what the variant was called; empty for the base.
+        digest: of the recipe that answered; empty for the base.
+        temperature, seed: what it was drawn with; the seed says nothing at temperature 0.
+        left_out: the oldest turns of the conversation that it did not see.
+    """
+
+    part: str
+    name: str = ""
+    digest: str = ""
+    temperature: float = 0.0
+    seed: int = 0
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message, what each column answered, and where each answer came from."""
+
+    message: str
+    answers: tuple[str, ...] = ("", "")
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The turns of a chat, oldest first."""
+
+    turns: tuple[Turn, ...] = ()
+
+    def history(self, column: int) -> list[dict[str, str]]:
+        """The messages as one column's model saw them; an unanswered turn ends with the user."""
+        messages = []
+        for turn in self.turns:
+            messages.append({"role": "user", "content": turn.message})
+            if turn.answers[column]:
+                messages.append({"role": "assistant", "content": turn.answers[column]})
+        return messages
+
+    def rows(self) -> list[dict]:
+        """The latest turns as plain data, for a browser to keep."""
+        return [asdict(turn) for turn in self.turns[-KEPT:]]
+
+    @classmethod
+    def from_rows(cls, rows: object) -> "Conversation":
+        """What `rows` gave; all of it is left out where something else is among it."""
+        try:
+            return cls(tuple(build(Turn, row, "turn") for row in rows))
+        except (UserError, TypeError):
+            return cls()
+
+
+def title(recipe: Recipe) -> str:
+    """A short name that says what the recipe does: method, profile, strength, what is unusual."""
+    merge, edit = split(recipe)
+    parts = [_merged(merge)] if merge else []
+    if edit is not None:
+        marks = [edit.weights.profile, f"×{edit.weights.strength:g}"]
+        marks += [edit.operation] if edit.operation != "ablate" else []
+        marks += ["affine"] if edit.affine else []
+        marks += ["random"] if edit.directions.estimator == "random" else []
+        parts.append(" ".join(marks))
+    return " + ".join(parts).replace("-", "−") or "base"
+
+
+def _merged(merge: Merge) -> str:
+    """Method and the number that says how far it goes."""
+    if merge.weights.strength == 0:
+        return "utility adapter"
+    method = METHODS[merge.method]
+    marks = [method.name]
+    values = method.check(merge.parameters)
+    if merge.budget is not None:
+        marks.append(f"≤{merge.budget:g} nats")
+    else:
+        marks += [f"{sign} {values[n]:g}" for n, sign in (("mu", "μ"), ("k", "k")) if n in values]
+    marks += [f"×{merge.weights.strength:g}"] if merge.weights.strength != 1 else []
+    return " ".join(marks)
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """The name, or the name with the next free number."""
+    if name not in taken:
+        return name
+    return next(n for i in range(2, 10_000) if (n := f"{name} #{i}") not in taken)

@@ -1,0 +1,283 @@
+"""Figures. Grey-blue is what the base model is, orange what the edit does to it, everywhere.
+
+Knows Plotly and arrays of [layers]. Backgrounds are transparent and text and grid take their
+colours from assets/style.css, so one figure serves light and dark.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sst_ui.maths.kernel import EARLY
+from sst_ui.recipe import KINDS
+from sst_ui.ui.widgets.texts import say
+
+BASE, EDITED, SECOND = "#7189a3", "#d9622b", "#e8a84c"
+FAINT, AMBER = "rgba(113,137,163,.16)", "rgba(217,150,43,.13)"
+OTHERS = (  # variants beside the current one; none is near the orange of the edited model
+    "#2b8290", "#8a6fae", "#5a9367", "#b0892f", "#c46a8b", "#5aa7c7", "#8c6d4f", "#7a8f3c",
+)  # fmt: skip
+HEIGHT = 232
+
+
+def curve(
+    language: str,
+    alpha: np.ndarray,
+    peak: float | None,
+    signal: np.ndarray | None,
+    signal_name: str,
+    pinned: Mapping[str, Mapping[int, float]],
+    early: bool,
+) -> go.Figure:
+    """The weight of every layer over the measured signal.
+
+    Args:
+        alpha: [layers, kinds] weights after strength, factors and overrides.
+        peak: position of the bell's maximum 0..1, or None for a curve without one.
+        signal: [layers] the statistic behind the curve, or None when not measured.
+        pinned: kind -> layer -> alpha of the overridden cells, drawn as diamonds.
+        early: whether the first quarter is touched, and shaded therefore.
+    """
+    layers = np.arange(len(alpha))
+    used = np.any(alpha != 0, axis=1)
+    top, bottom = max(1.12, alpha.max() * 1.12), min(0.0, alpha.min() * 1.12)
+    figure = blank(say(language, "curve.layer"), say(language, "curve.weight"))
+    if signal is not None:
+        ceiling = max(float(np.nanmax(signal)), 1e-9) * 1.12
+        figure.add_bar(
+            x=layers,
+            y=signal,
+            name=signal_name,
+            marker={"color": [("rgba(113,137,163,.42)" if u else FAINT) for u in used]},
+            hovertemplate="%{y:.3g}",
+            showlegend=False,
+        )
+        figure.add_bar(x=[None], y=[None], name=signal_name, marker={"color": BASE})
+        figure.update_layout(yaxis={"range": [ceiling * bottom / top, ceiling]})
+    lines = zip(KINDS, (EDITED, SECOND), ("solid", "dot"), (7, 4.5), strict=True)
+    for column, (kind, colour, dash, size) in enumerate(lines):
+        values = alpha[:, column]
+        cells = pinned.get(kind, {})
+        figure.add_scatter(
+            x=layers,
+            y=values,
+            yaxis="y2",
+            name=say(language, f"kind.{kind}"),
+            mode="lines+markers",
+            line={"color": colour, "width": 2, "dash": dash},
+            marker={
+                "size": [size + 4 if i in cells else size for i in layers],
+                "symbol": ["diamond" if i in cells else "circle" for i in layers],
+                "color": [colour if v != 0 else "#a7b0ba" for v in values],
+            },
+            hovertemplate="%{y:.3f}",
+        )
+    if early:
+        figure.add_vrect(-0.5, (len(alpha) - 1) * EARLY, fillcolor=AMBER, line_width=0)
+    if peak is not None:
+        place = peak * (len(alpha) - 1)
+        figure.add_vline(place, line={"color": EDITED, "width": 1, "dash": "dash"}, opacity=0.55)
+        figure.add_annotation(
+            x=place,
+            y=1,
+            yref="paper",
+            text=say(language, "curve.peak", peak=peak),
+            showarrow=False,
+            xanchor="left" if peak < 0.8 else "right",
+            xshift=4 if peak < 0.8 else -4,
+            yanchor="top",
+            font={"size": 11},
+        )
+    # Plotly draws the overlaying axis on top: the weights take it, the signal stays behind.
+    figure.update_layout(
+        yaxis2={**figure.layout.yaxis.to_plotly_json(), "overlaying": "y", "range": [bottom, top]}
+    )
+    figure.layout.yaxis.update(visible=False)
+    figure.update_xaxes(range=[-0.6, len(alpha) - 0.4], dtick=max(1, len(alpha) // 12))
+    return figure
+
+
+def probe(language: str, base: np.ndarray, edited: np.ndarray, variant: str) -> go.Figure:
+    """Projection of the last message on each layer's direction, [layers] for base and edited.
+
+    Args:
+        variant: which one `edited` is; the figure stays when another one is applied.
+    """
+    figure = blank(say(language, "curve.layer"), say(language, "probe.axis"))
+    for values, colour, name in (
+        (base, BASE, say(language, "chat.base")),
+        (edited, EDITED, f"{say(language, 'answers.edited')} · {variant}"),
+    ):
+        figure.add_scatter(
+            x=np.arange(len(values)),
+            y=values,
+            name=name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            hovertemplate="%{y:.2f}",
+        )
+    return figure
+
+
+def tradeoff(
+    x_title: str,
+    y_title: str,
+    points: Sequence[tuple[str, float, float]],
+    front: Sequence[str],
+    current: str,
+) -> go.Figure:
+    """Variants as points (name, x, y); the Pareto front's names are joined by a line."""
+    figure = blank(x_title, y_title)
+    best = sorted((p for p in points if p[0] in front), key=lambda p: p[1])
+    figure.add_scatter(
+        x=[p[1] for p in best],
+        y=[p[2] for p in best],
+        mode="lines",
+        line={"color": BASE, "width": 1, "dash": "dot"},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.add_scatter(
+        x=[p[1] for p in points],
+        y=[p[2] for p in points],
+        text=[p[0] for p in points],
+        mode="markers+text",
+        textposition="top center",
+        textfont={"size": 11},
+        marker={
+            "size": [13 if p[0] == current else 9 for p in points],
+            "color": [EDITED if p[0] == current else BASE for p in points],
+        },
+        cliponaxis=False,
+        hovertemplate="%{text}<br>%{x:.4g} · %{y:.3g}<extra></extra>",
+        showlegend=False,
+    )
+    figure.update_layout(hovermode="closest")
+    figure.update_xaxes(tickformat="~g", exponentformat="none", rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """A variant in the comparison.
+
+    Attributes:
+        heights: on every axis value, lower and upper bound, 0 (worst) to 1 (best); nan for none.
+        told: what the tip says on every axis.
+    """
+
+    name: str
+    heights: Sequence[tuple[float, float, float]]
+    told: Sequence[str]
+
+
+def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current: str) -> go.Figure:
+    """Parallel coordinates: up is good on every axis. The first line is the base.
+
+    Args:
+        axes: of each its title and what stands at its best and its worst end.
+        current: the variant drawn as the edited one; it and the base show their intervals.
+    """
+    figure = blank("", "")
+    places = list(range(len(axes)))
+    others = [line.name for line in lines[1:] if line.name != current]
+    order = sorted(lines, key=lambda line: (line.name == current, line is lines[0]))
+    for line in order:
+        mine, base = line.name == current, line is lines[0]
+        colour = EDITED if mine else BASE if base else OTHERS[others.index(line.name) % len(OTHERS)]
+        values = [h[0] for h in line.heights]
+        spread = None
+        if mine or base:
+            spread = {
+                "type": "data",
+                "symmetric": False,
+                "array": [h[2] - h[0] for h in line.heights],
+                "arrayminus": [h[0] - h[1] for h in line.heights],
+                "thickness": 1.2,
+                "width": 3,
+            }
+        figure.add_scatter(
+            x=places,
+            y=values,
+            name=line.name,
+            mode="lines+markers",
+            line={"color": colour, "width": 2.6 if mine else 2 if base else 1.4,
+                  "dash": "dot" if base else "solid"},
+            marker={"size": 7 if mine else 5, "color": colour},
+            opacity=1 if mine or base else 0.8,
+            error_y=spread,
+            customdata=line.told,
+            hovertemplate="%{customdata}",
+            legendrank=lines.index(line),
+            cliponaxis=False,
+        )  # fmt: skip
+    for place, (_, best, worst) in enumerate(axes):
+        for y, text, anchor in ((1.03, best, "bottom"), (-0.03, worst, "top")):
+            figure.add_annotation(
+                x=place, y=y, text=text, showarrow=False, yanchor=anchor, font={"size": 9.5}
+            )
+        figure.add_shape(
+            type="line", x0=place, x1=place, y0=0, y1=1, layer="below",
+            line={"color": BASE, "width": 1}, opacity=0.35,
+        )  # fmt: skip
+    figure.update_xaxes(
+        tickvals=places,
+        ticktext=[title for title, _, _ in axes],
+        tickfont={"size": 10},
+        range=[-0.45, len(axes) - 0.55],
+        showline=False,
+        ticks="",
+        tickangle=0,
+    )
+    figure.update_yaxes(range=[-0.12, 1.13], visible=False)
+    wide = sum(6 * len(line.name) + 46 for line in lines)  # pixels, about
+    top = 26 + 17 * (wide // 660)  # the legend takes another row
+    figure.update_layout(margin={"l": 8, "r": 8, "t": top, "b": 40})
+    figure.update_layout(legend={"y": 0.995, "yanchor": "top", "yref": "container"})
+    return figure
+
+
+def wrapped(text: str, width: int = 11) -> str:
+    """A title broken into lines that fit under an axis."""
+    if text.isascii():
+        return "<br>".join(textwrap.wrap(text, width))
+    return "<br>".join(text[i : i + 6] for i in range(0, len(text), 6))  # kana and kanji are wide
+
+
+def empty(text: str) -> go.Figure:
+    """A sentence where a figure will be."""
+    figure = blank("", "")
+    figure.add_annotation(
+        x=0.5, y=0.5, xref="paper", yref="paper", text=text, showarrow=False, font={"size": 13}
+    )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure
+
+
+def blank(x_title: str, y_title: str) -> go.Figure:
+    """An empty figure in the look of the studio."""
+    figure = go.Figure()
+    axis = {"zeroline": False, "title": {"standoff": 6, "font": {"size": 11}}, "fixedrange": True}
+    figure.update_layout(
+        template="none",
+        height=HEIGHT,
+        margin={"l": 44, "r": 12, "t": 30, "b": 36},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 11, "family": "system-ui, sans-serif"},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.19, "font": {"size": 11}},
+        hovermode="x unified",
+        dragmode=False,
+        bargap=0.25,
+        uirevision="studio",
+        xaxis=axis,
+        yaxis=axis,
+    )
+    figure.update_xaxes(title_text=x_title, showgrid=False)
+    figure.update_yaxes(title_text=y_title)
+    return figure

@@ -1,0 +1,1 @@
+"""How the shipped model and adapters were made: not part of the product."""
