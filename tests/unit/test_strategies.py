@@ -212,7 +212,7 @@ def test_a_search_tells_how_far_it_is():
     ("settings", "words"),
     [({"trials": 0}, "trials is 0"), ({"minutes": math.nan}, "minutes"),
      ({"target": math.inf}, "finite"), ({"objectives": ("refusals",)}, "refusal_rate"),
-     ({"constraints": ("quality",)}, "no constraint")],
+     ({"constraints": ("quality",)}, "not a constraint")],
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_said(settings, words):
     with pytest.raises(UserError, match=words):
