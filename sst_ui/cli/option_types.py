@@ -43,6 +43,7 @@ def real(low: float = -math.inf, high: float = math.inf) -> Callable[[str], floa
 def _within(text: str, value: float, low: float, high: float) -> float:
     if low <= value <= high:
         return value
-    bounds = [f"{low:.12g} or more"] * (low > -LARGEST) + [f"at most {high:.12g}"] * (high < LARGEST)
+    bounds = [f"{low:.12g} or more"] * (low > -LARGEST)
+    bounds += [f"at most {high:.12g}"] * (high < LARGEST)
     told = f"must be {' and '.join(bounds)}" if bounds else "is too large"
     raise argparse.ArgumentTypeError(f"{shown(text)} {told}")
