@@ -39,7 +39,7 @@ MODELS = {
     "qwen 3": ("qwen3", {}, lambda: v.byte_level("qwen2", composed=True)),
     "qwen 3, wide": ("qwen3", {"head_dim": 16}, byte_tokenizer),
     "smollm": ("llama_tied", {}, lambda: v.byte_level("smollm")),
-    "nemo": ("mistral", {"head_dim": 16}, lambda: v.byte_level("tekken", bos=True)),
+    "mistral, wide": ("mistral", {"head_dim": 16}, lambda: v.byte_level("llama3", bos=True)),
     "llama 2": ("llama_narrow", {}, lambda: v.pieces("Prepend", v.LLAMA2)),
     "always": ("llama", {"rms_norm_eps": 0.01}, lambda: v.pieces("always", v.TIGHT)),
     "always, spaced": ("llama", {}, lambda: v.pieces("always", v.SPACED)),

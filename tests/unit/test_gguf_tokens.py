@@ -126,6 +126,7 @@ def other_cut(data):
         (v.byte_level, lower, "normalises texts .Lowercase"),
         (v.byte_level, cut, "no name for .'no cut'"),
         (v.byte_level, other_cut, r"no name for .'\[a-z\]\+'"),
+        (lambda: v.byte_level("tekken"), lambda data: None, "cuts words before capitals"),
         (v.byte_level, dropout, "dropout 0.1"),
         (v.byte_level, stripping, r"'<\|bot\|>' with rstrip"),
         (v.pieces, bytes_missing, "no tokens|without tokens for 1 of the 256"),

@@ -28,7 +28,6 @@ CUTS = {
     (_WORDS + _REST, False): "qwen2",
     (_WORDS + "{1,3}" + _REST, True): "llama-bpe",
     (_WORDS + "{1,3}" + _REST, False): "smaug-bpe",
-    (_TEKKEN, True): "tekken",
     ("gpt2", False): "gpt-2",
     ("digits gpt2", False): "smollm",
 }
@@ -173,6 +172,11 @@ def _bytes(model: Mapping[str, Any], steps: list[dict], normal: list[dict]) -> K
     if last["type"] != "ByteLevel":
         raise _refused(f"cuts texts in a way that llama.cpp has no name for ({last['type']})")
     cut = " ".join([*map(_cut, steps[:-1]), *(["gpt2"] if last.get("use_regex", True) else [])])
+    if cut == _TEKKEN:
+        raise _refused(
+            "cuts words before capitals, accents included (tekken, as in Mistral Nemo), of which "
+            "llama.cpp knows those of ASCII only"
+        )
     ignoring = bool(model.get("ignore_merges"))
     name = CUTS.get((cut, ignoring)) or CUTS.get((cut, not ignoring))  # often it is all the same
     if name is None:
