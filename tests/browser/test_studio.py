@@ -1,7 +1,7 @@
 """What a visitor does, in a real browser: look, drag, apply, chat, read the metrics, err."""
 
 import re
-import time
+import threading
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -157,13 +157,14 @@ def test_an_answer_keeps_its_recipe_when_another_one_is_applied_and_picked(page)
 
 
 def test_stop_ends_an_answer_and_the_job_behind_it(page, engine, monkeypatch):
-    closed = []
+    closed, over = [], threading.Event()
 
     def slow(*_):
+        """An answer without an end, two words a second."""
         try:
-            for i in range(1, 10_000):
-                time.sleep(0.05)
-                yield ["word " * i, "word " * i]
+            for i in range(2, 10_000):
+                yield ["word " * i] * 2
+                over.wait(0.5)
         finally:
             closed.append(True)
 

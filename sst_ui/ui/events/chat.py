@@ -25,7 +25,8 @@ from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.texts import say
 
-PACE = 0.04  # seconds between two updates of the screen
+PACE = 0.1  # seconds between two updates of the screen, at least: a browser draws each of them
+SHARE = 4  # ... and this many times what an update takes, so that a busy machine sends fewer
 LENGTHS, HEATS = (1, 4096), (0, 2)  # tokens of an answer, temperature
 
 
@@ -201,7 +202,7 @@ def connect(panel: ChatPanel, engine: Engine, session, probe: gr.Plot) -> None:
         histories = [
             replace(talk, turns=(*talk.turns[:-1], last)).history(column) for column in (0, 1)
         ]
-        start, shown = time.monotonic(), 0.0
+        start, shown, cost = time.monotonic(), 0.0, 0.0
 
         def told(**changes) -> Conversation:
             nonlocal talk, last
@@ -223,9 +224,13 @@ def connect(panel: ChatPanel, engine: Engine, session, probe: gr.Plot) -> None:
                     told(answers=tuple(texts))
                     if mine.stopped:
                         break
-                    if time.monotonic() - shown >= PACE:
+                    if time.monotonic() - shown >= max(PACE, SHARE * cost):
+                        begun = time.monotonic()
+                        # the buttons again: Gradio's page loses what makes one visible when the
+                        # next update comes right behind it
+                        yield {**screen(lang, talk), **running}
                         shown = time.monotonic()
-                        yield screen(lang, talk)
+                        cost = shown - begun
             count = engine.tokens(now.key, last.answers)
             speed = count / max(time.monotonic() - start, 1e-6)
             words = say(lang, "chat.speed", tokens=count, speed=speed)

@@ -31,7 +31,7 @@ from sst_ui.ui.widgets.html import Clock, notice
 from sst_ui.ui.widgets.texts import say
 
 CANCELLED = ":cancelled"  # mark of a job that ends with a word, beside its own name
-PACE = 0.1  # seconds between two updates of the progress bar
+PACE = 0.5  # seconds between two updates of the progress bar
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 SOUND = dict(zip(MEASURING, ((), "standard", 0, 0, "", ""), strict=True))
 

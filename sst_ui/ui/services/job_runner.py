@@ -20,7 +20,7 @@ from sst_ui.errors import UserError
 from sst_ui.progress import Progress
 from sst_ui.ui.widgets.html import Clock, safe
 
-PACE = 0.1  # seconds between two updates of a progress bar
+PACE = 0.5  # seconds between two updates of a progress bar; each keeps a busy browser busy
 
 
 class Stopped(UserError):
