@@ -90,7 +90,7 @@ def measure(
     """
     host = finish(load(ModelSpec(id=str(folder), device=device, dtype=dtype)))
     if untrained:
-        host.decode = lambda ids: " ".join(map(str, ids))
+        host.answer = host.decode = lambda ids: " ".join(map(str, ids))
         directions = direction_files.random(host.layers, host.hidden)
     else:
         directions = finish(lab.measure(host, DirectionSpec(), heldout=None))

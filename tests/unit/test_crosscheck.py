@@ -94,7 +94,11 @@ def seen(host: Host, edits: tuple[RowEdit, ...] | None, reads: str, name: str) -
 def letters(case):
     """The harness on the same questions: its metrics, and a sample a question."""
     docs = [
-        {"user": p.user, "answer": p.answer, "letters": list(LETTERS[: len(p.choices)])}
+        {  # the harness puts nothing between a chat and a choice, and the demo begins with a space
+            "user": p.user,
+            "answer": p.answer,
+            "letters": [f" {letter}" for letter in LETTERS[: len(p.choices)]],
+        }
         for p in load_prompts(QUESTIONS).prompts
     ]
     model = harness.language_model(case.folder)
@@ -116,11 +120,9 @@ def test_the_harness_reads_the_same_tokens(case, letters):
         for context, letter in sample["arguments"]:
             ours = case.base.encode(prompt.messages())
             assert model.tok_encode(context) == ours
-            # one more token, the letter: where a tokenizer puts a space before a text's first
-            # word, as the demo's does, that is the letter with a space
-            whole = model.tok_encode(context + letter)
+            whole = model.tok_encode(context + letter)  # one more token: a space and the letter
             assert whole[:-1] == ours
-            assert case.base.decode(whole[-1:]).strip() == letter
+            assert case.base.decode(whole[-1:]) == letter
 
 
 def test_every_letter_has_the_likelihood_that_the_harness_finds(case, letters):
@@ -132,7 +134,7 @@ def test_every_letter_has_the_likelihood_that_the_harness_finds(case, letters):
     model, _, samples = letters
     spaced = np.array([[logprob for ((logprob, _),) in sample["resps"]] for sample in samples])
     bare = [
-        (None, model.tok_encode(context), [model.tokenizer.convert_tokens_to_ids(letter)])
+        (None, model.tok_encode(context), [model.tokenizer.convert_tokens_to_ids(letter.strip())])
         for sample in samples
         for context, letter in sample["arguments"]
     ]

@@ -249,7 +249,7 @@ def test_what_is_no_hub_id_is_said_so(model):
 
 
 def test_no_model_at_all_is_said_so():
-    assert "no model given" in refusal("")
+    assert "model.id is empty; give a folder, a Hub id, or demo" in refusal("")
 
 
 def test_offline_a_hub_id_suggests_a_folder():

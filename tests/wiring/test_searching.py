@@ -157,7 +157,7 @@ def test_a_paused_search_may_be_ended(page, engine):
     ("name", "value", "words"),
     [
         ("constraints", "quality >= 0.5\nqualty >= 0.7", "did you mean 'quality'"),
-        ("constraints", "quality > .7", "no constraint"),
+        ("constraints", "quality > .7", "not a constraint"),
         ("objectives", ["refusal_rate@nowhere.jsonl"], "nowhere.jsonl"),
         ("target", "low", "type a number"),
         ("trials", "2.5", "whole number"),

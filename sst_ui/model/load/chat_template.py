@@ -211,7 +211,7 @@ class ChatTemplate:
         before, self._forms = self._forms, {**self._forms, **forms}
         talk = [{"role": r, "content": p} for r, p in zip(roles, _PROBES, strict=False)]
         try:
-            text = self._render(talk, add_generation_prompt=roles[-1] == "user")
+            text = self._render(talk, add_generation_prompt=roles[-1] == "user").casefold()
             # a list that is printed as Python writes it, is not what the template is for
             good = all(m["content"] in text and f"'{m['content']}'" not in text for m in talk)
         except REFUSAL:
