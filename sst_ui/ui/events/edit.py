@@ -29,6 +29,8 @@ LIVE = {  # a dragged slider: only the newest position counts, nothing spins
     "concurrency_limit": None,
     "api_visibility": "private",
 }
+# What is drawn follows the controls in their order: a late answer to an earlier value would stay.
+IN_TURN = {**LIVE, "concurrency_id": "draft", "concurrency_limit": 1}
 SHAPES = ("peak", "width", "threshold")  # what a profile writes
 ABLATED, MERGED = ("harmful", "harmless"), ("utility_set", "safety_set")  # prompts that are read
 
@@ -122,6 +124,8 @@ def connect(studio, engine: Engine) -> None:
         """A control was refused: what it shows is not what is applied, nor what a profile says."""
         draft = Draft.of(*values)
         found = wrong(draft.form, draft.extras, draft.loaded.spec, sound)
+        if not found:  # mended meanwhile
+            return draw(studio, engine, draft)
         profile = {form.profile: "custom"} if {*SHAPES} & {*found} else {}
         return {**draw_draft.dirty(studio, draft.language), **profile}
 
@@ -137,15 +141,15 @@ def connect(studio, engine: Engine) -> None:
         studio.draft,
         [*drawn, form.profile, session.extras],
         validator=check,
-        **LIVE,
+        **IN_TURN,
     )
     form.profile.input(
         pick_profile,
         studio.draft,
         [*drawn, form.profile, *shapes, session.extras],
-        **LIVE,
+        **IN_TURN,
     )
-    studio.apply.unsound.click(unsound, studio.draft, [studio.apply.apply, form.profile], **LIVE)
+    studio.apply.unsound.click(unsound, studio.draft, [*drawn, form.profile], **IN_TURN)
     ways = [getattr(form, name) for name in WAYS]
     gr.on([c.input for c in ways], settle, [session.language, *ways], ways, **LIVE)
     mine = [*shapes, form.profile, *studio.merge.controls.values()]
@@ -156,7 +160,7 @@ def connect(studio, engine: Engine) -> None:
         studio.draft,
         drawn,
         validator=check,
-        **LIVE,
+        **IN_TURN,
     )
 
     # --- the table ----------------------------------------------------------------------------
