@@ -42,7 +42,12 @@ function above(id, node = page().layout) { // the ids of what holds a component,
   }
   return null;
 }
-async function show(id, text) {
+// Whether a control still holds what was sent; a newer value is judged by an event of its own.
+function holds(block, sent) {
+  const box = block.querySelector("input[type=number]");
+  return !box || box.value === String(sent ?? "") || parseFloat(box.value) === parseFloat(sent);
+}
+async function show(id, text, sent) {
   for (const outer of above(id) ?? []) {
     const name = page().components.find((component) => component.id === outer)?.props.elem_id;
     document.getElementById(`${name}-button`)?.click(); // a tab
@@ -50,7 +55,7 @@ async function show(id, text) {
   }
   for (let tries = 0; tries < 600; tries++) { // an accordion or a tab fills itself when opened
     const block = element(id);
-    if (block?.offsetParent) return say(block, text);
+    if (block?.offsetParent) return holds(block, sent) && say(block, text);
     await new Promise((resume) => setTimeout(resume, 50));
   }
   say(document.getElementById("apply-bar"), text); // a control that cannot be shown
@@ -58,7 +63,8 @@ async function show(id, text) {
 const ask = window.fetch;
 window.fetch = async (...request) => {
   if (!String(request[0]).includes("/queue/join")) return ask(...request);
-  const asked = page().dependencies.find(({ id }) => id === JSON.parse(request[1].body).fn_index);
+  const body = JSON.parse(request[1].body);
+  const asked = page().dependencies.find(({ id }) => id === body.fn_index);
   if (asked?.targets.some(([, event]) => event === "click")) {
     asked.inputs.forEach((id) => unsay(element(id)));
   }
@@ -69,7 +75,7 @@ window.fetch = async (...request) => {
     }
     const { detail } = await answer.clone().json();
     if (Array.isArray(detail)) {
-      detail.forEach((each, n) => each.is_valid || show(asked.inputs[n], each.message));
+      detail.forEach((each, n) => each.is_valid || show(asked.inputs[n], each.message, body.data[n]));
     }
   }
   return answer;
