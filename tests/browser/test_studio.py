@@ -361,6 +361,7 @@ def test_a_message_longer_than_the_context_is_said_and_the_chat_goes_on(page):
 def test_two_windows_keep_their_own_recipe(page, window):
     with window() as other:
         other.click("#profile label:has-text('Late')")
+        expect(other.locator("#peak input[type=number]")).to_have_value("0.75")
         other.click("#apply")
         expect(other.locator(".variant.current")).to_contain_text("late_focus")
         expect(page.locator(".variant.current")).to_contain_text("default")

@@ -29,8 +29,6 @@ LIVE = {  # a dragged slider: only the newest position counts, nothing spins
     "concurrency_limit": None,
     "api_visibility": "private",
 }
-# What is drawn follows the controls in their order: a late answer to an earlier value would stay.
-IN_TURN = {**LIVE, "concurrency_id": "draft", "concurrency_limit": 1}
 SHAPES = ("peak", "width", "threshold")  # what a profile writes
 ABLATED, MERGED = ("harmful", "harmless"), ("utility_set", "safety_set")  # prompts that are read
 
@@ -141,15 +139,15 @@ def connect(studio, engine: Engine) -> None:
         studio.draft,
         [*drawn, form.profile, session.extras],
         validator=check,
-        **IN_TURN,
+        **LIVE,
     )
     form.profile.input(
         pick_profile,
         studio.draft,
         [*drawn, form.profile, *shapes, session.extras],
-        **IN_TURN,
+        **LIVE,
     )
-    studio.apply.unsound.click(unsound, studio.draft, [*drawn, form.profile], **IN_TURN)
+    studio.apply.unsound.click(unsound, studio.draft, [*drawn, form.profile], **LIVE)
     ways = [getattr(form, name) for name in WAYS]
     gr.on([c.input for c in ways], settle, [session.language, *ways], ways, **LIVE)
     mine = [*shapes, form.profile, *studio.merge.controls.values()]
@@ -160,7 +158,7 @@ def connect(studio, engine: Engine) -> None:
         studio.draft,
         drawn,
         validator=check,
-        **IN_TURN,
+        **LIVE,
     )
 
     # --- the table ----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.ui.events import draw_draft, draw_merge
 from sst_ui.ui.events.draw_draft import Draft, draw_rest
-from sst_ui.ui.events.edit import IN_TURN, LIVE, checker
+from sst_ui.ui.events.edit import LIVE, checker
 from sst_ui.ui.panels.merge import dialled, places
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import guarded, message
@@ -65,13 +65,13 @@ def connect(studio, engine: Engine, changed: Sequence) -> None:
         studio.draft,
         [*drawn, *sliders],
         validator=check,
-        **IN_TURN,
+        **LIVE,
     )
     controls["merge_on"].input(
-        switch, studio.draft, [*drawn, figures.tabs], validator=check, **IN_TURN
+        switch, studio.draft, [*drawn, figures.tabs], validator=check, **LIVE
     )
     controls["method"].input(
-        choose, studio.draft, [*drawn, *sliders, *_dials(controls)], validator=check, **IN_TURN
+        choose, studio.draft, [*drawn, *sliders, *_dials(controls)], validator=check, **LIVE
     )
     for name, slider in panel.decades.items():
         slider.input(
@@ -79,7 +79,7 @@ def connect(studio, engine: Engine, changed: Sequence) -> None:
             [session.language, slider, *studio.draft[1:]],
             [*drawn, controls[name]],
             validator=_dialable(engine, name, slider),
-            **IN_TURN,
+            **LIVE,
         )
 
     @guarded
