@@ -122,8 +122,8 @@ def connect(studio, engine: Engine) -> None:
         """A control was refused: what it shows is not what is applied, nor what a profile says."""
         draft = Draft.of(*values)
         found = wrong(draft.form, draft.extras, draft.loaded.spec, sound)
-        if not found:  # mended meanwhile
-            return draw(studio, engine, draft)
+        if not found:  # mended meanwhile: the event of the newer value draws it
+            return {}
         profile = {form.profile: "custom"} if {*SHAPES} & {*found} else {}
         return {**draw_draft.dirty(studio, draft.language), **profile}
 
@@ -147,7 +147,7 @@ def connect(studio, engine: Engine) -> None:
         [*drawn, form.profile, *shapes, session.extras],
         **LIVE,
     )
-    studio.apply.unsound.click(unsound, studio.draft, [*drawn, form.profile], **LIVE)
+    studio.apply.unsound.click(unsound, studio.draft, [studio.apply.apply, form.profile], **LIVE)
     ways = [getattr(form, name) for name in WAYS]
     gr.on([c.input for c in ways], settle, [session.language, *ways], ways, **LIVE)
     mine = [*shapes, form.profile, *studio.merge.controls.values()]
