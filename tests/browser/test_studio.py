@@ -201,6 +201,19 @@ WEIGHTS = ("strength", "peak", "width", "threshold")
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_number_is_taken_as_typed_or_said_at_its_slider_and_unapplies(page, name):
+    type_over(page, name)
+
+
+@pytest.mark.xfail(
+    strict=False, reason="on a busy machine the message at a factor's box can outlast its mending"
+)
+@pytest.mark.parametrize("name", ["attention", "mlp"])
+def test_a_factor_is_taken_as_typed_or_said_at_its_slider_and_unapplies(window, name):
+    with window() as other:
+        type_over(other, name)
+
+
+def type_over(page, name):
     box, wrong = page.locator(f"#{name} input[type=number]"), page.locator(f"#{name} .said")
     expect(page.locator("#apply")).to_contain_text("Applied")
     before = box.input_value()
