@@ -3,6 +3,7 @@
 Knows that nothing here loads, measures or computes with a model.
 """
 
+import json
 from dataclasses import replace
 
 import gradio as gr
@@ -141,11 +142,21 @@ def connect(studio, engine: Engine) -> None:
         validator=check,
         **LIVE,
     )
+    # A named profile's numbers are written where the page is, at once: Apply may be pressed before
+    # the answer to this click is here, and must not send the name with the last one's numbers.
+    form.profile.input(
+        None,
+        [form.profile, *shapes],
+        shapes,
+        js=f"(name, ...now) => ({_numbers()})[name] ?? now",
+        api_visibility="private",
+        show_progress="hidden",
+    )
     form.profile.input(
         pick_profile,
         studio.draft,
         [*drawn, form.profile, *shapes, session.extras],
-        **LIVE,
+        **LIVE | {"trigger_mode": "multiple"},  # each as it was picked: the answer writes it back
     )
     studio.apply.unsound.click(unsound, studio.draft, [studio.apply.apply, form.profile], **LIVE)
     ways = [getattr(form, name) for name in WAYS]
@@ -219,7 +230,11 @@ def connect(studio, engine: Engine) -> None:
     typed = [*drawn, session.extras, panel.table_note]
     private = {"api_visibility": "private", "show_progress": "hidden"}
     panel.table.input(
-        type_cell, [session.language, panel.table, *studio.draft[1:]], typed, **private
+        type_cell,
+        [session.language, panel.table, *studio.draft[1:]],
+        typed,
+        trigger_mode="multiple",  # a cell typed while another one is on its way counts too
+        **private,
     )
     gr.on(
         [panel.use.click, panel.row.submit],
@@ -289,6 +304,12 @@ def connect(studio, engine: Engine) -> None:
         validator=readable,
         **private,
     ).success(None, studio.recipe.text, None, js=recipe_panel.SAVE, **private)
+
+
+def _numbers() -> str:
+    """The named profiles' peak, width and threshold, as the page writes them: JSON."""
+    named = kernel.profiles().items()
+    return json.dumps({name: [numbers[key] for key in SHAPES] for name, numbers in named})
 
 
 def usable(draft: Draft, recipe: recipes.Recipe) -> recipes.Recipe:
