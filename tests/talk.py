@@ -7,6 +7,8 @@ has tokens, kana take three each, and nothing is fetched.
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from sst_ui.model.inference.generate import replies
+from sst_ui.model.load.reasoning import said
 from sst_ui.model.runtime.host import Host
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import ModelSpec
@@ -48,3 +50,9 @@ def tiny_host(
     model = tiny(name, **{"vocab_size": VOCAB, **overrides})
     tokenizer = tokenizer or byte_tokenizer()
     return Host(spec or ModelSpec(id=f"tiny-{name}"), model, tokenizer, digest=f"tiny-{name}")
+
+
+def answers(host: Host, prompts, rows, max_new_tokens: int, batch: int | None = None):
+    """The texts of `replies`, without the thinking before an answer."""
+    found = yield from replies(host, prompts, rows, max_new_tokens, batch)
+    return [said(host.answer(reply.tokens)) for reply in found]

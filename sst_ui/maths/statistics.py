@@ -101,23 +101,6 @@ def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 2000) -> tuple[
     return float(low), float(high)
 
 
-def mcnemar(b: int, c: int) -> float:
-    """Exact two-sided p of McNemar's test: do b and c differ by more than chance?
-
-    Args:
-        b, c: pairs that changed one way and the other; pairs that did not change carry no news.
-
-    Returns:
-        p in (0, 1]; 1 where nothing changed.
-    """
-    n = b + c
-    term = tail = 1  # binomial coefficients as whole numbers: exact
-    for i in range(min(b, c)):
-        term = term * (n - i) // (i + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**n)
-
-
 def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
     """Chance that a random positive scores above a random negative, ties counting half.
 

@@ -140,14 +140,6 @@ def to_jsonl(corrections: Iterable[Correction]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(corrections))
 
 
-def write(path: str | Path, corrections: Iterable[Correction]) -> None:
-    """Write the file that `evaluation.labels` of a recipe names."""
-    try:
-        Path(path).write_text(to_jsonl(corrections), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the labels {path}: {error.strerror}.") from error
-
-
 def _correction(line: str, where: str) -> Correction:
     try:
         row = json.loads(line)

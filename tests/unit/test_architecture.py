@@ -124,12 +124,6 @@ def test_tied_embeddings_and_norms_after_the_writer_are_pointed_out():
         assert any("norm" in note for note in discover(tiny(name)).notes)
 
 
-def test_the_description_folds_layer_numbers():
-    text = discover(tiny("llama")).describe()
-    assert "writes (attention): model.layers.*.self_attn.o_proj ×3" in text
-    assert "lm_head" in text.partition("left as they are")[2]
-
-
 def test_a_model_without_attention_is_refused():
     with pytest.raises(
         ArchitectureError, match=r"'mamba'.*attention.*Found: backbone.layers.*mixer"

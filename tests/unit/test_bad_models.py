@@ -15,7 +15,6 @@ from sst_ui.cli import with_bar
 from sst_ui.errors import UserError
 from sst_ui.jobs.merge.merge import prepare
 from sst_ui.maths.merge.low_rank import Delta
-from sst_ui.model.inference.generate import answers
 from sst_ui.model.lora.adapters import read_adapter, write_adapter
 from sst_ui.model.runtime.host import load
 from sst_ui.paths import DEMO
@@ -23,7 +22,7 @@ from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Merge, ModelSpec, Recipe
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.job_runner import Told, watched
-from tests.talk import SPECIAL, VOCAB, byte_tokenizer, tiny_host
+from tests.talk import SPECIAL, VOCAB, answers, byte_tokenizer, tiny_host
 from tests.tiny import tiny as build
 
 WEIGHTS = "model.safetensors"
@@ -182,7 +181,7 @@ def test_files_that_cannot_be_read_are_named(folder, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("pathlib.Path.open", denied)
-    assert refusal(folder).endswith("Permission denied.") or "Permission denied" in refusal(folder)
+    assert refusal(folder).endswith("Permission denied.")
 
 
 @pytest.mark.parametrize("model", ["/a\0b", "/" + "x" * 5000, "~nobody-of-this-name/x", "/\ud800"])
@@ -334,10 +333,8 @@ def test_an_adapter_of_another_base_is_warned_of_where_it_is_merged(tmp_path, ba
     one, two = lora(tmp_path / "one", host, base), lora(tmp_path / "two", host, "org/small")
     with_bar(prepare(host, Merge(one, two, method="task_arithmetic")))
     told = capsys.readouterr().err
-    assert (told == f"warning: one says that it was trained on {base}, not on org/small.\n") == (
-        warned
-    )
-    assert warned or told == ""
+    warning = f"warning: one says that it was trained on {base}, not on org/small.\n"
+    assert told == (warning if warned else "")
 
 
 def test_an_adapter_of_a_shallower_or_narrower_base_is_an_error(tmp_path):

@@ -44,12 +44,8 @@ def test_the_live_edit_answers_like_rewritten_weights(result):
 
 
 def test_every_way_is_timed_and_weighed(result):
-    for measured in (result.change, result.first_token):
+    for measured in (result.change, result.first_token, result.memory):
         assert set(measured) == set(live_edit.WAYS)
-        assert all(seconds > 0 for seconds in measured.values())
-    assert set(result.memory) == set(live_edit.WAYS)
-    assert result.together > 0
-    assert result.in_turn > 0
 
 
 def test_loading_a_second_model_takes_more_memory_than_a_live_edit(result):
@@ -120,7 +116,6 @@ def test_an_edit_in_the_weights_of_the_plain_model_changes_its_answers(host):
 def test_every_way_of_evaluating_is_timed(evaluated):
     assert tuple(evaluated.answers) == evaluate.WAYS
     assert tuple(evaluated.letters) == evaluate.WAYS[:3]
-    assert min(*evaluated.answers.values(), *evaluated.letters.values()) > 0
 
 
 def test_the_table_of_speeds_says_how_many_times_the_studios_they_are(evaluated):
@@ -166,13 +161,14 @@ def test_a_search_in_batches_finds_what_rewritten_weights_show(searched):
 
 
 def test_every_way_of_searching_is_timed_and_weighed_in_a_process_of_its_own(searched, tmp_path):
-    assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in searched.seconds.values())
+    assert {way: len(seconds) for way, seconds in searched.seconds.items()} == dict.fromkeys(
+        search.WAYS, 1
+    )
     path = tmp_path / "job.json"
     sizes = search.Sizes(prompts=1, tokens=2, together=25, repeats=1)
     search._job(DEMO, "cpu", "float32", sizes, True, path)
     reading = search.in_child("together", path)
     assert len(reading.found.answers) == len(reading.found.nats) == 25
-    assert reading.seconds > 0
 
 
 def test_the_table_of_searches_has_a_row_for_every_way(searched, monkeypatch, capsys):
@@ -271,7 +267,6 @@ def test_slow_ways_of_merging_run_once_and_the_others_every_round():
 
 def test_a_merge_is_weighed_in_a_process_of_its_own():
     reading = sst.in_child("sum", 2, 1, SMALL)
-    assert reading.seconds > 0
     assert reading.error < 1e-6
 
 
@@ -306,7 +301,6 @@ def test_the_demos_merge_is_timed_and_printed_for_a_program(
     made = sst.Merge
     monkeypatch.setattr(sst, "Merge", lambda *a, **k: made(*a, **(sets | k)))
     times = sst.demo(host, str(tmp_path / "utility"), str(tmp_path / "safety"))
-    assert min(asdict(times).values()) > 0
     monkeypatch.setattr(sst, "load", lambda _: iter(()))
     monkeypatch.setattr(sst, "demo", lambda *_: times)
     asked = []

@@ -7,9 +7,8 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.chat import chat, fit
 from sst_ui.maths.directions import random
 from sst_ui.model.hooks.live_edits import RowEdit
-from sst_ui.model.inference.generate import answers
 from sst_ui.progress import finish
-from tests.talk import tiny_host
+from tests.talk import answers, tiny_host
 
 
 @pytest.fixture(scope="module")

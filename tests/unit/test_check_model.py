@@ -239,7 +239,7 @@ def test_layers_of_unlike_head_sizes_load_and_fit(stored_host):
     tokens = config.max_position_embeddings
     assert _overhead(config, 4) == 2 * 2 * 2 * sum(heads) * tokens * 4 + 2 * 4 * config.vocab_size
     llama = AutoConfig.for_model("llama", head_dim=64, num_hidden_layers=2, num_key_value_heads=4)
-    assert _overhead(llama, 2) > 0
+    assert _overhead(llama, 2) == 2 * 2 * (2 * 4 * 64) * 2048 * 2 + 2 * 4 * 32_000
     assert fresh_cache(host) is not None
 
 

@@ -91,20 +91,24 @@ def test_two_workers_come_to_the_numbers_of_one_process(cluster, local):
     assert (cluster.layers, cluster.preserving, cluster.name) == (12, True, "demo")
 
 
-def test_a_worker_killed_in_the_middle_costs_time_and_nothing_else(cluster, local):
+def test_a_worker_killed_in_the_middle_costs_time_and_nothing_else(cluster, local, monkeypatch):
     all_ready(cluster)
-    before, killed, found = pids(cluster), None, {}
-    for step in cluster.numbers(GRID, EVALUATION):
-        if not isinstance(step, Progress):
-            found[step[0]] = step[1]
-        elif killed is None and step.note.count("together") == 2:
-            assert not found
-            killed = min(before)
-            os.kill(killed, signal.SIGKILL)
-    assert found == local
+    ray, give = ray_cluster.library(), cluster._give
+    before, killed = pids(cluster), set()
+
+    def fatal(worker, place, calls):
+        give(worker, place, calls)
+        if not killed:
+            killed.add(ray.get(worker.actor.here.remote()))
+            while "together" not in ray.get(worker.actor.now.remote()).note:
+                assert not ray.wait([worker.answer], timeout=0.01)[0], "done before the kill"
+            os.kill(*killed, signal.SIGKILL)
+
+    monkeypatch.setattr(cluster, "_give", fatal)
+    assert by_place(cluster.numbers(GRID, EVALUATION)) == local
     after = pids(cluster)
     assert len(after) == 2
-    assert before - after == {killed}
+    assert before - after == killed
 
 
 def test_a_batch_that_kills_every_worker_is_given_up_and_the_other_goes_on(

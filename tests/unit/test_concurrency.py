@@ -12,11 +12,11 @@ from sst_ui.jobs.chat import chat
 from sst_ui.maths.directions import random
 from sst_ui.model.hooks.live_edits import RowEdit
 from sst_ui.model.inference import generate as module
-from sst_ui.model.inference.generate import answers, generate, logprobs, stream
+from sst_ui.model.inference.generate import generate, logprobs, stream
 from sst_ui.model.runtime.fair_lock import Turns
 from sst_ui.progress import finish
 from sst_ui.recipe import KINDS
-from tests.talk import tiny_host
+from tests.talk import answers, tiny_host
 
 QUESTIONS = ("Hi", "A longer question, is it not?", "こんにちは")
 STEPS = 20

@@ -73,11 +73,13 @@ def test_the_text_is_the_same_for_the_same_seed():
 
 def test_tokens_are_what_the_chat_template_gives():
     tokenizer = AutoTokenizer.from_pretrained(demo.ASSETS)
-    for sample in itertools.islice(curriculum.stream(5, "safety", lambda: 0.5), 40):
-        if sample.messages:
-            text = tokenizer.apply_chat_template(list(sample.messages), tokenize=False)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            assert ids == tokens.encode(tokenizer, sample).ids.tolist()
+    samples = itertools.islice(curriculum.stream(5, "safety", lambda: 0.5), 40)
+    chats = [sample for sample in samples if sample.messages]
+    assert chats
+    for chat in chats:
+        text = tokenizer.apply_chat_template(list(chat.messages), tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ids == tokens.encode(tokenizer, chat).ids.tolist()
 
 
 def test_the_training_network_computes_what_llama_computes():

@@ -17,9 +17,10 @@ from sst_ui.jobs.evaluate import answer_labels, observations, observers
 from sst_ui.jobs.evaluate.evaluate import MetricResult, evaluate, goal
 from sst_ui.maths.directions import random
 from sst_ui.model.hooks.live_edits import RowEdit
-from sst_ui.model.inference.generate import answers, logprobs
+from sst_ui.model.inference.generate import logprobs
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation
+from tests.talk import answers
 
 WORDS = ["alpha", "bear", "cat", "dog", "egg", "fish", "goat", "hat", "ink", "jar"]
 

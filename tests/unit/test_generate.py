@@ -10,7 +10,6 @@ from sst_ui.model.inference import generate as module
 from sst_ui.model.inference import logprobs as score
 from sst_ui.model.inference.generate import (
     Text,
-    answers,
     generate,
     logprobs,
     pick,
@@ -19,7 +18,7 @@ from sst_ui.model.inference.generate import (
     teacher_forced,
 )
 from sst_ui.progress import Progress, finish
-from tests.talk import byte_tokenizer, tiny_host
+from tests.talk import answers, byte_tokenizer, tiny_host
 
 WINDOW = {"sliding_window": 8}  # shorter than the prompts, so that it matters
 FAMILIES = {

@@ -234,7 +234,9 @@ def test_an_adapter_is_the_live_model_and_exact(name, what, tiny_host, tmp_path)
 def test_what_verification_expects_of_the_files_is_what_is_written(tiny_host):
     host = tiny_host("gemma3")
     row = (edit(1.0, 2),)
-    for name, axis, left, expected, size in expectations(host, row):
+    found = list(expectations(host, row))
+    assert len(found) == 2 * LAYERS
+    for name, axis, left, expected, size in found:
         writer = next(w for w in host.architecture.writers if w.tensors[0].name == name)
         r = row[0].directions.vectors[writer.layer].double()
         assert axis == 0

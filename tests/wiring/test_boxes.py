@@ -8,8 +8,8 @@ import pytest
 from gradio.helpers import special_args
 
 from sst_ui.errors import UserError
+from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import edit
-from sst_ui.ui.panels import chat
 from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.state import form, merge_form
 from sst_ui.ui.state.form import Form, read, show
@@ -144,6 +144,7 @@ def test_a_number_that_the_form_takes_is_in_the_recipe(engine, name):
             continue
         back = getattr(show(recipe, changed, extras)[0], name)
         taken.append((recipe.digest(), recipe.evaluation, typed, back))
+    assert taken
     unused = len({row[:2] for row in taken}) == 1
     assert unused or [row[3] for row in taken] == [row[2] for row in taken]
 
@@ -194,6 +195,9 @@ def test_no_component_judges_a_value_in_words_of_its_own(page):
             assert block.preprocess(ODD) == ODD, block.elem_id
 
 
-def test_the_chats_numbers_are_checked_as_the_others(engine):
-    assert chat.BASE  # the panel is there
-    assert list(search_panel.problems("en", *{**search_panel.SOUND, "seed": 1.5}.values()))
+def test_the_numbers_of_chat_and_search_are_checked_at_their_own_boxes():
+    assert list(chat_events.problems((1.5, 99, "x"))) == [0, 1, 2]
+    assert chat_events.problems((64, 0.7, "")) == {}
+    wrong = {**search_panel.SOUND, "seed": 1.5}
+    assert list(search_panel.problems("en", *wrong.values())) == ["seed"]
+    assert search_panel.problems("en", *search_panel.SOUND.values()) == {}

@@ -8,7 +8,6 @@ import pytest
 from sst_ui import recipe as recipes
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
-from sst_ui.jobs.merge.forecast import SAMPLES
 from sst_ui.jobs.merge.merge import combine
 from sst_ui.maths.merge import subspace
 from sst_ui.maths.merge.registry import METHODS
@@ -71,10 +70,9 @@ def test_the_budget_is_kept_and_the_curve_is_that_of_the_maths(engine, merge, pa
     assert found.parameters["mu"] == pytest.approx(exact, rel=5e-3)
     spectra = engine.merges.spectra(engine.loaded.key, merge)
     mus = found.curve.mus[20:23]
-    expected = subspace.predict(spectra, mus)
-    assert found.curve.kl[20:23] == pytest.approx(expected.kl)
-    assert found.curve.residual[20:23] == pytest.approx(expected.residual)
-    assert found.curve.kept[20:23] == pytest.approx(expected.kept)
+    expected = [subspace.total(spectra, subspace.soft(mu)) for mu in mus]
+    curve = zip(found.curve.kl, found.curve.residual, found.curve.kept, strict=True)
+    assert list(curve)[20:23] == [pytest.approx(point) for point in expected]
 
 
 def test_moving_the_budget_moves_the_point_without_the_model(
@@ -100,7 +98,7 @@ def test_every_view_is_drawn_for_every_kind_of_method(
 ):
     spec = merge if method == "sst" else replace(merge, method=method, budget=None)
     now = replace(draft(engine, spec, view=view), language=language)
-    assert drawn(screen, engine, now)[screen.figures.merge].data or method == "ties"
+    assert bool(drawn(screen, engine, now)[screen.figures.merge].data) == (method != "ties")
 
 
 def test_before_the_statistics_the_figure_says_what_to_press(engine, merge, screen):
@@ -111,8 +109,7 @@ def test_before_the_statistics_the_figure_says_what_to_press(engine, merge, scre
 def test_a_measured_merge_lies_on_the_figure(engine, merge, pair, screen):
     key = engine.loaded.key
     point = finish(engine.merges.measure(key, merge))
-    assert SAMPLES > 4
-    assert point.cost >= 0
+    assert point.cost > 0  # unlike the utility adapter alone
     assert engine.merges.cost(key, merge) is point
     figure = drawn(screen, engine, draft(engine, merge))[screen.figures.merge]
     (diamond,) = (t for t in figure.data if t.name == "measured")

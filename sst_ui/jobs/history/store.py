@@ -45,7 +45,6 @@ CREATE TABLE runs (
 CREATE INDEX runs_time ON runs (time);
 """
 SELECT = "SELECT id, time, model, name, digest, recipe, metrics FROM runs WHERE"
-NEWEST = "ORDER BY time DESC, id DESC"
 
 
 class Damaged(UserError):

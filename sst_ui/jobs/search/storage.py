@@ -61,14 +61,6 @@ def open_study(
         raise unusable(url, error) from error
 
 
-def names(url: str | None = None) -> list[str]:
-    """The searches that a storage holds."""
-    try:
-        return _patiently(lambda: optuna.get_all_study_names(_storage(url)))
-    except Exception as error:
-        raise unusable(url, error) from error
-
-
 def _opened(
     url: str | None, name: str, directions: Sequence[str]
 ) -> tuple[BaseStorage, optuna.Study]:

@@ -285,19 +285,16 @@ def _finish(module: Module, change: Change, rank: int | None) -> Merged:
     if change.edit is not None:
         total = space.utility + change.edit
         delta, error = space.delta(total, rank)
-        whole = float(total.norm())
         kl = _cost(module, change.edit) if kl is None else kl
     elif change.dense is not None:
-        whole = float(change.dense.double().norm())
         left, right, error = truncate(change.dense, sum(space.ranks) if rank is None else rank)
         delta = Delta(left.to(space.u), right.to(space.r))
     else:
-        delta, error, whole = change.delta, 0.0, change.delta.norm()
+        delta, error = change.delta, 0.0
         if rank is not None and rank < delta.rank:
             own = core(delta, None)
             delta, error = own.delta(own.utility, rank)
-    relative = error / whole if whole else 0.0
-    numbers = (change.kept, change.size, kl, error, relative, delta.rank)
+    numbers = (change.kept, change.size, kl, error, delta.rank)
     return Merged(delta, Record(*numbers, change.note))
 
 

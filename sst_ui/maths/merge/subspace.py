@@ -12,7 +12,7 @@ small ones: λ_mn = γ_m α_n. An edit C [q, p] is flattened by rows, which is t
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -80,10 +80,6 @@ class Spectrum:
         F_U is the utility data's own, neither damped nor normalised; nan without gradients.
         """
         return float(eigen.half_square(g(self.eigenvalues) * self.c, self.kl))
-
-    def predicted_residual(self, g: Filter) -> float:
-        """½ vec(E − D)ᵀ F_S vec(E − D): what is left undone on safety data, nats a token."""
-        return float(eigen.half_square((1 - g(self.eigenvalues)) * self.c, self.loss))
 
     def kept(self, g: Filter) -> float:
         """‖E‖ / ‖D‖ in the norm of F_S: the share of the effect on safety data that is left.
@@ -214,24 +210,6 @@ class Curve:
     kl: tuple[float, ...]
     residual: tuple[float, ...]
     kept: tuple[float, ...]
-
-
-def predict(
-    spectra: Mapping[str, Spectrum],
-    mus: Sequence[float],
-    weights: Mapping[str, float] | None = None,
-) -> Curve:
-    """The predicted Pareto curve over μ; modules add up (the Fisher matrix is block-diagonal).
-
-    Args:
-        spectra: by module.
-        weights: of the edit in each module, 1 where none is given.
-    """
-    for mu in mus:
-        soft(mu)  # raises for one that is no price
-    prices = torch.tensor([float(mu) for mu in mus], dtype=torch.float64)[:, None, None]
-    sums = _sums(spectra, lambda x: torch.where(prices == 0, 1.0, x / (x + prices)), weights)
-    return Curve(tuple(mus), *(tuple(x.expand(len(mus)).tolist()) for x in sums))
 
 
 def total(

@@ -49,7 +49,6 @@ class Record:
         size: ‖E‖_F / ‖D‖_F, the plain norm.
         kl: predicted utility KL of this module's edit, nats a token.
         error: ‖what truncation dropped‖_F.
-        relative_error: the same as a share of the whole change.
         rank: of the result.
         note: a word on what a method decided here.
     """
@@ -58,7 +57,6 @@ class Record:
     size: float | None
     kl: float | None
     error: float
-    relative_error: float
     rank: int
     note: str = ""
 

@@ -71,14 +71,6 @@ class Architecture:
                 return number
         return len(self.layers) if path in self.linears.get("lm_head", ()) else -1
 
-    def describe(self) -> str:
-        """A few lines: what writes, what is left, with layer numbers folded into `*`."""
-        lines = [f"{self.model_type}: {len(self.layers)} layers, hidden size {self.hidden}"]
-        for role in KINDS:
-            names = fold(w.name for w in self.writers if w.role == role)
-            lines.append(f"writes ({role}): {names}")
-        return "\n".join([*lines, f"left as they are: {fold(self.untouched)}", *self.notes])
-
 
 def discover(model: nn.Module) -> Architecture:
     """Find the decoder layers, what writes to the residual stream, and the linear modules by kind.

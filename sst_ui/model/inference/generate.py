@@ -17,11 +17,11 @@ from sst_ui.model.inference.batch import Batch, Room, Row, forward, rows_for, to
 from sst_ui.model.inference.kv_cache import fresh_cache
 from sst_ui.model.inference.logprobs import logprobs, teacher_forced
 from sst_ui.model.inference.prefill import Prefill, arranged, fitting, start
-from sst_ui.model.load.reasoning import said, shown
+from sst_ui.model.load.reasoning import shown
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
-__all__ = ["answers", "generate", "logprobs", "replies", "stream", "teacher_forced"]
+__all__ = ["generate", "logprobs", "replies", "stream", "teacher_forced"]
 
 ROWS = 32  # answers at a time; more would not be faster, and a step would hold up a chat
 
@@ -181,19 +181,6 @@ class Reply:
 
     tokens: tuple[int, ...]
     ended: bool
-
-
-def answers(
-    host: Host,
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence[Row] | None,
-    max_new_tokens: int,
-    batch: int | None = None,
-    stage: str = "answers",
-) -> Generator[Progress, None, list[str]]:
-    """The texts of `replies`, without the thinking before an answer."""
-    found = yield from replies(host, prompts, rows, max_new_tokens, batch, stage)
-    return [said(host.answer(reply.tokens)) for reply in found]
 
 
 def replies(
