@@ -9,17 +9,17 @@ are made is in jobs/evaluate/evaluate. To add a metric, write the function and d
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from sst_ui.errors import unknown
+from sst_ui.registry import Registry
 
 Unit = Literal["rate", "score", "nats", "nats/token", "perplexity"]  # rate: yes or no, 0..1
 Better = Literal["high", "low"]
 Reads = Literal["answer", "choice", "first_words", "divergence", "text"]
-Row = TypeVar("Row")
 
 # Changes up to this size are negligible, however sure they are; a metric may set its own.
 # A percentage point; a hundredth of a ROUGE-L F1; 0.1 nats of log-odds; of KL 0.01 nats/token,
@@ -104,31 +104,6 @@ def _fill(row: Metric | Derived) -> None:
         object.__setattr__(row, "negligible", NEGLIGIBLE[row.unit])
 
 
-class Registry(Generic[Row]):
-    """Rows by name, in the order they were added; unknown names get a suggestion."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._rows: dict[str, Row] = {}
-
-    def add(self, row: Row) -> None:
-        """Add a row under its name; a later one replaces an earlier one."""
-        self._rows[row.name] = row
-
-    def __getitem__(self, name: str) -> Row:
-        """Raises UserError, with the nearest name, for one that is unknown."""
-        if name not in self._rows:
-            raise unknown(self._what, name, self._rows)
-        return self._rows[name]
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._rows.values())
-
-    def names(self) -> list[str]:
-        """All names, in the order they were added."""
-        return list(self._rows)
-
-
 METRICS: Registry[Metric | Derived] = Registry("metric")
 
 
@@ -138,7 +113,8 @@ def metric(
     """Decorate a scoring function to make it a metric; `more` are further fields of `Metric`.
 
     Raises:
-        UserError: a unit, direction or kind of observation that there is not.
+        UserError: a unit, direction or kind of observation that there is not, or a name that is
+            taken.
     """
     more.setdefault("reads", "answer")
     for what, value, kind in (("unit", unit, Unit), ("better", better, Better)):

@@ -14,7 +14,7 @@ from peft.utils import merge_utils
 from sst_ui.errors import UserError
 from sst_ui.maths.merge import baselines
 from sst_ui.maths.merge.low_rank import Delta, core, zero
-from sst_ui.maths.merge.registry import METHODS, Module, merge, spectrum
+from sst_ui.maths.merge.registry import METHODS, Module, merge, method, spectrum
 from sst_ui.maths.merge.subspace import Moments, decompose, mu_for_budget, soft, top
 
 OUT, INP = 10, 8
@@ -424,6 +424,16 @@ def test_every_control_is_read_from_the_function_and_reaches_it(row):
         turned = start | {parameter.name: other[parameter.name]}
         pairs = [(merge(m, row.name, **start), merge(m, row.name, **turned)) for m in modules]
         assert any(not np.allclose(dense(a), dense(b)) for a, b in pairs), parameter.name
+
+
+def test_a_name_that_is_taken_is_refused():
+    def mine(module):
+        """Another way."""
+
+    row = METHODS["ties"]
+    with pytest.raises(UserError, match="there is a merge method 'ties' already"):
+        method("ties", title="TIES", paper="mine")(mine)
+    assert METHODS["ties"] is row
 
 
 def test_the_registry_holds_the_methods_of_the_field_with_typed_controls():

@@ -63,8 +63,12 @@ def test_the_list_of_metrics_says_what_each_is(folder):
 def test_the_error_of_a_file_says_where(folder):
     (folder / "late.py").write_text("x = 1\nraise RuntimeError('no data')\n")
     (folder / "silent.py").write_text("x = 1\n")
+    (folder / "taken.py").write_text(POLITE.replace('"polite"', '"refusal_rate"'))
+    shipped = METRICS["refusal_rate"]
     plugins.load(folder)
-    late, silent = plugins.PROBLEMS
+    late, silent, taken = plugins.PROBLEMS
+    assert "taken.py, line 4: UserError: there is a metric 'refusal_rate' already" in taken
+    assert METRICS["refusal_rate"] is shipped
     assert "late.py, line 2: RuntimeError: no data" in late
     assert "silent.py adds no new metric" in silent
 

@@ -9,7 +9,7 @@ Knows signatures and ranges. Does not know what a method does. A parameter is an
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,36 +120,12 @@ class Method:
                 raise UserError(f"method {self.name} needs {words}; {module.name} has none.")
 
 
-class Registry:
-    """Methods by name, in the order they were added; unknown names get a suggestion."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, Method] = {}
-
-    def __getitem__(self, name: str) -> Method:
-        """Raises UserError, with the nearest name, for one that is unknown."""
-        if name not in self._rows:
-            raise unknown("merge method", name, self._rows)
-        return self._rows[name]
-
-    def __iter__(self) -> Iterator[Method]:
-        return iter(self._rows.values())
-
-    def names(self) -> list[str]:
-        """All names, in the order they were added."""
-        return list(self._rows)
-
-    def method(
-        self, name: str, *, title: str, paper: str, needs: tuple[str, ...] = ()
-    ) -> Callable[[Callable], Callable]:
-        """Decorate a function (module, **parameters) to make it a method."""
-
-        def add(run: Callable) -> Callable:
-            what = inspect.cleandoc(run.__doc__ or "").split("\n")[0]
-            self._rows[name] = Method(name, title, what, paper, needs, _parameters(run), run)
-            return run
-
-        return add
+def described(
+    run: Callable[..., Any], name: str, title: str, paper: str, needs: tuple[str, ...]
+) -> Method:
+    """A function (module, **parameters) as a row of the registry."""
+    what = inspect.cleandoc(run.__doc__ or "").split("\n")[0]
+    return Method(name, title, what, paper, needs, _parameters(run), run)
 
 
 def _parameters(run: Callable) -> tuple[Parameter, ...]:

@@ -8,7 +8,7 @@ words, become the controls of the command line and the studio.
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from sst_ui.errors import UserError
 from sst_ui.maths.merge import baselines, eigen
 from sst_ui.maths.merge.low_rank import Core, Delta, core, truncate
-from sst_ui.maths.merge.parameters import Dial, Registry, Words
+from sst_ui.maths.merge.parameters import Dial, Method, Words, described
 from sst_ui.maths.merge.subspace import (
     HIGHEST,
     Filter,
@@ -32,6 +32,7 @@ from sst_ui.maths.merge.subspace import (
 )
 from sst_ui.maths.merge.types import Change, Merged, Module, Record, spectrum
 from sst_ui.recipe import GROUPS, KINDS
+from sst_ui.registry import Registry
 
 __all__ = ["METHODS", "Merged", "Module", "Record", "merge", "merge_rows", "spectrum"]
 
@@ -39,8 +40,7 @@ ATTENTION, MLP = (
     tuple(kind for kind, role in GROUPS.items() if role == wanted) for wanted in KINDS
 )
 
-METHODS = Registry()
-method = METHODS.method
+METHODS: Registry[Method] = Registry("merge method")
 
 Mu = Annotated[float, Dial(0, HIGHEST, 0.1, "price of utility; 0 keeps the whole edit", log=True)]
 K = Annotated[int, Dial(0, 4096, 1, "directions kept in each module")]
@@ -48,6 +48,22 @@ Towards = Annotated[Target, Words("target: add the safety edit, or move towards 
 Sides = Annotated[Mode, Words("Fisher: both sides (nearest, kfac), inputs only, or the block")]
 Damping = Annotated[float, Dial(0, 1, 0.001, "relative damping of the utility Fisher", log=True)]
 Threshold = Annotated[float, Dial(-1, 1, 0.01, "cosine below which a module counts as unsafe")]
+
+
+def method(
+    name: str, *, title: str, paper: str, needs: tuple[str, ...] = ()
+) -> Callable[[Callable], Callable]:
+    """Decorate a function (module, **parameters) to make it a method.
+
+    Raises:
+        UserError: a name that is taken.
+    """
+
+    def add(run: Callable) -> Callable:
+        METHODS.add(described(run, name, title, paper, needs))
+        return run
+
+    return add
 
 
 def merge(
