@@ -9,8 +9,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from sst_ui.jobs.export.export import Export
-from sst_ui.jobs.export.model_card import card, curves, figure, purpose
+from sst_ui.jobs.export.model_card import card, curves, figure
 from sst_ui.jobs.export.verify import Verification
+from sst_ui.jobs.purpose import purpose
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.recipe import Ablation, Merge, ModelSpec, Recipe, WeightTable, from_yaml

@@ -14,7 +14,8 @@ import torch
 from sst_ui.data.prompt_sets import load as load_prompts
 from sst_ui.errors import UserError
 from sst_ui.jobs.evaluate import answer_labels, observations, observers
-from sst_ui.jobs.evaluate.evaluate import MetricResult, evaluate, goal
+from sst_ui.jobs.evaluate.evaluate import MetricResult, evaluate
+from sst_ui.jobs.purpose import goal
 from sst_ui.maths.directions import random
 from sst_ui.model.hooks.live_edits import RowEdit
 from sst_ui.model.inference.generate import logprobs

@@ -17,9 +17,10 @@ from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.jobs.evaluate.answer_labels import Labeller
 from sst_ui.jobs.evaluate.observations import Task, observe, prepare
+from sst_ui.jobs.purpose import goal
 from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import Derived, Metric, default_metrics, find
-from sst_ui.metrics.results import Goal, Item, MetricResult, Value, compare
+from sst_ui.metrics.results import Item, MetricResult, Value, compare
 from sst_ui.metrics.text import languages
 from sst_ui.model.hooks.live_edits import Edit, RowEdit
 from sst_ui.model.runtime.host import Host
@@ -27,7 +28,7 @@ from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 
-__all__ = ["Item", "MetricResult", "Value", "evaluate", "evaluate_rows", "goal"]
+__all__ = ["Item", "MetricResult", "Value", "evaluate", "evaluate_rows"]
 
 
 def evaluate(
@@ -117,15 +118,6 @@ def limits(evaluation: Evaluation) -> tuple[int | None, int]:
 @cache
 def _presets() -> dict[str, dict[str, int | None]]:
     return yaml.safe_load((PRESETS / "evaluation.yaml").read_text(encoding="utf-8"))
-
-
-def goal(edits: tuple[Edit, ...]) -> Goal:
-    """What an edit is for, by the sign of its mean strength: remove refusal or reinforce it.
-
-    Adapters are merged for safety, so that a merge alone reinforces.
-    """
-    strengths = [float(np.mean(edit.alpha)) for edit in edits if isinstance(edit, RowEdit)]
-    return "reinforce" if sum(strengths) < 0 or (edits and not strengths) else "remove"
 
 
 def _acts(edit: Edit) -> bool:

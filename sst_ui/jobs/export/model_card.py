@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from sst_ui import recipe as recipes
+from sst_ui.jobs.purpose import Purpose, purpose
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import MEANING, MetricResult, Value
 from sst_ui.model.load.source import is_local
@@ -79,20 +80,7 @@ def card(recipe: Recipe, results: Sequence[MetricResult], export: "Export", laye
     )
 
 
-def purpose(recipe: Recipe, layers: int) -> str:
-    """What a recipe is for, by the sign of its mean weight: abliterated, reinforced, merged, both
-    or plain."""
-    merges = any(isinstance(edit, Merge) for edit in recipe.edits)
-    ablations = [edit for edit in recipe.edits if isinstance(edit, Ablation)]
-    if merges:
-        return "both" if ablations else "merged"
-    if not ablations:
-        return "plain"
-    mean = sum(kernel.table(edit.weights, layers).mean() for edit in ablations)
-    return "reinforced" if mean < 0 else "abliterated"
-
-
-def metadata(recipe: Recipe, format: str, what: str) -> ModelCardData:
+def metadata(recipe: Recipe, format: str, what: Purpose) -> ModelCardData:
     """Front matter as the Hub reads it. A local base model is not named: the Hub has no such id.
 
     Args:

@@ -15,6 +15,7 @@ import yaml
 
 import sst_ui.metrics  # noqa: F401  registers the metrics
 from sst_ui.errors import UserError, shown
+from sst_ui.jobs.purpose import searched_for
 from sst_ui.metrics.registry import Derived, find
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, check_seed, digest, to_dict
@@ -152,7 +153,7 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
     Raises:
         UserError: a recipe with nothing to search.
     """
-    purpose = _purpose(recipe)
+    purpose = searched_for(searched(recipe))
     preset, places = presets(), _places(recipe)
     chosen = preset["aims"][purpose]
     own = spec.objectives
@@ -221,13 +222,6 @@ def searched(recipe: Recipe) -> Ablation | Merge:
 def presets() -> Mapping[str, Any]:
     """presets/search.yaml."""
     return yaml.safe_load((PRESETS / "search.yaml").read_text(encoding="utf-8"))
-
-
-def _purpose(recipe: Recipe) -> str:
-    edit = searched(recipe)
-    if isinstance(edit, Merge):
-        return "merge"
-    return "reinforce" if edit.weights.strength < 0 else "ablation"
 
 
 def _places(recipe: Recipe) -> dict[str, str]:
