@@ -29,6 +29,7 @@ SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "chat_templat
 LFS = b"version https://git-lfs"  # what a clone without Git LFS holds instead of the weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 ADAPTER = "adapter_config.json"
+META = "__metadata__"
 NAMED = "transformers_weights"  # of config.json: the weight file, or the index, to take
 # Files of a distributed checkpoint, which transformers takes before any other.
 DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
@@ -249,6 +250,23 @@ def _shards(index: dict, entry: str, name: str) -> list[str]:
     return sorted(set(places.values()))
 
 
+def read_header(path: Path) -> tuple[bytes, dict]:
+    """The header of a safetensors file: its bytes, the eight of the length included, and what they
+    say: name -> dtype, shape and offsets, and under `META` the file's own notes.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, struct.error: it has no such header.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        (length,) = struct.unpack("<Q", start)
+        if not 0 < length <= path.stat().st_size - 8:
+            raise ValueError("header longer than the file")
+        header = start + file.read(length)
+    return header, json.loads(header[8:])
+
+
 def check_safetensors(path: Path) -> None:
     """Whether a file is what its header says; its tensors are not read.
 
@@ -262,13 +280,9 @@ def check_safetensors(path: Path) -> None:
                 raise UserError(
                     f"{path.name} is a Git LFS pointer, not the weights; run `git lfs pull` there."
                 )
-            file.seek(0)
-            (length,) = struct.unpack("<Q", file.read(8))
-            if not 0 < length <= size - 8:
-                raise ValueError("header longer than the file")
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for k, entry in header.items() if k != "__metadata__"]
-        expected = 8 + length + max(ends, default=0)
+        header, entries = read_header(path)
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != META]
+        expected = len(header) + max(ends, default=0)
     except UserError:
         raise
     except OSError as error:

@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from sst_ui.errors import UserError
 from sst_ui.model.load.memory import padded
+from sst_ui.model.load.source import META, read_header
 from sst_ui.recipe import ModelSpec
 
 DTYPES = {
@@ -32,7 +33,6 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
 }  # what can be computed with; everything else is packed by some quantisation
-META = "__metadata__"
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,10 @@ class Shard:
 
 def read_shard(path: Path) -> Shard:
     """Read a file's header; `source.check_safetensors` has refused what is damaged."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        header = start + file.read(struct.unpack("<Q", start)[0])
+    header, entries = read_header(path)
     tensors = [
         Stored(name, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
-        for name, entry in json.loads(header[8:]).items()
+        for name, entry in entries.items()
         if name != META
     ]
     return Shard(path, header, tuple(sorted(tensors, key=lambda tensor: tensor.start)))
