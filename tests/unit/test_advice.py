@@ -66,7 +66,7 @@ def test_a_random_control_gets_no_advice():
 def test_a_random_control_has_no_evidence_and_no_measured_profile():
     engine, spec = Engine(), DirectionSpec(estimator="random")
     stats = {"cohens_d": torch.tensor([0.1, 0.2, 0.3]), "norm": torch.ones(3)}
-    engine._directions[_name("key", spec)] = replace(random(3, 8), stats=stats)
+    engine._directions.put(_name("key", spec), replace(random(3, 8), stats=stats))
     assert set(engine.signals("key", spec)) == {"cohens_d", "norm"}
     assert engine.suggestion("key", spec) is None
     form, extras = show(Recipe(edits=(Ablation(spec),)))

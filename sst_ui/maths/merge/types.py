@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from sst_ui.errors import UserError
+from sst_ui.lru import Memory
 from sst_ui.maths.merge.low_rank import Core, Delta
 from sst_ui.maths.merge.subspace import Mode, Moments, Spectrum, Target, decompose
 
@@ -95,13 +96,13 @@ def spectrum(
     """
     if module.safety is None or module.utility is None:
         raise UserError(f"{module.name} has no moments of both tasks; run the Fisher pass first.")
-    known = _spectra.setdefault(module.core, {})
+    known = _spectra.setdefault(module.core, Memory(REMEMBERED))
     key = (module.safety, module.utility, target, mode, damping)
-    if key not in known:
-        while len(known) >= REMEMBERED:
-            known.pop(next(iter(known)))
-        known[key] = decompose(module.core, module.safety, module.utility, target, mode, damping)
-    return known[key]
+    found = known.get(key)
+    if found is None:
+        found = decompose(module.core, module.safety, module.utility, target, mode, damping)
+        known.put(key, found)
+    return found
 
 
-_spectra: WeakKeyDictionary[Core, dict] = WeakKeyDictionary()
+_spectra: WeakKeyDictionary[Core, Memory] = WeakKeyDictionary()

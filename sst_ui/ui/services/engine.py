@@ -9,7 +9,6 @@ follow from them and may be computed again; the history is the user's own, and n
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from sst_ui.jobs.history.store import History
 from sst_ui.jobs.search.objectives import SearchSpec
 from sst_ui.jobs.search.search import search
 from sst_ui.jobs.search.trials import Local, Numbers
+from sst_ui.lru import Memory
 from sst_ui.maths import directions as maths_directions
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.model.load.fingerprint import state
@@ -41,7 +41,7 @@ from sst_ui.ui.state.loaded_model import Loaded, Replaced
 from sst_ui.ui.state.run_store import shared
 
 log = logging.getLogger(__name__)
-KEPT = 64  # edits and directions kept in memory; older ones come back from the disk cache
+KEPT = 64  # of each kind in memory; edits and directions come back from the disk cache
 
 
 PATIENCE = 10.0  # seconds to wait for the step of an answer that was told to end
@@ -67,12 +67,11 @@ class Engine:
         self._loaded = Loaded(spec=self.spec)
         self._opened = threading.Event()
         self._swap = threading.Lock()  # one load at a time
-        self._edits: OrderedDict[str, tuple] = OrderedDict()
-        self._warnings: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # of those edits
-        self._directions: OrderedDict[str, maths_directions.Directions] = OrderedDict()
+        self._edits = Memory(KEPT)  # with the warnings that measuring them gave
+        self._directions = Memory(KEPT)
         self._chats = 0
-        self._stopped: OrderedDict[str, tuple] = OrderedDict()
-        self._answers: OrderedDict[str, Answering] = OrderedDict()
+        self._stopped = Memory(KEPT)  # job -> whether it was told to stop
+        self._answers = Memory(KEPT)  # window -> its `Answering`
         self.merges = Merges(self)
         self.history = None if shared() else History()  # None: every browser keeps its own
 
@@ -178,7 +177,7 @@ class Engine:
         """Measure (or find in the cache) the directions of these settings."""
         host = self.host(key)
         directions = yield from measure(host, spec)
-        self._keep(self._directions, _name(key, spec), directions)
+        self._directions.put(_name(key, spec), directions)
 
     def directions(self, key: str, spec: DirectionSpec):
         """Measured directions of these settings, or None."""
@@ -204,7 +203,8 @@ class Engine:
         """The recipe's edits on the loaded model, measured where needed."""
         host = self.host(key)
         name = _edited(key, recipe)
-        if name not in self._edits:
+        known = self._edits.get(name)
+        if known is None:
             for edit in recipe.edits:
                 if isinstance(edit, Ablation) and self.directions(key, edit.directions) is None:
                     yield from self.measure(key, edit.directions)
@@ -212,27 +212,22 @@ class Engine:
                     yield from self.merges.prepare(key, edit)
             job, warnings = resolve(host, recipe), []
             edits = yield from _listened(job, warnings)
-            self._keep(self._warnings, name, tuple(warnings))
-            self._keep(self._edits, name, edits)
-        for warning in self._warnings.get(name, ()):
+            known = (edits, tuple(warnings))
+            self._edits.put(name, known)
+        edits, warnings = known
+        for warning in warnings:
             yield Progress("resolve", 1, 1, warning=warning)
-        return self._edits[name]
+        return edits
 
     def knows(self, key: str, recipe: Recipe) -> bool:
         """Whether the recipe's edits are at hand, so that a window may open with them applied."""
-        return _edited(key, recipe) in self._edits
+        return self._edits.get(_edited(key, recipe)) is not None
 
     def check(self, key: str, edits: tuple):
         """The numerical self-check of an edit (see `model.hooks.live_edits.EditReport`)."""
         host = self.host(key)
         with host.step():  # the check runs modules of the model
             return host.live.check(edits)
-
-    @staticmethod
-    def _keep(store: OrderedDict, name: str, value: object) -> None:
-        store[name] = value
-        while len(store) > KEPT:
-            store.popitem(last=False)
 
     # --- using it -----------------------------------------------------------------------------
 
@@ -261,7 +256,7 @@ class Engine:
         """An answer of this window begins; one that still runs there falls silent first."""
         self.hush(window)
         mine = Answering()
-        self._keep(self._answers, window, mine)
+        self._answers.put(window, mine)
         return mine
 
     def hush(self, window: str) -> None:
@@ -346,16 +341,16 @@ class Engine:
         until then; a job that asks `stopped` is quiet at once.
         """
         if job:
-            self._keep(self._stopped, job, ())
+            self._stopped.put(job, True)
 
     def begin(self, job: str) -> Callable[[], bool]:
         """A job of this name begins; the answer tells whether it was told to stop since."""
-        self._stopped.pop(job, None)
+        self._stopped.put(job, False)
         return lambda: self.stopped(job)
 
     def stopped(self, job: str) -> bool:
         """Whether a job was told to stop."""
-        return job in self._stopped
+        return bool(self._stopped.get(job))
 
     @contextmanager
     def _chatting(self):
