@@ -181,7 +181,9 @@ def test_files_that_cannot_be_read_are_named(folder, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("pathlib.Path.open", denied)
-    assert refusal(folder).endswith("Permission denied.")
+    message = refusal(folder)
+    assert message.startswith("config.json of small cannot be read:")
+    assert "Permission denied" in message
 
 
 @pytest.mark.parametrize("model", ["/a\0b", "/" + "x" * 5000, "~nobody-of-this-name/x", "/\ud800"])
