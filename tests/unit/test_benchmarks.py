@@ -160,6 +160,7 @@ def test_a_search_in_batches_finds_what_rewritten_weights_show(searched):
     assert 0 < searched.refused["rewrite"] < 1
 
 
+@pytest.mark.slow
 def test_every_way_of_searching_is_timed_and_weighed_in_a_process_of_its_own(searched, tmp_path):
     assert {way: len(seconds) for way, seconds in searched.seconds.items()} == dict.fromkeys(
         search.WAYS, 1
@@ -265,6 +266,7 @@ def test_slow_ways_of_merging_run_once_and_the_others_every_round():
     assert set(result.growth) == {2, 4}
 
 
+@pytest.mark.slow
 def test_a_merge_is_weighed_in_a_process_of_its_own():
     reading = sst.in_child("sum", 2, 1, SMALL)
     assert reading.error < 1e-6

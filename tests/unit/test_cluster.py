@@ -75,6 +75,7 @@ def all_ready(cluster):
         list(cluster._answers())
 
 
+@pytest.mark.slow
 def test_two_workers_come_to_the_numbers_of_one_process(cluster, local):
     all_ready(cluster)
     told = []
@@ -91,6 +92,7 @@ def test_two_workers_come_to_the_numbers_of_one_process(cluster, local):
     assert (cluster.layers, cluster.preserving, cluster.name) == (12, True, "demo")
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_costs_time_and_nothing_else(cluster, local, monkeypatch):
     all_ready(cluster)
     ray, give = ray_cluster.library(), cluster._give
@@ -111,6 +113,7 @@ def test_a_worker_killed_in_the_middle_costs_time_and_nothing_else(cluster, loca
     assert before - after == killed
 
 
+@pytest.mark.slow
 def test_a_batch_that_kills_every_worker_is_given_up_and_the_other_goes_on(
     cluster, local, monkeypatch
 ):
@@ -131,6 +134,7 @@ def test_a_batch_that_kills_every_worker_is_given_up_and_the_other_goes_on(
     assert all("2 workers were lost" in found[place].error for place in range(5, 10))
 
 
+@pytest.mark.slow
 def test_closing_leaves_no_batch_running(cluster, local):
     all_ready(cluster)
     before = pids(cluster)
@@ -145,6 +149,7 @@ def test_closing_leaves_no_batch_running(cluster, local):
     assert by_place(cluster.numbers(GRID[:5], EVALUATION)) == {n: local[n] for n in range(5)}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_trials_as_in_this_process(cluster, local, host):
     spec = SearchSpec("tpe", samples=4, max_new_tokens=8, trials=14, seed=3)
     found = {}
@@ -155,10 +160,12 @@ def test_the_same_seed_gives_the_same_trials_as_in_this_process(cluster, local, 
     assert found["cluster"] == found["here"]
 
 
+@pytest.mark.slow
 def test_the_measured_signal_is_the_same(cluster, host):
     assert finish(cluster.bell(DEFAULT)) == finish(Local(host).bell(DEFAULT))
 
 
+@pytest.mark.slow
 def test_a_model_that_a_worker_cannot_load_is_said_in_its_words(nodes, cluster):
     all_ready(cluster)
     other = Cluster(ModelSpec(id="./no-such-model"), nodes.address, workers=2)
@@ -173,6 +180,7 @@ def test_a_model_that_a_worker_cannot_load_is_said_in_its_words(nodes, cluster):
     assert not isinstance(told.value, ray_cluster.library().exceptions.RayError)
 
 
+@pytest.mark.slow
 def test_a_cluster_without_room_is_said(nodes, cluster, monkeypatch):
     all_ready(cluster)
     monkeypatch.setattr("sst_ui.jobs.search.ray_workers.PATIENCE", 2.0)
@@ -265,6 +273,7 @@ def terminal():
     return run
 
 
+@pytest.mark.slow
 def test_the_terminal_starts_a_cluster_and_prints_nothing_but_json(terminal, local):
     done = terminal("--ray", "local", "--workers", "1", "--trials", "5")
     assert done.returncode == 0, done.stderr

@@ -142,6 +142,7 @@ def test_training_the_output_layer_leaves_the_embedding_alone():
         torch.testing.assert_close(merged(ids).logits, adapted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_training_command_writes_what_peft_and_transformers_load(tmp_path: Path, capsys):
     demo.main(["--adapters", "--quick", "--out", str(tmp_path)])
     assert "utility_small" in capsys.readouterr().out

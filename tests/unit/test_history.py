@@ -169,6 +169,7 @@ for i in range(20):
 """
 
 
+@pytest.mark.slow
 def test_threads_and_processes_write_at_once_and_lose_nothing(history):
     history.path.parent.mkdir()
     processes = [

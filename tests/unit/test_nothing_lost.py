@@ -304,6 +304,7 @@ with staged(out / "r", kind="run") as folder, disk.written(out / "d.safetensors"
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_and_a_living_one_is_left_alone(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE,
@@ -379,6 +380,7 @@ for i in range(1000):
 """
 
 
+@pytest.mark.slow
 def test_a_history_whose_writer_is_killed_has_all_that_it_had_said_to_have(tmp_path):
     path = tmp_path / "history.sqlite"
     for turn in range(3):
@@ -500,6 +502,7 @@ def race(path: str, number: int, start) -> None:
         assert len(tensors["a"].unique()) == 1
 
 
+@pytest.mark.slow
 def test_processes_that_write_and_read_one_entry_never_see_half_of_it(folder):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(

@@ -25,7 +25,7 @@ from tests.tiny import HIDDEN, tiny
 from tests.unit.test_live_edits import edit
 
 LARGE = {"vocab_size": 100_000, "hidden_size": HIDDEN, "intermediate_size": 60_000}
-KILLS = 20
+KILLS = 12
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +195,10 @@ def test_a_full_disk_is_told_when_the_safetensors_library_meets_it(tmp_path):
         assert os.listdir(disk) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no such signal")
 def test_killed_at_any_moment_no_folder_looks_finished(tmp_path, base):
-    """Twenty exports, each killed at a random moment; half of them replace an earlier one."""
+    """A dozen exports, each killed at a random moment; half of them replace an earlier one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["sst_ui.model.weights.streaming_writer", "tests.unit.test_staging"]

@@ -98,6 +98,7 @@ def grid_points(trials):
     return sorted((trial.params["peak"], trial.params["width"]) for trial in trials)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was(storage):
     process = start(storage, seconds=0.3)
     begin(process)
@@ -123,6 +124,7 @@ def test_a_killed_search_goes_on_where_it_was(storage):
     assert {each.base["kl_16@demo/harmless"].n for each in found} == {process.pid, os.getpid()}
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_died_right_after_asking_is_not_lost(storage):
     """Between Optuna's ask and the owner's name there is time enough for a kill."""
     code = """
@@ -152,6 +154,7 @@ study.ask(1, draw=DRAW)
         study.tell(asked.number, [0.0], {})
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_grid_and_measure_every_point_once(storage):
     both = [start(storage, seconds=0.2) for _ in range(2)]
     for process in both:

@@ -234,6 +234,7 @@ sys.exit(streams.guarded(work))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_job_with_one_word_and_cleans_up(tmp_path, number, code):
     process = subprocess.Popen(
@@ -363,6 +364,7 @@ def test_a_port_that_was_taken_meanwhile_is_one_line():
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_page_ends_with_one_word(tmp_path, free, number, code):
     environment = {f"SST_{name}": str(tmp_path / name) for name in ("CACHE", "HOME", "OUTPUTS")}
