@@ -175,7 +175,7 @@ def shown(host):
     """Adapter -> metric -> (base, with the adapter live), on a part of the held-out prompts."""
     names = ("facts@demo/new_facts", "reading@demo/repliqa", "jailbreak_resistance", "over_refusal")
     rows = [(RowDelta(read_adapter(str(adapters.folders()[n]), host).deltas),) for n in NAMES]
-    evaluation = Evaluation(metrics=names, samples=40, max_new_tokens=40)
+    evaluation = Evaluation(metrics=names, samples=24, max_new_tokens=40)
     found = finish(evaluate_rows(host, rows, evaluation))
     return {
         name: {r.name: (r.base.value, r.edited.value) for r in results}

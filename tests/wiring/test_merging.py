@@ -38,10 +38,10 @@ def pair(engine, merge):
     return finish(engine.merges.prepare(engine.loaded.key, merge))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def screen(engine):
     with gr.Blocks():
-        yield studio._panels(engine)
+        return studio._panels(engine)
 
 
 def draft(engine, *edits, view="budget") -> Draft:

@@ -48,7 +48,7 @@ def measured(left: int, n: int = 24):
     return (rate, derive(find("removal"), {"refusal_rate": rate}))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def screen(engine):
     with gr.Blocks():
         return studio._panels(engine)
