@@ -1,7 +1,4 @@
-"""Seconds of a piece of work, and numbers short enough for a table.
-
-Knows clocks. Does not know models.
-"""
+"""Time a piece of work, and write numbers short enough for a table."""
 
 import time
 from collections.abc import Callable

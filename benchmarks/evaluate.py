@@ -1,10 +1,10 @@
-"""What an evaluation saves: prompts a second against `generate` in a loop and in one batch.
+"""What an evaluation saves: prompts per second against `generate` in a loop and in one batch.
 
     python -m benchmarks.evaluate --model both
 
-Knows clocks and a table; the plain ways themselves are in plain.py. Every way answers the same
-prompts with the base and with the edited model, greedily. Rounds alternate between the ways, so
-that a slow moment of the machine hits all of them; medians are reported.
+The plain ways are in plain.py. Every way answers the same prompts with the base and the edited
+model, greedily. Rounds alternate between the ways, so that a slow moment of the machine hits all of
+them; medians are reported.
 """
 
 import argparse

@@ -2,11 +2,11 @@
 
     python -m benchmarks.export [--large]
 
-Knows clocks, memory and a table; the ways themselves are in export_ways.py. Every measurement is a
-process of its own that imports first and starts the clock then. Rounds alternate between the ways,
-so that a slow moment of the machine hits all of them, and ratios are taken within a round. Before
-each, the source's pages are dropped from the page cache where the system lets us, so that each way
-reads from the disk; each waits until what it wrote is on the disk.
+The ways are in export_ways.py. Every measurement is a process of its own that imports first and
+starts the clock then. Rounds alternate between the ways, so that a slow moment of the machine hits
+all of them, and ratios are taken within a round. Before each, the source's pages are dropped from
+the page cache where the system allows it, so that each way reads from the disk; each waits until
+what it wrote is on the disk.
 """
 
 import argparse

@@ -1,8 +1,7 @@
 """Four ways from a model's folder to an edited one, and a random model of a real shape.
 
-Knows how each way works at its best. Does not know clocks or tables. Each way reads `source`,
-writes `out` and waits until all of it is on the disk; the edit is the default ablation along random
-directions, which costs what a measured one does.
+Each way reads `source`, writes `out` and waits until all of it is on the disk; the edit is the
+default ablation along random directions, which costs what a measured one does.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python -m benchmarks.live_edit --model both
 
-Knows clocks, memory and a table; the three ways themselves are in methods.py. Rounds alternate
-between the ways, so that a slow moment of the machine hits all of them; medians are reported.
+The three ways are in methods.py. Rounds alternate between them, so that a slow moment of the
+machine hits all of them; medians are reported.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """Ways to merge two adapters of one decoder layer: the studio's, and PEFT's add_weighted_adapter.
 
-Knows shapes, random factors and both libraries. Does not know clocks, memory or tables. A way is
-made with what it needs, `run()` is the work, and `result()` says what came of it.
+A way is made with what it needs, `run()` is the work, and `result()` says what came of it.
 """
 
 import warnings

@@ -2,7 +2,7 @@
 
     python -m benchmarks.merging [--pair small] [--figure docs/pictures/merging.svg]
 
-Knows arguments and output; the sweep is sst_ui/jobs/merge/method_fronts.py.
+The sweep itself is sst_ui/jobs/merge/method_fronts.py.
 """
 
 import argparse

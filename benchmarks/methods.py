@@ -1,7 +1,6 @@
 """Three ways to get from a slider to an edited model, behind one small interface.
 
-Knows how each way works at its best. Does not know clocks, memory or tables. Each way has
-`change(strength)`, after which `first_token(prompt)` answers with the new edit.
+Each way has `change(strength)`, after which `first_token(prompt)` answers with the new edit.
 """
 
 import gc

@@ -1,7 +1,4 @@
-"""Peak memory since a moment: of the GPU where there is one, else of the process.
-
-Knows counters of the system and of CUDA. Does not know models.
-"""
+"""Peak memory since a moment: of the GPU where there is one, else of the process."""
 
 import contextlib
 import ctypes

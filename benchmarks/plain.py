@@ -1,7 +1,7 @@
 """What one would write without the studio: two models, `generate`, and a pass for every choice.
 
-Knows transformers. Does not know clocks or tables. Prompts are token lists, so that every way reads
-the same ones, and answers are written by the same tokenizer.
+Prompts are token lists, so that every way reads the same ones, and answers are written by the same
+tokenizer.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,8 @@
-"""How often refusals are told from other answers, on answers that people labelled.
+"""How often the detectors tell refusals from other answers, on answers that people labelled.
 
     python -m benchmarks.refusal [--set labelled|blind]
 
-Knows arguments and output; what is right and wrong is in presets/labels, and the counting in
-sst_ui/metrics/detector_accuracy.py.
+The labels are in presets/labels, the counting in sst_ui/metrics/detector_accuracy.py.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python -m benchmarks.search --model both
 
-Knows clocks, memory and a table; the ways themselves are in search_ways.py. Every measurement is a
-process of its own that loads the model first and starts the clock then. Rounds alternate between
-the ways, so that a slow moment of the machine hits all of them; medians are reported.
+The ways are in search_ways.py. Every measurement is a process of its own that loads the model first
+and starts the clock then. Rounds alternate between the ways, so that a slow moment of the machine
+hits all of them; medians are reported.
 """
 
 import argparse

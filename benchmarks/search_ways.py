@@ -1,8 +1,7 @@
 """Three ways to measure a grid of kernels on a few prompts, and what each of them finds.
 
-Knows how each way works at its best. Does not know clocks, memory or tables. All read the same
-tokens, and all find the same: an answer to every harmful prompt, and on every harmless one the
-divergence KL(base ‖ edited) along the base's own first tokens, for every kernel.
+All read the same tokens, and all find the same: an answer to every harmful prompt, and on every
+harmless one the divergence KL(base ‖ edited) along the base's own first tokens, for every kernel.
 """
 
 import json

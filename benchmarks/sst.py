@@ -2,10 +2,10 @@
 
     python -m benchmarks.sst --rank 16 --layers 1
 
-Knows clocks, memory and tables; the ways themselves are in mergers.py. Factors and Fisher moments
-are random: the pass that collects moments is not timed. One layer of Llama-3.1-8B's shapes is held
-at a time, and its time counts for 32. Each reading is a process of its own; rounds alternate
-between the ways, so that a slow moment of the machine hits all of them; medians are reported.
+The ways are in mergers.py. Factors and Fisher moments are random: the pass that collects moments is
+not timed. One layer of Llama-3.1-8B's shapes is held at a time, and its time counts for 32. Each
+reading is a process of its own; rounds alternate between the ways, so that a slow moment of the
+machine hits all of them; medians are reported.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python -m benchmarks.strategies [--samples 128] [--trials 100] [--seed 0] [--json]
 
-Knows strategies and a table. Every search sees only the prompts that the directions were measured
-on; the chosen recipes, and the default profile beside them, are then measured on prompts that no
-search has seen, all of them in the same batches. Nothing is kept: each study lives in memory.
+Every search sees only the prompts that the directions were measured on; the chosen recipes, and the
+default profile beside them, are then measured on prompts that no search has seen, all of them in
+the same batches. Nothing is kept: each study lives in memory.
 """
 
 import argparse

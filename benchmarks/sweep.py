@@ -2,7 +2,7 @@
 
     python -m benchmarks.sweep
 
-Knows arguments and output; the tables themselves are sst_ui/jobs/results_table.py.
+The tables themselves are made in sst_ui/jobs/results_table.py.
 """
 
 import argparse
