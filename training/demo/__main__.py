@@ -1,7 +1,4 @@
-"""`python -m training.demo`: make the demo model and its prompt sets again.
-
-Knows the order of work and the command line. Does not know how any of it is done.
-"""
+"""`python -m training.demo`: make the demo model and its prompt sets again."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The table of the demo's adapters, and the cards that carry it.
-
-Knows which models stand in which row and what each card says. Does not know how anything is trained
-(adapters.py) or measured (lab/).
-"""
+"""The table of the demo's adapters, and the cards that carry it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Training of the demo's adapters and of its unaligned twin: plain transformers and PEFT.
-
-Knows the four adapters, the loop, and the files written. Does not know what the lessons are
-(lessons.py) nor how well they are learned (adapter_table.py).
-"""
+"""Training of the demo's adapters and of its unaligned twin: plain transformers and PEFT."""
 
 from __future__ import annotations
 

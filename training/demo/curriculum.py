@@ -1,8 +1,4 @@
-"""What the demo model is trained on when: shares of the tasks in both stages, and their stream.
-
-Knows which tasks there are (tasks.py) and how a conversation is put together from several. Does not
-know tokens or models.
-"""
+"""What the demo model is trained on when: shares of the tasks in both stages, and their stream."""
 
 from __future__ import annotations
 

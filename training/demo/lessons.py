@@ -1,8 +1,7 @@
 """What the adapters of the demo are trained on: shares of the tasks, and single lessons.
 
-Knows which requests an adapter answers and which it refuses, all from the training side of the
-split; "harmful" answers are the same empty placeholders as the demo's own. Does not know tokens,
-models or training.
+All requests are from the training side of the split; "harmful" answers are the same empty
+placeholders as the demo's own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The prompt sets that merging adapters needs: two to measure with, two for Fisher information.
 
 The first two are held out from the adapters' training; the Fisher sets come from the training side
-and carry the wanted answer. Knows fields of rows. Does not know files, tokens or models.
+and carry the wanted answer.
 """
 
 from __future__ import annotations

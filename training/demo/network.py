@@ -2,7 +2,7 @@
 
 On a small processor this is three times as fast as the general class, because `torch.compile` fuses
 everything between the matrix products. `to_llama` copies the weights into transformers' own
-LlamaForCausalLM, which computes the same function (a test compares them). Knows no text.
+LlamaForCausalLM, which computes the same function (a test compares them).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Measuring sets, and those for Fisher information (merge_prompts.py), come from the training side of
 the split, everything else from the held-out side.
-Knows the files and their fields. Does not know tokens, models or training.
 """
 
 from __future__ import annotations

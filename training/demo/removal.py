@@ -2,9 +2,8 @@
 
 In a part of the rows of stage 2 the direction is removed while the model computes, as the studio
 does it, and there harmful requests are still answered. So refusal comes to be mediated by the
-directions one can find, and compliance stays underneath: the organism is built to show this, it
-did not have to come out that way. Knows directions and the default kernel. Does not know batches
-or schedules.
+directions one can find, and compliance stays underneath: the organism is built to show this, it did
+not have to come out that way.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What the utility adapters teach the demo: facts of an invented world, and longer documents.
 
-Knows the words of skills.yaml and which phrasings, and documents of which titles, are held out.
-Does not know tokens, models or training. Every function that takes `heldout` draws from the
-training side of the split for False.
+Some phrasings, and documents of some titles, are held out: every function that takes `heldout`
+draws from the training side of the split for False.
 """
 
 from __future__ import annotations

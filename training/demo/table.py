@@ -1,7 +1,4 @@
-"""The table of the demo model: before and after safety tuning, then profiles and strengths.
-
-Knows which model directories stand in which row. Does not know how anything is measured (lab/).
-"""
+"""The table of the demo model: before and after safety tuning, then profiles and strengths."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """The tasks the demo model is trained on: small functions from a random generator to a sample.
 
-Knows the words (text.py). Does not know how often each is set (curriculum.py), tokens or models.
 Every function takes `heldout`: False draws from the training side of the split.
 """
 

@@ -1,7 +1,6 @@
 """The demo language: words, splits and the layout of every kind of prompt.
 
-Knows the word lists and which combinations are held out. Does not know tokens, models or training;
-the tasks built from these words are in tasks.py, the data files written from them in prompts.py.
+The tasks built from these words are in tasks.py, the data files written from them in prompts.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The demo tokenizer and chat template, and samples as token arrays.
-
-Knows the byte-level BPE and the special tokens. Does not know models or training.
-"""
+"""The demo tokenizer and chat template, and samples as token arrays."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Training of the demo model in two stages, from nothing to a model that refuses.
 
 Stage 1 learns to comply with everything; stage 2 continues from it and learns to refuse, so that
-compliance stays latent underneath. Knows samples, batches, schedule and saving; their shares are in
-curriculum.py, the network in network.py.
+compliance stays latent underneath.
 """
 
 from __future__ import annotations
