@@ -1,9 +1,9 @@
-"""The same jobs without a screen: `python -m sst_ui kernel | measure | run | export | ...`.
+"""The command line: `python -m sst_ui kernel | measure | run | export | ...`.
 
-Knows arguments, progress bars and exit codes: 0, 2 for bad input and what the system refuses (one
-line, no traceback), 130 for Ctrl+C, 143 for SIGTERM, 141 for a pipe that nobody reads, 1 for
-anything else (an export that does not verify, a defect). Heavy imports happen inside the commands,
-so that `--help` and `kernel` answer at once.
+Exit codes: 0; 2 for bad input and what the system refuses (one line, no traceback); 130 for Ctrl+C;
+143 for SIGTERM; 141 for a pipe that nobody reads; 1 for anything else (an export that does not
+verify, a defect). Heavy imports happen inside the commands, so that `--help` and `kernel` answer at
+once.
 """
 
 import argparse

@@ -1,7 +1,6 @@
-"""The cache on the disk: what can be computed again, all of it under one limit.
+"""The disk cache: results that can be computed again, all of them under one size limit.
 
-Knows files, their sizes and when they were used last. Does not know what is in them. A cache that
-cannot be written costs time and a warning, nothing else.
+A cache that cannot be written costs time and a warning, nothing else.
 """
 
 import logging

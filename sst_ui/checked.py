@@ -1,7 +1,4 @@
-"""Frozen dataclasses from plain data, checked by their own type hints.
-
-Knows types. Does not know what is described: the vocabulary is recipe.py.
-"""
+"""Builds frozen dataclasses from plain data, checked against their type hints."""
 
 import math
 import types

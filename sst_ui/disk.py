@@ -1,11 +1,10 @@
-"""Files and folders that appear whole or not at all, and what the operating system says no to.
-
-Knows paths, locks and errors of the system. Does not know what is written.
+"""Files and folders that appear whole or not at all, and one-line errors for what the system
+refuses.
 
 What is being written lies in a hidden folder beside its goal and is moved there at the end, so a
 process killed at any moment leaves nothing that looks finished. A lock on that folder says whether
 its writer still lives (process numbers come again, and mean nothing from another container); the
-next one that writes beside it removes what the dead have left.
+next writer beside it removes what dead ones left.
 """
 
 import atexit

@@ -1,7 +1,7 @@
-"""The one error for bad input, the hint that goes with a misspelt name, and values cut to a line.
+"""The one error for bad input, suggestions for misspelt names, and values shortened to a line.
 
-Knows nothing of models or screens. The studio shows a `UserError` at the control, the terminal
-prints it as one line and leaves with exit code 2; anything else is a defect of ours.
+The studio shows a `UserError` at the control, the terminal prints it as one line and exits with
+code 2; anything else is a defect of ours.
 """
 
 import re

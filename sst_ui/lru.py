@@ -1,7 +1,4 @@
-"""A small memory for things that are costly to compute: the last few, by key, for many threads.
-
-Knows keys and values. Does not know what they mean.
-"""
+"""A small thread-safe LRU cache for values that are costly to compute."""
 
 import threading
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""Where things lie: shipped data, caches, outputs. Knows folders, not what is in them."""
+"""Where things are stored: shipped data, caches, outputs."""
 
 import os
 import sys

@@ -1,7 +1,4 @@
-"""Weight profiles by name: the numbers of presets/profiles.yaml, before anything is computed.
-
-Knows names, peaks, widths and models' ids. Does not know weight tables, layers or kernels.
-"""
+"""Weight profiles by name: the numbers of presets/profiles.yaml, before anything is computed."""
 
 import re
 from collections.abc import Mapping

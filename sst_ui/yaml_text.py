@@ -1,7 +1,7 @@
-"""YAML that somebody typed, as plain data: one value for every key, and bounded work and memory.
+"""Parses YAML that somebody typed: one value for every key, and bounded work and memory.
 
-Knows YAML. Does not know recipes. PyYAML keeps the last of two equal keys without a word, expands
-aliases without limit and recurses as deep as the text does; here each of these is an error.
+PyYAML silently keeps the last of two equal keys, expands aliases without limit and recurses as deep
+as the text does; here each of these is an error.
 """
 
 import re
