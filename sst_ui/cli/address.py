@@ -1,7 +1,4 @@
-"""Where the page is served: host and port, tried before anything heavy is loaded.
-
-Knows sockets and Gradio's settings by name. Does not know the page.
-"""
+"""Host and port of the page, checked before anything heavy is loaded."""
 
 import argparse
 import errno

@@ -1,7 +1,6 @@
 """The command `evaluate`: the metrics of a recipe, without a folder of results.
 
-Knows arguments. What is measured is the recipe's own evaluation, with options in place of parts of
-it. Heavy imports happen inside.
+It measures the recipe's own evaluation; options override parts of it. Heavy imports happen inside.
 """
 
 import argparse

@@ -1,6 +1,5 @@
 """The command `export`: a recipe becomes an adapter, a model, a mergekit file or a GGUF file.
 
-Knows arguments and what is printed. How files are written, verified and pushed is in the lab.
 Heavy imports happen inside.
 """
 

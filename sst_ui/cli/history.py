@@ -1,6 +1,6 @@
-"""The command `history`: list, show, compare and delete the runs that were remembered.
+"""The command `history`: list, show, compare and delete remembered runs.
 
-Knows arguments and tables. How runs are kept is in jobs/history/store. Heavy imports happen inside.
+Heavy imports happen inside.
 """
 
 import argparse

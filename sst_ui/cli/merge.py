@@ -1,7 +1,7 @@
 """The command `merge`: its options, the job, and what it prints.
 
-Knows arguments and tables. Does not know how merging works: parameters of a method come from its
-own signature. Heavy imports happen inside, so that `--help` is quick.
+Options for a method's parameters come from the method's own signature. Heavy imports happen inside,
+so that `--help` is quick.
 """
 
 import argparse

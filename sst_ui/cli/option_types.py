@@ -1,7 +1,6 @@
-"""Numbers given as options: finite, within their range, and a wrong one said in a line.
+"""Numeric option types: finite, within range, and a one-line error for a wrong value.
 
-Knows argparse's types. Ranges that belong to a recipe are checked there; those here are for options
-that no recipe has.
+Ranges that belong to a recipe are checked there; these are for options that no recipe has.
 """
 
 import argparse

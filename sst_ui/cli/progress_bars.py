@@ -1,6 +1,6 @@
 """How jobs look in a terminal: progress bars on stderr, answers that grow side by side.
 
-Knows rich. Does not know commands or jobs. Heavy imports happen inside, so that `--help` is quick.
+Heavy imports happen inside, so that `--help` is quick.
 """
 
 from collections.abc import Generator

@@ -1,7 +1,6 @@
 """The command `search`: candidates by a strategy, a table of them, the best as a recipe.
 
-Knows arguments and a table. What is tried and which is best is `jobs.search.search`. Heavy
-imports happen inside.
+Heavy imports happen inside.
 """
 
 import argparse

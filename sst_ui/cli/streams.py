@@ -1,7 +1,7 @@
-"""The terminal as the operating system has it: encodings, pipes that close, signals, exit codes.
+"""Terminal streams as the operating system provides them: encodings, closed pipes, signals, exit
+codes.
 
-Knows streams and signals. Does not know commands. Imports nothing heavy: a program that is stopped
-while it starts must end as quietly as later.
+Imports nothing heavy: a program stopped while it starts must end as quietly as later.
 """
 
 import json

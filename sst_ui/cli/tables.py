@@ -1,7 +1,4 @@
-"""Tables of results as they look in a terminal, one line a metric.
-
-Knows results and rich. Does not know commands. Heavy imports happen inside.
-"""
+"""Tables of results in a terminal, one line per metric. Heavy imports happen inside."""
 
 from collections.abc import Iterable
 from typing import Any
