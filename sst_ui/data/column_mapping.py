@@ -1,8 +1,4 @@
-"""Rows of a table become prompts: which column is what, which rows count, and what is in a cell.
-
-Knows the well-known names of columns and what each field of a prompt may hold. Does not know where
-the rows come from.
-"""
+"""Turns table rows into prompts: which column is what, which rows count, what a cell holds."""
 
 import json
 import math

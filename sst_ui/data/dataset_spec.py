@@ -1,7 +1,7 @@
-"""The string that names a prompt set, taken apart: `NAME?key=value&key=value`.
+"""Parses the string that names a prompt set: `NAME?key=value&key=value`.
 
-Knows the keys and the presets of public data sets (presets/datasets.yaml). Opens no prompt file
-and asks no network.
+Public data sets have presets in presets/datasets.yaml. No prompt file is opened here, and no
+network used.
 """
 
 import os

@@ -1,9 +1,7 @@
-"""Where rows come from: JSON lines, JSON, CSV and Parquet files, and tables of `datasets`.
+"""Reads rows from JSON lines, JSON, CSV and Parquet files, and from tables of `datasets`.
 
-Knows file formats, and in which line of a file something is wrong. Does not know what a column
-means (`column_mapping`) nor the Hub (`hub.py`). A file is read row by row, again for each
-question, and only rows that are used are kept: four samples of a large file cost the memory of
-four rows.
+Errors name the line of the file. A file is read row by row, again for each question, and only rows
+that are used are kept: four samples of a large file cost the memory of four rows.
 """
 
 import codecs

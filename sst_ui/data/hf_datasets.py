@@ -1,7 +1,6 @@
-"""Data sets read by the `datasets` library: from the Hugging Face Hub, or from a folder like it.
+"""Data sets read with the `datasets` library: from the Hugging Face Hub, or from a folder like it.
 
-Knows ids, configurations, splits and how to say in one sentence what went wrong. Does not know what
-a column means. Code that comes with a data set is never run: the library no longer can.
+Code that comes with a data set is never run: the library no longer can.
 """
 
 import re

@@ -1,8 +1,7 @@
-"""Prompt sets: what the model is asked, read by name from wherever it is, and checked on the way.
+"""Prompt sets by name: the one entry point for everything that asks for prompts.
 
-The door to this room: everything that asks for prompts passes one string here. Knows which sets
-come along. How the string is taken apart is in `dataset_spec`, where rows come from in `files` and
-`hub.py`, what their columns mean in `column_mapping`.
+The name is parsed in `dataset_spec`, rows are read in `files` and `hf_datasets`, and columns are
+understood in `column_mapping`.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
-"""The vocabulary: one prompt, a set of them, and the turns in which they reach the model.
+"""A prompt, a set of prompts, and the turns in which they reach the model.
 
-Knows the wording (letters of a multiple choice question, context before a reading question, worked
-examples before it). Does not know files, chat templates, models or metrics.
+The wording is here too: letters of a multiple-choice question, context before a reading question,
+worked examples before it.
 """
 
 from dataclasses import dataclass, replace
