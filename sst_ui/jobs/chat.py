@@ -1,7 +1,4 @@
-"""Side-by-side chat: several edits answer at once, each with a conversation of its own.
-
-Knows messages, rows of edits and the length of the context. Does not know screens or recipes.
-"""
+"""Side-by-side chat: several edits answer at once, each with a conversation of its own."""
 
 import secrets
 import time

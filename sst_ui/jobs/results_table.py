@@ -1,8 +1,4 @@
-"""The results tables of a model: one of everything, then profiles and strengths in detail.
-
-Knows which settings belong in the table and how it is written down. Does not know how a metric is
-computed, nor files or screens.
-"""
+"""The results tables of a model: one of everything, then profiles and strengths in detail."""
 
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence

@@ -1,7 +1,4 @@
-"""A whole recipe without a screen: load, measure, evaluate, write what came out.
-
-Knows the order of the jobs and the files of a run. Does not know progress bars or exit codes.
-"""
+"""Runs a whole recipe without a screen: load, measure, evaluate, write the results."""
 
 import json
 from collections.abc import Generator

@@ -1,8 +1,7 @@
-"""Measure refusal directions, and turn a recipe into edits that the model can apply.
+"""Measures refusal directions, and turns a recipe into edits that the model can apply.
 
-Knows the order of the jobs and the cache. Does not know formulas
-(`maths/direction_estimators.py`), hooks or screens. Directions are measured on the base model,
-each edit's for itself.
+Each edit's directions are measured on the base model. The formulas are in
+`maths/direction_estimators.py`.
 """
 
 import json

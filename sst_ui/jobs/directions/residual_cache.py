@@ -1,7 +1,6 @@
 """Residuals of whole prompt sets, kept on disk, and the probe of one conversation.
 
-Knows prompt sets, token positions and the cache. Does not know estimators. Another estimator, k,
-layer or quantile over the same prompts costs no forward pass.
+Another estimator, k, layer or quantile over the same prompts costs no forward pass.
 """
 
 from collections.abc import Generator, Sequence

@@ -1,6 +1,5 @@
-"""Who says whether an answer refuses: people's corrections, then a judge, then the phrase lists.
-
-Knows the order and remembers what a judge said. Does not know how a judge is made, nor metrics.
+"""Labels answers as refused or not: people's corrections first, then a judge, then the phrase
+lists.
 """
 
 from collections.abc import Generator, Mapping, Sequence

@@ -1,7 +1,6 @@
 """An evaluation: every metric of the base and the edited model, with intervals and a verdict.
 
-Knows which metrics share a prompt set, and so one pass over it. Does not know how answers are made
-or scored, nor screens. Nothing is written.
+Metrics on the same prompt set share one pass over it. Nothing is written.
 """
 
 from collections.abc import Generator, Sequence

@@ -1,7 +1,7 @@
 """What the model does with a prompt set, base and edited in the same batches.
 
-Knows what was observed of the base already: it is kept in memory, since it does not depend on the
-edit. How each kind of observation is made is in `observers`. Does not know metrics.
+Observations of the base do not depend on the edit, so they are kept in memory. How each kind is
+made is in `observers`.
 """
 
 from collections.abc import Generator, Sequence

@@ -1,7 +1,5 @@
-"""How an observation is made: answers, letters, first words, divergence, likelihoods.
-
-Knows what to ask the model for, for several rows of edits at once. Does not know metrics, nor what
-was observed before.
+"""Makes observations for several rows of edits at once: answers, letters, first words, divergence,
+likelihoods.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence

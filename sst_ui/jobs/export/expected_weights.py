@@ -1,7 +1,6 @@
-"""What the matrices of an edited model should be, worked out from the definition (ABLITERATION §6).
+"""The expected matrices of an edited model, computed from the definition (ABLITERATION §6).
 
-Knows live weights and edits. Does not know files, and shares no code with what writes them: it is
-what written tensors are compared with.
+Shares no code with the writer: these are what written tensors are compared with.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,6 @@
-"""Leave with a model that behaves as it did in the studio: the formats, and the order of the work.
+"""Exports a model that behaves as it did in the studio: the formats, and the order of the work.
 
-Knows formats by name, and what goes into every folder. Does not know how a format is written: that
-is the function of its row. To add one, write a function (job, folder) and add a row.
+To add a format, write a function (job, folder) and add a row.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""What a format is given and what it leaves; the two formats of our own: adapter and whole model.
-
-Knows edits and folders. Does not know recipes' names for formats, cards or verification.
-"""
+"""What an export format is given and returns, and two formats of our own: adapter and whole model."""
 
 from collections.abc import Generator
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""A GGUF file: by llama.cpp's converter where it is installed, else written here for the families
+"""Writes a GGUF file: with llama.cpp's converter where it is installed, else here, for the families
 whose tensors llama.cpp keeps as they are.
 
-Knows the order of the work and the converter's command line. Does not know GGUF's keys and names:
-that is `gguf_keys.py`. Either way the whole model is written first, beside it, and then converted.
+Either way the whole model is written first, beside it, and then converted. Keys and names are in
+`gguf_keys.py`.
 """
 
 import importlib.util

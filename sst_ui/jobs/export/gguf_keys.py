@@ -1,7 +1,6 @@
-"""What a GGUF file says of a model beside its numbers: settings, and the order of rows.
+"""The metadata of a GGUF file for Llama-like families: settings, and the order of rows.
 
-Knows llama.cpp's keys for Llama-like families. Tokenizers are in `gguf_vocabulary.py`. What the
-keys cannot say is refused, never left out.
+Tokenizers are in `gguf_vocabulary.py`. What the keys cannot express is refused, never left out.
 """
 
 import math

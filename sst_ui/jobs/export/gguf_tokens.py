@@ -1,7 +1,7 @@
-"""Tokens as llama.cpp computes them, from nothing but the keys of a GGUF file.
+"""Tokenizes as llama.cpp does, from nothing but the keys of a GGUF file.
 
-Knows llama.cpp's rules (llama-vocab.cpp: SPM and BPE vocabularies) and the library tokenizers.
-Nothing of the studio: what it finds is what another program makes of the file.
+Follows llama-vocab.cpp (SPM and BPE vocabularies) and uses nothing of the studio: its result is
+what another program makes of the file.
 """
 
 import heapq

@@ -1,16 +1,16 @@
-"""A recipe as a configuration of mergekit, where it has the words; else an adapter and one line.
+"""A recipe as a mergekit configuration where mergekit can express it; else an adapter and one line.
 
-Knows mergekit's YAML (merge_method, models as base+adapter, parameters by filter with a list of
-numbers over the layers). Does not run mergekit.
+Writes mergekit's YAML (merge_method, models as base+adapter, parameters by filter with a list of
+numbers over the layers); mergekit itself is not run.
 
 mergekit interpolates a list of n numbers over the position t = l / (L − 1) of a layer, so that L
-numbers are one a layer. What it has words for is one merge by task arithmetic, linear
-interpolation, TIES or DARE with a table of weights; an ablation, an SST merge, or several edits are
-first made an adapter, which it can add.
+numbers are one per layer. It can express one merge by task arithmetic, linear interpolation, TIES
+or DARE with a table of weights; an ablation, an SST merge, or several edits first become an
+adapter, which it can add.
 
-mergekit puts an adapter into a whole model first, for which it wants a folder, and takes the
+mergekit first merges an adapter into a whole model, for which it needs a folder, and takes the
 difference to the base again; in the type of the files that would round every change before it is
-weighed, so that the command asks for float32 and only the result has the files' type.
+weighed, so the command asks for float32 and only the result has the files' type.
 """
 
 import shutil

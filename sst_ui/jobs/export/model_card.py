@@ -1,7 +1,7 @@
-"""The model card of an export: what was done, what it costs, how to load it and make it again.
+"""The model card of an export: what was done, what it costs, how to load and reproduce it.
 
-Knows recipes, results and what was written. Does not know models or folders. Sentences are in
-presets/card.yaml, the layout in presets/card.md.jinja; the figure is SVG of our own making.
+Sentences are in presets/card.yaml, the layout in presets/card.md.jinja; the figure is SVG of our
+own making.
 """
 
 import math

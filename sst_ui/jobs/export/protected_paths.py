@@ -1,6 +1,5 @@
-"""Where nothing may be written: what a recipe reads, and folders that are more than results.
-
-Knows which settings of a recipe are paths. Does not know how anything is read or written.
+"""Paths an export must not overwrite: what a recipe reads, and folders that hold more than
+results.
 """
 
 import os

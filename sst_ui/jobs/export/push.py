@@ -1,8 +1,8 @@
-"""Push a folder to the Hugging Face Hub: private unless asked, and again where it stopped.
+"""Pushes a folder to the Hugging Face Hub: private unless asked otherwise, resuming where it
+stopped.
 
-Knows a folder's files and huggingface_hub. Does not know what is in them. Large files go up one by
-one, and one commit at the end makes all of them visible together: a push that fails leaves no half
-model on the Hub, and the next one sends only what is not there yet.
+Large files are uploaded one by one, and one commit at the end makes them visible together: a push
+that fails leaves no half model on the Hub, and the next one sends only what is missing.
 """
 
 import os

@@ -2,10 +2,8 @@
 
     python -m sst_ui.jobs.export.read_back FOLDER --reference FILE
 
-Knows those libraries and, of the studio, only the reading of a GGUF file's tokenizer
-(`gguf_tokens.py`), so that what it finds is what a stranger finds. The reference file (safetensors)
-holds what the live model computed; one JSON object a line is printed: {"done": 1, "total": 8} while
-it works, and the findings last.
+The reference file (safetensors) holds what the live model computed; one JSON object a line is
+printed: {"done": 1, "total": 8} while it works, and the findings last.
 
 In the reference: metadata `request` (JSON: prompts, texts, answers, stop, tokens, dtype, device,
 base, trust_remote_code, parameters), `logprobs.I` [tokens, vocabulary] of prompt I along its

@@ -1,10 +1,7 @@
-"""Is what was written the model that was seen? A fresh process reads the folder and compares.
+"""Verifies an export: a fresh process reads the folder and compares it with the live model.
 
-Knows what the live model answers, and what ABLITERATION §6 asks of the written matrices. Does not
-know formats: `read_back` reads the folder with plain libraries, in a process of its own.
-
-The expected matrices are worked out here from the definition, in float64, and not with the code
-that writes.
+`read_back` reads the folder with plain libraries. The expected matrices are computed here from the
+definition (ABLITERATION §6), in float64, and not with the code that writes.
 """
 
 import json

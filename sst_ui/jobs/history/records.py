@@ -1,7 +1,6 @@
-"""A run that was remembered: its recipe, its numbers, and what sets several of them apart.
+"""A remembered run: its recipe, its numbers, and what sets several runs apart.
 
-Knows recipes and metrics as plain data. Does not know where they are kept (see `history`), nor
-screens: the same records come from the user's own file and from a visitor's browser.
+The same records come from the user's own file (`store`) and from a visitor's browser.
 """
 
 import json

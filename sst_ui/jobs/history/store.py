@@ -1,7 +1,5 @@
 """The run history: every applied recipe with its numbers, in one SQLite file of the user's.
 
-Knows how records are kept. Does not know screens or commands; what a record is, is in `records`.
-
 Why SQLite and not trackio, the ecosystem's own tracker: trackio follows numbers over the steps of a
 training run. It has no way to replace a run's row, to search inside a configuration, or to take a
 deletion back; `init` starts a web server; and it brings one (starlette, uvicorn, gradio_client)

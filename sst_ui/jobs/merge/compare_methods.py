@@ -1,7 +1,7 @@
-"""All merge methods of two adapters on the same prompts: what each gains and what it costs.
+"""Compares all merge methods of two adapters on the same prompts: what each gains and costs.
 
-Knows contenders: the base, either adapter alone, every method. Does not know how a method merges,
-how a metric scores, nor screens. Contenders share batches, as rows of one resident model.
+The contenders (the base, either adapter alone, every method) share batches, as rows of one resident
+model.
 """
 
 from collections.abc import Generator, Mapping, Sequence

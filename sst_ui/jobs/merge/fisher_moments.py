@@ -1,7 +1,6 @@
-"""What a merge has to know of its data: input directions and Fisher moments of both tasks.
+"""The statistics a merge needs of its data: input directions and Fisher moments of both tasks.
 
-Knows which edits the model is asked under, and where results are kept. Does not know methods or
-weights. Nothing here depends on a method's parameters, so it is kept on disk by what went into it.
+Nothing here depends on a method's parameters, so it is kept on disk by what went into it.
 """
 
 import json

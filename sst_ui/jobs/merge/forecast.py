@@ -1,10 +1,10 @@
 """What a merge will cost and leave undone, before it is applied, and what it then really does.
 
-Knows a prepared pair of adapters and a `Merge`. The prediction is maths alone, a few milliseconds;
-the measurement asks the model, with the same two quantities:
+The prediction is maths alone, a few milliseconds; the measurement asks the model, with the same two
+quantities:
 
-    cost      KL(utility adapter ‖ merged) on utility data, nats a token
-    residual  KL(utility + whole target ‖ merged) on safety data, nats a token
+    cost      KL(utility adapter ‖ merged) on utility data, nats/token
+    residual  KL(utility + whole target ‖ merged) on safety data, nats/token
 """
 
 import math

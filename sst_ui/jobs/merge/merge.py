@@ -1,8 +1,8 @@
-"""Merging a safety adapter into a utility adapter: from two folders to one live edit.
+"""Merges a safety adapter into a utility adapter: from two folders to one live edit.
 
-Knows the order of work: read both, collect Fisher moments where the method needs them, weigh each
-module by the table, merge. Does not know how moments or methods work, nor screens. The statistics
-do not depend on the method or its parameters, so they are kept in memory and on disk.
+Reads both, collects Fisher moments where the method needs them, weighs each module by the table,
+and merges. The statistics do not depend on the method or its parameters, so they are kept in memory
+and on disk.
 """
 
 import os

@@ -1,8 +1,4 @@
-"""Every merge method over its strength: what it gains in safety against what it costs.
-
-Knows which settings of each method are tried, the three goals, and how far a method's front reaches
-with the interval that chance allows. Does not know how methods or metrics work, nor files.
-"""
+"""Every merge method over its strength: what it gains in safety against what it costs."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace

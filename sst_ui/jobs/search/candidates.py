@@ -1,8 +1,4 @@
-"""Trials that are over, read back as recipes with numbers; which of them is best.
-
-Knows what a finished trial holds and what counts as good. Does not know how candidates are drawn or
-measured.
-"""
+"""Finished trials read back as recipes with numbers, and which of them is best."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

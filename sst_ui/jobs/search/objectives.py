@@ -1,7 +1,6 @@
-"""What a search is after: objectives, constraints, a target, and what it may spend.
+"""What a search optimises: objectives, constraints, a target, and its budget.
 
-Knows names of metrics and on which prompts a search may look at them. Does not know candidates, how
-anything is measured, nor Optuna.
+It also decides on which prompts a search may measure them: never on the held-out sets.
 """
 
 import math

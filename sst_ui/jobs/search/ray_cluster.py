@@ -1,7 +1,4 @@
-"""Reaching a Ray cluster, and dividing it: how many workers, how much of it each.
-
-Knows Ray and its addresses. Does not know models nor what the workers do.
-"""
+"""Connects to a Ray cluster and divides it: how many workers, and how much of it each."""
 
 import logging
 import os

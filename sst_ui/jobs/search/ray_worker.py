@@ -1,7 +1,4 @@
-"""What works in a process of its own for a `ray_workers`: one model, and the measuring of batches.
-
-Knows a model and how far its batch is. Does not know Ray, the other workers, nor the search.
-"""
+"""The worker process behind `ray_workers`: one model, and the measuring of batches."""
 
 import contextlib
 import logging

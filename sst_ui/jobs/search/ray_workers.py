@@ -1,7 +1,6 @@
-"""Measuring candidates on a Ray cluster: one process a GPU, or a share of the processors, each.
+"""Measures candidates on a Ray cluster: one process per GPU, or per share of the processors.
 
-Knows Ray, who works on which batch, and what to do when one of them is lost. Does not know how a
-batch is measured (`ray_worker`, `trials`) nor where candidates come from.
+Lost workers are replaced and their batches measured again.
 """
 
 import logging

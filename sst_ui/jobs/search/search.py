@@ -1,7 +1,6 @@
 """A search: which candidates are tried in which order, and when it ends.
 
-Knows strategies. Does not know how a candidate is measured (`trials`, `ray_workers`), how trials
-are kept (`study`), which is best (`candidates`), nor screens.
+Candidates are measured in `trials` and `ray_workers`, stored in `study` and ranked in `candidates`.
 """
 
 import math

@@ -1,7 +1,6 @@
-"""Where a search looks: named settings, their ranges, and the recipe that a choice of them makes.
+"""The search space: named settings, their ranges, and the recipe that a choice of them makes.
 
-Knows recipes and presets/search.yaml. Does not know how candidates are drawn or measured. Every
-candidate is a whole recipe: it starts from the untouched base.
+Every candidate is a whole recipe: it starts from the untouched base.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""The databases that searches are kept in: opened so that several processes may use one at once.
-
-Knows Optuna's storages and what SQLite needs. Does not know what a trial holds.
-"""
+"""The databases that searches are kept in, opened so that several processes may use one at once."""
 
 import random
 import time

@@ -1,11 +1,10 @@
-"""Where a search keeps what it knows: an Optuna study that survives a kill and may be shared.
+"""The memory of a search: an Optuna study that survives a kill and may be shared.
 
-Knows Optuna. Does not know recipes, metrics or how candidates are measured. SQLite in the user's
-data folder unless another of Optuna's URLs is given.
+SQLite in the user's data folder unless another of Optuna's URLs is given.
 
-A trial here is waiting, running, complete, pruned or failed. What a process had asked for when it
-died is put back in the queue by the next one: at once on the same machine, where its process can be
-looked for, and after Optuna's heartbeat has been silent elsewhere.
+A trial is waiting, running, complete, pruned or failed. What a process had asked for when it died
+is queued again by the next one: at once on the same machine, where its process can be looked for,
+and after Optuna's heartbeat has been silent elsewhere.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Measuring candidates: several recipes in every batch, each against the base.
+"""Measures candidates: several recipes in every batch, each against the base.
 
-Knows recipes and numbers. Does not know where candidates come from, nor which is best. `Local` has
-a model in this process; `ray_workers` has the same face and many processes behind it.
+`Local` has a model in this process; `ray_workers` has the same interface and many processes behind
+it.
 """
 
 from collections.abc import Generator, Mapping, Sequence
