@@ -1,8 +1,5 @@
 """Directional ablation of one weight matrix, and of what it writes: one strength axis for both.
 
-Knows matrices that are [out, in], with `out` the residual stream. Does not know modules, layers or
-models: which matrices write to the residual stream is `model/architecture/discover.py`.
-
     W'(α) = (W − α r̂ u) · diag(D)        u = r̂ᵀW        b' = b − α r̂ (r̂·b)
     D_j   = (1 − α(2 − α) c_j²)^(−1/2)    c_j = u_j / ‖W[:, j]‖; D = 1 unless norm preserving
 

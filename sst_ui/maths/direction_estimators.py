@@ -1,7 +1,7 @@
 """Estimators: from residuals of harmful and harmless prompts to one direction per layer.
 
-Knows arrays. Does not know models, files or where the residuals come from. Means, covariances and
-solutions are float64: a direction is a small difference of two large, similar vectors.
+Means, covariances and solutions are float64: a direction is a small difference of two large,
+similar vectors.
 """
 
 import math

@@ -1,8 +1,4 @@
-"""Refusal directions: a few orthonormal vectors per decoder layer, with what was measured.
-
-Knows arrays of residuals, files and digests. Does not know models, tokens, prompts or screens; the
-estimators' formulas are in `direction_estimators`.
-"""
+"""Refusal directions: a few orthonormal vectors per decoder layer, with what was measured."""
 
 import hashlib
 import json

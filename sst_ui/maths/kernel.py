@@ -1,7 +1,5 @@
 """Weight kernels: how strongly each decoder layer is edited.
 
-Knows layers as positions in 0..1. Does not know models, modules' contents or screens.
-
 The article that introduced these profiles prints a table of example weights (layer 0: .007,
 layer 10: .449, ...) that contradicts its own formula. The formula is the definition here; for
 peak .6, width .15 and 32 layers it gives L0 .0003, L5 .0139, L10 .1808, L15 .7410, L19 .9963,

@@ -1,4 +1,4 @@
-"""The Pareto front of named points, low being good in both coordinates. Does not know units."""
+"""The Pareto front of named points, low being good in both coordinates."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """From float32 to the type that is stored: to the nearest number, or up and down by chance.
 
-Knows floating-point types. Does not know files or models.
-
 Stochastic rounding goes up with the probability that makes the expectation exact, so that small
 changes survive on average (Gupta et al. 2015, arXiv 1502.02551). The price is noise of up to a
 whole step.

@@ -1,7 +1,6 @@
 """Statistics for small samples: intervals, paired tests, separation of two groups.
 
-Knows numbers. Does not know prompts, metrics or models. Everything is deterministic: where chance
-is needed, a seed is an argument.
+Everything is deterministic: where chance is needed, a seed is an argument.
 """
 
 import math

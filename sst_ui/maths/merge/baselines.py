@@ -1,8 +1,7 @@
 """Merging from the literature, on dense weight changes: TIES, DARE, and the alignment projection.
 
-Knows matrices. Does not know modules, registries or how adapters are stored. Published code often
-merges the factors of LoRA adapters; b₁ + b₂ times a₁ + a₂ is not the sum of the changes, and here
-nothing is ever done to a factor alone.
+Published code often merges the factors of LoRA adapters; b₁ + b₂ times a₁ + a₂ is not the sum of
+the changes, and here nothing is ever done to a factor alone.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""Pairs of symmetric matrices: one basis in which both are diagonal, and quadratic forms in it.
-
-Knows matrices and Kronecker pairs (G, A) that stand for G ⊗ A. Does not know tasks or modules.
-"""
+"""Pairs of symmetric matrices: one basis in which both are diagonal, and quadratic forms in it."""
 
 import math
 

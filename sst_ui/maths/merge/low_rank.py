@@ -1,7 +1,6 @@
 """Low-rank weight changes: a LoRA delta, the common core space of two of them, truncation.
 
-Knows matrices that are [out, in]. Does not know modules, layers, files or what a task is. All of it
-is worked out in float64; results come back in the type of the factors.
+All of it is worked out in float64; results come back in the type of the factors.
 
     Δ_a = b_a a_a = U C_a Rᵀ      U orthonormal basis of both column spaces, R of both row spaces
 

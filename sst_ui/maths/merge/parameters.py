@@ -1,7 +1,7 @@
 """The rows of a registry of methods: a function, its facts, and controls read from its signature.
 
-Knows signatures and ranges. Does not know what a method does. A parameter is annotated with a
-`Dial` (a number with a range) or with `Words` (a choice among literals):
+A parameter is annotated with a `Dial` (a number with a range) or with `Words` (a choice among
+literals):
 
     def sst(module: Module, mu: Annotated[float, Dial(0, 1e6, 0.1, "price of utility")] = 10.0): ...
 """

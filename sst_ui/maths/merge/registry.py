@@ -1,9 +1,8 @@
 """Merging two adapters: one registry of methods, each a pure function of one module.
 
-Knows modules as a core, moments and a weight. Does not know models, files or screens. A method
-returns what changes relative to the base, Δ_U + w · (the edit), with w the module's weight in the
-table. To add one, write the function and decorate it: its parameters, with defaults, ranges and
-words, become the controls of the command line and the studio.
+A method returns what changes relative to the base, Δ_U + w · (the edit), with w the module's weight
+in the table. To add one, write the function and decorate it: its parameters, with defaults, ranges
+and words, become the controls of the command line and the studio.
 """
 
 import math

@@ -1,8 +1,5 @@
 """The safety subspace: which parts of an edit matter to one task and not to the other.
 
-Knows the core space of one module, second moments and filters. Does not know models, data or how
-moments were collected.
-
     J(E) = ½‖E − D‖²_{F_S} + (μ/2)‖E‖²_{F̃_U}        D target edit, E applied edit, F̃_U damped
     F_S v = λ F̃_U v,  Vᵀ F̃_U V = I,  c = Vᵀ F̃_U D;   E = Σ_j g(λ_j) c_j v_j,  g = λ / (λ + μ)
 

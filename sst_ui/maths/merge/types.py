@@ -1,7 +1,4 @@
-"""What a merge method is given and what comes of it: one module, its change, the record of it.
-
-Knows cores, moments and weights. Does not know methods, models or files.
-"""
+"""What a merge method is given and what comes of it: one module, its change, the record of it."""
 
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
