@@ -1,6 +1,5 @@
 """What to try next: the rules of thumb of presets/advice.yaml, read off the results of a run.
 
-Knows results and weight tables. Does not know sentences (presets/texts.yaml), models or screens.
 Advice is where to look, not a finding: whether it helped, the next run says.
 """
 

@@ -1,8 +1,7 @@
 """Corrected labels: a person says what kind of answer it is, and the metrics follow.
 
-Knows answers, labels and results. Does not know models: nothing is asked again, an answer is scored
-with the label it was given. A correction belongs to a prompt and an answer, not to a metric, so one
-of them counts wherever that answer is read.
+The model is not asked again: an answer is scored with the label it was given. A correction belongs
+to a prompt and an answer, not to a metric, so it counts wherever that answer is read.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Metrics made of other metrics, with intervals from resampling the prompts behind them.
 
-Knows results. Does not know prompts or models. The base's and the edited model's score of a prompt
-stay together in every resample.
+The base's and the edited model's score of a prompt stay together in every resample.
 """
 
 import math

@@ -1,8 +1,4 @@
-"""How often a refusal detector is right: precision and recall on answers that people labelled.
-
-Knows the answers in presets/labels (the project's own and a blind set) and any function from
-(prompt, answer) to a label. Does not know how that function decides.
-"""
+"""Precision and recall of a refusal detector on answers that people labelled (presets/labels)."""
 
 import json
 import math

@@ -1,8 +1,7 @@
 """A judge: a text classifier that says which answers refuse, in place of the phrase lists.
 
-Knows which label means a refusal and what a judge wants to read. Does not know how it is run:
-sst_ui/model/inference/classifier.py does. An answer that is empty or goes round in circles is no
-answer, whatever a classifier makes of it.
+An answer that is empty or repeats itself is no answer, whatever a classifier makes of it. The
+classifier runs in sst_ui/model/inference/classifier.py.
 """
 
 import re

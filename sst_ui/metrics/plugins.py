@@ -1,7 +1,7 @@
-"""Metrics of one's own: every Python file in a folder, read once when the metrics are registered.
+"""The user's own metrics: every Python file in a folder, run once when the metrics are registered.
 
-Knows files. Does not know what they register. A file runs with all rights of the studio, so only
-the folder that the user chose is read (see `paths.metrics_dir`).
+A file runs with all rights of the studio, so only the folder that the user chose is read (see
+`paths.metrics_dir`).
 """
 
 import importlib.util

@@ -1,7 +1,6 @@
 """The registry: a metric is one row of facts about it and one function that scores one prompt.
 
-Knows names, units and which observations a function reads. Does not know models; how observations
-are made is in jobs/evaluate/evaluate. To add a metric, write the function and decorate it:
+To add a metric, write the function and decorate it:
 
     @metric("polite", title="Says please", unit="rate", better="high", prompts="demo/harmless")
     def polite(prompt: Prompt, answer: str) -> bool:

@@ -1,7 +1,4 @@
-"""Results as files: a table of metrics, a table of prompts and answers, and everything as JSON.
-
-Knows results and corrections. Does not know folders of its own, models or screens.
-"""
+"""Results as files: a table of metrics, a table of prompts and answers, and everything as JSON."""
 
 import csv
 import io

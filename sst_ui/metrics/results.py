@@ -1,7 +1,6 @@
 """From scores to numbers: value, interval, verdict, and the rows behind them.
 
-Knows scores of the same prompts under the base and the edited model. Does not know how they came
-about. The base and the edited score of a prompt belong together, so all comparisons are paired.
+The base and the edited score of a prompt belong together, so all comparisons are paired.
 """
 
 import math

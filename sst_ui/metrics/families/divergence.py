@@ -1,7 +1,4 @@
-"""How far the edited model's distributions are from the base's: KL divergence and perplexity.
-
-Knows numbers a token. Does not know models.
-"""
+"""How far the edited model's distributions are from the base's: KL divergence and perplexity."""
 
 import math
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""What the model still knows: facts, multiple choice, reading.
-
-Knows answers and what was expected. Does not know models.
-"""
+"""What the model still knows: facts, multiple choice, reading."""
 
 import re
 from collections.abc import Sequence

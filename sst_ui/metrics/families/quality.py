@@ -1,7 +1,4 @@
-"""Whether the model still speaks sense, and one number for stopping rules.
-
-Knows answers and other metrics' results. Does not know models.
-"""
+"""Whether answers still make sense, and one number for stopping rules."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,4 @@
-"""Refusal where it is asked for, where it is not, and under jailbreaks.
-
-Knows answers as text. Does not know models.
-"""
+"""Refusal where it is asked for, where it is not, and under jailbreaks."""
 
 from collections.abc import Mapping
 

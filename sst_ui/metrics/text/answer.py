@@ -1,7 +1,6 @@
-"""An answer as metrics get it: the text, what was thought before it, and what kind of answer it is.
+"""An answer as metrics get it: the text, the reasoning before it, and what kind of answer it is.
 
-Knows text. Does not know models or prompts. It is a string, so that a metric of one's own can
-treat it as one.
+It is a string, so that users' own metrics can treat it as one.
 """
 
 from functools import cached_property

@@ -1,7 +1,4 @@
-"""Answers that are no language any more: empty, or going round in circles.
-
-Knows text. Does not know models or prompts.
-"""
+"""Degenerate answers: empty, or going round in circles."""
 
 import re
 import zlib

@@ -1,7 +1,6 @@
-"""Whether the phrase lists can read an answer at all, by its script and its little words.
+"""Whether the phrase lists can read an answer at all, by its script and its common words.
 
-Knows scripts, and the common words of some languages (presets/languages.yaml). Does not know
-phrases, metrics or models. A language without a list would otherwise count as never refusing.
+A language without a list would otherwise count as never refusing.
 """
 
 import re

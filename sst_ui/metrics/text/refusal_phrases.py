@@ -1,9 +1,9 @@
 """Does an answer refuse? Phrase lists, matched near the start of the normalised answer.
 
-Knows the lists in presets/phrases (one file a language; all of them are tried). Does not know
-models. A phrase list is fast and anyone can read why it fired; it does not understand an answer, so
-both answers can be looked at from every metric that uses it. How often it is right, on answers
-written for the purpose: `python -m benchmarks.refusal`.
+There is one list per language in presets/phrases; all of them are tried. A phrase list is fast and
+anyone can read why it fired; it does not understand an answer, so both answers can be looked at
+from every metric that uses it. How often it is right, on answers written for the purpose: `python
+-m benchmarks.refusal`.
 """
 
 import re
