@@ -1,7 +1,7 @@
 """What a model is made of, by role: layers, what writes to the residual stream, linear modules.
 
-Knows whole models; single layers are `roles.py`. Does not know edits, prompts or tokens. A model
-with a layer that is not understood completely is an error, never a silent skip.
+A model with a layer that is not understood completely is an error, never a silent skip. Single
+layers are examined in `module_roles.py`.
 """
 
 import re

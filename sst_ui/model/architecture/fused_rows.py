@@ -1,7 +1,6 @@
 """Which rows of a fused matrix are q, k and v, or gate and up, by family.
 
-Knows the families' layouts as transformers computes with them. Does not know weights or edits. A
-layout that stands in no table here is not guessed.
+A layout that stands in no table here is not guessed.
 """
 
 from collections.abc import Callable, Mapping

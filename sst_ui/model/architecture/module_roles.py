@@ -1,8 +1,7 @@
 """The role of each module in a decoder layer, found by name and checked by shape.
 
-Knows the names that decoder-only families give their modules (the tables below) and one layer at a
-time. Does not know whole models (`architecture.py`) or edits. It never guesses: a module's *role*
-decides which side of its weight faces the residual stream, its shape never does.
+It never guesses: a module's *role* decides which side of its weight faces the residual stream, its
+shape never does.
 """
 
 from collections.abc import Mapping

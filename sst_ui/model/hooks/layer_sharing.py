@@ -1,10 +1,9 @@
 """Rows of one prompt share the layers below their first edit: they fork from one trunk.
 
-Knows rows, layers and the tensors that a model hands to its layers. Does not know prompts, caches'
-contents or what an edit computes. Of the rows with the same tokens one is the trunk: the one that
-is edited last, the base if it is among them. The model is called with the trunks alone, and every
-other row comes into the batch at the entry of the first layer that its edits change. The batch is
-ordered so that a layer sees its first rows: row numbers stay, only how many there are grows.
+Of the rows with the same tokens one is the trunk: the one that is edited last, the base if it is
+among them. The model is called with the trunks alone, and every other row comes into the batch at
+the entry of the first layer that its edits change. The batch is ordered so that a layer sees its
+first rows: row numbers stay, only how many there are grows.
 """
 
 from bisect import bisect_right

@@ -1,6 +1,5 @@
 """Edits while the model computes: no weight is touched, and every row of a batch has its own.
 
-Knows the hooks, and how rows of edits become a plan. Does not know prompts, generation or files.
 The one thing that changes here is which plan is applied; the host's lock makes that safe.
 
 A module that writes y to the residual stream writes y − α r̂ (r̂·y) instead; where a norm follows,

@@ -1,10 +1,8 @@
 """Low-rank deltas while the model computes: y' = y + s ((x Aᵀ) Bᵀ + b), on some rows of a batch.
 
-Knows `Delta`s by module path, rows and the hooks on linear modules. Does not know files, adapters'
-formats or how a delta came about. No weight is touched, so it works the same on quantised modules.
-
-Deltas come first and ablations after: a row with both computes as a model whose weights were merged
-and then edited, whatever the order in its tuple.
+No weight is touched, so it works the same on quantised modules. Deltas come first and ablations
+after: a row with both computes as a model whose weights were merged and then edited, whatever the
+order in its tuple.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

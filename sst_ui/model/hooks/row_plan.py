@@ -1,7 +1,6 @@
 """What the hooks do to a batch: the edits of its rows as a few small tensors for each module.
 
-Knows rows, layers and arithmetic. Does not know modules or how the tensors were computed: `live.py`
-compiles rows of `RowEdit` into a `Plan` and runs it.
+`live_edits.py` compiles rows of `RowEdit` into a `Plan` and runs it.
 """
 
 from collections.abc import Mapping, Sequence

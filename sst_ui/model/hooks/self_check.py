@@ -1,10 +1,10 @@
 """The numerical self-check of an edit: which modules it changes, which it leaves, and how exactly.
 
-Knows what an ablation or a delta must do to what a module writes, and measures it by running the
-module. What that is worth in the model is measured on the residual stream: the model is run over a
-few random tokens with the edit, and what every layer adds must have (1 − α) of the component along
-r̂ that its writers would have given on the same input. The expected values are computed here from
-the formula, in float64, not with the code that edits.
+What an ablation or a delta does to what a module writes is measured by running the module. What
+that is worth in the model is measured on the residual stream: the model is run over a few random
+tokens with the edit, and what every layer adds must have (1 − α) of the component along r̂ that its
+writers would have given on the same input. The expected values are computed here from the formula,
+in float64, not with the code that edits.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""Rows of different length in one batch: padding, positions and the forward call.
-
-Knows tensors and what arguments a model takes. Does not know sampling or text.
-"""
+"""Rows of different length in one batch: padding, positions and the forward call."""
 
 import inspect
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,4 @@
-"""A text classifier of transformers: loaded as safely as any model, asked in batches.
-
-Knows sequence classification models, pairs of texts and memory. Does not know what the labels mean.
-"""
+"""A text classifier of transformers: loaded as safely as any model, asked in batches."""
 
 import logging
 import math

@@ -1,8 +1,5 @@
 """Fisher information in core space: what a task's data do at both sides of every adapted module.
 
-Knows conversations as token lists, cores by module path, hooks and batches. Does not know adapters,
-prompt sets or what the moments are for.
-
     x̃ = Rᵀ x,  δ̃ = Uᵀ ∂ log p/∂y;   A = E[x̃ x̃ᵀ],  G = E[δ̃ δ̃ᵀ]      (K-FAC: Martens and Grosse 2015)
 
 Both are uncentred means over tokens. log p is the sum over a conversation's response, so δ at a

@@ -1,7 +1,4 @@
-"""One step of the Fisher pass: a batch forward and back, and what hooks on its modules add up.
-
-Knows hooks, batches and gradients of activations. Does not know what is done with the sums.
-"""
+"""One step of the Fisher pass: a batch forward and back, and what hooks on its modules add up."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

@@ -1,6 +1,5 @@
 """Token by token: our own decoding loop, with an edit per row.
 
-Knows prompts as token lists and rows as edits. Does not know messages, metrics or screens.
 The loop is a generator that gives one column of tokens a step; whoever closes it stops it, and
 between two steps the model is free for everybody else.
 """

@@ -1,8 +1,8 @@
 """Where a module's inputs lie: an orthonormal basis of the directions of most energy.
 
-Knows forward passes and hooks. Does not know adapters or what the directions are for. A module that
-reads no more numbers than there shall be directions gets the identity, and costs nothing; for the
-others the range of XᵀΩ is found as data stream by (Halko et al. 2011), [in, m] numbers a module.
+A module that reads no more numbers than there shall be directions gets the identity, and costs
+nothing; for the others the range of XᵀΩ is found as data stream by (Halko et al. 2011), [in, m]
+numbers a module.
 """
 
 from collections.abc import Generator, Mapping, Sequence

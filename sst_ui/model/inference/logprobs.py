@@ -1,7 +1,4 @@
-"""What the model thinks of given text: log-probabilities, without generating anything.
-
-Knows prompts and continuations as token lists, rows as edits. Does not know metrics.
-"""
+"""What the model thinks of given text: log-probabilities, without generating anything."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,10 +1,9 @@
 """The first forward pass over a batch of prompts, with what its rows share computed once.
 
-Knows prompts as token lists, rows as edits, and caches. Does not know sampling or text. Rows with
-the same tokens share the layers below their edits (see `model.hooks.layer_sharing`), and prompts
-that begin alike share the beginning: it is read once for each distinct row of edits. Whether a
-model lets itself be called like that is tried on random tokens before it is first done; where it
-does not, all rows go the plain way through all layers.
+Rows with the same tokens share the layers below their edits (see `model.hooks.layer_sharing`), and
+prompts that begin alike share the beginning: it is read once for each distinct row of edits.
+Whether a model lets itself be called like that is tried on random tokens before it is first done;
+where it does not, all rows go the plain way through all layers.
 """
 
 import logging

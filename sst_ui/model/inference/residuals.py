@@ -1,8 +1,7 @@
 """Residuals: what the stream holds after every layer, at one token of each prompt.
 
-Knows prompts as token lists, hooks and batches. Does not know prompt sets, estimators or what the
-numbers are for. Costs one prefill of the prompts: the decoder runs without the language model head,
-and of every layer's output only the wanted token is kept.
+Costs one prefill of the prompts: the decoder runs without the language model head, and of every
+layer's output only the wanted token is kept.
 """
 
 import inspect

@@ -1,6 +1,6 @@
 """From messages to tokens: the model's own chat template, and the traps around it.
 
-Knows tokenizers and Jinja templates. Does not know models or edits. The traps:
+The traps:
 
 * a template that writes BOS and a tokenizer that adds it too (every prompt would start twice);
 * a template that refuses the system role, or drops it without a word;

@@ -1,6 +1,6 @@
 """What goes with a model beside its weights: tokenizer, chat template, settings, licence.
 
-Knows names of files. Does not read them: they are copied byte for byte.
+These files are copied byte for byte and not read.
 """
 
 import shutil

@@ -1,7 +1,4 @@
-"""Devices: which one a setting means on this machine, and how much memory is free there.
-
-Knows CUDA, MPS and main memory. Does not know models.
-"""
+"""Devices: which one a setting means on this machine, and how much memory is free there."""
 
 from pathlib import Path
 

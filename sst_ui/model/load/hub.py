@@ -1,7 +1,4 @@
-"""The Hugging Face Hub: what a repository holds, and fetching it; its errors in one sentence each.
-
-Knows repository ids and file names. Does not know what the files mean.
-"""
+"""The Hugging Face Hub: what a repository holds, and fetching it; its errors in one sentence each."""
 
 from pathlib import Path
 

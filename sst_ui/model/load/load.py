@@ -1,6 +1,5 @@
-"""From a folder to a model and a tokenizer, safely: safetensors only, nothing missing, no code run.
-
-Knows how to load. Does not know where the folder came from or what the model is for.
+"""From a folder to a model and a tokenizer, safely: safetensors only, nothing missing, no code
+run.
 """
 
 import hashlib

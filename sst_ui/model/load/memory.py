@@ -1,6 +1,6 @@
 """Will it fit? Parameters and memory of a model, from its configuration alone.
 
-Knows configurations and devices. Fetches and allocates no weights.
+No weights are fetched or allocated.
 """
 
 import math

@@ -1,8 +1,4 @@
-"""What a model thinks aloud, told apart from what it answers.
-
-Knows the marks of the common reasoning models (presets/reasoning.yaml). Does not know tokenizers,
-edits or labels.
-"""
+"""Separates a model's reasoning from its answer, by the marks in presets/reasoning.yaml."""
 
 import re
 from dataclasses import dataclass

@@ -1,7 +1,6 @@
 """Where a model's files are, and whether they are ones we load: a folder, the Hub, or the demo.
 
-Knows file names, sizes and headers. Does not know tensors or architectures. Everything that can be
-refused without fetching the weights is refused here.
+Everything that can be refused without fetching the weights is refused here.
 """
 
 import json

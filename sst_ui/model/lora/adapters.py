@@ -1,8 +1,6 @@
 """LoRA adapters as PEFT stores them: from a folder or the Hub to deltas, and back.
 
-Knows how an adapter's settings and factors become deltas of the loaded model. Does not know merging
-or how deltas are applied. An adapter that would be read in part is an error, as is one that lacks a
-part.
+An adapter that would be read in part is an error, as is one that lacks a part.
 """
 
 import json

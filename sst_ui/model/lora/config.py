@@ -1,7 +1,7 @@
 """What a PEFT adapter's adapter_config.json says: which kind, which modules, what rank and scale.
 
-Knows PEFT's LoRA settings, and which of them make something else than W + s B A. Does not know
-tensors, folders or our deltas. PEFT's own functions decide what a pattern matches.
+Settings that make something else than W + s B A are refused. PEFT's own functions decide what a
+pattern matches.
 """
 
 import math

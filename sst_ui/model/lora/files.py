@@ -1,7 +1,6 @@
 """The files of a PEFT LoRA adapter: what is in them, and which module each tensor is for.
 
-Knows file names, names of tensors and of modules. Does not know ranks, scales or deltas. A tensor
-that nothing here accounts for is an error that names it.
+A tensor that nothing here accounts for is an error that names it.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Edits as low-rank weight changes: what a LoRA adapter can hold of them, and how much it cannot.
 
-Knows writers, ablations and deltas. Does not know files or formats. All of it in float64.
+All of it in float64.
 
     Without norm preservation a writer's matrix becomes W' = P (W + ΔM), P = Pₙ … P₁,
     Pᵢ = I − αᵢ RᵢᵀRᵢ (I − αᵢ QᵢᵀBᵢ in front of a norm, see `maths.ablation.through_gain`), so that

@@ -1,7 +1,7 @@
 """Taking turns at the model: a lock that serves its waiters in the order they came.
 
-Knows threads. Does not know models. `threading.Lock` gives no order: a thread that releases and
-asks again at once usually wins, and a chat that asks for every token would starve another chat.
+`threading.Lock` gives no order: a thread that releases and asks again at once usually wins, and a
+chat that asks for every token would starve another chat.
 """
 
 import threading

@@ -1,7 +1,5 @@
 """A folder of results that appears whole or not at all, and replaces only what we wrote before.
 
-Knows folders, their manifest and the disk. Does not know what is written.
-
 With every folder goes a manifest of its files. `--force` replaces a folder that has one, if all
 that lies in it is as it was written: whatever else it is, it is not ours to delete.
 """

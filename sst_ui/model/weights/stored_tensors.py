@@ -1,7 +1,7 @@
 """A model's tensors as they lie in its safetensors files, and which parameter each of them is.
 
-Knows headers, offsets and the names that transformers gives to what it reads: it renames some (a
-prefix, `block_sparse_moe`) and stacks others (experts). Does not know edits.
+Transformers renames some of what it reads (a prefix, `block_sparse_moe`) and stacks others
+(experts).
 """
 
 import json

@@ -1,10 +1,11 @@
-"""A model's files with the edits in their weights, streamed from the originals: shard by shard, one
-tensor at a time, for models larger than memory. The live model is neither needed nor touched.
+"""Writes a model's files with the edits in their weights, streamed from the originals: shard by
+shard, one tensor at a time, for models larger than memory. The live model is neither needed nor
+touched.
 
-Knows files and bytes. What happens to a tensor is in `tensor_edits`, which tensor is which in
-`stored_tensors`. Every shard keeps its name, its header and the place of every tensor. What no edit
-changes is copied by the kernel in large pieces. Memory at the peak is one tensor, the largest that
-changes, and a constant.
+What happens to a tensor is in `tensor_edits`, which tensor is which in `stored_tensors`. Every
+shard keeps its name, its header and the place of every tensor. What no edit changes is copied by
+the kernel in large pieces. Memory at the peak is one tensor, the largest that changes, and a
+constant.
 """
 
 import errno

@@ -1,8 +1,7 @@
 """What a row of edits does to each stored tensor: W + deltas first, then the ablations in order.
 
-Knows edits, roles and arithmetic on one tensor at a time. Does not know files beyond their tensors'
-names and shapes. What the live hooks compute and no weights can hold is refused here, and so is an
-edit of a module whose tensor is not in the files: nothing is left out silently.
+What the live hooks compute and no weights can hold is refused here, and so is an edit of a module
+whose tensor is not in the files: nothing is left out silently.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
