@@ -1,6 +1,6 @@
 """The public endpoints: each takes the whole recipe as text and keeps nothing.
 
-Knows how to call the engine for a program; the screen's own events are private.
+The screen's own events are private.
 """
 
 from collections.abc import Iterator

@@ -1,10 +1,4 @@
-"""The whole screen: panels in their places, states of a window, and who is wired to whom.
-
-Knows where things are. What happens is in `events.edit`, `events.merge`, `events.apply`,
-`events.open_page`, `events.chat`, `events.evaluate`, `events.answers`, `events.advice`,
-`events.prompt_files`, `events.runs`, `events.export`, `events.search` and
-`events.search_choices`.
-"""
+"""The whole screen: panels in their places, states of a window, and the events connected to them."""
 
 from dataclasses import dataclass
 

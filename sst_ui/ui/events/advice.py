@@ -1,6 +1,6 @@
-"""What to try next, under the metrics: a sentence each and a button that fills the controls.
+"""What to try next, under the metrics: one sentence each and a button that fills the controls.
 
-Knows sentences and controls. The rules are in `metrics.advice`; nothing is applied here.
+The rules are in `metrics.advice`; nothing is applied here.
 """
 
 from dataclasses import replace

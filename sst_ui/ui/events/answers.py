@@ -1,7 +1,6 @@
 """Opening a metric, filtering its prompts, and correcting a label that was read wrong.
 
-Knows events. A correction goes to the browser's store and is drawn at once, everywhere: no model is
-asked. What it looks like is in `answers`.
+A correction goes to the browser's store and is drawn at once, everywhere: no model is asked.
 """
 
 from dataclasses import replace

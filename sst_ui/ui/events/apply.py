@@ -1,7 +1,6 @@
 """Apply, measure, undo, and picking a variant.
 
-Knows jobs: each is a generator with progress that Cancel stops. The model is used through the
-engine only.
+The model is used through the engine only.
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """Sending a message: both columns answer from one batch and stream side by side.
 
-Knows conversations and variants. The model is used through the engine only.
+The model is used through the engine only.
 """
 
 import time

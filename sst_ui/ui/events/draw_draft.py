@@ -1,6 +1,6 @@
 """What the screen shows for a draft: figure, table, warnings, the apply button, the recipe text.
 
-Knows how to turn a recipe into updates of components. Touches no model: a slider ends here.
+No model is touched: a slider ends here.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,6 @@
 """What the screen shows of a merge for a draft: its figure, and the chosen point in words.
 
-Knows the engine's forecasts, which are maths alone: no model is asked. Without a prepared pair the
-figure says what to press.
+Forecasts are maths alone: no model is asked. Without a prepared pair the figure says what to press.
 """
 
 from sst_ui.errors import UserError

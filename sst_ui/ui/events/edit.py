@@ -1,6 +1,6 @@
 """From a control to the figure: sliders, profiles, the table, the recipe as text.
 
-Knows that nothing here loads, measures or computes with a model.
+Nothing here loads, measures or computes with a model.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Metrics that start by themselves: after Apply, after a variant was picked, when the page opens.
 
-Knows the job and its cancel. How results look is in `metrics` and `show_results`.
+How results look is in `metrics` and `show_results`.
 """
 
 import time

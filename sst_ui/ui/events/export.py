@@ -1,6 +1,6 @@
-"""Export and push: the applied recipe leaves the studio, with progress, cancel and verification.
+"""Export and push: the applied recipe is written, with progress, cancel and verification.
 
-Knows the jobs and their buttons. The panel's look and its folders are in `ui.panels.export`.
+The panel's look and its folders are in `ui.panels.export`.
 """
 
 import tempfile

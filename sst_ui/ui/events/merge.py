@@ -1,7 +1,7 @@
 """From a merge's controls to its point on the curve, live; and what an applied merge really costs.
 
-Knows events. A slider ends in maths: nothing here loads or runs a model, but for the measured cost,
-which follows an Apply in its own time.
+A slider ends in maths: nothing here runs a model, except for the measured cost, which follows an
+Apply in its own time.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""The methods' table: all merges of the two adapters on the same prompts, filled by one button.
-
-Knows the job and how its lines look. What a method or a metric is, is the lab's to know.
-"""
+"""The table of methods: all merges of the two adapters on the same prompts, filled by one button."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,6 +1,6 @@
-"""What a window shows when it opens, and when another model was loaded into it.
+"""What a window shows when it opens, and when another model is loaded into it.
 
-Knows the order: model, measured signal, the default recipe applied, then its metrics.
+The order: model, measured signal, the default recipe applied, then its metrics.
 """
 
 from dataclasses import replace

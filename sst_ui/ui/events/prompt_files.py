@@ -1,7 +1,6 @@
-"""Taking a prompt file of one's own into use: open, name its columns, put it into a control.
+"""Using a prompt file of one's own: open it, name its columns, put it into a control.
 
-Knows the events of both upload panels. A file that cannot be read is said in its panel, and nothing
-in the form changes.
+A file that cannot be read is reported in its panel, and nothing in the form changes.
 """
 
 from dataclasses import replace

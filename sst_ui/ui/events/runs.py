@@ -1,8 +1,7 @@
 """The runs: kept when a recipe was applied and when its numbers are there; chosen, loaded, deleted.
 
-Knows the events of the Runs view. How it looks is in `runs`, where runs are kept in
-`ui.state.run_store`. A history that cannot be read or written is told here and never stops an
-edit.
+How it looks is in `runs`, where runs are kept in `ui.state.run_store`. A history that cannot be
+read or written is told here and never stops an edit.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """A search from its buttons: started, paused, resumed, stopped, and drawn while it runs.
 
-Knows the job and its states. The running handler hands on what is found as a state, at most once a
-second; whatever is drawn follows from that state, so that a view may be changed meanwhile. What is
-done with candidates is in `search_choices`.
+The running handler hands on what is found as a state, at most once a second; whatever is drawn
+follows from that state, so that a view may be changed meanwhile. What is done with candidates is in
+`search_choices`.
 """
 
 import tempfile

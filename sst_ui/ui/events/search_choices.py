@@ -1,7 +1,6 @@
 """What becomes of a search's candidates: one in the controls, some as variants, one measured again.
 
-Knows the buttons under the figure. What was found is `ui.state.search_results`, how a search runs
-is `search`.
+What was found is `ui.state.search_results`, how a search runs is `search`.
 """
 
 from dataclasses import replace

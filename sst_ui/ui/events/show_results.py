@@ -1,7 +1,5 @@
-"""Everything on the screen that shows results, drawn at once from one board.
-
-Knows which components those are and writes the files to download. What they look like is in the
-panels' own files.
+"""Draws everything on the screen that shows results at once, from one board, and writes the
+downloads.
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """From a metric down to its prompts: both answers, what they were taken for, and the topics.
 
-Knows how a list of prompts looks and is filtered. A label that was read from an answer is a menu:
-what is chosen there reaches Python as `event.item`, `event.side` and `event.label`.
+A label that was read from an answer is a menu: what is chosen there reaches Python as `event.item`,
+`event.side` and `event.label`.
 """
 
 from collections.abc import Mapping

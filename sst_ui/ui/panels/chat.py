@@ -1,7 +1,4 @@
-"""The chat panel: one box, two columns, example prompts.
-
-Knows components only; who answers is in `ui.events.chat`.
-"""
+"""The chat panel: one box, two columns, example prompts."""
 
 from dataclasses import dataclass
 

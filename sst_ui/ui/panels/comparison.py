@@ -1,4 +1,4 @@
-"""All variants over the main metrics in one figure. Knows results; `plots` knows how to draw."""
+"""All variants over the main metrics in one figure."""
 
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.ui.panels import metrics

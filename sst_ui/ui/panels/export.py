@@ -1,7 +1,6 @@
 """The Export panel: what the applied recipe becomes, where it goes, and the same as a command.
 
-Knows controls, folders below the outputs, and small archives. What happens is in
-`ui.events.export`; how files are written is the lab's to know.
+What happens on a click is in `ui.events.export`.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The merge panel: two adapters, method, how far to go, weights, data. Knows controls only.
+"""The merge panel: two adapters, method, how far to go, weights, data.
 
 The controls of the methods' own parameters are made from `maths.merge.registry.METHODS`: a method
 that is added brings its controls, their ranges and words along.

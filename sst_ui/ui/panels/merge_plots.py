@@ -1,6 +1,6 @@
 """Figures of a merge: the predicted trade-off, the spectrum of λ, what each module kept.
 
-Knows Plotly and numbers. Orange is the merge that the controls say, diamonds are measured.
+Orange is the merge that the controls say, diamonds are measured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """The metrics panel: base → edited with interval, n and verdict, filled in while they are computed.
 
-Knows how a list of results looks. A row is a button: it opens the prompts and both answers.
+A row is a button: it opens the prompts and both answers.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """A prompt file of one's own: uploaded, looked at, its columns named, then used like any other set.
 
-Knows the panel. How files are read is in `data.prompt_sets`, what happens in
-`ui.events.prompt_files`; what leaves here is the string that names the set, with the columns
-written out.
+What leaves here is the string that names the set, with the columns written out. What happens on a
+click is in `ui.events.prompt_files`.
 """
 
 from collections.abc import Mapping, Sequence

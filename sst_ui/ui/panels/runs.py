@@ -1,7 +1,7 @@
 """The Runs view: every applied recipe with its numbers, and several of them side by side.
 
-Knows how records look. What happens on a click is in `ui.events.runs`: a row is a button that
-chooses it, and its own buttons reach Python as `event.act` and `event.run`.
+What happens on a click is in `ui.events.runs`: a row is a button that chooses it, and its own
+buttons reach Python as `event.act` and `event.run`.
 """
 
 from collections.abc import Sequence

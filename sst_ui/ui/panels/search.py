@@ -1,7 +1,7 @@
 """The Search panel: what to try, what to go by, how long; the view, the table, what to do with it.
 
-Knows controls and the settings they make. What happens is in `ui.events.search` and
-`ui.events.search_choices`, what the figures look like in `search_plots`.
+What happens on a click is in `ui.events.search` and `ui.events.search_choices`, what the figures
+look like in `search_plots`.
 """
 
 import math

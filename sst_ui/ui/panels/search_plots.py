@@ -1,7 +1,7 @@
 """Figures of a search: which one a view is, the Pareto scatter, and the grid as a heat map.
 
-Knows Plotly and what was found. Orange is what the search comes to, grey-blue the base model. The
-figures of single strategies are in `search_strategy_plots`.
+Orange is the search result, grey-blue the base model. The figures of single strategies are in
+`search_strategy_plots`.
 """
 
 import math

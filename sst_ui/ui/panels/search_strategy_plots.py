@@ -1,6 +1,6 @@
 """Figures of single strategies: layers, stages, parallel settings, importance of settings.
 
-Knows Plotly and what was found. Orange is what the search comes to, grey-blue the base model.
+Orange is the search result, grey-blue the base model.
 """
 
 import textwrap

@@ -1,6 +1,6 @@
 """The candidates of a search as a table: the best first, a row is a button that picks it.
 
-Knows how candidates look. What a pick is for is in `ui.events.search_choices`.
+What a pick is for is in `ui.events.search_choices`.
 """
 
 from collections.abc import Mapping

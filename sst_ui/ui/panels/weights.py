@@ -1,4 +1,4 @@
-"""The weights and direction panels: every number and choice of an edit. Knows controls only."""
+"""The weights and direction panels: every number and choice of an edit."""
 
 from dataclasses import dataclass
 from typing import get_args

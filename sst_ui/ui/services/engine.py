@@ -1,9 +1,9 @@
 """The one resident model behind every window, and what was computed for it.
 
-Knows the lab's jobs and who may use the model: a window holds a key, and a key that is not the
-loaded model's any more is answered with a clear message. Does not know components or languages.
-The only mutable thing of the screen; visitors' recipes are never kept here, only results that
-follow from them and may be computed again; the history is the user's own, and none on a Space.
+A window holds a key; a key that is not the loaded model's any more is answered with a clear
+message. The only mutable thing of the screen: visitors' recipes are never kept here, only results
+that follow from them and may be computed again. The history is the user's own, and there is none on
+a Space.
 """
 
 import logging

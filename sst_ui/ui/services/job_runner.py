@@ -1,8 +1,5 @@
 """Driving a job from a handler: its bar on the screen, its parts as they come, its result.
 
-Knows generators that yield `Progress`. Does not know components: what a bar is written to is the
-handler's to say.
-
 Cancel only asks: the handler that runs ends its job at the next step and has the last word, so that
 no bar of it can come later, however busy the machine is. (Gradio's own `cancels` closes a handler
 between two steps too, but what it had sent by then may arrive after the word that it was stopped.)

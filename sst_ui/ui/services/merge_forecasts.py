@@ -1,7 +1,6 @@
 """What is known of merges on the loaded model: prepared pairs, forecasts, measured costs.
 
-Knows the engine and the lab's jobs. Does not know components or languages. Like the engine it keeps
-only results that follow from a recipe and may be computed again.
+Like the engine it keeps only results that follow from a recipe and may be computed again.
 """
 
 from collections.abc import Generator, Sequence

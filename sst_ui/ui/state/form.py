@@ -1,7 +1,4 @@
-"""The form: every control that is part of a recipe, and the way between its values and a `Recipe`.
-
-Knows controls by name. Does not know components, models or windows.
-"""
+"""The form: every control that is part of a recipe, and the way between its values and a `Recipe`."""
 
 from collections import namedtuple
 from collections.abc import Mapping

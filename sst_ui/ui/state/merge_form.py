@@ -1,8 +1,6 @@
 """The merge's part of the form: every control of a `Merge`, and the way between both.
 
-Knows controls by name; those of the methods' own parameters come from
-`maths.merge.registry.METHODS`, so a method that is added brings its controls along. Does not know
-components, models or windows.
+The controls of the methods' own parameters come from `maths.merge.registry.METHODS`.
 """
 
 import math

@@ -1,7 +1,6 @@
 """What the results say at one moment: of which variant, with which labels corrected.
 
-Knows variants, results and corrections as values. Does not know components: every panel that shows
-results is drawn from a `Board`, so that all of them tell the same.
+Every panel that shows results is drawn from a `Board`, so that all of them agree.
 """
 
 from collections.abc import Mapping, Sequence

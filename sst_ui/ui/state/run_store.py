@@ -1,7 +1,7 @@
 """Where a window's runs are kept: in the user's own history, or, on a Space, in the browser.
 
-Knows records and both places. Does not know components. On a public Space many people share one
-program; each of them sees only what their own browser hands in with every event.
+On a public Space many people share one program; each of them sees only what their own browser hands
+in with every event.
 """
 
 import os

@@ -1,7 +1,6 @@
 """What a window knows of its search: small frozen data, from which all of the Search view is drawn.
 
-Knows candidates and which of them are good. Does not know components, nor the study behind them:
-that lives in the lab's storage, and the same settings find it again.
+The study behind them lives in the search's storage, and the same settings find it again.
 """
 
 import shutil

@@ -1,7 +1,4 @@
-"""Values as people read them, and the small pictures beside them: tracks and sparklines.
-
-Knows numbers with intervals and their units. Does not know metrics, panels or components.
-"""
+"""Values as people read them, and the small pictures beside them: tracks and sparklines."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """Figures. Grey-blue is what the base model is, orange what the edit does to it, everywhere.
 
-Knows Plotly and arrays of [layers]. Backgrounds are transparent and text and grid take their
-colours from assets/style.css, so one figure serves light and dark.
+Backgrounds are transparent and text and grid take their colours from assets/style.css, so one
+figure serves light and dark.
 """
 
 import textwrap

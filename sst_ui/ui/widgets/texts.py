@@ -1,7 +1,7 @@
-"""What the screen says, in the visitor's language.
+"""The screen's texts, in the visitor's language (presets/texts.yaml).
 
 Two ways, because Gradio has two: `t(key)` for texts of components, which the browser translates,
-and `say(language, key, ...)` for sentences composed in Python. Knows `presets/texts.yaml` only.
+and `say(language, key, ...)` for sentences composed in Python.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,5 @@
 """The look: a theme of our own. Calm, dense, light and dark; petrol for what one can press, warm
-for what is edited. Knows colours; the rules of layout are in assets/style.css.
+for what is edited. The rules of layout are in assets/style.css.
 """
 
 import gradio as gr

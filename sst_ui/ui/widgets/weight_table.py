@@ -1,7 +1,4 @@
-"""The layer × module table as text cells: numbers that follow the curve, and pinned ones (✎).
-
-Knows how a typed cell or a pasted row becomes overrides. Does not know components.
-"""
+"""The layer × module table as text cells: numbers that follow the curve, and pinned ones (✎)."""
 
 import math
 import re
