@@ -1,6 +1,6 @@
 """What to try next: the rules of thumb of presets/advice.yaml, read off the results of a run.
 
-Advice is where to look, not a finding: whether it helped, the next run says.
+Advice is where to look, not a finding: the next run shows whether it helped.
 """
 
 from collections.abc import Mapping, Sequence

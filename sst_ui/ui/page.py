@@ -1,4 +1,4 @@
-"""The whole screen: panels in their places, states of a window, and the events connected to them."""
+"""The whole screen: panels in their places, states of a window, and their events connected."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What an export format is given and returns, and two formats of our own: adapter and whole model."""
+"""What an export format gets and returns; two formats of our own, adapter and whole model."""
 
 from collections.abc import Generator
 from dataclasses import dataclass

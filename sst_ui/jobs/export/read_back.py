@@ -2,6 +2,8 @@
 
     python -m sst_ui.jobs.export.read_back FOLDER --reference FILE
 
+Of the studio it uses only `gguf_tokens.py`, so that what it finds is what a stranger finds.
+
 The reference file (safetensors) holds what the live model computed; one JSON object a line is
 printed: {"done": 1, "total": 8} while it works, and the findings last.
 

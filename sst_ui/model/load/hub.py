@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: what a repository holds, and fetching it; its errors in one sentence each."""
+"""The Hugging Face Hub: what a repository holds, how to fetch it, and its errors in one line."""
 
 from pathlib import Path
 

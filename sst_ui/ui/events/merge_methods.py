@@ -1,4 +1,4 @@
-"""The table of methods: all merges of the two adapters on the same prompts, filled by one button."""
+"""The table of methods: all merges of the two adapters on the same prompts, at one click."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The form: every control that is part of a recipe, and the way between its values and a `Recipe`."""
+"""The form: every control that is part of a recipe, and its values to a `Recipe` and back."""
 
 from collections import namedtuple
 from collections.abc import Mapping
