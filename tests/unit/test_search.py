@@ -42,7 +42,7 @@ def test_candidates_of_one_batch_score_as_one_evaluation_at_a_time(host):
 
 
 def test_the_grid_finds_a_kernel_that_costs_less_than_the_default_on_prompts_it_never_saw(host):
-    spec = SearchSpec("grid", samples=32)
+    spec = SearchSpec("grid", samples=16)
     found = spent(host, spec)
     kept = chosen(found, aims(DEFAULT, spec), spec)
     assert len(found) == 25
