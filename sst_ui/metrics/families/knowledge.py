@@ -6,6 +6,7 @@ Knows answers and what was expected. Does not know models.
 import re
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -95,7 +96,7 @@ class _Words:
 
 
 @cache
-def _scorer(unspaced: bool):
+def _scorer(unspaced: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # its import takes a second
 
     return RougeScorer(["rougeL"], use_stemmer=True, tokenizer=_Words() if unspaced else None)
