@@ -24,11 +24,15 @@ run: $(VENV)/.studio
 test: $(VENV)/.studio $(VENV)/.tests $(VENV)/.browser $(VENV)/.llama
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
+	$(PY) -m mypy
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 lint: $(VENV)/.tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
+	$(PY) -m mypy
 
 format: $(VENV)/.tests
 	$(PY) -m ruff check --fix .
@@ -49,7 +53,7 @@ bench: $(VENV)/.studio $(VENV)/.tests
 	$(OFFLINE) $(PY) -m benchmarks.sweep
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build tests/llama/node_modules
+	rm -rf $(VENV) .*_cache build tests/llama/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- installation; the stamp files make a second call start at once ---------------------------

@@ -56,7 +56,7 @@ def used(path: Path | None) -> Iterator[bool]:
         handle = None if path is None else os.open(path, os.O_RDONLY)
     except OSError:
         handle = None
-    if handle is None:
+    if path is None or handle is None:
         yield False
         return
     try:

@@ -26,7 +26,7 @@ from sst_ui.errors import UserError
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # asked for before each use
 
 PARTIAL, REPLACED = "partial", "replaced"
 HIDDEN = re.compile(rf"\.(.+)\.({PARTIAL}|{REPLACED})-[0-9a-f]{{8}}", re.DOTALL)
@@ -281,13 +281,12 @@ def sync_folder(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what dead writers left in a folder; put back what one had set aside to replace."""
     try:
-        names = [name for name in os.listdir(folder) if HIDDEN.fullmatch(name)]
+        found = [match for name in os.listdir(folder) if (match := HIDDEN.fullmatch(name))]
     except OSError:
         return
     for kind in (REPLACED, PARTIAL):
-        for name in names:
-            match = HIDDEN.fullmatch(name)
-            path = folder / name
+        for match in found:
+            path = folder / match[0]
             if match[2] == kind and path.is_dir() and not path.is_symlink():
                 with suppress(OSError):  # somebody is at work there, or just removed it
                     _sweep(path, folder / match[1], kind)
@@ -371,8 +370,8 @@ def _old(folder: Path) -> bool:
 
 def about(error: BaseException, goal: Path) -> bool:
     """Whether a refusal is about what was being written to a goal, not a file that was read."""
-    names = [getattr(error, name, None) for name in ("filename", "filename2")]  # of a copy: both
-    names = [name for name in names if isinstance(name, str | bytes | os.PathLike)]
+    given = (getattr(error, name, None) for name in ("filename", "filename2"))  # of a copy: both
+    names = [name for name in given if isinstance(name, str | bytes | os.PathLike)]
     if not names:
         return refusal(error) in (*FULL, *FORBIDDEN, errno.EIO)
     return any(_near(Path(os.fsdecode(name)).absolute(), goal) for name in names)

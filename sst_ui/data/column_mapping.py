@@ -244,9 +244,9 @@ def _class(value: Any, column: str, table: Table) -> Any:
 def _loosened(values: Mapping[str, Any], table: Table) -> str | int | None:
     """In a CSV file the number of the right choice is text: "2" is the third of three or more."""
     answer = values.get("answer")
-    digits = table.loose and isinstance(answer, str) and answer.strip().isdecimal()
-    digits = digits and len(answer) < 10
-    return int(answer) if digits and int(answer) < len(values["choices"]) else answer
+    if table.loose and isinstance(answer, str) and answer.strip().isdecimal() and len(answer) < 10:
+        return int(answer) if int(answer) < len(values["choices"]) else answer
+    return answer
 
 
 def _field(name: str, value: Any, where: str) -> Any:

@@ -102,15 +102,19 @@ class Spec:
 
     def bounds(self, rows: int) -> range:
         """The rows that `slice` chooses out of so many."""
-        match = _RANGE.fullmatch(self.slice.strip("[]") or ":")
-        first, last = (_place(part, rows) for part in match.groups())
+        first, last = (_place(part, rows) for part in self._ends())
         return range(rows)[first:last]
 
     @property
     def enough(self) -> int | None:
         """How many rows are enough to read from the start; None where only the end tells."""
+        first, last = self._ends()
+        return int(last) if last and last.isdecimal() and _first(first) else None
+
+    def _ends(self) -> tuple[str | None, str | None]:
         match = _RANGE.fullmatch(self.slice.strip("[]") or ":")
-        return int(match[2]) if match[2] and match[2].isdecimal() and _first(match[1]) else None
+        assert match is not None  # `parse` refuses any other slice
+        return match[1], match[2]
 
 
 @cache
@@ -217,7 +221,8 @@ def _pairs(query: str, text: str) -> list[tuple[str, str]]:
 def _override(spec: Spec, pairs: list[tuple[str, str]]) -> Spec:
     """The spec with what the query says in place of what the preset says."""
     changes: dict[str, Any] = {}
-    columns, where, fixed = dict(spec.columns), {}, dict(spec.set)
+    columns, fixed = dict(spec.columns), dict(spec.set)
+    where: dict[str, tuple[str, ...]] = {}
     for key, value in pairs:
         kind, dot, rest = key.partition(".")
         if dot and kind == "where":

@@ -37,12 +37,18 @@ class Table(Protocol):
         labels: names of the classes of those columns that hold class numbers.
     """
 
-    title: str
-    columns: tuple[str, ...]
-    loose: bool
-    own: bool
-    whole: int | None
-    labels: Mapping[str, Sequence[str]]
+    @property
+    def title(self) -> str: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def loose(self) -> bool: ...
+    @property
+    def own(self) -> bool: ...
+    @property
+    def whole(self) -> int | None: ...
+    @property
+    def labels(self) -> Mapping[str, Sequence[str]]: ...
 
     def __len__(self) -> int: ...
 
@@ -238,7 +244,7 @@ def open_file(path: Path, spec: Spec, title: str = "") -> Table:
         UserError: a file that cannot be read, is not what its name says, or not UTF-8 text; with
             the line where there is one.
     """
-    readers = {
+    readers: dict[str, Callable[[Path, str, Spec], Table]] = {
         ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json,
         ".csv": _csv, ".tsv": _csv, ".parquet": Parquet,
     }  # fmt: skip
@@ -394,7 +400,9 @@ class _Json:
     def peek(self) -> str:
         """The next character that is no space; empty at the end."""
         while True:
-            self._at = _SPACES.match(self._text, self._at).end()
+            spaces = _SPACES.match(self._text, self._at)
+            assert spaces is not None  # it matches no space at all, too
+            self._at = spaces.end()
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._more():

@@ -66,8 +66,8 @@ def describe(name: str, language: str = "en") -> str:
         preset = presets()[spec.preset]
         about = preset.about.get(language, preset.about["en"])
         return f"{about} ({preset.id}, {preset.split}; {preset.licence})"
-    if (about := shipped_about().get(bare)) is not None:
-        return about.get(language, about["en"])
+    if (shipped := shipped_about().get(bare)) is not None:
+        return shipped.get(language, shipped["en"])
     return f"{spec.title} on the Hugging Face Hub" if spec.hub else spec.place
 
 

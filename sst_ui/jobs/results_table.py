@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from sst_ui import recipe as recipes
 from sst_ui.jobs.directions.measure import control, resolve
@@ -12,7 +13,7 @@ from sst_ui.metrics.registry import METRICS
 from sst_ui.model.runtime.host import Host
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
-from sst_ui.recipe import Ablation, Evaluation, Recipe
+from sst_ui.recipe import Ablation, Evaluation, Operation, Recipe
 
 STRENGTHS = (0.5, 1.0, 1.5)
 NEGATIVE = (-0.5, -1.0, -2.0)
@@ -62,16 +63,17 @@ def settings(ablation: Ablation | None = None) -> list[Setting]:
     """
     start = ablation or Ablation()
 
-    def recipe(profile: str, strength: float, **changes: str) -> Recipe:
+    def recipe(profile: str, strength: float, operation: Operation | None = None) -> Recipe:
         weights = replace(kernel.profile(profile), strength=strength)
-        return Recipe(edits=(replace(start, weights=weights, **changes),))
+        edit = replace(start, weights=weights, operation=operation or start.operation)
+        return Recipe(edits=(edit,))
 
     rows = [Setting("base", "base", Recipe())]
     for profile in kernel.profiles():
         for strength in STRENGTHS:
             name = f"{profile}, {strength:g}"
             rows.append(Setting("profiles", name, recipe(profile, strength)))
-    for operation in ("ablate", "add"):
+    for operation in get_args(Operation):
         for strength in NEGATIVE:
             name = f"{operation}, default, {_signed(strength)}"
             changed = recipe("default", strength, operation=operation)
@@ -95,7 +97,8 @@ def overview() -> list[Setting]:
 
 def _title(name: str, recipe: Recipe) -> str:
     edit = recipe.edits[0]
-    return f"{name}, {edit.weights.strength:g}{', affine' if edit.affine else ''}"
+    affine = isinstance(edit, Ablation) and edit.affine
+    return f"{name}, {edit.weights.strength:g}{', affine' if affine else ''}"
 
 
 def sweep(
@@ -121,7 +124,7 @@ def sweep(
         yield Progress("table", number, len(rows), setting.name)
         edits = yield from resolve(host, setting.recipe)
         results = yield from evaluate(host, edits, evaluation)
-        values = {r.name: r.edited if edits else r.base for r in results}
+        values = {r.name: r.base if r.edited is None else r.edited for r in results}
         done.append(Row(setting.group, setting.name, values))
         yield done[-1]
     yield Progress("table", len(rows), len(rows))

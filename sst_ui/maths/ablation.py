@@ -123,7 +123,7 @@ def norm_scale(
     alpha = torch.as_tensor(alpha, dtype=along.dtype, device=along.device)
     alpha = alpha.expand(along.shape[0])
     tiny = norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    if across is None:
+    if across is None or gram is None:
         share = (along / tiny).square()  # c², [k, in]
         radicand = 1 - (alpha * (2 - alpha)) @ share
     else:

@@ -50,10 +50,12 @@ def estimate(
     difference = mu_harmful - mu_harmless
     _check_difference(difference, mu_harmful, mu_harmless)
     if spec.estimator == "random":
-        vectors = random(*difference.shape, spec.k, spec.seed).vectors.double()
+        layers, width = difference.shape
+        vectors = random(layers, width, spec.k, spec.seed).vectors.double()
     else:
         vectors = _per_layer(harmful, harmless, mu_harmless, difference, spec)  # [L, k, d]
     if spec.scope == "single":
+        assert spec.layer is not None  # a DirectionSpec without it does not exist
         vectors = _spread(vectors, spec.layer)
     norms = (vectors[:, 0] * difference).sum(-1).clamp(min=0)
     if spec.estimator == "random":

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sst_ui.metrics.results import Item, MetricResult, measured
+from sst_ui.metrics.results import Item, MetricResult, Value, edited_scores, measured
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import STRENGTH, WeightTable
 
@@ -54,7 +54,7 @@ def advise(
 
 def _quality_low(found: Mapping[str, MetricResult], weights: WeightTable) -> Advice | None:
     rule, result = _rules()["quality_low"], found.get(QUALITY)
-    if result is None or not result.edited.value < rule["below"]:
+    if result is None or result.edited is None or not result.edited.value < rule["below"]:
         return None
     settings = _kernel(rule) | {"threshold": rule["threshold"]}
     return Advice("quality_low", {"quality": result.edited.value, **settings}, settings)
@@ -62,7 +62,9 @@ def _quality_low(found: Mapping[str, MetricResult], weights: WeightTable) -> Adv
 
 def _removal_low(found: Mapping[str, MetricResult], weights: WeightTable) -> Advice | None:
     rule, result = _rules()["removal_low"], found.get(REMOVAL)
-    if weights.strength <= 0 or result is None or not result.edited.value < rule["below"]:
+    if weights.strength <= 0 or result is None or result.edited is None:
+        return None
+    if not result.edited.value < rule["below"]:
         return None
     told = {"removal": result.edited.value, "n": result.edited.n}
     if not all(low <= getattr(weights, name) <= high for name, (low, high) in _ranges(rule)):
@@ -96,20 +98,21 @@ def _topic_left(found: Mapping[str, MetricResult], weights: WeightTable) -> Advi
 
 
 def _over_refusal(found: Mapping[str, MetricResult], weights: WeightTable) -> Advice | None:
-    risen = [found[n] for n in OVER_REFUSALS if n in found and found[n].verdict == "worse"]
+    worse = [found[n] for n in OVER_REFUSALS if n in found and found[n].verdict == "worse"]
+    risen = [(r.base, r.edited) for r in worse if r.edited is not None]
     if weights.strength >= 0 or not risen:
         return None
-    result = max(risen, key=lambda r: r.edited.value)
+    base, edited = max(risen, key=lambda values: values[1].value)
     strength = round(weights.strength * _rules()["over_refusal"]["strength_factor"], 2)
-    told = {"base": result.base.value, "edited": result.edited.value, "n": result.edited.n}
+    told = {"base": base.value, "edited": edited.value, "n": edited.n}
     return Advice("over_refusal", told | {"strength": strength}, {"strength": strength})
 
 
-def _rates(items: Sequence[Item]):
+def _rates(items: Sequence[Item]) -> tuple[Value, Value]:
     """Refusal rate of the base and of the edited model over some prompts."""
     return (
         measured([i.base_score for i in items], True),
-        measured([i.edited_score for i in items], True),
+        measured(edited_scores(items), True),
     )
 
 

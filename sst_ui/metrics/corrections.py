@@ -16,7 +16,15 @@ from sst_ui.data.prompt_sets import Prompt
 from sst_ui.errors import UserError, unknown
 from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import METRICS, Derived, Metric, Score, find
-from sst_ui.metrics.results import Goal, Item, MetricResult, difference, judge, measured
+from sst_ui.metrics.results import (
+    Goal,
+    Item,
+    MetricResult,
+    difference,
+    edited_scores,
+    judge,
+    measured,
+)
 from sst_ui.metrics.text.answer import Answer
 from sst_ui.metrics.text.refusal_phrases import Label, without_reasoning
 
@@ -109,9 +117,9 @@ def from_rows(data: Any) -> tuple[Correction, ...]:
     found = []
     for row in data if isinstance(data, list) else ():
         if isinstance(row, Mapping) and row.get("label") in LABELS:
-            texts = [row.get(name) for name in FIELDS]
-            if all(isinstance(text, str) for text in texts):
-                found.append(Correction(*texts))
+            prompt, answer = row.get("prompt"), row.get("answer")
+            if isinstance(prompt, str) and isinstance(answer, str):
+                found.append(Correction(prompt, answer, row["label"]))
     return tuple(found)
 
 
@@ -166,12 +174,11 @@ def _rescored(result: MetricResult, corrections: Mapping[str, Label]) -> MetricR
     before = [item.base_score for item in items]
     base, edited, apart = measured(before, rate, metric.transform), None, None
     if result.edited is not None:
-        after = [item.edited_score for item in items]
+        after = edited_scores(items)
         edited = measured(after, rate, metric.transform)
         apart = difference(before, after, rate)
     verdict = judge(apart, result.better, metric.negligible)
-    changed = {"base": base, "edited": edited, "difference": apart, "verdict": verdict}
-    return replace(result, items=items, **changed)
+    return replace(result, items=items, base=base, edited=edited, difference=apart, verdict=verdict)
 
 
 def _item(metric: Metric, item: Item, corrections: Mapping[str, Label]) -> Item:
@@ -182,8 +189,10 @@ def _item(metric: Metric, item: Item, corrections: Mapping[str, Label]) -> Item:
             continue
         score = metric.score(Prompt(item.prompt), Answer(text, label))
         if isinstance(score, Score) and score.value is not None:
-            changed = {f"{side}_label": score.label, f"{side}_score": float(score.value)}
-            item = replace(item, **changed)
+            if side == "base":
+                item = replace(item, base_label=score.label, base_score=float(score.value))
+            else:
+                item = replace(item, edited_label=score.label, edited_score=float(score.value))
     return item
 
 

@@ -23,8 +23,8 @@ def derive(
     base, edited = row.combine(sources)
     apart = None
     if edited is not None:
-        numbers = (x - base.value for x in (edited.value, edited.low, edited.high))
-        apart = Value(*numbers, edited.n)
+        value, low, high = (x - base.value for x in (edited.value, edited.low, edited.high))
+        apart = Value(value, low, high, edited.n)
     return MetricResult(
         row.name, row.title, row.unit, better, base, edited, (),
         judge(apart, better, row.negligible), difference=apart, negligible=row.negligible,

@@ -104,7 +104,7 @@ def load_judge(name_or_path: str, device: str = "auto") -> Judge:
     name, label, wanted = _parse(name_or_path)
     classifier = load_classifier(name, device)
     known = {key.lower(): value for key, value in _known().items()}.get(name.lower())
-    default = "pair" if classifier.takes_pairs else "answer"
+    default: Input = "pair" if classifier.takes_pairs else "answer"
     return Judge(classifier, _refusal(classifier, label), wanted or known or default)
 
 
@@ -116,13 +116,14 @@ def _known() -> dict[str, Input]:
 def _parse(text: str) -> tuple[str, str | None, Input | None]:
     """`name:LABEL?input=answer` -> (name, label, input); what is not there is None."""
     name, asked, settings = text.strip().rpartition("?")
-    wanted = None
+    wanted: Input | None = None
     if asked:
-        key, _, wanted = settings.partition("=")
+        key, _, given = settings.partition("=")
         if key != "input":
             raise unknown("judge setting", key, ["input"])
-        if wanted not in get_args(Input):
-            raise unknown("judge input", wanted, get_args(Input))
+        wanted = next((kind for kind in get_args(Input) if kind == given), None)
+        if wanted is None:
+            raise unknown("judge input", given, get_args(Input))
     else:
         name = text.strip()
     before, colon, label = name.rpartition(":")

@@ -24,6 +24,8 @@ def load(folder: Path) -> None:
         before = METRICS.names()
         try:
             spec = importlib.util.spec_from_file_location(f"sst_own_metrics.{path.stem}", path)
+            assert spec is not None  # nor is its loader, for any *.py
+            assert spec.loader is not None
             spec.loader.exec_module(importlib.util.module_from_spec(spec))
         except Exception as error:
             PROBLEMS.append(f"{path}{_line(error, path)}: {type(error).__name__}: {error}")

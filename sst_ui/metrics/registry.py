@@ -51,8 +51,8 @@ class Metric:
         score: (prompt, observation) -> Score, number, bool, or None to leave the prompt out.
         labels: whether it goes by `answer.label`, so that a judge or a corrected label counts.
         default: whether an evaluation that names no metrics computes it.
-        negligible: changes up to this size are negligible, however sure they are; by default
-            what NEGLIGIBLE says of the unit. Of a perplexity, in nats/token.
+        negligible: changes up to this size are negligible, however sure they are. Of a perplexity,
+            in nats/token.
         transform: applied to the mean and its bounds (perplexity is the exponential of a mean).
     """
 
@@ -63,14 +63,11 @@ class Metric:
     prompts: str
     reads: Reads
     score: Callable[[Any, Any], Any]
+    negligible: float
     follows_goal: bool = False
     labels: bool = False
     default: bool = True
-    negligible: float | None = None
     transform: Callable[[Any], Any] | None = None
-
-    def __post_init__(self) -> None:
-        _fill(self)
 
 
 @dataclass(frozen=True)
@@ -90,52 +87,63 @@ class Derived:
     better: Better
     sources: tuple[str, ...]
     combine: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+    negligible: float
     follows_goal: bool = False
     default: bool = True
-    negligible: float | None = None
-
-    def __post_init__(self) -> None:
-        _fill(self)
-
-
-def _fill(row: Metric | Derived) -> None:
-    if row.negligible is None:
-        object.__setattr__(row, "negligible", NEGLIGIBLE[row.unit])
 
 
 METRICS: Registry[Metric | Derived] = Registry("metric")
 
 
 def metric(
-    name: str, *, title: str, unit: Unit, better: Better, prompts: str, **more: Any
+    name: str,
+    *,
+    title: str,
+    unit: Unit,
+    better: Better,
+    prompts: str,
+    reads: Reads = "answer",
+    negligible: float | None = None,
+    **more: Any,
 ) -> Callable[[Callable], Callable]:
     """Decorate a scoring function to make it a metric; `more` are further fields of `Metric`.
+
+    Args:
+        negligible: by default what NEGLIGIBLE says of the unit.
 
     Raises:
         UserError: a unit, direction or kind of observation that there is not, or a name that is
             taken.
     """
-    more.setdefault("reads", "answer")
     for what, value, kind in (("unit", unit, Unit), ("better", better, Better)):
         if value not in get_args(kind):
             raise unknown(f"{what} of metric {name!r}", value, get_args(kind))
-    if more["reads"] not in get_args(Reads):
-        raise unknown(f"reads of metric {name!r}", more["reads"], get_args(Reads))
+    if reads not in get_args(Reads):
+        raise unknown(f"reads of metric {name!r}", reads, get_args(Reads))
+    size = NEGLIGIBLE[unit] if negligible is None else negligible
 
     def add(function: Callable) -> Callable:
-        METRICS.add(Metric(name, title, unit, better, prompts, score=function, **more))
+        METRICS.add(Metric(name, title, unit, better, prompts, reads, function, size, **more))
         return function
 
     return add
 
 
 def derived(
-    name: str, *, title: str, unit: Unit, better: Better, sources: tuple[str, ...], **more: Any
+    name: str,
+    *,
+    title: str,
+    unit: Unit,
+    better: Better,
+    sources: tuple[str, ...],
+    negligible: float | None = None,
+    **more: Any,
 ) -> Callable[[Callable], Callable]:
-    """Decorate a combining function to make it a derived metric."""
+    """Decorate a combining function to make it a derived metric; `negligible` as in `metric`."""
+    size = NEGLIGIBLE[unit] if negligible is None else negligible
 
     def add(function: Callable) -> Callable:
-        METRICS.add(Derived(name, title, unit, better, sources, combine=function, **more))
+        METRICS.add(Derived(name, title, unit, better, sources, function, size, **more))
         return function
 
     return add
@@ -160,8 +168,7 @@ def find(name: str) -> Metric | Derived:
 
 def describe(row: Metric | Derived) -> dict[str, Any]:
     """A row of the registry as plain data; `what` is the first sentence of its function's text."""
-    own = isinstance(row, Metric)
-    text = inspect.getdoc(row.score if own else row.combine) or ""
+    text = inspect.getdoc(row.score if isinstance(row, Metric) else row.combine) or ""
     return {
         "name": row.name,
         "title": row.title,
@@ -170,9 +177,9 @@ def describe(row: Metric | Derived) -> dict[str, Any]:
         "follows_goal": row.follows_goal,
         "default": row.default,
         "negligible": row.negligible,
-        "reads": row.reads if own else None,
-        "prompts": row.prompts if own else None,
-        "sources": [] if own else list(row.sources),
+        "reads": row.reads if isinstance(row, Metric) else None,
+        "prompts": row.prompts if isinstance(row, Metric) else None,
+        "sources": [] if isinstance(row, Metric) else list(row.sources),
         "what": " ".join(text.split("\n\n")[0].split()),
     }
 

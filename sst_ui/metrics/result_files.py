@@ -48,7 +48,12 @@ def metrics_csv(
     counts = corrected.counts(results, corrected.labels(corrections))
     rows = []
     for r in results:
-        row = {"metric": r.name, "unit": r.unit, "better": r.better, "verdict": r.verdict or ""}
+        row: dict[str, Any] = {
+            "metric": r.name,
+            "unit": r.unit,
+            "better": r.better,
+            "verdict": r.verdict or "",
+        }
         row |= {"change": r.change or "", "negligible": r.negligible}
         row |= _numbers("difference", r.difference)
         row.pop("difference_n", None)
@@ -64,7 +69,11 @@ def items_csv(
     known, rows = corrected.labels(corrections), []
     for result in results:
         for item in result.items:
-            row = {"metric": result.name, "topic": item.topic, "prompt": item.prompt}
+            row: dict[str, Any] = {
+                "metric": result.name,
+                "topic": item.topic,
+                "prompt": item.prompt,
+            }
             row["expected"] = item.expected
             for side in SIDES:
                 answer, score = getattr(item, side), getattr(item, f"{side}_score")

@@ -4,7 +4,7 @@ The base and the edited score of a prompt belong together, so all comparisons ar
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,7 +118,7 @@ class MetricResult:
         return {
             topic: (
                 measured([i.base_score for i in rows], rate),
-                None if self.edited is None else measured([i.edited_score for i in rows], rate),
+                None if self.edited is None else measured(edited_scores(rows), rate),
             )
             for topic, rows in groups.items()
         }
@@ -136,7 +136,14 @@ class Shown:
     tokens: tuple[int, ...] = ()
 
 
-def measured(scores: Sequence[float], rate: bool, transform=None) -> Value:
+def edited_scores(items: Iterable[Item]) -> list[float]:
+    """Those of the edited model, of items that have one."""
+    return [item.edited_score for item in items if item.edited_score is not None]
+
+
+def measured(
+    scores: Sequence[float], rate: bool, transform: Callable[[Any], Any] | None = None
+) -> Value:
     """Mean of the scores with its interval: Wilson for rates, bootstrap for anything else."""
     if not scores:
         return NOTHING
@@ -183,7 +190,7 @@ def compare(
     before = [item.base_score for item in items]
     value, after, apart = measured(before, rate, metric.transform), None, None
     if edited is not None:
-        scores = [item.edited_score for item in items]
+        scores = edited_scores(items)
         after = measured(scores, rate, metric.transform)
         apart = difference(before, scores, rate)
     return MetricResult(
@@ -227,9 +234,9 @@ def judge(apart: Value | None, better: Better, negligible: float) -> Verdict | N
     return "better" if (apart.value > 0) == (better == "high") else "worse"
 
 
-def change(verdict: str | None) -> Change | None:
+def change(verdict: Verdict | None) -> Change | None:
     """A verdict without its direction."""
-    return "changed" if verdict in ("better", "worse") else verdict
+    return "changed" if verdict == "better" or verdict == "worse" else verdict
 
 
 def direction(row: Metric | Derived, goal: Goal) -> Better:

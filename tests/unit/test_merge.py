@@ -190,6 +190,7 @@ def test_the_statistics_of_a_pair_are_collected_once(small, pair, talks, monkeyp
         ({"parameters": {"nu": 1.0}}, "'nu'"),
         ({"method": "ties", "budget": 0.1}, "chooses mu, and ties has none"),
         ({"safety": "nowhere"}, "nowhere"),
+        ({"method": "fisher", "fisher": "input"}, "set it to nearest or kfac"),
     ],
 )
 def test_what_cannot_be_merged_is_said(small, pair, talks, change, message):

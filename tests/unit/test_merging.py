@@ -472,6 +472,9 @@ def test_bad_input_says_what_to_do():
         merge(replace(module, utility=None), "sst")
     with pytest.raises(UserError, match="needs the weights of an unaligned checkpoint"):
         merge(replace(module, unaligned=None), "safe_lora")
+    forward = replace(module, utility=replace(module.utility, g=None))
+    with pytest.raises(UserError, match="method fisher needs the gradients of both tasks"):
+        merge(forward, "fisher")
     with pytest.raises(UserError, match="weight of layers"):
         merge(replace(module, weight=math.nan), "sst")
     with pytest.raises(UserError, match="has no moments"):

@@ -9,7 +9,7 @@ import pytest
 
 from sst_ui.errors import UserError
 from sst_ui.metrics import plugins
-from sst_ui.metrics.registry import METRICS, metric
+from sst_ui.metrics.registry import METRICS, derived, metric
 
 ROOT = Path(__file__).resolve().parents[2]
 POLITE = '''
@@ -85,6 +85,16 @@ def test_a_decorator_with_a_wrong_word_says_which(folder, setting, message):
     right = {"title": "X", "unit": "rate", "better": "high", "prompts": "demo/facts"}
     with pytest.raises(UserError, match=message):
         metric("x", **(right | setting))
+
+
+def test_a_number_made_of_derived_numbers_is_refused_by_name(folder, host):
+    from sst_ui.jobs.evaluate.evaluate import evaluate
+    from sst_ui.progress import finish
+    from sst_ui.recipe import Evaluation
+
+    derived("twice", title="Twice", unit="rate", better="high", sources=("removal",))(lambda _: _)
+    with pytest.raises(UserError, match=r"Twice \(twice\) is made of removal, which is itself"):
+        finish(evaluate(host, (), Evaluation(("twice",), samples=8)))
 
 
 def test_it_is_computed_like_any_other(folder, host):

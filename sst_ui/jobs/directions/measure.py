@@ -54,9 +54,9 @@ def measure(
         UserError: prompt sets that are unknown, too small or the same; a file of another model.
     """
     if spec.file is not None:
-        directions, note = _from_file(host, spec)
+        read, note = _from_file(host, spec, spec.file)
         yield Progress("directions", 1, 1, note)
-        return directions
+        return read
     harmful, harmless = (load_prompts(name, spec.samples) for name in (spec.harmful, spec.harmless))
     if _texts(harmful) == _texts(harmless):
         raise UserError(
@@ -76,8 +76,8 @@ def measure(
     if directions is None:
         found = yield from captured(host, encoded)
         yield Progress("directions", 0, 1, note)
-        held = tuple(found[2:]) or None
-        directions = estimate(*found[:2], spec, host.digest, heldout=held)
+        held = (found[2], found[3]) if other else None
+        directions = estimate(found[0], found[1], spec, host.digest, heldout=held)
         cache.keep(path, directions.write)
     # The cache knows tokens; names and notes are this call's own.
     directions = replace(directions, meta={**directions.meta, **meta})
@@ -123,9 +123,9 @@ def control(recipe: Recipe, seed: int = 0) -> Recipe:
     return replace(recipe, name=f"{recipe.name} (random control)".strip(), edits=edits)
 
 
-def _from_file(host: Host, spec: DirectionSpec) -> tuple[Directions, str]:
-    directions = load(os.path.expanduser(spec.file))
-    check_fits(host, directions, f"the directions in {spec.file}")
+def _from_file(host: Host, spec: DirectionSpec, path: str) -> tuple[Directions, str]:
+    directions = load(os.path.expanduser(path))
+    check_fits(host, directions, f"the directions in {path}")
     source = directions.meta.get("model", "")
     note = ""
     if source and host.digest and source != host.digest:
@@ -192,7 +192,7 @@ def _cached(host: Host, path: Path | None) -> Directions | None:
     """What the cache holds; a damaged or foreign file counts as nothing."""
     with cache.used(path) as there:
         try:
-            directions = load(path) if there else None
+            directions = load(path) if path is not None and there else None
         except UserError:
             return None
     if directions is None or (directions.layers, directions.hidden) != (host.layers, host.hidden):

@@ -57,8 +57,9 @@ def captured(host: Host, sets: Sequence[Encoded]) -> Generator[Progress, None, l
     Yields:
         Progress in prompts over all sets that are not in the cache.
     """
-    found = [_read(host, each) for each in sets]
-    missing = [i for i, tensor in enumerate(found) if tensor is None]
+    kept = (_read(host, each) for each in sets)
+    found = {i: tensor for i, tensor in enumerate(kept) if tensor is not None}
+    missing = [i for i in range(len(sets)) if i not in found]
     total = sum(len(sets[i].prompts) for i in missing)
     before = 0
     for i in missing:
@@ -69,7 +70,7 @@ def captured(host: Host, sets: Sequence[Encoded]) -> Generator[Progress, None, l
         _write(host, sets[i], tensor)
         found[i] = tensor
         before += len(sets[i].prompts)
-    return found
+    return [found[i] for i in range(len(sets))]
 
 
 def probe(
@@ -130,7 +131,7 @@ def _path(host: Host, encoded: Encoded) -> Path | None:
 def _read(host: Host, encoded: Encoded) -> Tensor | None:
     path = _path(host, encoded)
     with cache.used(path) as there:
-        if not there:
+        if path is None or not there:
             return None
         try:
             tensor = load_file(path)["residuals"]

@@ -64,7 +64,7 @@ class Labeller:
         pairs = [(p, str(s.observation)) for p, s in zip(prompts, seen, strict=True)]
         given: dict[tuple[str, str], Label] = {}
         if self.judge:
-            given = yield from self._judged(pairs)
+            given = yield from _judged(self.judge, pairs)
         for prompt, answer in pairs:
             key = corrections.key(prompt, answer)
             if self.corrected and key in self.corrected:
@@ -76,13 +76,15 @@ class Labeller:
             for pair, shown in zip(pairs, seen, strict=True)
         ]
 
-    def _judged(
-        self, pairs: Sequence[tuple[str, str]]
-    ) -> Generator[Progress, None, dict[tuple[str, str], Label]]:
-        known = {pair: _said.get((self.judge.digest, *pair)) for pair in pairs}
-        new = [pair for pair, label in known.items() if label is None]
-        if new:
-            for pair, label in zip(new, (yield from self.judge.labels(new)), strict=True):
-                known[pair] = label
-                _said.put((self.judge.digest, *pair), label)
-        return known
+
+def _judged(
+    judge: "Judge", pairs: Sequence[tuple[str, str]]
+) -> Generator[Progress, None, dict[tuple[str, str], Label]]:
+    said = {pair: _said.get((judge.digest, *pair)) for pair in pairs}
+    known: dict[tuple[str, str], Label] = {p: label for p, label in said.items() if label}
+    new = [pair for pair in said if pair not in known]
+    if new:
+        for pair, label in zip(new, (yield from judge.labels(new)), strict=True):
+            known[pair] = label
+            _said.put((judge.digest, *pair), label)
+    return known

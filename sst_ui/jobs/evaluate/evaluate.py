@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -18,7 +19,7 @@ from sst_ui.jobs.evaluate.answer_labels import Labeller
 from sst_ui.jobs.evaluate.observations import Task, observe, prepare
 from sst_ui.jobs.purpose import goal
 from sst_ui.metrics.derived import derive
-from sst_ui.metrics.registry import Derived, Metric, default_metrics, find
+from sst_ui.metrics.registry import Derived, Metric, Reads, default_metrics, find
 from sst_ui.metrics.results import Item, MetricResult, Value, compare
 from sst_ui.metrics.text import languages
 from sst_ui.model.hooks.live_edits import Edit, RowEdit
@@ -28,6 +29,8 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 
 __all__ = ["Item", "MetricResult", "Value", "evaluate", "evaluate_rows"]
+
+T = TypeVar("T")
 
 
 def evaluate(
@@ -86,7 +89,7 @@ def evaluate_rows(
         job = _observed(host, task, [edits for edits in active if edits], labels)
         base, seen = yield from _counted(job, f"step {number} of {len(passes)}")
         left = iter(seen)
-        columns = [next(left) if edits else base for edits in active] or [None]
+        columns: list[list | None] = [next(left) if edits else base for edits in active] or [None]
         for metric in metrics:
             found = []
             for edited, edits, aim in zip(columns, rows or [()], aims, strict=True):
@@ -97,8 +100,9 @@ def evaluate_rows(
             if metric in wanted:
                 yield results[metric.name]
         for row in wanted:
-            ready = isinstance(row, Derived) and results.keys() >= set(row.sources)
-            if ready and row.name not in results:
+            if not isinstance(row, Derived) or row.name in results:
+                continue
+            if results.keys() >= set(row.sources):
                 results[row.name] = tuple(
                     derive(row, {name: results[name][place] for name in row.sources}, aim)
                     for place, aim in enumerate(aims)
@@ -115,7 +119,7 @@ def limits(evaluation: Evaluation) -> tuple[int | None, int]:
 
 
 @cache
-def _presets() -> dict[str, dict[str, int | None]]:
+def _presets() -> dict[str, dict[str, Any]]:
     return yaml.safe_load((PRESETS / "evaluation.yaml").read_text(encoding="utf-8"))
 
 
@@ -168,6 +172,11 @@ def _leaves(wanted: list[Metric | Derived]) -> list[Metric]:
     leaves: dict[str, Metric] = {}
     for row in wanted:
         for metric in [find(n) for n in row.sources] if isinstance(row, Derived) else [row]:
+            if isinstance(metric, Derived):
+                raise UserError(
+                    f"{row.title} ({row.name}) is made of {metric.name}, which is itself made of "
+                    "others; give it metrics that score prompts."
+                )
             leaves[metric.name] = metric
     return list(leaves.values())
 
@@ -177,7 +186,7 @@ def _passes(
 ) -> list[tuple[Task, list[Metric]]]:
     """Metrics grouped by what they read on which prompts, in the order of first use."""
     samples, tokens = limits(evaluation)
-    groups: dict[tuple[str, str], list[Metric]] = {}
+    groups: dict[tuple[Reads, str], list[Metric]] = {}
     for metric in metrics:
         groups.setdefault((metric.reads, metric.prompts), []).append(metric)
     passes = []
@@ -191,9 +200,7 @@ def _passes(
     return passes
 
 
-def _counted(
-    job: Generator[Progress, None, object], note: str
-) -> Generator[Progress, None, object]:
+def _counted(job: Generator[Progress, None, T], note: str) -> Generator[Progress, None, T]:
     """The same job, its progress saying which step of the evaluation it is."""
     while True:
         try:

@@ -161,6 +161,7 @@ def divergence(
             if r < 0:
                 before = distribution
                 continue
+            assert before is not None  # each group begins with its base
             _sound(distribution)
             said = host.decode(distribution.argmax(-1).tolist())
             pieces = base[i].observation.tokens

@@ -20,6 +20,7 @@ from sst_ui.jobs.export.verify import Verification, verify
 from sst_ui.metrics.results import MetricResult
 from sst_ui.model.runtime.host import Host
 from sst_ui.model.weights.staged_folder import staged
+from sst_ui.model.weights.streaming_writer import Rounding
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
 
@@ -107,7 +108,7 @@ class Export:
     seconds: float
     verification: Verification | None
     notes: tuple[str, ...]
-    rounding: str = "nearest"
+    rounding: Rounding = "nearest"
     rank: int | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def export(
     out: Path,
     format: str = "adapter",
     *,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     rank: int | None = None,
     verify: int = 0,
     results: Sequence[MetricResult] = (),

@@ -19,7 +19,7 @@ from sst_ui.model.lora.adapters import write_files
 from sst_ui.model.lora.from_edits import lower
 from sst_ui.model.runtime.host import Host
 from sst_ui.model.weights import tensor_edits
-from sst_ui.model.weights.streaming_writer import write_model
+from sst_ui.model.weights.streaming_writer import Rounding, write_model
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, Recipe
 
@@ -37,7 +37,7 @@ class Job:
     host: Host
     recipe: Recipe
     edits: tuple[Edit, ...]
-    rounding: str = "nearest"
+    rounding: Rounding = "nearest"
     rank: int | None = None
 
 
@@ -99,7 +99,7 @@ def adapter_files(job: Job, folder: Path) -> Generator[Progress, None, Made]:
     span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     notes = [f"{len(found.deltas)} modules of rank {span}."]
     if found.errors:
-        worst = max(found.errors, key=found.errors.get)
+        worst = max(found.errors, key=found.errors.__getitem__)
         notes.append(
             f"An approximation: the adapter lacks {found.error:.1%} of the change (Frobenius norm, "
             f"over all modules), at most {found.errors[worst]:.1%} in one module ({worst}), in "

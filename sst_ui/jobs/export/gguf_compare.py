@@ -101,6 +101,7 @@ def planned(host: Host) -> tuple[dict[str, Any], list[str]]:
             return found, compare(host, FileTokenizer(found), words=False)
         except Differs as error:
             problem = problem or error
+    assert problem is not None  # there is at least one way
     raise problem
 
 

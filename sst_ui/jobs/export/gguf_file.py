@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,11 @@ def _written(job: Job, model: Path, out: Path) -> Generator[Progress, None, int]
         writer.add_name(_title(job))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         gguf_vocabulary.write(writer, gguf_compare.planned(host)[0])
-        made = [(name, lambda v=value: v) for name, value in frequencies(config).items()]
-        infos = [(name, value.shape, torch.float32) for name, value in frequencies(config).items()]
+        made: list[tuple[str, Callable[[], Tensor]]] = []
+        infos: list[tuple[str, tuple[int, ...], torch.dtype]] = []
+        for name, value in frequencies(config).items():
+            made.append((name, partial(value.to, torch.float32)))
+            infos.append((name, tuple(value.shape), torch.float32))
         for name, shape, dtype, read in _stored(model, config, family):
             known = names.get_name(name, try_suffixes=(".weight", ".bias"))
             if known is None:
@@ -182,7 +186,7 @@ def _written(job: Job, model: Path, out: Path) -> Generator[Progress, None, int]
             # matrices keep their type; norms and biases are float32, as llama.cpp wants them
             kind = dtype if len(shape) > 1 and dtype in TYPES else torch.float32
             infos.append((known, shape, kind))
-            made.append((name, lambda r=read, k=kind: r().to(k)))
+            made.append((name, partial(_typed, read, kind)))
         widths = [kind for _, shape, kind in infos if len(shape) > 1]
         common = max(set(widths), key=widths.count)
         writer.add_file_type(int(gguf.LlamaFileType[FILE_TYPES[common]]))
@@ -203,6 +207,10 @@ def _written(job: Job, model: Path, out: Path) -> Generator[Progress, None, int]
     finally:
         writer.close()
     return len(made)
+
+
+def _typed(read: Callable[[], Tensor], kind: torch.dtype) -> Tensor:
+    return read().to(kind)
 
 
 def _stored(

@@ -239,10 +239,10 @@ def _merger(
     ids: dict[str, int], merges: list[str], cuts: tuple[str, ...], whole: bool
 ) -> Tokenizer:
     """Bytes, cut by patterns and merged in the order of the list."""
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    pairs = [pair for pair in pairs if {*pair, "".join(pair)} <= ids.keys()]
+    halves = ((left, right) for left, _, right in (merge.partition(" ") for merge in merges))
+    pairs = [pair for pair in halves if {*pair, "".join(pair)} <= ids.keys()]
     merger = Tokenizer(models.BPE(vocab=ids, merges=pairs, ignore_merges=whole))
-    steps = [pre_tokenizers.Split(Regex(cut), "isolated") for cut in cuts]
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    merger.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    split = [pre_tokenizers.Split(Regex(cut), "isolated") for cut in cuts]
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    merger.pre_tokenizer = pre_tokenizers.Sequence([*split, in_bytes])
     return merger

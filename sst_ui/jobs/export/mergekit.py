@@ -94,10 +94,12 @@ def write(job: Job, folder: Path) -> Generator[Progress, None, Made]:
         (folder / ADAPTER).mkdir()
         made = yield from adapter_files(job, folder / ADAPTER)
         said = through_adapter(job.host)
-        notes = (f"{reason}, so it adds the adapter in {ADAPTER}/.",)
-        error, notes = made.error, (*notes, *made.notes)
+        notes = (f"{reason}, so it adds the adapter in {ADAPTER}/.", *made.notes)
+        error = made.error
     else:
-        said, notes = spoken(job.host, job.recipe.edits[0], folder)
+        merge = job.recipe.edits[0]
+        assert isinstance(merge, Merge)  # or there were a reason
+        said, notes = spoken(job.host, merge, folder)
         error = 0.0
     text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=100)
     (folder / FILE).write_text(text, encoding="utf-8")

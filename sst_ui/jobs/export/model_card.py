@@ -101,7 +101,7 @@ def curves(recipe: Recipe, layers: int) -> dict[str, np.ndarray]:
     """Name -> [layers] weight of each edit and kind of module; equal kinds share a curve."""
     found: dict[str, np.ndarray] = {}
     for number, edit in enumerate(recipe.edits, 1):
-        kinds = KINDS
+        kinds: tuple[str, ...] = KINDS
         if isinstance(edit, Merge):
             named = {*edit.weights.modules, *edit.weights.overrides}
             single = [k for k in recipes.MODULES if k in named and k not in KINDS]
@@ -189,7 +189,7 @@ def _metric(result: MetricResult) -> Mapping[str, Any]:
         "title": f"{result.title} ({result.unit})" if result.unit else result.title,
         "base": _value(result.base, result.unit),
         "edited": "–" if result.edited is None else _value(result.edited, result.unit),
-        "verdict": VERDICTS.get(result.verdict, "").format(result.negligible),
+        "verdict": VERDICTS.get(result.verdict or "", "").format(result.negligible),
         "n": result.base.n,
         "note": result.note,
     }

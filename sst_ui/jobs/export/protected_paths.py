@@ -30,8 +30,8 @@ def check(out: str | Path, reads: Recipe | ModelSpec) -> None:
     for path, what in _kept():
         if _holds(goal, path):
             raise UserError(f"{out} is or holds {what} ({path}); choose a folder of its own.")
-    for path, what in inputs_of(reads):
-        if not path or not os.path.exists(path := disk.real(path)):
+    for given, what in inputs_of(reads):
+        if not given or not os.path.exists(path := disk.real(given)):
             continue
         if _holds(goal, path):
             raise UserError(f"{out} is or holds {what} ({path}); choose another place.")

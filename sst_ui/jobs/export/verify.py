@@ -212,6 +212,7 @@ def _fresh(folder: Path, reference: Path) -> Generator[Progress, None, dict[str,
             command, cwd=ROOT, env={**os.environ, **offline}, text=True, encoding="utf-8",
             stdout=subprocess.PIPE, stderr=log,
         )  # fmt: skip
+        assert child.stdout is not None  # a pipe
         found: dict[str, Any] = {}
         try:
             for line in child.stdout:

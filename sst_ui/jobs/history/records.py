@@ -129,8 +129,9 @@ def plain(result: MetricResult) -> dict[str, Any]:
 
 def value(row: Mapping[str, Any]) -> Value:
     """A value back from its JSON form, where what does not exist is null."""
-    numbers = (math.nan if row[k] is None else float(row[k]) for k in ("value", "low", "high"))
-    return Value(*numbers, int(row["n"]))
+    keys = ("value", "low", "high")
+    mean, low, high = (math.nan if row[k] is None else float(row[k]) for k in keys)
+    return Value(mean, low, high, int(row["n"]))
 
 
 def words_of(record: Record) -> str:

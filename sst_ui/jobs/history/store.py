@@ -85,7 +85,7 @@ class History:
         return self._anew(lambda: self._add(new))
 
     def _add(self, new: Record) -> int:
-        with self._open() as db:
+        with self._writing() as db:
             key = (new.model, new.digest, new.measured)
             found = db.execute(
                 f"{SELECT} model = ? AND digest = ? AND measured = ?", key
@@ -110,7 +110,8 @@ class History:
             model: only runs on this model.
             limit: at most so many; None for all.
         """
-        wanted, values = ["1"], []
+        wanted = ["1"]
+        values: list[str | int] = []
         for word in search.casefold().split():
             wanted.append("instr(words, ?) > 0")
             values.append(word)
@@ -152,7 +153,7 @@ class History:
     def delete(self, runs: Sequence[int | str]) -> tuple[Record, ...]:
         """Forget runs; all of them or, where one is unknown, none. `restore` takes it back."""
         gone = tuple({r.id: r for r in map(self.get, runs)}.values())
-        with self._open() as db:
+        with self._writing() as db:
             db.executemany("DELETE FROM runs WHERE id = ?", [(r.id,) for r in gone])
         return gone
 
@@ -161,7 +162,7 @@ class History:
         self._anew(lambda: self._restore(records))
 
     def _restore(self, records: Sequence[Record]) -> None:
-        with self._open() as db:
+        with self._writing() as db:
             for old in records:
                 key = (old.id, old.model, old.digest, old.measured)
                 taken = "id = ? OR (model = ? AND digest = ? AND measured = ?)"
@@ -183,7 +184,15 @@ class History:
             row.id or None, row.time, row.model, row.name, row.digest, row.measured, row.text,
             json.dumps(list(row.metrics), ensure_ascii=False), words_of(row),
         )  # fmt: skip
-        return db.execute(f"INSERT INTO runs VALUES ({', '.join('?' * 9)})", values).lastrowid
+        added = db.execute(f"INSERT INTO runs VALUES ({', '.join('?' * 9)})", values)
+        assert added.lastrowid is not None
+        return added.lastrowid
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._open() as db:
+            assert db is not None  # only a reader may find nothing
+            yield db
 
     @contextmanager
     def _open(self, reading: bool = False) -> Iterator[sqlite3.Connection | None]:
@@ -316,5 +325,5 @@ def known_results(recipe: Recipe) -> tuple[MetricResult, ...]:
 
 
 def _record(row: tuple) -> Record:
-    *first, text, metrics = row
-    return Record(*first, text, tuple(json.loads(metrics)))
+    number, time, model, name, digest, text, metrics = row
+    return Record(number, time, model, name, digest, text, tuple(json.loads(metrics)))

@@ -69,7 +69,8 @@ class Row:
         """Nats a token on utility data, all modules together; None where nothing is predicted."""
         outcome = self.contender.outcome
         parts = [] if outcome is None else [r.kl for r in outcome.records.values()]
-        return None if not parts or None in parts else sum(parts)
+        known = [kl for kl in parts if kl is not None]
+        return sum(known) if known and len(known) == len(parts) else None
 
 
 def utility_only(spec: Merge) -> Merge:
@@ -154,7 +155,7 @@ def compare(
         base = dict(zip(names, results[0], strict=True))
         for contender, found in zip(group, results, strict=False):
             by_name = dict(zip(names, found, strict=True))
-            values = {name: result.edited for name, result in by_name.items()}
+            values = {name: r.edited for name, r in by_name.items() if r.edited is not None}
             done.append(Row(contender, values, by_name))
             yield done[-1]
     plain = [

@@ -16,7 +16,8 @@ from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.subspace import Moments
 from sst_ui.model.hooks.low_rank import RowDelta
-from sst_ui.model.inference.fisher import Conversation, moments
+from sst_ui.model.inference.batch import Row
+from sst_ui.model.inference.fisher import Conversation, Labels, moments
 from sst_ui.model.inference.input_basis import input_directions
 from sst_ui.model.lora.adapters import Adapter
 from sst_ui.model.runtime.host import Host
@@ -58,14 +59,14 @@ def collect(
     safety side the refusals that the data hold.
     """
 
-    def way(task: str) -> tuple:
+    def way(task: str) -> tuple[Row, ...]:
         back = spec.target == "interpolating"
         return tuple(
             (RowDelta(utility.deltas, 1 - tau if back else 1.0), RowDelta(safety.deltas, tau))
             for tau in TAUS[task]
         )
 
-    plans = {
+    plans: dict[str, tuple[str, tuple[Row, ...], Labels]] = {
         "utility": (spec.utility_prompts, way("utility"), "sampled"),
         "safety": (spec.safety_prompts, way("safety"), "given"),
     }
@@ -97,7 +98,7 @@ def conversations(host: Host, name: str, samples: int | None) -> list[Conversati
         UserError: a prompt without an answer.
     """
     chosen = prompt_sets.load(name, samples)
-    found = []
+    found: list[Conversation] = []
     for number, prompt in enumerate(chosen.prompts, start=1):
         if prompt.answer is None:
             raise UserError(
@@ -117,7 +118,7 @@ def _path(host: Host, key: str) -> Path | None:
 def _read(path: Path | None) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Tensors and meta data that the cache holds; a damaged file counts as nothing."""
     with cache.used(path) as there:
-        if not there:
+        if path is None or not there:
             return None
         try:
             with safe_open(path, "pt") as file:
@@ -143,6 +144,8 @@ def _packed(found: Mapping[str, Moments]) -> tuple[dict[str, Tensor], dict[str, 
 
 def _unpacked(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> dict[str, Moments]:
     return {
-        name: Moments(n=n, **{part: tensors.get(f"{name}|{part}") for part in PARTS})
+        name: Moments(
+            tensors[f"{name}|a"], tensors.get(f"{name}|g"), n, tensors.get(f"{name}|block")
+        )
         for name, n in json.loads(meta["n"]).items()
     }

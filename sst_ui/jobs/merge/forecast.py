@@ -10,6 +10,7 @@ quantities:
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Forecast:
     curve: Curve
     steps: Curve | None
     chosen: Point | None
-    parameters: Mapping[str, object]
+    parameters: Mapping[str, Any]
 
 
 class Stack:
@@ -140,9 +141,14 @@ def forecast(
     chosen = None if g is None else spectra.point(g, shaped)
     steps = None
     if "k" in parameters:
-        gains = [(k, _gain(spec.method, {**parameters, "k": k})) for k in STEPS]
-        steps = spectra.curve(gains, shaped)
+        ratio = float(parameters.get("ratio", 0.0))
+        steps = spectra.curve([(k, first(k, ratio)) for k in STEPS], shaped)
     return Forecast(curve, steps, chosen, parameters)
+
+
+def first(k: int, ratio: float) -> Gain:
+    """The k directions of largest λ whole, `ratio` of the others."""
+    return lambda values, rank: torch.where(rank < k, 1.0, ratio).to(values)
 
 
 def soft(mu: float) -> Gain:
@@ -184,7 +190,8 @@ def measured(
             yield Progress("divergence", number * len(asked) + start, 2 * len(asked))
             both = [part for conversation in group for part in (conversation, conversation)]
             rows = [before, (outcome.live,)] * len(group)
-            tables = teacher_forced(host, *(list(x) for x in zip(*both, strict=True)), rows)
+            prompts, answers = zip(*both, strict=True)
+            tables = teacher_forced(host, prompts, answers, rows)
             nats += [kl_by_token(a, b) for a, b in zip(tables[::2], tables[1::2], strict=True)]
         found.append(float(np.concatenate(nats).mean()))
     return Point(*found)
@@ -209,15 +216,14 @@ def by_kind(pair: Pair, spectra: Mapping[str, Spectrum]) -> dict[str, np.ndarray
     return {k: np.exp(np.mean([r[: sizes[k]] for r in rows], axis=0)) for k, rows in kinds.items()}
 
 
-def _gain(method: str, parameters: Mapping[str, object]) -> Gain | None:
+def _gain(method: str, parameters: Mapping[str, Any]) -> Gain | None:
     """g of a method, without the factors of modules; None for one that is no such filter."""
     if method in ("task_arithmetic", "linear"):
         return soft(0.0)
     if not {"mu", "k"} & parameters.keys():
         return None
     if "k" in parameters:
-        k, rest = int(parameters["k"]), float(parameters.get("ratio", 0.0))
-        return lambda values, rank: torch.where(rank < k, 1.0, rest).to(values)
+        return first(int(parameters["k"]), float(parameters.get("ratio", 0.0)))
     return soft(float(parameters["mu"]))
 
 
@@ -226,7 +232,7 @@ def _half(edit: Tensor, pairs: tuple[Tensor, Tensor]) -> float:
     return 0.5 * float((edit * (pairs[0] @ edit @ pairs[1].mT)).sum())
 
 
-def _factors(method: str, parameters: Mapping[str, object]) -> dict[str, float]:
+def _factors(method: str, parameters: Mapping[str, Any]) -> dict[str, float]:
     """Kind of module -> what the method itself multiplies it by."""
     if method != "sst_layerwise":
         return {}
@@ -243,7 +249,7 @@ def basis(spec: Merge) -> Merge:
     )  # fmt: skip
 
 
-def aim(spec: Merge) -> tuple[object, object, object]:
+def aim(spec: Merge) -> tuple[object, ...]:
     """What the spectra depend on beside the statistics: target, Fisher mode, damping."""
     parameters = towards(spec, settings(spec))
     return tuple(parameters.get(name) for name in ("target", "mode", "damping"))

@@ -9,6 +9,7 @@ import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -25,7 +26,7 @@ from sst_ui.maths.merge.registry import METHODS, Module, Record
 from sst_ui.maths.merge.subspace import Moments
 from sst_ui.model.architecture.discover import fold
 from sst_ui.model.architecture.fused_rows import rows_of
-from sst_ui.model.architecture.module_roles import is_conv1d, shape_of
+from sst_ui.model.architecture.module_roles import is_conv1d, shape_of, weight_of
 from sst_ui.model.hooks.low_rank import RowDelta, bias_of
 from sst_ui.model.load.source import check_safetensors, find_files
 from sst_ui.model.lora.adapters import Adapter, read_adapter
@@ -64,7 +65,7 @@ class Outcome:
 
     deltas: Mapping[str, Delta]
     records: Mapping[str, Record]
-    parameters: Mapping[str, object]
+    parameters: Mapping[str, Any]
 
     @property
     def live(self) -> RowDelta:
@@ -83,7 +84,7 @@ def merge(host: Host, spec: Merge) -> Generator[Progress, None, Outcome]:
     return combine(host, pair, spec)
 
 
-def settings(spec: Merge) -> dict[str, object]:
+def settings(spec: Merge) -> dict[str, Any]:
     """The method's parameters: those of the recipe, checked, its target and Fisher mode included.
 
     Raises:
@@ -91,15 +92,26 @@ def settings(spec: Merge) -> dict[str, object]:
     """
     method = METHODS[spec.method]
     known = {p.name for p in method.parameters}
-    given: dict[str, object] = dict(spec.parameters)
+    given: dict[str, Any] = dict(spec.parameters)
     given |= {n: v for n, v in (("target", spec.target), ("mode", spec.fisher)) if n in known}
     if spec.budget is not None and "mu" not in known:
         raise UserError(f"merge.budget chooses mu, and {spec.method} has none; leave it out.")
+    check_gradients(spec)
     return method.check(given)
+
+
+def check_gradients(spec: Merge) -> None:
+    """Refuse Fisher averaging with statistics of the inputs alone, which hold no gradients."""
+    if spec.method == "fisher" and spec.fisher == "input":
+        raise UserError(
+            "method fisher needs the gradients of both tasks, and merge.fisher 'input' collects "
+            "none; set it to nearest or kfac."
+        )
 
 
 def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
     """Read both adapters and collect what the method needs beside them."""
+    check_gradients(spec)
     yield Progress("adapters", 0, 2, spec.utility)
     utility = read_adapter(spec.utility, host)
     yield Progress("adapters", 1, 2, spec.safety)
@@ -109,7 +121,7 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
         yield Progress("adapters", 2, 2, warning=note)
     check_biases(spec, utility, safety)
     needs = METHODS[spec.method].needs
-    key = (host.digest, utility.digest, safety.digest)
+    key: tuple[object, ...] = (host.digest, utility.digest, safety.digest)
     if "moments" in needs:
         names = (spec.utility_prompts, spec.safety_prompts)
         sets = [prompt_sets.load(name, spec.samples).digest for name in names]
@@ -190,13 +202,13 @@ def _biased(delta: Delta, name: str, pair: Pair, spec: Merge, parts: Parts) -> D
     return delta if bias is None else replace(delta, bias=bias.float())
 
 
-def towards(spec: Merge, parameters: Mapping[str, object]) -> dict[str, object]:
+def towards(spec: Merge, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with the target that the method aims at: some have no choice."""
     fixed = {"task_arithmetic": "additive", "linear": "interpolating"}
     return {**parameters, "target": fixed.get(spec.method, spec.target)}
 
 
-def spectra(modules: list[Module], parameters: Mapping[str, object]) -> dict:
+def spectra(modules: list[Module], parameters: Mapping[str, Any]) -> dict:
     """Module -> spectrum, for the predicted curve and the choice of mu."""
     chosen = {n: parameters[n] for n in ("target", "mode", "damping") if n in parameters}
     return {m.name: registry.spectrum(m, **chosen) for m in modules}
@@ -299,7 +311,7 @@ def _unaligned(
         check_safetensors(folder / name)
         weights |= load_file(folder / name)
     for module in modules:
-        aligned = host.architecture.matrices[module.name].weight
+        aligned = weight_of(host.architecture.matrices[module.name])
         name = f"{module.name}.weight"
         if name not in weights and module.kind == "lm_head":
             name = "model.embed_tokens.weight"  # a tied head

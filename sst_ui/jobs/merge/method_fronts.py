@@ -122,9 +122,10 @@ def goals(
     Args:
         picks: metric -> indices of prompts, for a resampling; None for all.
     """
-    return tuple(
+    safety, utility, patience = (
         float(np.mean([_mean(row, name, picks) for name in names])) for names in GOALS.values()
     )
+    return safety, utility, patience
 
 
 def fronts(rows: Sequence[Measured], draws: int = DRAWS, seed: int = 0) -> list[Front]:

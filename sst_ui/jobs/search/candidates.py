@@ -67,16 +67,17 @@ def candidates(study: Study, recipe: Recipe, layers: int) -> list[Candidate]:
 def read(trial: FrozenTrial, recipe: Recipe, layers: int) -> Candidate:
     """A finished trial of a search of this recipe."""
     attrs, state = trial.user_attrs, STATES[trial.state]
-    sides = [
+    values, base = (
         {name: Value(*row) for name, row in attrs.get(part, {}).items()}
         for part in ("values", "base")
-    ]
+    )
     return Candidate(
         trial.number,
         dict(trial.params),
         candidate(recipe, trial.params, layers),
         state,
-        *sides,
+        values,
+        base,
         feasible=all(v <= 0 for v in attrs.get("violations", ())),
         note=RULED_OUT if state == "pruned" else attrs.get("error", ""),
     )

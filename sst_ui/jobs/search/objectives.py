@@ -41,9 +41,9 @@ class Limit:
         """
         found = re.fullmatch(r"\s*(\S+?)\s*(>=|<=)\s*(\S+)\s*", text)
         try:
-            metric, sign, number = found.groups()
+            metric, sign, number = found.groups() if found else ("", "", "")
             value = float(number)
-        except (AttributeError, ValueError):
+        except ValueError:
             raise UserError(
                 f"{shown(text)} is not a constraint; write a metric, >= or <=, and a number: "
                 "'quality >= 0.7'."

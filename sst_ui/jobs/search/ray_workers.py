@@ -156,7 +156,8 @@ class Cluster:
 
     def _spread(self, calls: Sequence[tuple]) -> Generator[Progress | tuple[int, Any], None, None]:
         """Every call's result, or LOST, by its place, in whatever order they come."""
-        waiting, lost, done = deque(range(len(calls))), Counter(), 0
+        waiting, done = deque(range(len(calls))), 0
+        lost: Counter[int] = Counter()
         try:
             while done < len(calls):
                 for worker in self._team:
@@ -229,6 +230,7 @@ class Cluster:
         asked = {worker.actor.stop.remote(worker.serial): worker for worker in busy}
         if not asked:
             return
+        gone: tuple[type[Exception], ...] = (*self._gone, TimeoutError)
         answered, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=10.0)
         for answer, worker in asked.items():
             worker.answer = worker.place = None
@@ -236,7 +238,7 @@ class Cluster:
                 if answer not in answered:
                     raise TimeoutError
                 self._ray.get(answer)
-            except (*self._gone, TimeoutError):
+            except gone:
                 self._succeed(worker)
 
     def _get(self, answer: Any) -> Any:

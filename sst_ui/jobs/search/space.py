@@ -134,12 +134,15 @@ def describe(params: Mapping[str, Any]) -> str:
 
 def _span(row: Any) -> Span | Choice:
     if isinstance(row, list):
-        return Span(*map(float, row))
+        low, high = map(float, row)
+        return Span(low, high)
     if "any" in row:
         return Choice(tuple(row["any"]))
     if "log" in row:
-        return Span(*map(float, row["log"]), log=True)
-    return Span(*row["whole"], whole=True)
+        low, high = map(float, row["log"])
+        return Span(low, high, log=True)
+    low, high = row["whole"]
+    return Span(low, high, whole=True)
 
 
 def _own(edit: Ablation | Merge, name: str, layers: int) -> Any:

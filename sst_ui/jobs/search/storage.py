@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
@@ -20,6 +20,7 @@ from sst_ui.errors import UserError
 from sst_ui.paths import data_dir
 
 T = TypeVar("T")
+Way = Literal["minimize", "maximize"]
 
 BEAT = 60  # seconds
 SILENT = 300  # seconds after which a trial of another machine counts as lost
@@ -37,7 +38,7 @@ def _default_file() -> Path:
 
 
 def open_study(
-    url: str | None, name: str, directions: Sequence[str]
+    url: str | None, name: str, directions: Sequence[Way]
 ) -> tuple[BaseStorage, optuna.Study]:
     """The storage and its study of this name, made where they are not there yet.
 
@@ -59,7 +60,7 @@ def open_study(
 
 
 def _opened(
-    url: str | None, name: str, directions: Sequence[str]
+    url: str | None, name: str, directions: Sequence[Way]
 ) -> tuple[BaseStorage, optuna.Study]:
     storage = _storage(url)
     return storage, optuna.create_study(
@@ -114,11 +115,11 @@ def _one_at_a_time(engine: Engine) -> None:
     """
 
     @event.listens_for(engine, "connect")
-    def _no_begin_of_its_own(connection, _record) -> None:
+    def _no_begin_of_its_own(connection: Any, _record: object) -> None:
         connection.isolation_level = None
 
     @event.listens_for(engine, "begin")
-    def _begin(connection) -> None:
+    def _begin(connection: Any) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     engine.dispose()  # the connections that made the tables
@@ -140,7 +141,7 @@ def told_of(url: str | None) -> Iterator[None]:
 def unusable(url: str | None, error: BaseException) -> UserError:
     """What is wrong with a storage, in a line."""
     cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None)
-    if disk.damaged(cause) and not url:
+    if cause is not None and disk.damaged(cause) and not url:
         return _set_aside(cause)
     said = error.strerror if isinstance(error, OSError) and error.strerror else cause or error
     words = " ".join(str(said).split())[:200].rstrip(".")

@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sst_ui.errors import UserError
 from sst_ui.jobs.search.space import Choice, Params, Span
-from sst_ui.jobs.search.storage import BEAT, open_study
+from sst_ui.jobs.search.storage import BEAT, Way, open_study
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 RANDOM = 10  # trials before the sampler goes by what it has seen
@@ -71,7 +71,7 @@ class Study:
         """
         self.name, self.seed = name, seed
         self._distributions = {key: _distribution(row) for key, row in rows.items()}
-        self._directions = ["minimize" if low else "maximize" for low in lower]
+        self._directions: list[Way] = ["minimize" if low else "maximize" for low in lower]
         self._owner = f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}"
         self._trials: dict[int, optuna.Trial] = {}
         self._beaten = -math.inf
@@ -132,7 +132,7 @@ class Study:
         if draw:
             finished = [trial for trial in self.trials() if trial.state.is_finished()]
             self._study.sampler = _sampler(self.seed + 1000 * len(finished))
-        asked = []
+        asked: list[Asked] = []
         while len(asked) < count:
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if not (waiting or draw):

@@ -40,7 +40,7 @@ def ties(deltas: Sequence[Tensor], weights: Sequence[float], density: float) -> 
         [out, in].
     """
     parts = [w * trim(d, density) for d, w in zip(deltas, weights, strict=True)]
-    elected = sum(parts).sign()
+    elected = sum(parts, start=torch.zeros_like(parts[0])).sign()
     mass = torch.zeros_like(elected)
     share = torch.zeros_like(elected)
     for part, weight in zip(parts, weights, strict=True):

@@ -136,8 +136,8 @@ def core(utility: Delta | None, safety: Delta | None, inputs: Tensor | None = No
     u = _basis([left for left, _, _ in parts], dtype)  # [out, q]
     extra = [] if inputs is None else [inputs.double().cpu()]
     r = _basis([*(right.mT for _, _, right in parts), *extra], dtype)  # [in, p]
-    cores = [(u.mT @ left) * sigma @ (right @ r) for left, sigma, right in parts]
-    return Core(u.to(dtype), r.to(dtype), *cores, ranks=(utility.rank, safety.rank))
+    first, second = ((u.mT @ left) * sigma @ (right @ r) for left, sigma, right in parts)
+    return Core(u.to(dtype), r.to(dtype), first, second, (utility.rank, safety.rank))
 
 
 def truncate(c: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, float]:

@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -96,10 +96,10 @@ def merge(
 
 def merge_rows(
     module: Module,
-    parts: Sequence[tuple[Tensor, float]],
+    parts: Sequence[tuple[Tensor | slice, float]],
     name: str = "sst",
     rank: int | None = None,
-    **parameters: object,
+    **parameters: Any,
 ) -> Merged:
     """Merge a fused module whose parts have weights of their own: q, k and v in one matrix.
 
@@ -123,8 +123,7 @@ def merge_rows(
         lost, note = math.hypot(lost, whole.record.error), whole.record.note
     own = core(Delta(torch.cat(b, 1), torch.cat(a, 0)), None)
     delta, cut = own.delta(own.utility, rank)
-    error, size = math.hypot(lost, cut), float(own.utility.norm())
-    record = Record(None, None, None, error, error / size if size else 0.0, delta.rank, note)
+    record = Record(None, None, None, math.hypot(lost, cut), delta.rank, note)
     return Merged(delta, record)
 
 
@@ -235,7 +234,7 @@ def dare(
 def safe_lora(module: Module, threshold: Threshold = 0.35) -> Change:
     """C Δ_U where cos(Δ_U, C Δ_U) is below the threshold; the safety adapter is not used."""
     utility, _ = module.core.delta(module.core.utility)
-    projected, cosine = baselines.aligned(utility, module.unaligned)
+    projected, cosine = _aligned(module, utility)
     if not cosine < threshold:
         return Change(delta=utility, note=_note("kept", cosine))
     w = module.weight
@@ -251,7 +250,7 @@ def safe_merge(
 ) -> Change:
     """(1 − s) Δ_U + s Δ_S where cos(Δ_U, C Δ_U) is below the threshold, Δ_U elsewhere."""
     utility, _ = module.core.delta(module.core.utility)
-    _, cosine = baselines.aligned(utility, module.unaligned)
+    _, cosine = _aligned(module, utility)
     unsafe = cosine < threshold
     w = module.weight * share if unsafe else 0.0
     d = module.core.safety - module.core.utility
@@ -259,8 +258,18 @@ def safe_merge(
     return Change(w * d, kept=abs(w), size=abs(w), note=note)
 
 
-def _diagonal(space: Core, moments: Moments) -> Tensor:
+def _aligned(module: Module, utility: Delta) -> tuple[Delta, float]:
+    assert module.unaligned is not None  # `needs` says so
+    return baselines.aligned(utility, module.unaligned)
+
+
+def _diagonal(space: Core, moments: Moments | None) -> Tensor:
     """[out, in] diagonal of G ⊗ A in the weights' own coordinates, of mean 1."""
+    assert moments is not None  # `needs` says so
+    if moments.g is None:
+        raise UserError(
+            "method fisher needs the gradients of both tasks; collect them with nearest or kfac."
+        )
     ends = ((space.u, moments.g), (space.r, moments.a))
     rows, columns = ((b.double() @ m.to(b.device).double() * b).sum(1) for b, m in ends)
     both = torch.outer(rows, columns).clamp(min=0)
@@ -278,14 +287,15 @@ def _straight(module: Module, d: Tensor) -> Change:
 def _filtered(module: Module, g: Filter, parts: Spectrum) -> Change:
     g = scaled(g, module.weight)
     kl = parts.predicted_kl(g)  # nan after a forward-only pass
-    kl = None if math.isnan(kl) else kl
-    return Change(parts.edit(g), kept=parts.kept(g), size=parts.size(g), kl=kl)
+    known = None if math.isnan(kl) else kl
+    return Change(parts.edit(g), kept=parts.kept(g), size=parts.size(g), kl=known)
 
 
 def _dense(module: Module) -> tuple[Tensor, Tensor]:
     """Both deltas [out, in] in the factors' type: matrices of the model's size."""
     space = module.core
-    return tuple(space.u @ c.to(space.u) @ space.r.mT for c in (space.utility, space.safety))
+    utility, safety = (space.u @ c.to(space.u) @ space.r.mT for c in (space.utility, space.safety))
+    return utility, safety
 
 
 def _whole(module: Module, dense: Tensor) -> Change:
@@ -305,6 +315,7 @@ def _finish(module: Module, change: Change, rank: int | None) -> Merged:
         left, right, error = truncate(change.dense, sum(space.ranks) if rank is None else rank)
         delta = Delta(left.to(space.u), right.to(space.r))
     else:
+        assert change.delta is not None  # a change is one of the three
         delta, error = change.delta, 0.0
         if rank is not None and rank < delta.rank:
             own = core(delta, None)

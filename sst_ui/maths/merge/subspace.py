@@ -176,10 +176,14 @@ def decompose(
     if mode == "input":
         gamma, left, unleft = eigen.identity(core.q)
     else:
+        assert g_s is not None  # checked above, as are the others
+        assert g_u is not None
         gamma, left, unleft = eigen.solve(_ratio(utility, safety) * g_s, g_u, damping)
     if mode == "block":
         alpha, right, unright = eigen.identity(1)
     else:
+        assert a_s is not None
+        assert a_u is not None
         alpha, right, unright = eigen.solve(a_s, a_u, damping)
     return Spectrum(
         gamma[:, None] * alpha,
@@ -276,6 +280,7 @@ def mu_for_budget(
 def _fisher(moments: Moments, mode: Mode) -> eigen.Pair:
     """The Fisher matrix as a Kronecker pair (G, A), float64 on the CPU; G may be unknown."""
     if mode == "block":
+        assert moments.block is not None  # checked by `_check`
         return eigen.symmetric(moments.block), None
     g = None if moments.g is None else eigen.symmetric(moments.g)
     return g, eigen.symmetric(moments.a)
@@ -285,7 +290,7 @@ def _ratio(utility: Moments, safety: Moments) -> float:
     """What brings the safety task's gradients to the size of the utility task's."""
     known = utility.g is not None and safety.g is not None
     pair = (utility.g, safety.g) if known else (utility.block, safety.block)
-    traces = [float(matrix.double().trace()) for matrix in pair]
+    traces = [float(matrix.double().trace()) for matrix in pair if matrix is not None]
     return traces[0] / traces[1] if min(traces) > 0 else 1.0
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ class _Words:
 
 
 @cache
-def _scorer(unspaced: bool):
+def _scorer(unspaced: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # its import takes a second
 
     return RougeScorer(["rougeL"], use_stemmer=True, tokenizer=_Words() if unspaced else None)

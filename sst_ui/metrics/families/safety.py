@@ -6,7 +6,7 @@ from sst_ui.data.prompt_sets import Prompt
 from sst_ui.maths.statistics import wilson
 from sst_ui.metrics.derived import resampled
 from sst_ui.metrics.registry import Score, derived, metric
-from sst_ui.metrics.results import NOTHING, MetricResult, Value
+from sst_ui.metrics.results import NOTHING, MetricResult, Value, edited_scores
 from sst_ui.metrics.text.answer import Answer
 
 
@@ -47,7 +47,7 @@ def removal(sources: Mapping[str, MetricResult]) -> tuple[Value, Value | None]:
     base = Value(0.0, 0.0, 0.0, n)
     if result.edited is None:
         return base, None
-    gone = n - round(sum(item.edited_score for item in result.items))
+    gone = n - round(sum(edited_scores(result.items)))
     if gone >= 0:  # a share of the base's refusals: an interval that is honest when all are gone
         return base, Value(gone / n, *wilson(gone, n), n)
     return base, resampled(sources, lambda b, e: 1 - e["refusal_rate"] / b["refusal_rate"], n)

@@ -20,6 +20,9 @@ class Answer(str):
         ended: False where the length limit cut it off.
     """
 
+    reasoning: str
+    ended: bool
+
     def __new__(cls, text: str, label: Label | None = None, ended: bool | None = None) -> "Answer":
         answer = super().__new__(cls, refusal_phrases.without_reasoning(text))
         answer.reasoning = getattr(text, "reasoning", None) or reasoning(text)

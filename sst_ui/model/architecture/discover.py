@@ -7,6 +7,7 @@ layers are examined in `module_roles.py`.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -26,6 +27,9 @@ from sst_ui.model.architecture.module_roles import (
     strangers,
 )
 from sst_ui.recipe import KINDS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["Architecture", "ArchitectureError", "Writer", "Written", "discover", "fold"]
 
@@ -49,7 +53,7 @@ class Architecture:
     """
 
     model_type: str
-    decoder: nn.Module
+    decoder: "PreTrainedModel"
     layers: tuple[nn.Module, ...]
     layer_names: tuple[str, ...]
     writers: tuple[Writer, ...]
@@ -72,7 +76,7 @@ class Architecture:
         return len(self.layers) if path in self.linears.get("lm_head", ()) else -1
 
 
-def discover(model: nn.Module) -> Architecture:
+def discover(model: "PreTrainedModel") -> Architecture:
     """Find the decoder layers, what writes to the residual stream, and the linear modules by kind.
 
     Args:
@@ -144,12 +148,14 @@ def fold(names: Iterable[str]) -> str:
     return ", ".join(f"{name} ×{n}" if n > 1 else name for name, n in counts.items())
 
 
-def _layers(decoder: nn.Module, names: Mapping[int, str], family: str) -> tuple[nn.Module, ...]:
+def _layers(
+    decoder: "PreTrainedModel", names: Mapping[int, str], family: str
+) -> tuple[nn.Module, ...]:
     """The longest list of modules some of which have both blocks; `discover` refuses the rest."""
     lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m)]
     whole = [ls for ls in lists if any(all(find_home(x, role) for role in KINDS) for x in ls)]
     if whole:
-        return tuple(max(whole, key=len))
+        return tuple(max(whole, key=lambda layers: len(list(layers))))
     seen = [
         f"{names[id(ls)]} ({len(ls)} × {type(ls[0]).__name__} with "
         f"{', '.join(name for name, _ in ls[0].named_children())})"
@@ -175,7 +181,7 @@ def _collect(
                 linears.setdefault(kind, []).append(names[id(module)])
 
 
-def _untouched(model: nn.Module, writers: list[Writer]) -> tuple[str, ...]:
+def _untouched(model: "PreTrainedModel", writers: list[Writer]) -> tuple[str, ...]:
     changed = {t.name for w in writers for t in w.tensors}
     changed |= {t.bias for w in writers for t in w.tensors if t.bias}
     left: list[str] = []
@@ -187,7 +193,9 @@ def _untouched(model: nn.Module, writers: list[Writer]) -> tuple[str, ...]:
     return tuple(left)
 
 
-def _notes(model: nn.Module, writers: Sequence[Writer], head: nn.Module | None) -> tuple[str, ...]:
+def _notes(
+    model: "PreTrainedModel", writers: Sequence[Writer], head: nn.Module | None
+) -> tuple[str, ...]:
     notes = []
     if any(writer.norm is not None for writer in writers):
         notes.append(

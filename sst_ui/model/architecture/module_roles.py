@@ -7,6 +7,7 @@ shape never does.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,9 +139,9 @@ class Writer:
             raise UserError(f"{self.name} holds several experts; it has no single weight matrix.")
         if self.quantized:
             raise UserError(f"the weight of {self.name} is quantised; load the model without it.")
-        if self.module.weight.is_meta:
+        if weight_of(self.module).is_meta:
             raise UserError(f"the weight of {self.name} is offloaded; load the model without that.")
-        weight = self.module.weight.detach().to(torch.float32, copy=True)
+        weight = weight_of(self.module).detach().to(torch.float32, copy=True)
         return weight.T.contiguous() if self.form == "conv1d" else weight
 
     def bias(self) -> Tensor | None:
@@ -281,9 +282,17 @@ def strangers(layer: nn.Module, names: Mapping[int, str]) -> list[str]:
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear module, quantised or Conv1D."""
+    linear: Any = module  # whichever class it is, it has these
     if is_conv1d(module):
-        return module.nf, module.nx
-    return module.out_features, module.in_features
+        return linear.nf, linear.nx
+    return linear.out_features, linear.in_features
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear module, as it is stored."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -306,7 +315,8 @@ def _plain(weight: Tensor | None) -> bool:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes; one whose weights are offloaded says so in accelerate's hook."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    cpu = torch.device("cpu")
+    device = next((p.device for p in module.parameters()), cpu)
     if device.type == "meta":
-        device = getattr(getattr(module, "_hf_hook", None), "execution_device", "cpu")
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", cpu)
     return torch.device(device)

@@ -50,7 +50,7 @@ def _run(norm: nn.Module, name: str, x: Tensor, numbers: Mapping[str, Tensor] | 
     own = next(norm.parameters(), x)
     device = own.device
     if numbers is not None:
-        device = "cpu"
+        device = torch.device("cpu")
     elif device.type == "meta":  # offloaded: accelerate's hook says where it computes
         device = getattr(getattr(norm, "_hf_hook", None), "execution_device", device)
     # In float32 the gain comes out exactly; a norm that insists on its own type gets that.

@@ -9,7 +9,9 @@ first rows: row numbers stay, only how many there are grows.
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +64,7 @@ class Fork:
             return x
         return torch.cat([x, x.index_select(0, torch.tensor(new, device=x.device))])
 
-    def pick(self, value, layer: int):
+    def pick(self, value: Any, layer: int) -> Any:
         """What goes with the residual streams of a layer (masks, positions), a row for each."""
         if isinstance(value, tuple | list):
             return type(value)(self.pick(one, layer) for one in value)
@@ -111,7 +113,7 @@ def first_layer(architecture: Architecture, edits: Sequence[RowEdit | RowDelta])
         if isinstance(edit, RowDelta):
             found += [architecture.layer_of(path) for path in edit.active()]
         else:
-            found += edit.alpha.any(axis=1).nonzero()[0][:1].tolist()
+            found += np.flatnonzero(edit.alpha.any(axis=1))[:1].tolist()
     return max(0, min(found))
 
 
@@ -157,7 +159,7 @@ class ForkHooks:
 
         return hook
 
-    def _behind(self, module: nn.Module, args: tuple, output: Tensor | tuple):
+    def _behind(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Rows whose layers are all the trunk's."""
         plan = self._plan()
         if plan is None or (fork := plan.fork) is None:

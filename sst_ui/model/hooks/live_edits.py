@@ -114,16 +114,19 @@ class LiveEdits:
         added = [tuple(edit for edit in edits if isinstance(edit, RowDelta)) for edits in rows]
         deltas = self._deltas.compile(added) if any(added) else {}
         for row, edits in enumerate(rows):
-            edits = tuple(edit for edit in edits if not isinstance(edit, RowDelta))
-            for slot, edit in enumerate(edits):
+            ablations = tuple(edit for edit in edits if not isinstance(edit, RowDelta))
+            for slot, edit in enumerate(ablations):
                 self._fits(edit.directions)
                 key = (slot, edit.directions)  # rows that share both share one matrix product
                 for place, terms in self._terms(edit):
-                    target = streams if edit.on_residual else writes
-                    target.setdefault(place, {}).setdefault(key, []).append((row, *terms))
-            if any(edit.norm_preserving for edit in edits):
-                for place, chain in self._chains(edits, added[row]):
-                    chains.setdefault(place, []).append((row, chain))
+                    if isinstance(place, int):
+                        group = streams.setdefault(place, {})
+                    else:
+                        group = writes.setdefault(place, {})
+                    group.setdefault(key, []).append((row, *terms))
+            if any(edit.norm_preserving for edit in ablations):
+                for writer, chain in self._chains(ablations, added[row]):
+                    chains.setdefault(writer, []).append((row, chain))
         size, clamped = len(rows), 0
         inputs = {}
         for place, members in chains.items():
@@ -143,8 +146,8 @@ class LiveEdits:
         family, problems = self.architecture.model_type, self.account.problems
         for edit in edits:
             if isinstance(edit, RowDelta):
-                idle = self.account.uncalled
-                if idle and (idle := sorted(idle & edit.active().keys())):
+                uncalled = self.account.uncalled
+                if uncalled and (idle := sorted(uncalled & edit.active().keys())):
                     raise UserError(
                         f"this {family} does not call {fold(idle)}: it uses the weight in another "
                         "way, which a live adapter does not reach. Leave that module out."
@@ -227,7 +230,9 @@ class LiveEdits:
                 some = any(v is not None for v in values)
                 table = [zero if v is None else v for v in values]
                 stacked.append(basis.new_tensor(table)[:, None] if some else None)
-            ops.append(Op(rows, index_of(rows, size, basis.device), basis, *stacked, write))
+            factor, offset = stacked
+            index = index_of(rows, size, basis.device)
+            ops.append(Op(rows, index, basis, factor, offset, write))
         return tuple(ops)
 
     def _sides(self, directions: Directions, place: Place | int) -> tuple[Tensor, Tensor | None]:
@@ -237,16 +242,17 @@ class LiveEdits:
         Args:
             place: a writer, or a layer for the stream behind it.
         """
-        layer, writer = place, None
+        layer = place if isinstance(place, int) else place[0]
+        writer = None
         if not isinstance(place, int):
-            layer, writer = place[0], self.architecture.writer(place[0], KINDS[place[1]])
+            writer = self.architecture.writer(layer, KINDS[place[1]])
         if writer is None or writer.norm is None:
-            place = layer  # all of these share one copy
+            writer, place = None, layer  # all of these share one copy
         kept = self._basis.setdefault(directions, {})
         if place not in kept:
             device = device_of(self.architecture.layers[layer])
             rows = directions.vectors[layer].float()
-            sides = (rows, None) if place == layer else writer.sides(rows)
+            sides = (rows, None) if writer is None else writer.sides(rows)
             kept[place] = tuple(None if side is None else side.to(device) for side in sides)
         return kept[place]
 

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.low_rank import Delta
@@ -44,8 +45,11 @@ class RowDelta:
 
     def active(self) -> dict[str, Scaled]:
         """Path -> (delta, scale) of every module that this changes."""
-        each = isinstance(self.scale, Mapping)
-        scales = {path: self.scale.get(path, 0.0) if each else self.scale for path in self.deltas}
+        scale = self.scale
+        scales = {
+            path: scale.get(path, 0.0) if isinstance(scale, Mapping) else scale
+            for path in self.deltas
+        }
         return {
             path: (self.deltas[path], float(s))
             for path, s in scales.items()
@@ -101,7 +105,7 @@ class DeltaHooks:
 
     architecture: Architecture
     plan: Callable[[], Plan | None]
-    _handles: dict[str, object] = field(default_factory=dict)
+    _handles: dict[str, RemovableHandle] = field(default_factory=dict)
     _placed: WeakKeyDictionary[Delta, dict] = field(default_factory=WeakKeyDictionary)
 
     def register(self, paths: Iterable[str]) -> None:
@@ -197,7 +201,7 @@ def summed(edits: Iterable[RowDelta]) -> dict[str, tuple[Scaled, ...]]:
     return {path: tuple(there.items()) for path, there in found.items()}
 
 
-def bias_of(scaled: Iterable[Scaled]) -> Tensor | None:
+def bias_of(scaled: Iterable[tuple[Delta, float | Tensor]]) -> Tensor | None:
     """[out] float64 on the CPU, Σ s b: what the deltas of one module add to its bias, or None."""
     parts = [s * delta.bias.double().cpu() for delta, s in scaled if delta.bias is not None]
     return sum(parts[1:], parts[0]) if parts else None
@@ -206,7 +210,8 @@ def bias_of(scaled: Iterable[Scaled]) -> Tensor | None:
 def _offset(deltas: Sequence[Delta], scales: Tensor) -> Tensor | None:
     """[n, out] of rows with the scales [n, deltas]."""
     rows = [bias_of(zip(deltas, row, strict=True)) for row in scales.tolist()]
-    return None if rows[0] is None else torch.stack(rows).float()
+    known = [row for row in rows if row is not None]  # all of them or, without biases, none
+    return torch.stack(known).float() if known else None
 
 
 def columns(scaled: Sequence[Scaled], weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sst_ui.model.hooks.low_rank import LowRank
 
 Place = tuple[int, int]  # a writer: layer, index into KINDS
+Where = TypeVar("Where")
+Step = TypeVar("Step", "Op", "Scale", "LowRank")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +105,10 @@ class Op:
         """[n, tokens, d] -> the same; computed in float32 or better, for bfloat16's sake."""
         exact = x if x.dtype == torch.float64 else x.float()
         basis = self.basis.to(exact)
-        along = 0 if self.factor is None else (exact @ basis.mT) * self.factor.to(exact)
+        if self.factor is None:
+            along = exact.new_zeros(())
+        else:
+            along = (exact @ basis.mT) * self.factor.to(exact)
         if self.offset is not None:
             along = along + self.offset.to(exact)
         back = basis if self.write is None else self.write.to(exact)
@@ -158,15 +163,19 @@ class Plan:
         """The plan of a batch that consists of these rows of this one, in this order."""
         indices = [int(i) for i in indices]
 
-        def chosen(ops):
-            kept = (_select(op, indices) for op in ops)
-            return tuple(op for op in kept if op is not None)
+        def chosen(part: Mapping[Where, tuple[Step, ...]]) -> dict[Where, tuple[Step, ...]]:
+            kept = {place: [_select(op, indices) for op in ops] for place, ops in part.items()}
+            some = {place: tuple(op for op in ops if op is not None) for place, ops in kept.items()}
+            return {place: ops for place, ops in some.items() if ops}
 
-        parts = [
-            {place: ops for place, all_ops in part.items() if (ops := chosen(all_ops))}
-            for part in (self.outputs, self.inputs, self.residuals, self.deltas)
-        ]
-        return Plan(len(indices), *parts[:3], clamped=self.clamped, deltas=parts[3])
+        return Plan(
+            len(indices),
+            chosen(self.outputs),
+            chosen(self.inputs),
+            chosen(self.residuals),
+            self.clamped,
+            chosen(self.deltas),
+        )
 
 
 def run(ops: Sequence[Op | Scale], x: Tensor, size: int) -> Tensor:
@@ -186,12 +195,12 @@ def run(ops: Sequence[Op | Scale], x: Tensor, size: int) -> Tensor:
     return x.view(shape)
 
 
-def stream_of(output):
+def stream_of(output: Any) -> Any:
     """The hidden states that a module returns: alone, or in front of what goes beside them."""
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def with_stream(output, x: Tensor):
+def with_stream(output: Any, x: Tensor) -> Any:
     """The same output with other hidden states, in the same kind of container."""
     if hasattr(output, "_replace"):  # a named tuple
         return output._replace(**{output._fields[0]: x})
@@ -216,7 +225,7 @@ def index_of(rows: Sequence[int], size: int, device: torch.device) -> Tensor | N
     return None if whole else torch.tensor(rows, device=device)
 
 
-def _select(op: "Op | Scale | LowRank", indices: list[int]) -> "Op | Scale | LowRank | None":
+def _select(op: Step, indices: Sequence[int]) -> Step | None:
     where = {row: position for position, row in enumerate(op.rows)}
     rows = [new for new, old in enumerate(indices) if old in where]
     if not rows:

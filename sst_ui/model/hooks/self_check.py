@@ -186,12 +186,15 @@ def _stream(live: "LiveEdits", edit: RowEdit) -> float:
     largest = 0.0
     for number, seen in enumerate(seen.finite() for seen in layers):
         alphas = edit.alpha[number]
-        if not alphas.any() or not len(seen.out):
+        if not alphas.any():
+            continue
+        into, out = seen.ends
+        if not len(out):
             continue
         rows = edit.directions.vectors[number].double()
         factors = account.factors[number]
-        wanted, size = torch.zeros(len(seen.out), len(rows)).double(), 0.0
-        coarse = seen.out.abs() + seen.into.abs()
+        wanted, size = torch.zeros(len(out), len(rows)).double(), 0.0
+        coarse = out.abs() + into.abs()
         for role in KINDS:
             writer, alpha = architecture.writer(number, role), float(alphas[KINDS.index(role)])
             base, kept = _unedited(seen, writer)
@@ -199,7 +202,7 @@ def _stream(live: "LiveEdits", edit: RowEdit) -> float:
             wanted += (1 - alpha) * kept * along
             size = max(size, float((kept * along).abs().max()))
             coarse += (factors[role] * kept * base).abs()
-        found = (seen.out - factors["stream"] * seen.into) @ rows.T
+        found = (out - factors["stream"] * into) @ rows.T
         # In that type nothing is more exact; of what was removed before, rounding alone is left.
         rounding = seen.eps * (coarse.square() @ rows.square().T).sqrt()
         wrong = ((found - wanted).abs() - 4 * rounding).clamp_min(0).max()
@@ -220,6 +223,7 @@ def _unedited(seen: Seen, writer: Writer) -> tuple[Tensor, Tensor | float]:
     wrote = seen.wrote[writer.role]
     if writer.norm is None:
         return wrote, 1.0
+    assert writer.gain is not None  # a writer with a norm has one
     gain = writer.gain.double()
     got, gave = seen.normed[writer.role]
     given = wrote.to(seen.dtype).to(device_of(writer.norm))
@@ -246,9 +250,11 @@ def _residuals(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
         if alphas[number] == 0:
             continue
         rows = edit.directions.vectors[number].double()
-        before, after = seen.gave, seen.out
+        before = seen.gave
+        _, after = seen.ends
         if number + 1 < len(layers):  # what counts is what the next layer reads
-            after = layers[number + 1].into
+            after, _ = layers[number + 1].ends
+        assert before is not None  # seen as `after` was
         if edit.operation == "add":
             wanted = before @ rows.T
             wanted[:, 0] -= float(shifts[number])

@@ -8,9 +8,10 @@ bias or a norm that nobody knew of would leave a part of the direction, in the l
 export or in both.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from sst_ui.errors import UserError
 from sst_ui.model.architecture.discover import Architecture
 from sst_ui.model.architecture.module_roles import Writer, device_of
 from sst_ui.model.hooks.row_plan import stream_of, with_stream
+
+Hook = Callable[..., None]  # of a forward pass
+Move = Callable[[Tensor], Tensor]
 
 ROWS, TOKENS = 2, 6
 # Largest part of what a layer adds that may remain unexplained, beside the rounding of the sums.
@@ -63,7 +67,7 @@ class Seen:
 
     def finite(self) -> "Seen":
         """The same without tokens at which some number is not finite (half precision overflows)."""
-        if self.into is None or self.out is None:
+        if self.into is None or self.gave is None or self.out is None:
             return self
         beside = [*self.wrote.values(), *self.written.values()]
         beside += [x for pair in self.normed.values() for x in pair]
@@ -81,11 +85,18 @@ class Seen:
             normed={role: (got[rows], gave[rows]) for role, (got, gave) in self.normed.items()},
         )
 
-    def given(self, writer: Writer) -> Tensor | None:
-        """What the stream gets of a writer, up to a multiplier: behind its norm."""
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The stream that enters and the one that leaves, of a layer that was called."""
+        assert self.into is not None
+        assert self.out is not None
+        return self.into, self.out
+
+    def given(self, writer: Writer) -> Tensor:
+        """What the stream gets of a writer that was called, up to a multiplier: behind its norm."""
         if writer.norm is None:
-            return self.written.get(writer.role)
-        return self.normed.get(writer.role, (None, None))[1]
+            return self.written[writer.role]
+        return self.normed[writer.role][1]
 
 
 @dataclass(frozen=True)
@@ -182,15 +193,15 @@ def watched(architecture: Architecture) -> Iterator[list[Seen]]:
 
 
 def _watch_layer(seen: Seen, layer: nn.Module) -> list:
-    def into(_module, args, kwargs):
+    def into(_module: nn.Module, args: Any, kwargs: Any) -> None:
         stream = kwargs.get("hidden_states", args[0] if args else None)
         if isinstance(stream, Tensor):
             seen.into = seen.kept(stream)
 
-    def gave(_module, _args, output):
+    def gave(_module: nn.Module, _args: Any, output: Any) -> None:
         seen.gave = seen.kept(stream_of(output))
 
-    def out(_module, _args, output):
+    def out(_module: nn.Module, _args: Any, output: Any) -> None:
         seen.out = seen.kept(stream_of(output))
 
     return [
@@ -203,14 +214,14 @@ def _watch_layer(seen: Seen, layer: nn.Module) -> list:
 def _watch_writer(seen: Seen, writer: Writer) -> list:
     role = writer.role
 
-    def wrote(_module, _args, output):
+    def wrote(_module: nn.Module, _args: Any, output: Any) -> None:
         seen.calls[role] = seen.calls.get(role, 0) + 1
         seen.wrote[role] = seen.kept(stream_of(output))
 
-    def written(_module, _args, output):
+    def written(_module: nn.Module, _args: Any, output: Any) -> None:
         seen.written[role] = seen.kept(stream_of(output))
 
-    def normed(_module, args, output):
+    def normed(_module: nn.Module, args: Any, output: Any) -> None:
         seen.normed[role] = (seen.kept(args[0]), seen.kept(output))
 
     module = writer.module
@@ -244,10 +255,10 @@ def _missing(seen: Seen, writers: list[Writer], layer: str) -> str:
         except UserError as error:
             return str(error)
         got = seen.normed.get(writer.role)
-        same = got is not None and got[0].shape == seen.written[writer.role].shape
-        if not same or not _close(got[0], seen.written[writer.role], seen.eps):
+        want = seen.written[writer.role]
+        if got is None or got[0].shape != want.shape or not _close(got[0], want, seen.eps):
             return f"{writer.norm_name} does not get what {writer.name} writes."
-    if seen.into is None or seen.into.shape != seen.out.shape:
+    if seen.into is None or seen.out is None or seen.into.shape != seen.out.shape:
         return f"{layer} does not return a residual stream of the shape that it gets."
     for writer in writers:
         if seen.given(writer).shape != seen.out.shape:
@@ -263,13 +274,14 @@ def _fit(seen: Seen, writers: list[Writer]) -> tuple[dict[str, float], float]:
     """The factors by which stream and writers make up what a layer returns, {} for none that do,
     and the part of what is added that they leave unexplained."""
     names = ["stream", *(w.role for w in writers)]
-    parts = torch.stack([seen.into, *(seen.given(w) for w in writers)])  # [1 + writers, tokens, d]
-    rounding = seen.eps * (parts.abs().sum(0) + seen.out.abs())
+    into, out = seen.ends
+    parts = torch.stack([into, *(seen.given(w) for w in writers)])  # [1 + writers, tokens, d]
+    rounding = seen.eps * (parts.abs().sum(0) + out.abs())
     limit = tolerance(seen.dtype)
 
     def unexplained(factors: Tensor) -> float:
         weighed = parts * factors[:, None, None]
-        rest = (seen.out - weighed.sum(0)).abs() - rounding
+        rest = (out - weighed.sum(0)).abs() - rounding
         size = weighed[1:].sum(0).norm()
         return float(rest.clamp_min(0).norm() / size.clamp_min(1e-30))
 
@@ -279,7 +291,7 @@ def _fit(seen: Seen, writers: list[Writer]) -> tuple[dict[str, float], float]:
     # Every number counts by how exactly it is known: a few features of a stream are far larger.
     weight = 1 / (rounding + seen.eps * rounding.mean() + 1e-300)
     columns = (parts * weight).flatten(1).mT
-    factors = torch.linalg.lstsq(columns, (seen.out * weight).flatten()[:, None]).solution[:, 0]
+    factors = torch.linalg.lstsq(columns, (out * weight).flatten()[:, None]).solution[:, 0]
     fitted = unexplained(factors) if bool(factors.isfinite().all()) else error
     if fitted <= limit and bool((factors.abs() > 1e-6).all()):
         return dict(zip(names, factors.tolist(), strict=True)), fitted
@@ -323,14 +335,14 @@ class _Finding:
             for handle in handles:
                 handle.remove()
 
-    def _call(self, name: str):
+    def _call(self, name: str) -> Hook:
         return lambda *_: self.called.add(name)
 
-    def _keep(self, last: dict[str, Tensor], writer: Writer):
-        def hook(module, args, output):
+    def _keep(self, last: dict[str, Tensor], writer: Writer) -> Hook:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             last[writer.name] = y = stream_of(output)
             weight = getattr(module, "weight", None)
-            if writer.form == "experts" or writer.quantized or weight.is_meta:
+            if writer.form == "experts" or writer.quantized or weight is None or weight.is_meta:
                 return
             weight = weight.mT if writer.form == "conv1d" else weight
             own = nn.functional.linear(
@@ -355,14 +367,14 @@ class _Finding:
                 )
         return ""
 
-    def _block(self, number: int):
-        def hook(_module, args, kwargs, output):
+    def _block(self, number: int) -> Hook:
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._blocks[number] = (args, kwargs, stream_of(output).clone())
 
         return hook
 
-    def _follow(self, last: dict[str, Tensor], number: int, name: str):
-        def hook(module, args, output):
+    def _follow(self, last: dict[str, Tensor], number: int, name: str) -> Hook:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             got = args[0] if args else None
             if not isinstance(got, Tensor) or not isinstance(output, Tensor):
                 return
@@ -384,7 +396,8 @@ class _Finding:
         if changes := self._changes.get(number):
             name, kind, writer = changes[-1]
             return f"{beginning}: {name} ({kind}) changes the output of {writer}."
-        rest = seen.out - seen.into - sum(seen.given(w) for w in writers)
+        into, out = seen.ends
+        rest = out - into - sum((seen.given(w) for w in writers), torch.zeros_like(out))
         constant = rest.mean(0)
         if (rest - constant).norm() <= 1e-3 * rest.norm():
             return f"{beginning}: {self._bias(number, constant)} is added at every token."
@@ -410,7 +423,7 @@ class _Finding:
                 """Linear, and it goes through neither a norm nor a scale per feature."""
                 return y.roll(1, -1) * mask
 
-            def hook(_module, _args, output, moved=moved):
+            def hook(_module: nn.Module, _args: Any, output: Any, moved: Move = moved) -> Any:
                 return with_stream(output, moved(stream_of(output)))
 
             names = [tensor.name.removeprefix(f"{writer.name}.") for tensor in writer.tensors]

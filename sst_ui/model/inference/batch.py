@@ -5,14 +5,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.model.hooks.live_edits import Edit
+from sst_ui.model.hooks.live_edits import Edit, Plan
 from sst_ui.model.runtime.host import Host
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 Row = tuple[Edit, ...]  # the edits of one row; empty: the base model
 
@@ -35,7 +38,7 @@ class Batch:
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad: int, device) -> Batch:
+def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> Batch:
     """Put prompts into one batch so that they all end in the last column."""
     length = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), length), pad, dtype=torch.long)
@@ -56,7 +59,12 @@ def rows_for(prompts: Sequence[Sequence[int]], rows: Sequence[Row] | None) -> li
 
 
 def forward(
-    host: Host, batch: Batch, plan, keep: int, cache=None, new: int | None = None
+    host: Host,
+    batch: Batch,
+    plan: Plan | None,
+    keep: int,
+    cache: "Cache | None" = None,
+    new: int | None = None,
 ) -> Tensor:
     """One forward pass, in turn with everyone else.
 
@@ -88,8 +96,11 @@ def arguments(host: Host, batch: Batch, keep: int, new: int | None = None) -> di
             f"{int(batch.mask.sum(-1).max())} tokens do not fit the {host.context} of {host.name}."
         )
     columns = slice(-new if new else None, None)
-    inputs = {"input_ids": batch.ids[:, columns], "attention_mask": batch.mask}
-    accepted = _accepted(type(host.model))
+    inputs: dict[str, Tensor | int] = {
+        "input_ids": batch.ids[:, columns],
+        "attention_mask": batch.mask,
+    }
+    accepted = _accepted(host.model.__class__)
     if "position_ids" in accepted:  # otherwise the model derives them from the mask
         inputs["position_ids"] = batch.positions[:, columns]
     if "logits_to_keep" in accepted:  # saves [rows, length, vocabulary] floats in the prefill
@@ -153,5 +164,5 @@ class Room:
 
 
 @lru_cache
-def _accepted(model: type) -> frozenset[str]:
+def _accepted(model: type["PreTrainedModel"]) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)

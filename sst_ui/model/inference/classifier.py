@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from sst_ui.errors import UserError
 from sst_ui.model.inference.batch import out_of_memory, too_little_memory
@@ -149,7 +153,7 @@ def load_classifier(name: str, device: str = "auto") -> Classifier:
     )
 
 
-def _place(spec: ModelSpec, source: Source, config) -> Report:
+def _place(spec: ModelSpec, source: Source, config: PreTrainedConfig) -> Report:
     """Where it goes: beside the resident model, which keeps its place."""
     stored = sum(source.files.get(name, 0) for name in source.weights())
     device, free = free_memory(spec.device)
@@ -167,7 +171,7 @@ def _place(spec: ModelSpec, source: Source, config) -> Report:
     return Report(0, stored, 0, kind, dtype, device, free)
 
 
-def _length(tokenizer, config) -> int:
+def _length(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """Tokens of a text that fit the model."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "distilroberta"):

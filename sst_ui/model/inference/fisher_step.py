@@ -36,8 +36,8 @@ class Step:
         self.keep = max(len(response) for _, response in conversations)
         length = self.batch.ids.shape[1]
         column = torch.arange(length, device=host.device)
-        sizes = [len(response) for _, response in conversations]
-        sizes = torch.tensor(sizes, device=host.device)[:, None]
+        lengths = [len(response) for _, response in conversations]
+        sizes = torch.tensor(lengths, device=host.device)[:, None]
         self.predicts = column >= length - sizes  # [rows, length] output predicts the response
         counted = self.predicts if where == "response" else self.batch.mask.bool()
         self.counted = counted & (self.batch.positions >= SINKS)

@@ -63,13 +63,14 @@ def generate(
     # 1. All rows start together, padded on the left so that they end in the same column. What they
     # share (layers under the edits, a beginning) is computed once.
     cache = fresh_cache(host)
-    first: Prefill | None = start(host, prompts, rows, cache=cache)
-    batch, plan = first.batch, first.plan
+    begun = start(host, prompts, rows, cache=cache)
+    first: Prefill | None = begun
+    batch, plan = begun.batch, begun.plan
     active = list(range(len(prompts)))
     lengths = [len(prompt) for prompt in prompts]
     seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     dice = [torch.Generator().manual_seed(s) for s in seeds]
-    new = first.new  # the prefill computes every column, later steps only the last
+    new = begun.new  # the prefill computes every column, later steps only the last
     for _ in range(max_new_tokens):
         # 2. One forward pass in turn with everybody else; logits [active, vocabulary].
         logits = forward(host, batch, plan, keep=1, cache=cache, new=new)[:, -1].float()

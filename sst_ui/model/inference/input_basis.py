@@ -5,7 +5,7 @@ nothing; for the others the range of XᵀΩ is found as data stream by (Halko et
 numbers a module.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def _sketched(
     omega = torch.randn(rows, length, count, generator=die).to(host.device)
     sums: dict[str, Tensor] = {}
 
-    def hook(path: str):
+    def hook(path: str) -> Callable[..., None]:
         def read(module: nn.Module, args: tuple, output: Tensor) -> None:
             x = by_rows(args[0].detach(), rows)
             width = x.shape[1]  # the head sees the last columns alone

@@ -49,5 +49,5 @@ def _tried(host: Host) -> str:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     wanted = wanted.float() - wanted.float().mean(-1, keepdim=True)
     found = found.float() - found.float().mean(-1, keepdim=True)
-    error = float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
-    return "" if error <= TOLERANCE else f"logits differ by {error:.1e}"
+    off = float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
+    return "" if off <= TOLERANCE else f"logits differ by {off:.1e}"

@@ -67,8 +67,8 @@ def _logits(
     host: Host, texts: Texts, rows: Sequence[Row], tails: Sequence[int], chunk: list[int]
 ) -> Tensor:
     """[chunk, longest tail, vocabulary] logits in the model's dtype."""
-    texts, rows, tails = ([items[i] for i in chunk] for items in (texts, rows, tails))
-    first = start(host, texts, rows, tails)
+    tails = [tails[i] for i in chunk]
+    first = start(host, [texts[i] for i in chunk], [rows[i] for i in chunk], tails)
     return first.finish(forward(host, first.batch, first.plan, max(tails), first.cache, first.new))
 
 
@@ -91,8 +91,14 @@ def _in_chunks(
     while waiting:
         logits = max(tails) * _vocabulary(host)
         chunk = waiting[: max(1, min(room.size, LOGITS // logits))]
-        several = ([items[i] for i in chunk] for items in (texts, rows, tails))
-        chunk = chunk[: fitting(host, *several, tokens_a_step(host))]
+        count = fitting(
+            host,
+            [texts[i] for i in chunk],
+            [rows[i] for i in chunk],
+            [tails[i] for i in chunk],
+            tokens_a_step(host),
+        )
+        chunk = chunk[:count]
         with room.attempt(len(chunk), max(1, len(texts[chunk[0]]))):
             run(chunk)
         if not room.failed:

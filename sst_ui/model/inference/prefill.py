@@ -113,7 +113,7 @@ def fitting(
     able = ability(host)
     length = length if able.prefixes else 0
     head = min(0.5, host.model.get_output_embeddings().weight.numel() / max(1, host.parameters))
-    done: dict[tuple, tuple[int, float]] = {}  # of each text, and of each row's beginning
+    done: dict[tuple, int] = {}  # of each text, and of each row's beginning
 
     def layers(key: tuple, first: int) -> int:
         """Layers that one more row costs: all above its first edit, and all of a trunk."""
@@ -182,9 +182,9 @@ def _tried(host: Host) -> Ability:
             if out_of_memory(error):
                 raise
             return f"{type(error).__name__}: {error}"
-        error = (tried - plain).square().mean().sqrt() / plain.square().mean().sqrt()
+        off = (tried - plain).square().mean().sqrt() / plain.square().mean().sqrt()
         limit = max(TOLERANCE, 8 * torch.finfo(host.model.dtype).eps)
-        return "" if bool(error <= limit) else f"logits differ by {float(error):.1e}"
+        return "" if bool(off <= limit) else f"logits differ by {float(off):.1e}"
 
     # two prompts of unlike length; then two of two tokens, so that no other size can pass for rows
     problem = differs([tokens(5), tokens(4)], 0) or differs([tokens(2), tokens(2)], 0)

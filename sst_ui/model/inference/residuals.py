@@ -7,9 +7,10 @@ layer's output only the wanted token is kept.
 import inspect
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sst_ui.errors import UserError
 from sst_ui.model.hooks.row_plan import stream_of
@@ -125,7 +126,7 @@ def _last_tokens(host: Host) -> Iterator[list[Tensor]]:
     """Collect each layer's output at the last column, [batch, d] a layer, in layer order."""
     collected: list[Tensor] = []
 
-    def keep(_module, _inputs, output) -> None:
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
         hidden = stream_of(output)  # [batch, length, d]
         collected.append(hidden[:, -1].clone())  # a view would keep the whole sequence alive
 

@@ -15,13 +15,16 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from sst_ui.errors import UserError, unknown
 from sst_ui.model.load import reasoning
 from sst_ui.paths import PRESETS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Form = Callable[[str], Any]  # how a template wants the content of a message
@@ -61,7 +64,12 @@ class ChatTemplate:
         pad: id to fill short rows with; always masked, so any id will do.
     """
 
-    def __init__(self, tokenizer, source: str | None = None, enable_thinking: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        source: str | None = None,
+        enable_thinking: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
         self.enable_thinking = enable_thinking
         self._lock = (
@@ -96,21 +104,21 @@ class ChatTemplate:
         Raises:
             UserError: the template refuses the conversation.
         """
-        messages = [dict(message) for message in messages]
-        if not messages:
+        own = [dict(message) for message in messages]
+        if not own:
             raise UserError("the conversation is empty; it needs at least one message.")
         if not self.accepts_system:
-            messages = _fold_system(messages)
-        if not self.keeps_history and any(m["role"] == "assistant" for m in messages):
+            own = _fold_system(own)
+        if not self.keeps_history and any(m["role"] == "assistant" for m in own):
             raise UserError(
                 "the chat template leaves out earlier turns, so this model can neither go on with"
                 " a conversation nor read worked examples; start a new one, use shots=0, or give"
                 " another template with model.chat_template."
             )
         try:
-            text = self._render(messages, add_generation_prompt=True)
+            text = self._render(own, add_generation_prompt=True)
         except REFUSAL as error:
-            roles = ", ".join(str(message.get("role")) for message in messages)
+            roles = ", ".join(str(message.get("role")) for message in own)
             raise UserError(
                 f"the chat template refuses a conversation of {roles}: {error}"
             ) from error

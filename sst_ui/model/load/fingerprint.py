@@ -60,11 +60,12 @@ def fingerprints(paths: Sequence[Path]) -> Generator[Progress, None, tuple[str, 
     """
     try:
         stamps = {path: stamp(path) for path in paths}
-        known = {path: _recall(path, stamps[path]) for path in paths}
-        total = sum(stamps[path][0] for path in paths if known[path] is None)
+        recalled = {path: _recall(path, stamps[path]) for path in paths}
+        known = {path: digest for path, digest in recalled.items() if digest is not None}
+        total = sum(stamps[path][0] for path in paths if path not in known)
         done = 0
         for path in paths:
-            if known[path] is not None:
+            if path in known:
                 continue
             began, seen = time.time(), hashlib.sha256()
             with path.open("rb", buffering=0) as file:

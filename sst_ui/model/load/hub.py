@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 from sst_ui.errors import UserError
 
 
-def list_files(repo: str, revision: str | None) -> Path | tuple[dict[str, int], str]:
+def list_files(repo: str, revision: str | None) -> Path | tuple[dict[str, int], str | None]:
     """What a repository holds.
 
     Returns:

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from sst_ui.errors import UserError
@@ -34,7 +40,7 @@ OUT_OF_MEMORY = (torch.cuda.OutOfMemoryError, MemoryError)
 
 
 def read_model(
-    spec: ModelSpec, folder: Path, report: Report, kind=AutoModelForCausalLM
+    spec: ModelSpec, folder: Path, report: Report, kind: Any = AutoModelForCausalLM
 ) -> tuple[Any, Any, tuple[str, ...]]:
     """Load tokenizer and model from a folder.
 
@@ -181,15 +187,14 @@ def contents(folder: Path, weights: Sequence[str]) -> Generator[Progress, None, 
     """
     found = yield from fingerprints([folder / name for name in weights])
     others = {
-        path.name: path.read_bytes()
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in MEANING)
     }
-    others = {name: hashlib.sha256(data).hexdigest() for name, data in others.items()}
     return digest([found, others])
 
 
-def _tokenizer(spec: ModelSpec, folder: Path):
+def _tokenizer(spec: ModelSpec, folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(
             folder, trust_remote_code=spec.trust_remote_code, local_files_only=True

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from sst_ui.errors import UserError
 from sst_ui.model.load.devices import SEVERAL, free_memory, roomiest_gpu
@@ -76,7 +76,7 @@ def inspect(spec: ModelSpec, source: Source | None = None) -> Report:
     if stored := getattr(config, "quantization_config", None):
         if spec.quantization != "none":
             raise UserError(f"{source.name} is quantised already; set model.quantization to none.")
-        weights = sum(source.files.get(name, 0) for name in source.weights())
+        weights: float = sum(source.files.get(name, 0) for name in source.weights())
         weights = weights or parameters
         if becomes_plain(config, device):
             weights = parameters * dtype.itemsize
@@ -191,8 +191,10 @@ def becomes_plain(config: PreTrainedConfig, device: str) -> bool:
 
 def _method(stored: object) -> str:
     """The name of a way of quantising."""
-    mapping = isinstance(stored, Mapping)
-    found = stored.get("quant_method") if mapping else getattr(stored, "quant_method", stored)
+    if isinstance(stored, Mapping):
+        found = stored.get("quant_method")
+    else:
+        found = getattr(stored, "quant_method", stored)
     return str(getattr(found, "value", found))[:80]
 
 
@@ -209,11 +211,12 @@ def dtype_for(spec: ModelSpec, config: PreTrainedConfig, device: str) -> torch.d
     stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     if isinstance(stored, str):
         stored = getattr(torch, stored, None)
-    usable = isinstance(stored, torch.dtype) and stored.is_floating_point and stored.itemsize > 1
-    return stored if usable else torch.bfloat16
+    if isinstance(stored, torch.dtype) and stored.is_floating_point and stored.itemsize > 1:
+        return stored
+    return torch.bfloat16
 
 
-def _skeleton(spec: ModelSpec, config: PreTrainedConfig, name: str):
+def _skeleton(spec: ModelSpec, config: PreTrainedConfig, name: str) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
@@ -226,7 +229,7 @@ def _skeleton(spec: ModelSpec, config: PreTrainedConfig, name: str):
         ) from error
 
 
-def _weight_bytes(spec: ModelSpec, model, itemsize: int) -> float:
+def _weight_bytes(spec: ModelSpec, model: PreTrainedModel, itemsize: int) -> float:
     total = sum(p.numel() for p in model.parameters())
     if spec.quantization == "none":
         return total * itemsize

@@ -86,8 +86,8 @@ def opened(prompt: str) -> str:
         _, found, inside = prompt.rpartition(opening)
         if found and closing not in inside:
             return found + inside
-    found = _OPEN_MESSAGE.search(prompt)
-    return found[0] if found else ""
+    message = _OPEN_MESSAGE.search(prompt)
+    return message[0] if message else ""
 
 
 def closing(prompt: str) -> str:

@@ -187,11 +187,12 @@ def _deltas(
             f"{name} does not belong to {host.name}: {len(lost)} of its {len(factors)} modules are "
             f"not linear modules of the model ({', '.join(lost[:3])}). The model has {known}."
         )
-    if len(set(places.values())) < len(places):
+    paths = {module: path for module, path in places.items() if path is not None}
+    if len(set(paths.values())) < len(paths):
         raise UserError(f"{name} holds two deltas of one module.")
     deltas: dict[str, Delta] = {}
     for module, pair in factors.items():
-        path, a, b = places[module], pair["A"], pair["B"]
+        path, a, b = paths[module], pair["A"], pair["B"]
         rank = settings.rank(module)
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
             raise UserError(

@@ -180,6 +180,7 @@ def _change(
     """The change of one matrix, and ‖what the rank leaves out‖_F."""
     parts = [Delta(scale * d.b.double().cpu(), d.a.double().cpu()) for d, scale in added]
     if any(preserving for _, _, preserving, _ in links):
+        assert writer is not None  # whose links they are
         weight = writer.weight().double().cpu()
         edited = weight + sum(part.dense() for part in parts) if parts else weight
         for rows, alpha, preserving, write in links:
@@ -187,6 +188,7 @@ def _change(
         left, right, error = truncate(edited - weight, rank)
         return Delta(left, right), error
     if links:
+        assert writer is not None
         weight = writer.weight().double().cpu()
         written = [rows if write is None else write for rows, _, _, write in links]
         basis = orthonormalise(torch.cat(written))
@@ -197,7 +199,8 @@ def _change(
         parts = [Delta(_projected(part.b.mT, links).mT, part.a) for part in parts]
         parts.append(Delta(basis.mT, (turned - basis) @ weight))
     if not parts:
-        return Delta(torch.zeros(_out(writer), 0), torch.zeros(0, writer.width)), 0.0
+        assert writer is not None  # a module is here for its writer or for what is added to it
+        return Delta(torch.zeros(writer.written, 0), torch.zeros(0, writer.width)), 0.0
     delta = concat(parts)
     if rank is not None and rank < delta.rank:
         own = core(delta, None)
@@ -234,7 +237,3 @@ def _shift(writer: Writer, edit: RowEdit) -> Tensor | None:
         return None
     shift = float(edit.shifts()[writer.layer])
     return -shift * edit.directions.vectors[writer.layer, 0].double() if shift else None
-
-
-def _out(writer: Writer) -> int:
-    return writer.module.nf if writer.form == "conv1d" else writer.module.out_features

@@ -6,6 +6,7 @@ The only mutable thing in the program. Nobody's edit is kept here: every call br
 import gc
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from sst_ui.model.runtime.fair_lock import Turns
 from sst_ui.model.weights.stored_tensors import check_stored
 from sst_ui.progress import Progress
 from sst_ui.recipe import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLE = "Hello, 你好, こんにちは 1"  # something that every tokenizer knows a part of
 SETTINGS = ("generation_config.json", "tokenizer_config.json")  # read by others, some in silence
@@ -48,7 +52,14 @@ class Host:
         pad: id for filling short rows (always masked).
     """
 
-    def __init__(self, spec: ModelSpec, model, tokenizer, digest: str = "", name: str = "") -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        digest: str = "",
+        name: str = "",
+    ) -> None:
         self.spec = spec
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -211,12 +222,12 @@ def _try(host: Host) -> None:
         )
 
 
-def _rows(table: torch.Tensor, config) -> int:
+def _rows(table: torch.Tensor, config: "PreTrainedConfig") -> int:
     """How many tokens have an embedding; quantised tables are packed, the configuration is not."""
     return table.shape[0] if table.dim() == 2 else int(config.get_text_config().vocab_size)
 
 
-def _context(config, tokenizer) -> int:
+def _context(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
     """The longest sequence in tokens, from the configuration, else the tokenizer, else no limit."""
     text = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
@@ -226,7 +237,7 @@ def _context(config, tokenizer) -> int:
     return int(length) if length < 1e9 else 1 << 20
 
 
-def _stop(model) -> frozenset[int]:
+def _stop(model: "PreTrainedModel") -> frozenset[int]:
     """Ids that end an answer, from the generation and the model configuration."""
     stop = set()
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):

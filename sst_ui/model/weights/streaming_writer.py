@@ -16,8 +16,9 @@ import zlib
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -114,7 +115,9 @@ def write_model(
             done += count
             yield Progress("write", done, total, path.name)
         written.append(path.name)
-    written += _settings(folder, source.entry(), out, plan)
+    entry = source.entry()
+    assert entry is not None  # `weights` refuses a model without
+    written += _settings(folder, entry, out, plan)
     written += carry(spec, out)
     yield Progress("write", total, total)
     changed = (*plan.changes, *([plan.untied[0]] if plan.untied else []))
@@ -158,12 +161,13 @@ class _Work:
                     flushed = _flush(goal, flushed)
             yield from _copy(source, goal, start + at, shard.end - at)
             if added is not None:
+                assert self.plan.twin is not None  # what is added is the embedding's twin
                 yield self._change(source, goal, start, added, self.plan.twin, name)
 
     def _change(
         self,
-        source: BinaryIO,
-        goal: BinaryIO,
+        source: FileIO,
+        goal: FileIO,
         start: int,
         stored: Stored,
         change: Change,
@@ -182,16 +186,16 @@ class _Work:
                 f"{name or stored.name} would hold numbers that are not finite in {stored.dtype}; "
                 "the edit is too strong for that type, or the model is damaged."
             )
-        _write(goal, memoryview(raw.numpy()))
+        _write(goal, raw.numpy().data)
         return stored.bytes
 
-    def _read(self, source: BinaryIO, start: int, stored: Stored) -> Tensor:
+    def _read(self, source: FileIO, start: int, stored: Stored) -> Tensor:
         """[bytes] uint8 of a tensor, in a buffer that the next one will use again."""
         if self._buffer is None or self._buffer.numel() < stored.bytes:
             self._buffer = None  # the old one goes first
             self._buffer = _space(stored.bytes)
         raw = self._buffer[: stored.bytes]
-        view = memoryview(raw.numpy())
+        view = raw.numpy().data
         source.seek(start + stored.start)
         while len(view):
             if not (count := source.readinto(view)):
@@ -217,20 +221,20 @@ def _entry(stored: Stored, start: int) -> dict:
     }
 
 
-def _reserve(goal: BinaryIO, size: int) -> None:
+def _reserve(goal: FileIO, size: int) -> None:
     """Take the room at once: a disk that is full says so early, and writing costs half the time."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(goal.fileno(), 0, size)
 
 
-def _ahead(source: BinaryIO) -> None:
+def _ahead(source: FileIO) -> None:
     """Have the system read the file in while the first tensors are worked on."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-def _flush(goal: BinaryIO, since: int) -> int:
+def _flush(goal: FileIO, since: int) -> int:
     """Have the system begin to write what came since then; where the next time starts.
 
     Otherwise the disk idles until the end, and then everybody waits for it.
@@ -242,12 +246,12 @@ def _flush(goal: BinaryIO, since: int) -> int:
     return now
 
 
-def _write(goal: BinaryIO, view: memoryview) -> None:
+def _write(goal: FileIO, view: memoryview) -> None:
     while len(view):
         view = view[goal.write(view) :]
 
 
-def _copy(source: BinaryIO, goal: BinaryIO, start: int, length: int) -> Generator[int, None, None]:
+def _copy(source: FileIO, goal: FileIO, start: int, length: int) -> Generator[int, None, None]:
     """Copy bytes to the goal's end, inside the kernel where it can; yields the bytes of a piece."""
     ways = [_within_files, _by_sendfile, _by_hand]
     while length:
@@ -264,15 +268,15 @@ def _copy(source: BinaryIO, goal: BinaryIO, start: int, length: int) -> Generato
         yield count
 
 
-def _within_files(source: BinaryIO, goal: BinaryIO, start: int, count: int) -> int:
+def _within_files(source: FileIO, goal: FileIO, start: int, count: int) -> int:
     return os.copy_file_range(source.fileno(), goal.fileno(), count, start)
 
 
-def _by_sendfile(source: BinaryIO, goal: BinaryIO, start: int, count: int) -> int:
+def _by_sendfile(source: FileIO, goal: FileIO, start: int, count: int) -> int:
     return os.sendfile(goal.fileno(), source.fileno(), start, count)
 
 
-def _by_hand(source: BinaryIO, goal: BinaryIO, start: int, count: int) -> int:
+def _by_hand(source: FileIO, goal: FileIO, start: int, count: int) -> int:
     source.seek(start)
     piece = source.read(min(count, 1 << 22))
     _write(goal, memoryview(piece))
@@ -303,7 +307,7 @@ def _settings(folder: Path, entry: str, out: Path, plan: Alterations) -> list[st
         for part in (config, config.get("text_config")):
             if isinstance(part, dict):
                 part["tie_word_embeddings"] = False
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (out / CONFIG).write_text(text, encoding="utf-8")
+        whole = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (out / CONFIG).write_text(whole, encoding="utf-8")
         written.append(CONFIG)
     return written

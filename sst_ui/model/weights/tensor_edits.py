@@ -6,6 +6,7 @@ whose tensor is not in the files: nothing is left out silently.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,17 @@ from sst_ui.model.hooks.row_plan import RowEdit
 from sst_ui.model.weights.stored_tensors import DTYPES, Shard, Stored
 from sst_ui.recipe import KINDS
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BLOCK = 1 << 18  # numbers worked on at a time: 1 MiB in float32, for the cache's sake
 # Families whose layer ends with x + mlp(...), bias included and nothing in between.
 PLAIN_ENDS = ("gpt2", "gpt_neox", "llama")
 
 # What is read [k, d], α, norm preserving, what is written [k, d] or None for the same.
 Link = tuple[Tensor, float, bool, Tensor | None]
-Located = Mapping[str, Sequence[tuple[Shard, Stored]]]
+Places = Sequence[tuple[Shard, Stored]]
+Located = Mapping[str, Places]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +128,7 @@ def check(edits: Sequence[Edit], architecture: Architecture) -> None:
 
 
 def alterations(
-    edits: Sequence[Edit], architecture: Architecture, model: nn.Module, located: Located
+    edits: Sequence[Edit], architecture: Architecture, model: "PreTrainedModel", located: Located
 ) -> Alterations:
     """Work out what a row of edits does to a model's files.
 
@@ -166,7 +171,7 @@ def alterations(
     return Alterations(changes, untied, twin, untie=head in found)
 
 
-def _present(name: str, places, change: Change, model: nn.Module):
+def _present(name: str, places: Places, change: Change, model: nn.Module) -> Places:
     """The tensors a parameter is made of, all there and of the right kind."""
     expected = model.get_parameter(name).shape
     if not places or sum(_numbers(stored.shape) for _, stored in places) != expected.numel():
@@ -271,6 +276,7 @@ def _gain(writer: Writer, located: Located | None) -> Tensor | None:
     gain = writer.gain
     if gain is None or not gain.is_meta or located is None:
         return gain
+    assert writer.norm is not None  # where the gain is from
     numbers = {}
     for name, _ in writer.norm.named_parameters():
         places = located.get(f"{writer.norm_name}.{name}", ())
@@ -304,7 +310,7 @@ def _shifts(edits: Sequence[Edit], architecture: Architecture) -> Iterator[tuple
             yield bias, shift * edit.directions.vectors[layer, 0].float().cpu()
 
 
-def _tied(model: nn.Module) -> tuple[str | None, str]:
+def _tied(model: "PreTrainedModel") -> tuple[str | None, str]:
     """The names of the head's weight, where the configuration ties it to the embedding, and of the
     embedding's."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
