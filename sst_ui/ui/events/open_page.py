@@ -12,12 +12,13 @@ import gradio as gr
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.recipe import Recipe
-from sst_ui.ui.events import show_results
+from sst_ui.ui.events import load_model, show_results
 from sst_ui.ui.events.apply import Applied, adopted
 from sst_ui.ui.events.binding import Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import usable
-from sst_ui.ui.panels import header, model
+from sst_ui.ui.panels import header
+from sst_ui.ui.panels.model import ModelPanel
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
@@ -88,7 +89,7 @@ class Window:
     fixed: list
 
 
-def connect(page: gr.Blocks, screen: Screen, panel: model.ModelPanel, engine: Engine):
+def connect(page: gr.Blocks, screen: Screen, panel: ModelPanel, engine: Engine):
     """Wire the page's load and the model panel's; returns the event of the page's load."""
     session = screen.session
     reads = [session.language, session.loaded, session.saved, session.corrections]
@@ -98,7 +99,7 @@ def connect(page: gr.Blocks, screen: Screen, panel: model.ModelPanel, engine: En
         outputs=screen.outputs,
         **PRIVATE,
     )
-    event = model.connect(panel, engine, session.language, session.loaded)
+    event = load_model.connect(panel, engine, session.language, session.loaded)
     event.success(
         **call(partial(swapped, screen, engine), window), outputs=screen.outputs, **PRIVATE
     )
