@@ -10,7 +10,7 @@ import gradio as gr
 
 from sst_ui.metrics.advice import Advice, advise
 from sst_ui.recipe import Ablation
-from sst_ui.ui.events.binding import Reads, call
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.state.form import Form, split
@@ -86,8 +86,7 @@ def connect(
             tabs,
             status,
         ],
-        api_visibility="private",
-        show_progress="hidden",
+        **PRIVATE,
     )
 
 

@@ -11,13 +11,12 @@ import gradio as gr
 
 from sst_ui.metrics import corrections
 from sst_ui.ui.events import show_results
-from sst_ui.ui.events.binding import Reads, call
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.events.show_results import ResultsView
 from sst_ui.ui.panels import answers, metrics
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.state.results_board import Board
 
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 # One after the other: what is drawn last has read what was clicked before it.
 DRAWN = {**PRIVATE, "concurrency_id": "board", "concurrency_limit": 1}
 

@@ -15,7 +15,7 @@ from sst_ui.errors import UserError
 from sst_ui.model.architecture.discover import fold
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import draw_draft, show_results
-from sst_ui.ui.events.binding import Reads, call
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import checker
 from sst_ui.ui.events.show_results import ResultsView
@@ -29,7 +29,6 @@ from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 JOB = {**PRIVATE, "concurrency_id": "jobs", "concurrency_limit": 4}
 
 

@@ -15,6 +15,7 @@ import gradio as gr
 
 from sst_ui.ui.services.errors import guarded
 
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # of the screen's own events
 SPECIAL = (gr.Request, gr.EventData, gr.OAuthToken | None)  # Gradio fills these in by annotation
 
 

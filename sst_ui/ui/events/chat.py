@@ -16,7 +16,7 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.chat import new_seed
 from sst_ui.jobs.merge.compare_methods import utility_only
 from sst_ui.recipe import check_seed
-from sst_ui.ui.events.binding import Reads, call
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services.engine import Engine
@@ -31,7 +31,6 @@ from sst_ui.ui.widgets.texts import say
 
 PACE = 0.1  # seconds between two updates of the screen, at least: a browser draws each of them
 SHARE = 4  # ... and this many times what an update takes, so that a busy machine sends fewer
-PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
 LENGTHS, HEATS = (1, 4096), (0, 2)  # tokens of an answer, temperature
 
 

@@ -15,7 +15,7 @@ from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.ui.events import draw_draft
-from sst_ui.ui.events.binding import call
+from sst_ui.ui.events.binding import PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Drawing, Editor, draw
 from sst_ui.ui.panels.weights import ApplyBar
 from sst_ui.ui.services.engine import Engine
@@ -26,7 +26,6 @@ from sst_ui.ui.state.merge_form import FACTORS
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 LIVE = {  # a dragged slider: only the newest position counts, nothing spins
     "trigger_mode": "always_last",
     "show_progress": "hidden",

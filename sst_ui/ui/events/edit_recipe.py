@@ -7,7 +7,7 @@ import gradio as gr
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
-from sst_ui.ui.events.binding import call
+from sst_ui.ui.events.binding import PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import usable
 from sst_ui.ui.panels.recipe_text import LINK, SAVE, RecipePanel
@@ -15,8 +15,6 @@ from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
-
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def connect(panel: RecipePanel, editor: Editor, language: gr.State, engine: Engine) -> None:

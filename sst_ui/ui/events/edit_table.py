@@ -9,7 +9,7 @@ from functools import partial
 import gradio as gr
 
 from sst_ui.errors import UserError
-from sst_ui.ui.events.binding import call
+from sst_ui.ui.events.binding import PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw
 from sst_ui.ui.panels.figures import FiguresPanel
 from sst_ui.ui.services.engine import Engine
@@ -17,8 +17,6 @@ from sst_ui.ui.services.errors import message
 from sst_ui.ui.state.form import Extras
 from sst_ui.ui.widgets import weight_table
 from sst_ui.ui.widgets.html import notice
-
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def connect(panel: FiguresPanel, editor: Editor, engine: Engine) -> None:

@@ -22,7 +22,7 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 from sst_ui.ui.events import show_results
 from sst_ui.ui.events.answers import DRAWN
-from sst_ui.ui.events.binding import Reads, call, together
+from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
 from sst_ui.ui.events.show_results import ResultsView
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.panels.session import Session
@@ -37,7 +37,6 @@ from sst_ui.ui.widgets.texts import say
 
 CANCELLED = ":cancelled"  # mark of a job that ends with a word, beside its own name
 PACE = 0.5  # seconds between two updates of the progress bar
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 SOUND = dict(zip(MEASURING, ((), "standard", 0, 0, "", ""), strict=True))
 
 

@@ -17,7 +17,7 @@ from sst_ui.jobs.export.push import push as publish
 from sst_ui.metrics.result_files import stem
 from sst_ui.metrics.results import MetricResult
 from sst_ui.recipe import Recipe
-from sst_ui.ui.events.binding import Reads, call, together
+from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
 from sst_ui.ui.panels import export as export_panel
 from sst_ui.ui.panels.export import RANKED, ROUNDED, SETTINGS, SMALL, Done, ExportPanel, Wanted
 from sst_ui.ui.panels.session import Session
@@ -31,7 +31,6 @@ from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 JOB = {**PRIVATE, "concurrency_id": "exports", "concurrency_limit": 2}
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import gradio as gr
 
 from sst_ui.recipe import ModelSpec
-from sst_ui.ui.events.binding import Reads, call
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.panels.model import ModelPanel, spec
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
@@ -17,8 +17,6 @@ from sst_ui.ui.services.job_runner import Told, watched
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
-
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.State):

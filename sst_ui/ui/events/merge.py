@@ -16,9 +16,9 @@ from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.recipe import Recipe
 from sst_ui.ui.events import draw_merge
-from sst_ui.ui.events.binding import call
+from sst_ui.ui.events.binding import PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Drawing, Editor, draw_rest
-from sst_ui.ui.events.edit import LIVE, PRIVATE, checker
+from sst_ui.ui.events.edit import LIVE, checker
 from sst_ui.ui.panels.figures import FiguresPanel
 from sst_ui.ui.panels.merge import dialled, places
 from sst_ui.ui.services.engine import Engine

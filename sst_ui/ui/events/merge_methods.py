@@ -12,7 +12,7 @@ import gradio as gr
 from sst_ui.jobs.merge.compare_methods import COLUMNS
 from sst_ui.metrics.registry import find
 from sst_ui.recipe import Merge, Recipe
-from sst_ui.ui.events.binding import call
+from sst_ui.ui.events.binding import PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
@@ -24,7 +24,6 @@ from sst_ui.ui.widgets.html import CLICKS, notice, safe
 from sst_ui.ui.widgets.numbers import exact, number
 from sst_ui.ui.widgets.texts import has, say, t
 
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 AIMS = ("refusal_rate",)  # what a merge adds on purpose, and an ablation removes
 ALONE = ("base", "utility", "safety")  # lines that merge nothing
 

@@ -14,7 +14,7 @@ from sst_ui.errors import UserError
 from sst_ui.recipe import Recipe
 from sst_ui.ui.events import load_model, show_results
 from sst_ui.ui.events.apply import Applied, adopted
-from sst_ui.ui.events.binding import Reads, call
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import usable
 from sst_ui.ui.panels import header
@@ -30,7 +30,7 @@ from sst_ui.ui.state.window import Conversation, Variants
 from sst_ui.ui.widgets.html import Clock, notice
 from sst_ui.ui.widgets.texts import language as language_of
 
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+FRESH = {**PRIVATE, "concurrency_limit": None}  # no window waits for another one to open
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,10 @@ def connect(page: gr.Blocks, screen: Screen, panel: ModelPanel, engine: Engine):
     shown = page.load(
         **call(partial(opened, screen, engine), window),
         outputs=screen.outputs,
-        **PRIVATE,
+        **FRESH,
     )
     event = load_model.connect(panel, engine, session.language, session.loaded)
-    event.success(
-        **call(partial(swapped, screen, engine), window), outputs=screen.outputs, **PRIVATE
-    )
+    event.success(**call(partial(swapped, screen, engine), window), outputs=screen.outputs, **FRESH)
     return shown
 
 

@@ -12,7 +12,7 @@ import gradio as gr
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.metrics.registry import default_metrics
-from sst_ui.ui.events.binding import call, together
+from sst_ui.ui.events.binding import PRIVATE, call, together
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw
 from sst_ui.ui.panels.metrics import title
 from sst_ui.ui.panels.prompt_files import FIELDS, NONE, ROWS, Opened, UploadPanel, shown
@@ -20,8 +20,6 @@ from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
-
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def connect(

@@ -14,7 +14,7 @@ import gradio as gr
 from sst_ui.errors import UserError
 from sst_ui.metrics.results import MetricResult
 from sst_ui.recipe import Recipe
-from sst_ui.ui.events.binding import Reads, call
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import usable
 from sst_ui.ui.panels import runs
@@ -27,8 +27,6 @@ from sst_ui.ui.state.run_store import Shelf
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
-
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclass(frozen=True)

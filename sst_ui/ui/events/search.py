@@ -24,7 +24,7 @@ from sst_ui.jobs.search.objectives import aims, searched
 from sst_ui.jobs.search.search import Opened
 from sst_ui.metrics.registry import find
 from sst_ui.progress import Progress
-from sst_ui.ui.events.binding import Reads, call, together
+from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
 from sst_ui.ui.events.draw_draft import Draft, Editor
 from sst_ui.ui.events.edit import checker
 from sst_ui.ui.panels import search as search_panel
@@ -43,7 +43,6 @@ from sst_ui.ui.widgets.texts import say
 
 BY_METRIC = ("grid", "sensitivity")  # strategies whose own figure shows one metric
 DRAWN = 1.0  # seconds between two figures
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 JOB = {**PRIVATE, "concurrency_id": "searches", "concurrency_limit": 4}
 LIVE = {**PRIVATE, "trigger_mode": "always_last", "concurrency_limit": None}
 ENDED, STOPPED = ":ended", ":stopped"  # marks of a job, beside its own name

@@ -16,7 +16,7 @@ from sst_ui.metrics.registry import find
 from sst_ui.recipe import Recipe
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events.apply import Applied, adopted
-from sst_ui.ui.events.binding import Reads, call
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import usable
 from sst_ui.ui.panels import search_table
@@ -35,7 +35,6 @@ from sst_ui.ui.widgets.numbers import exact
 from sst_ui.ui.widgets.texts import say
 
 MOST = 10  # candidates that become variants at once
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def connect(
