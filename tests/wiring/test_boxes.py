@@ -9,7 +9,6 @@ from gradio.helpers import special_args
 
 from sst_ui.errors import UserError
 from sst_ui.ui.events import edit
-from sst_ui.ui.events.draw_draft import Draft
 from sst_ui.ui.panels import chat
 from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.state import form, merge_form
@@ -163,7 +162,7 @@ def test_a_layer_beyond_the_model_is_said_at_its_box(engine):
     check = edit.checker(engine, Form(*Form._fields))  # names stand for the controls
     for layer, sound in ((engine.loaded.layers - 1, True), (99, False), (None, False)):
         changed = values._replace(scope="single", layer=layer)
-        draft = Draft("en", engine.loaded, extras, Variants(), "evidence", changed)
+        draft = edit.Draft("en", engine.loaded, extras, Variants(), "evidence", changed)
         assert list(check(draft)) == ([] if sound else ["layer"])
 
 
