@@ -1,4 +1,8 @@
-"""The whole screen: panels in their places, states of a window, and their events connected."""
+"""The whole screen: panels in their places, and who is wired to whom.
+
+The only file that has all panels in hand: the events get those that they read and write. What
+happens is in `ui.events`, one file a part of the screen.
+"""
 
 from dataclasses import dataclass
 
@@ -7,105 +11,56 @@ import gradio as gr
 from sst_ui.ui import api
 from sst_ui.ui.events import (
     advice,
+    edit,
+    edit_recipe,
+    edit_table,
     evaluate,
     merge_methods,
     open_page,
     prompt_files,
     search_choices,
 )
-from sst_ui.ui.events import (
-    answers as answers_events,
-)
-from sst_ui.ui.events import (
-    apply as apply_events,
-)
-from sst_ui.ui.events import (
-    chat as chat_events,
-)
-from sst_ui.ui.events import (
-    edit as edit_events,
-)
-from sst_ui.ui.events import (
-    export as export_events,
-)
-from sst_ui.ui.events import (
-    merge as merge_events,
-)
-from sst_ui.ui.events import (
-    runs as runs_events,
-)
-from sst_ui.ui.events import (
-    search as search_events,
-)
-from sst_ui.ui.panels import (
-    answers,
-    chat,
-    figures,
-    header,
-    metrics,
-    model,
-    runs,
-    variants,
-    weights,
-)
-from sst_ui.ui.panels import (
-    export as export_panel,
-)
-from sst_ui.ui.panels import (
-    merge as merge_panel,
-)
+from sst_ui.ui.events import answers as answers_events
+from sst_ui.ui.events import apply as apply_events
+from sst_ui.ui.events import chat as chat_events
+from sst_ui.ui.events import export as export_events
+from sst_ui.ui.events import merge as merge_events
+from sst_ui.ui.events import runs as runs_events
+from sst_ui.ui.events import search as search_events
+from sst_ui.ui.events.binding import Reads
+from sst_ui.ui.events.draw_draft import Controls, Draft, Drawing, Editor
+from sst_ui.ui.events.show_results import ResultsView
+from sst_ui.ui.panels import answers, chat, figures, header, metrics, model, runs, variants, weights
+from sst_ui.ui.panels import export as export_panel
+from sst_ui.ui.panels import merge as merge_panel
 from sst_ui.ui.panels import recipe_text as recipe_panel
-from sst_ui.ui.panels import (
-    search as search_panel,
-)
+from sst_ui.ui.panels import search as search_panel
+from sst_ui.ui.panels import session as session_states
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.state.form import Extras, Form
-from sst_ui.ui.state.loaded_model import Loaded
+from sst_ui.ui.state.form import Form, measuring
+from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.run_store import shared
-from sst_ui.ui.state.window import Conversation, Variants
 from sst_ui.ui.widgets.texts import t
 
 HOUR = 3600  # seconds; how long what was uploaded or offered as a download is kept
 
 
 @dataclass(frozen=True)
-class Session:
-    """The states of a window: small frozen data, each written by one kind of event.
+class Left:
+    """The column of the recipe's controls."""
 
-    `saved`, `corrections` and `talk` are kept by the browser and survive a restart: the recipes
-    applied so far, as YAML, the labels that were corrected, and the chat; on a Space also the
-    `runs`, which elsewhere are the user's history. `job` names the metrics now being computed.
-    """
-
-    language: gr.State
-    loaded: gr.State
-    extras: gr.State
-    variants: gr.State
-    saved: gr.BrowserState
-    results: gr.State
-    corrections: gr.BrowserState
-    job: gr.State
-    opened: gr.State
-    runs: gr.BrowserState
-    view: gr.State
-    conversation: gr.State
-    talk: gr.BrowserState
-    methods: gr.State
-
-
-@dataclass(frozen=True)
-class Studio:
-    """All panels and states, for the wiring. `form` lists every control of the recipe."""
-
-    session: Session
-    header: header.Header
     model: model.ModelPanel
+    edits: gr.Tabs
     weights: weights.WeightsPanel
     direction: weights.DirectionPanel
     merge: merge_panel.MergePanel
-    edits: gr.Tabs
     apply: weights.ApplyBar
-    figures: figures.FiguresPanel
+
+
+@dataclass(frozen=True)
+class Work:
+    """The tabs below the figures."""
+
     tabs: gr.Tabs
     chat: chat.ChatPanel
     answers: answers.AnswersPanel
@@ -116,23 +71,67 @@ class Studio:
     methods: merge_methods.MethodsPanel
     search: search_panel.SearchPanel
     search_tab: gr.Tab
+
+
+@dataclass(frozen=True)
+class Screen:
+    """All panels and states, and what is read and drawn across them."""
+
+    session: session_states.Session
+    header: header.Header
+    left: Left
+    figures: figures.FiguresPanel
+    work: Work
     metrics: metrics.MetricsPanel
     variants: variants.VariantsPanel
-    form: Form
 
     @property
-    def draft(self) -> list:
-        """Inputs of every handler that needs the draft (see `Draft.of`)."""
-        s, f = self.session, self.figures
-        return [s.language, s.loaded, s.extras, s.variants, f.signal, f.merge_view, *self.form]
+    def editor(self) -> Editor:
+        """The recipe's controls, the draft, and what follows from it."""
+        s, f, left, work = self.session, self.figures, self.left, self.work
+        sources = (left.weights, left.direction, self.metrics)
+        found = dict(left.merge.controls)
+        for name in Form._fields:
+            if name not in found:
+                found[name] = next(getattr(p, name) for p in sources if hasattr(p, name))
+        form = Form(**{name: found[name] for name in Form._fields})
+        drawing = Drawing(
+            curve=f.curve,
+            table=f.table,
+            notes=left.weights.notes,
+            apply=left.apply.apply,
+            text=work.recipe.text,
+            command=work.recipe.command,
+            digest=work.recipe.digest,
+            exported=work.export.what,
+            limits=self.metrics.limits,
+            merge_figure=f.merge,
+            merge=left.merge,
+        )
+        read = [s.language, s.loaded, s.extras, s.variants, f.signal, f.merge_view, *form]
+        return Editor(Controls(form, left.merge, s.extras), drawing, Reads(read, Draft.of))
 
     @property
-    def board(self) -> list:
-        """Inputs of every handler that shows results (see `Board.of`)."""
-        s, a = self.session, self.answers
-        return [
-            s.language, s.variants, s.results, s.corrections, s.opened, a.only, a.label, a.search,
-        ]  # fmt: skip
+    def board(self) -> Reads:
+        """What is read by every handler that shows results."""
+        s, a = self.session, self.work.answers
+        read = [s.language, s.variants, s.results, s.corrections, s.opened]
+        return Reads([*read, a.only, a.label, a.search], Board.of)
+
+    @property
+    def results(self) -> ResultsView:
+        """What shows results."""
+        m, f, a = self.metrics, self.figures, self.work.answers
+        return ResultsView(
+            m.rows, m.advice, m.files, self.variants.rows, f.tradeoff, f.compare, a.table, a.label
+        )
+
+    @property
+    def applied(self) -> apply_events.Applied:
+        """What says which recipe is applied."""
+        s = self.session
+        pickers = self.work.chat.pickers
+        return apply_events.Applied(self.header.line, s.variants, s.saved, self.results, pickers)
 
 
 def build(engine: Engine) -> gr.Blocks:
@@ -143,110 +142,108 @@ def build(engine: Engine) -> gr.Blocks:
         analytics_enabled=False,
         delete_cache=(HOUR, 24 * HOUR if shared() else 7 * 24 * HOUR),
     ) as page:
-        studio = _panels(engine)
-        changed = apply_events.connect(studio, engine)
-        edit_events.connect(studio, engine)
-        merge_events.connect(studio, engine, changed)
-        merge_methods.connect(studio, engine)
-        chat_events.connect(studio.chat, engine, studio.session, studio.figures.probe)
-        opened = open_page.connect(page, studio, engine)
-        chat_events.restore(studio.chat, studio.session, opened)
-        interrupts = [studio.apply.apply.click, studio.apply.undo.click, studio.variants.rows.click]
-        measured = evaluate.connect(studio, engine, [*changed, opened], interrupts)
-        runs_events.connect(studio, engine, opened, changed[0], measured)
-        export_events.connect(studio, engine)
-        search_events.connect(studio, engine, opened)
-        search_choices.connect(studio, engine)
-        answers_events.connect(studio)
-        advice.connect(studio, engine)
-        prompt_files.connect(studio, engine)
-        api.connect(engine)
+        _connect(page, panels(engine), engine)
     return page
 
 
-def _panels(engine: Engine) -> Studio:
-    session = Session(
-        language=gr.State("en"),
-        loaded=gr.State(Loaded()),
-        extras=gr.State(Extras()),
-        variants=gr.State(Variants()),
-        saved=gr.BrowserState([], storage_key="sst-studio-variants", secret="sst-studio"),
-        results=gr.State({}),
-        corrections=gr.BrowserState([], storage_key="sst-studio-corrections", secret="sst-studio"),
-        job=gr.State(""),
-        opened=gr.State(""),
-        runs=gr.BrowserState([], storage_key="sst-studio-runs", secret="sst-studio"),
-        view=gr.State(runs.View()),
-        conversation=gr.State(Conversation()),
-        talk=gr.BrowserState({}, storage_key="sst-studio-chat", secret="sst-studio"),
-        methods=gr.State(()),
-    )
+def panels(engine: Engine) -> Screen:
+    """All panels in their places, not wired yet."""
+    session = session_states.create()
     top = header.create()
     with gr.Row(elem_id="studio"):
         with gr.Column(elem_id="left", min_width=260):
-            with gr.Column(elem_id="controls", min_width=240):
-                model_panel = model.create()
-                with gr.Tabs(elem_id="edit-tabs", selected="ablation") as edits:
-                    with gr.Tab(t("tab.ablation"), id="ablation", elem_id="ablation-tab"):
-                        weights_panel = weights.create_weights()
-                        direction_panel = weights.create_direction()
-                    with gr.Tab(t("tab.merge"), id="merge", elem_id="merging-tab"):
-                        merge = merge_panel.create()
-            apply_bar = weights.create_apply()
+            left = _left()
         with gr.Column(elem_id="middle", min_width=300):
             figures_panel = figures.create(engine.loaded.layers)
-            with (
-                gr.Group(elem_id="work", elem_classes="panel"),
-                gr.Tabs(elem_id="work-tabs", selected="chat") as tabs,
-            ):
-                with gr.Tab(t("tab.chat"), id="chat", elem_id="chat-tab"):
-                    chat_panel = chat.create()
-                with gr.Tab(t("tab.answers"), id="answers", elem_id="answers-tab"):
-                    answers_panel = answers.create()
-                with gr.Tab(t("tab.recipe"), id="recipe", elem_id="recipe-tab"):
-                    with gr.Row(elem_id="recipe-row"):
-                        with gr.Column(elem_id="recipe-column", min_width=240):
-                            recipe = recipe_panel.create()
-                        export = export_panel.create()
-                with gr.Tab(t("tab.runs"), id="runs", elem_id="runs-tab") as runs_tab:
-                    runs_panel = runs.create()
-                with gr.Tab(t("tab.methods"), id="methods", elem_id="methods-tab"):
-                    methods_panel = merge_methods.create()
-                with gr.Tab(t("tab.search"), id="search", elem_id="search-tab") as search_tab:
-                    search = search_panel.create()
+            with gr.Group(elem_id="work", elem_classes="panel"):
+                work = _work()
         with gr.Column(elem_id="right", min_width=260):
             metrics_panel = metrics.create()
             variants_panel = variants.create()
-    sources = (weights_panel, direction_panel, metrics_panel)
-    form = Form(
-        **{
-            name: merge.controls[name]
-            if name in merge.controls
-            else next(getattr(panel, name) for panel in sources if hasattr(panel, name))
-            for name in Form._fields
-        }
-    )
-    return Studio(
-        session,
-        top,
-        model_panel,
-        weights_panel,
-        direction_panel,
-        merge,
-        edits,
-        apply_bar,
-        figures_panel,
-        tabs,
-        chat_panel,
-        answers_panel,
-        recipe,
-        export,
-        runs_panel,
-        runs_tab,
-        methods_panel,
-        search,
+    return Screen(session, top, left, figures_panel, work, metrics_panel, variants_panel)
+
+
+def _left() -> Left:
+    with gr.Column(elem_id="controls", min_width=240):
+        model_panel = model.create()
+        with gr.Tabs(elem_id="edit-tabs", selected="ablation") as edits:
+            with gr.Tab(t("tab.ablation"), id="ablation", elem_id="ablation-tab"):
+                weights_panel = weights.create_weights()
+                direction_panel = weights.create_direction()
+            with gr.Tab(t("tab.merge"), id="merge", elem_id="merging-tab"):
+                merge = merge_panel.create()
+    bar = weights.create_apply()
+    return Left(model_panel, edits, weights_panel, direction_panel, merge, bar)
+
+
+def _work() -> Work:
+    with gr.Tabs(elem_id="work-tabs", selected="chat") as tabs:
+        with gr.Tab(t("tab.chat"), id="chat", elem_id="chat-tab"):
+            chat_panel = chat.create()
+        with gr.Tab(t("tab.answers"), id="answers", elem_id="answers-tab"):
+            answers_panel = answers.create()
+        with (
+            gr.Tab(t("tab.recipe"), id="recipe", elem_id="recipe-tab"),
+            gr.Row(elem_id="recipe-row"),
+        ):
+            with gr.Column(elem_id="recipe-column", min_width=240):
+                recipe = recipe_panel.create()
+            export = export_panel.create()
+        with gr.Tab(t("tab.runs"), id="runs", elem_id="runs-tab") as runs_tab:
+            runs_panel = runs.create()
+        with gr.Tab(t("tab.methods"), id="methods", elem_id="methods-tab"):
+            methods = merge_methods.create()
+        with gr.Tab(t("tab.search"), id="search", elem_id="search-tab") as search_tab:
+            search = search_panel.create()
+    return Work(
+        tabs, chat_panel, answers_panel, recipe, export, runs_panel, runs_tab, methods, search,
         search_tab,
-        metrics_panel,
-        variants_panel,
-        form,
+    )  # fmt: skip
+
+
+def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
+    """Hand to every part of the screen what it reads and writes.
+
+    Where one control has several events they run in this order.
+    """
+    session, left, work, figs = screen.session, screen.left, screen.work, screen.figures
+    editor, board, results, applied = screen.editor, screen.board, screen.results, screen.applied
+    lang, bar = session.language, left.apply
+    jobs = apply_events.Screen(bar, editor, applied, figs.tabs)
+    changed = apply_events.connect(jobs, left.direction.measure, lang, board, engine)
+    edit.connect(editor, bar, lang, engine)
+    edit.connect_others(editor, figs.signal, engine)
+    edit_table.connect(figs, editor, engine)
+    edit_recipe.connect(work.recipe, editor, lang, engine)
+    merge_events.connect(editor, figs, changed, engine)
+    merge_methods.connect(work.methods, editor, session, bar.status, left.edits, engine)
+    chat_events.connect(work.chat, engine, session, figs.probe)
+    window = open_page.Screen(session, editor, applied, work.chat.columns, bar.status)
+    opened = open_page.connect(page, window, left.model, engine)
+    chat_events.restore(work.chat, session, opened)
+    measured = evaluate.connect(
+        screen.metrics,
+        results,
+        measuring(editor.controls.form),
+        board,
+        session,
+        [*changed, opened],
+        [bar.apply.click, bar.undo.click, screen.variants.rows.click],
+        engine,
     )
+    runs_events.connect(
+        work.runs,
+        session,
+        editor,
+        engine,
+        [opened.success, work.runs_tab.select],
+        changed[0],
+        measured,
+    )
+    export_events.connect(work.export, board, session, engine)
+    search_events.connect(work.search, editor, session, work.search_tab, opened, engine)
+    search_choices.connect(work.search, editor, applied, board, session, engine)
+    answers_events.connect(work.answers, results, board, session, work.tabs)
+    advice.connect(results.advice, editor, board, figs.tabs, bar.status, engine)
+    prompt_files.connect(left.direction.upload, screen.metrics.upload, editor, lang, engine)
+    api.connect(engine)

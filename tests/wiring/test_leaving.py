@@ -316,12 +316,12 @@ def test_a_space_pushes_with_the_visitors_token_or_not_at_all(space, engine, mon
 
     monkeypatch.setattr(export_events, "publish", publish)
     page = build(engine)
-    push = handler(page, export_events, "push")
-    (only,) = push("en", WINDOW, Done(Path("x"), "d"), "me/mine", True, None)
+    push = handler(page, export_events, "push_signed_in")
+    (only,) = push("en", WINDOW, None, Done(Path("x"), "d"), "me/mine", True)
     assert "Sign in" in text(only, page, "export-status")
     assert sent == []
     signed_in = gr.OAuthToken("the_visitors", "manage-repos", 0)
-    *_, last = push("en", WINDOW, Done(Path("x"), "d"), "me/mine", True, signed_in)
+    *_, last = push("en", WINDOW, signed_in, Done(Path("x"), "d"), "me/mine", True)
     assert sent == [(Path("x"), "me/mine", True, "the_visitors")]
     assert "https://hub/me/mine" in text(last, page, "export-status")
 
@@ -334,7 +334,7 @@ def test_a_shared_program_without_signing_in_offers_no_push_and_refuses_one(
     page = build(engine)
     (hub,) = [b for b in page.blocks.values() if getattr(b, "elem_id", None) == "hub"]
     assert not hub.visible
-    push = handler(page, export_events, "push")
+    push = handler(page, export_events, "push_as_owner")
     *_, last = push("en", WINDOW, Done(Path("x"), "d"), "me/mine", True)
     assert sent == [], "the owner's token is not a visitor's"
     assert "signed in" in text(last, page, "export-status")

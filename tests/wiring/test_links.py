@@ -10,6 +10,7 @@ from sst_ui.maths import kernel
 from sst_ui.paths import DEMO
 from sst_ui.recipe import Ablation, WeightTable
 from sst_ui.ui.events import open_page
+from sst_ui.ui.state.loaded_model import Loaded
 from tests.unit.test_bad_recipes import BAD
 from tests.wiring.test_leaving import text
 from tests.wiring.test_results import handler
@@ -19,7 +20,7 @@ from tests.wiring.test_wiring import with_strength
 def opened(page, link: str, saved=()):
     """What the page shows at the end of its opening."""
     request = SimpleNamespace(query_params={"recipe": link}, headers={})
-    *_, last = handler(page, open_page, "opened")(list(saved), [], request)
+    *_, last = handler(page, open_page, "opened")("en", request, Loaded(), list(saved), [])
     return last
 
 

@@ -41,7 +41,7 @@ def pair(engine, merge):
 @pytest.fixture(scope="module")
 def screen(engine):
     with gr.Blocks():
-        return studio._panels(engine)
+        return studio.panels(engine)
 
 
 def draft(engine, *edits, view="budget") -> Draft:
@@ -50,7 +50,7 @@ def draft(engine, *edits, view="budget") -> Draft:
 
 
 def drawn(screen, engine, now: Draft) -> dict:
-    return draw_merge.draw(screen, engine, now, now.recipe())
+    return draw_merge.draw(screen.left.merge, screen.figures.merge, engine, now, now.recipe())
 
 
 def test_a_forecast_is_what_the_merge_then_records(engine, merge, pair):
@@ -104,7 +104,7 @@ def test_every_view_is_drawn_for_every_kind_of_method(
 
 def test_before_the_statistics_the_figure_says_what_to_press(engine, merge, screen):
     fresh = replace(merge, samples=3)
-    assert "Predict" in str(drawn(screen, engine, draft(engine, fresh))[screen.merge.readout])
+    assert "Predict" in str(drawn(screen, engine, draft(engine, fresh))[screen.left.merge.readout])
 
 
 def test_a_measured_merge_lies_on_the_figure(engine, merge, pair, screen):
@@ -145,7 +145,7 @@ def test_the_probe_reads_a_merge_along_the_default_direction(engine, merge, pair
 
 
 def test_a_decade_slider_and_its_number_say_the_same(page, screen):
-    for name, slider in screen.merge.decades.items():
+    for name, slider in screen.left.merge.decades.items():
         for place in (slider.minimum, (slider.minimum + slider.maximum) / 2, slider.maximum):
             number = studio.merge_panel.dialled(name, place)
             back = studio.merge_panel.decade(number, slider.minimum, slider.maximum)
@@ -154,8 +154,10 @@ def test_a_decade_slider_and_its_number_say_the_same(page, screen):
 
 @pytest.mark.parametrize("method", METHODS.names())
 def test_exactly_the_controls_of_the_method_are_shown(screen, method):
-    seen = studio.merge_panel.shown(screen.merge, method, "parameters", "flat")
-    there = {n for n, row in screen.merge.rows.items() if n[:2] == "p_" and seen[row]["visible"]}
+    seen = studio.merge_panel.shown(screen.left.merge, method, "parameters", "flat")
+    there = {
+        n for n, row in screen.left.merge.rows.items() if n[:2] == "p_" and seen[row]["visible"]
+    }
     expected = {p.name for p in METHODS[method].parameters} - {"target", "mode"}
     assert there == {f"p_{name}" for name in expected}
 

@@ -51,7 +51,7 @@ def measured(left: int, n: int = 24):
 @pytest.fixture(scope="module")
 def screen(engine):
     with gr.Blocks():
-        return studio._panels(engine)
+        return studio.panels(engine)
 
 
 @pytest.fixture
@@ -132,8 +132,7 @@ def nothing():
 )
 def test_a_bad_setting_is_said_at_its_control(name, value, words):
     settings = evaluate_events.SOUND | {name: value}
-    checks = evaluate_events.check_settings("en", {}, *settings.values())
-    wrong = {MEASURING[i - 2]: c["message"] for i, c in enumerate(checks) if not c["is_valid"]}
+    wrong = evaluate_events.check_settings(MEASURING, "en", {}, tuple(settings.values()))
     assert list(wrong) == [name]
     assert words in wrong[name]
 
@@ -168,12 +167,12 @@ def test_a_correction_moves_every_panel_at_once_and_is_counted(page, screen, boa
     kept = out[0]
     assert corrections.from_rows(kept) == (corrections.Correction("request 0", NO, "empty"),)
     again = Board.of("en", *values[:2], kept, *values[3:])
-    drawn = show_results.refresh(screen, again)
+    drawn = show_results.refresh(screen.results, again)
     # the base gave the same answer to that prompt: one correction, both sides
     assert "96 %" in drawn[screen.metrics.rows]
     assert "46 %" in drawn[screen.metrics.rows]
     assert "1 corrected" in drawn[screen.metrics.rows]
-    assert "1 corrected" in drawn[screen.answers.table]
+    assert "1 corrected" in drawn[screen.results.answers]
     undo = SimpleNamespace(item=0, side="edited", label=answers.AS_DETECTED)
     back = correct("en", undo, *values[:2], kept, *values[3:])
     assert next(iter(back.values())) == []
@@ -236,7 +235,7 @@ def test_advice_fills_the_controls_and_applies_nothing(page, engine, board, scre
     form, extras = show(board.variants.now.recipe)
     follow = handler(page, advice_events, "follow")
     values = (engine.loaded, extras, board.variants, "evidence", "budget", *form)
-    shown = ("en", board.variants, board.results, [], "", "all", "any", "")
+    shown = (board.results, [], "", "all", "any", "")
     out = follow("en", SimpleNamespace(pick="removal_low"), *values, *shown)
     named = {getattr(c, "elem_id", None): value for c, value in out.items()}
     assert named["peak"] == advice.settings["peak"]

@@ -208,10 +208,8 @@ def test_a_candidate_goes_into_the_controls(page, engine):
 def test_the_best_become_variants_to_chat_with_at_once(page, engine):
     found, _ = ended(begin(page, engine))
     known = Variants().add(engine.first_recipe())
-    board = (known, {}, [], "", "all", "any", "")
-    update = handler(page, search_choices, "keep")(
-        *draft(engine, known=known), found, 3, "en", *board
-    )
+    board = ({}, [], "", "all", "any", "")
+    update = handler(page, search_choices, "keep")(*draft(engine, known=known), found, 3, *board)
     after = next(v for v in update.values() if isinstance(v, Variants))
     assert after.current == known.current
     added = [v for v in after.items if v not in known.items]

@@ -40,7 +40,7 @@ def known(engine):
 def ask(page, engine, name, known, talk, *text, picked=(BASE, EDITED), numbers=(8, 0, "")):
     """The updates of Send (with a text) or Regenerate."""
     run = handler(page, chat_events, name)
-    return run("en", WINDOW, *text, engine.loaded, known, talk, *picked, *numbers)
+    return run("en", WINDOW, engine.loaded, known, talk, *picked, *numbers, *text)
 
 
 def last(updates):

@@ -91,7 +91,7 @@ def fingerprint(model) -> str:
 
 def test_a_slider_touches_no_weight_and_asks_no_model(engine, recipe, monkeypatch):
     with gr.Blocks():
-        screen = studio._panels(engine)
+        screen = studio.panels(engine)
     host = engine.host(engine.loaded.key)
     before = fingerprint(host.model)
     monkeypatch.setattr(host, "model", None)  # a drawing that used it would fail
@@ -99,7 +99,7 @@ def test_a_slider_touches_no_weight_and_asks_no_model(engine, recipe, monkeypatc
     for step in range(40):
         moved = form._replace(peak=step / 40, profile="custom")
         draft = Draft("en", engine.loaded, extras, Variants(), "evidence", moved)
-        draw_draft.draw(screen, engine, draft)
+        draw_draft.draw(screen.editor.drawing, engine, draft)
     monkeypatch.undo()
     assert fingerprint(host.model) == before
 
@@ -107,12 +107,12 @@ def test_a_slider_touches_no_weight_and_asks_no_model(engine, recipe, monkeypatc
 @pytest.mark.parametrize("language", texts.LANGUAGES)
 def test_moving_a_control_moves_the_figure(engine, recipe, language):
     with gr.Blocks():
-        screen = studio._panels(engine)
+        screen = studio.panels(engine)
     form, extras = show(recipe)
 
     def figure(values, more=extras):
         draft = Draft(language, engine.loaded, more, Variants(), "evidence", values)
-        return draw_draft.draw(screen, engine, draft)[screen.figures.curve].to_json()
+        return draw_draft.draw(screen.editor.drawing, engine, draft)[screen.figures.curve].to_json()
 
     start = figure(form)
     for name, value in {

@@ -4,21 +4,22 @@ The rules are in `metrics.advice`; nothing is applied here.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import gradio as gr
 
 from sst_ui.metrics.advice import Advice, advise
 from sst_ui.recipe import Ablation
-from sst_ui.ui.events import draw_draft
-from sst_ui.ui.events.draw_draft import Draft, draw
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.events.draw_draft import Draft, Editor, draw
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.services.errors import guarded
 from sst_ui.ui.state.form import Form, split
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.texts import say
 
 SHAPE = ("peak", "width", "threshold")
+SETTABLE = ("profile", "strength", *SHAPE)
 
 
 def of(board: Board) -> list[Advice]:
@@ -65,40 +66,52 @@ def followed(form: Form, advice: Advice) -> Form:
     return form._replace(**advice.settings)
 
 
-def connect(studio, engine: Engine) -> None:
-    """Wire the buttons of the advice."""
-    form, session = studio.form, studio.session
-    settable = [form.profile, form.strength, *(getattr(form, name) for name in SHAPE)]
+def connect(
+    shown: gr.HTML, editor: Editor, board: Reads, tabs: gr.Tabs, status: gr.HTML, engine: Engine
+) -> None:  # fmt: skip
+    """Wire the buttons of the advice.
 
-    @guarded
-    def follow(lang, event: gr.EventData, *values):
-        values, shown = values[: len(studio.draft) - 1], values[len(studio.draft) - 1 :]
-        draft, board = Draft.of(lang, *values), Board.of(*shown)
-        advice = next((a for a in of(board) if a.key == event.pick), None)
-        if advice is None:
-            return {}
-        extras = draft.extras
-        if any(name in advice.settings for name in SHAPE):  # a pasted curve would hide them
-            extras = replace(extras, curve=None)
-        draft = replace(draft, form=followed(draft.form, advice), extras=extras)
-        tab = gr.update(selected="table" if by_layer(advice) else "curve")
-        return {
-            **draw(studio, engine, draft),
-            **{c: getattr(draft.form, name) for name, c in _named(studio, settable)},
-            session.extras: extras,
-            studio.figures.tabs: tab,
-            studio.apply.status: notice(say(draft.language, "advice.tried"), "info"),
-        }
-
-    studio.metrics.advice.click(
-        follow,
-        [*studio.draft, *studio.board],
-        [*draw_draft.outputs(studio), *settable, session.extras, studio.figures.tabs,
-         studio.apply.status],
-        api_visibility="private",
-        show_progress="hidden",
-    )  # fmt: skip
+    Args:
+        shown: where the advice stands.
+        tabs: of the figures; the table or the curve is shown.
+        status: where it is said that nothing is applied yet.
+    """
+    controls = editor.controls
+    shown.click(
+        **call(partial(follow, editor, tabs, status, engine), editor.draft, board),
+        outputs=[
+            *editor.drawing.outputs,
+            *(getattr(controls.form, name) for name in SETTABLE),
+            controls.extras,
+            tabs,
+            status,
+        ],
+        **PRIVATE,
+    )
 
 
-def _named(studio, components) -> list:
-    return [(name, c) for name, c in studio.form._asdict().items() if c in components]
+def follow(
+    editor: Editor,
+    tabs: gr.Tabs,
+    status: gr.HTML,
+    engine: Engine,
+    draft: Draft,
+    board: Board,
+    event: gr.EventData,
+) -> dict:
+    """Fill the controls with what was advised; nothing is applied."""
+    advice = next((a for a in of(board) if a.key == event.pick), None)
+    if advice is None:
+        return {}
+    extras = draft.extras
+    if any(name in advice.settings for name in SHAPE):  # a pasted curve would hide them
+        extras = replace(extras, curve=None)
+    draft = replace(draft, form=followed(draft.form, advice), extras=extras)
+    controls = editor.controls
+    return {
+        **draw(editor.drawing, engine, draft),
+        **{getattr(controls.form, name): getattr(draft.form, name) for name in SETTABLE},
+        controls.extras: extras,
+        tabs: gr.update(selected="table" if by_layer(advice) else "curve"),
+        status: notice(say(draft.language, "advice.tried"), "info"),
+    }

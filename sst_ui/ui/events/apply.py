@@ -3,7 +3,9 @@
 The model is used through the engine only.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import gradio as gr
 import numpy as np
@@ -12,41 +14,61 @@ from sst_ui.errors import UserError
 from sst_ui.model.architecture.discover import fold
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import draw_draft, show_results
-from sst_ui.ui.events.draw_draft import Draft, draw, fill
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import checker
+from sst_ui.ui.events.show_results import ResultsView
 from sst_ui.ui.panels import chat, header
+from sst_ui.ui.panels.weights import ApplyBar
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.services.errors import guarded, message, told
+from sst_ui.ui.services.errors import message, told
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-
-def outputs(studio) -> list:
-    """What an applied recipe changes on the screen, beside the drawing."""
-    return [
-        studio.header.line,
-        studio.session.variants,
-        studio.session.saved,
-        *show_results.outputs(studio),
-        *studio.chat.pickers,
-    ]
+JOB = {**PRIVATE, "concurrency_id": "jobs", "concurrency_limit": 4}
 
 
-def adopted(studio, draft: Draft, board: Board) -> dict:
+@dataclass(frozen=True)
+class Applied:
+    """The components that say which recipe is applied, beside its drawing."""
+
+    line: gr.HTML
+    variants: gr.State
+    saved: gr.BrowserState
+    results: ResultsView
+    pickers: tuple[gr.Dropdown, gr.Dropdown]
+
+    @property
+    def outputs(self) -> list:
+        """The components that `adopted` may write to."""
+        return [self.line, self.variants, self.saved, *self.results.outputs, *self.pickers]
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What the jobs of this file write to."""
+
+    bar: ApplyBar
+    editor: Editor
+    applied: Applied
+    figures: gr.Tabs
+
+
+def adopted(view: Applied, draft: Draft, board: Board) -> dict:
     """Updates after the current variant changed: header, results, the columns' choices."""
     lang, known = draft.language, draft.variants
     now = known.now
     digest, name = (now.recipe.digest(), now.name) if now else ("", "")
     options = chat_events.choices(lang, known)
-    left, right = studio.chat.pickers
+    left, right = view.pickers
     return {
-        studio.header.line: header.render(lang, draft.loaded, digest, name),
-        studio.session.variants: known,
-        studio.session.saved: known.saved(),
-        **show_results.refresh(studio, replace(board, language=lang, variants=known)),
+        view.line: header.render(lang, draft.loaded, digest, name),
+        view.variants: known,
+        view.saved: known.saved(),
+        **show_results.refresh(view.results, replace(board, language=lang, variants=known)),
         left: gr.Dropdown(choices=options, value=chat.BASE),
         right: gr.Dropdown(choices=options, value=chat.EDITED),
     }
@@ -74,152 +96,153 @@ def report_more(lang: str, report) -> list[str]:
     return [*report.messages, *lists]
 
 
-def connect(studio, engine: Engine):
+def connect(
+    screen: Screen, measure_button: gr.Button, language: gr.State, board: Reads, engine: Engine
+) -> list:
     """Wire the jobs; returns the events after which another variant is current."""
-    session, bar = studio.session, studio.apply
-    drawn = draw_draft.outputs(studio)
+    bar, editor, applied = screen.bar, screen.editor, screen.applied
+    form, merge, draft = editor.controls.form, editor.controls.merge, editor.draft
+    changed = [*editor.drawing.outputs, *applied.outputs, bar.status, bar.cancel, bar.undo]
+    back = [*changed, *editor.controls.outputs]
+    check = checker(engine, form, with_prompts=True)
+    applying = bar.apply.click(
+        **call(partial(apply, screen, engine), draft, board, check=check), outputs=changed, **JOB
+    )
+    measure_button.click(
+        **call(partial(measure, screen, engine), draft, check=check), outputs=changed, **JOB
+    )
+    merge.predict.click(
+        **call(partial(predict, screen, engine), draft, check=check),
+        outputs=[*changed, form.merge_on, screen.figures],
+        **JOB,
+    )
+    bar.cancel.click(**call(partial(stop, engine), language), outputs=bar.cancel, **PRIVATE)
+    undoing = bar.undo.click(
+        **call(partial(undo, screen, engine), draft, board), outputs=back, **PRIVATE
+    )
+    picking = applied.results.variants.click(
+        **call(partial(pick, screen, engine), draft, board), outputs=back, **PRIVATE
+    )
+    return [applying, undoing, picking]
+
+
+def apply(
+    screen: Screen, engine: Engine, draft: Draft, board: Board, request: gr.Request
+) -> Iterator[dict]:
+    """Make the draft the current variant, with its self-check in a line."""
+    bar = screen.bar
+    told_of = job_runner.Told(toast=False)  # they stay under the button
+    try:
+        recipe = draft.recipe()
+        edits = yield from _watched(
+            bar, engine, draft, engine.resolve(draft.loaded.key, recipe), request, told_of
+        )
+        report = engine.check(draft.loaded.key, edits)
+    except Exception as error:
+        text = message(error, draft.language)
+        yield {bar.status: told(error, draft.language), **_idle(bar)}
+        raise gr.Error(text, visible=False, print_exception=False) from error  # said already
+    draft = replace(draft, variants=draft.variants.add(recipe))
+    text = report_text(draft.language, draft.variants.current, report)
+    fine = report.matched == report.expected and not told_of.texts
+    text, tone = " ".join([text, *told_of.texts]), "good" if fine else "warn"
+    yield {
+        **draw(screen.editor.drawing, engine, draft),
+        **adopted(screen.applied, draft, board),
+        bar.status: notice(text, tone, report_more(draft.language, report)),
+        **_idle(bar),
+    }
+
+
+def measure(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -> Iterator[dict]:
+    """The directions of the draft, and where their signal is strongest."""
+    bar = screen.bar
+    try:
+        spec = draft.ablation().directions
+        yield from _watched(bar, engine, draft, engine.measure(draft.loaded.key, spec), request)
+        signals = engine.signals(draft.loaded.key, spec)
+        updates = draw(screen.editor.drawing, engine, draft)
+    except Exception as error:
+        yield {bar.status: told(error, draft.language), **_idle(bar)}
+        return
+    text = say(draft.language, "stage.done")
+    if (values := signals.get(draft.signal)) is not None:
+        best = int(np.nanargmax(values))
+        text = say(
+            draft.language,
+            "direction.measured",
+            layer=best,
+            name=say(draft.language, f"signal.{draft.signal}"),
+            value=float(values[best]),
+        )
+    yield {**updates, bar.status: notice(text, "good"), **_idle(bar)}
+
+
+def predict(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -> Iterator[dict]:
+    """The Fisher statistics of the two adapters; what follows from them is drawn live."""
+    bar = screen.bar
+    on = replace(draft, form=draft.form._replace(merge_on=True))
+    try:
+        merge = on.recipe().edits[0]
+        job = engine.merges.prepare(draft.loaded.key, merge)
+        yield from _watched(bar, engine, draft, job, request)
+        updates = draw_draft.draw_rest(screen.editor.drawing, engine, on)
+    except Exception as error:
+        yield {bar.status: told(error, draft.language), **_idle(bar)}
+        return
+    done = notice(say(draft.language, "merge.done"), "good")
+    shown = gr.update(selected="merge")
+    switched = {screen.editor.controls.form.merge_on: True, screen.figures: shown}
+    yield {**updates, **switched, bar.status: done, **_idle(bar)}
+
+
+def stop(engine: Engine, language: str, request: gr.Request) -> dict:
+    """Ask the running job to stop; it says the rest when it has ended."""
+    engine.stop(job_runner.name("apply", request))
+    return gr.update(interactive=False)
+
+
+def undo(screen: Screen, engine: Engine, draft: Draft, board: Board) -> dict:
+    """Back to the variant that was applied before."""
+    try:
+        known = draft.variants.back()
+    except UserError:
+        return {screen.bar.status: notice(say(draft.language, "apply.nothing"), "info")}
+    return _bring_back(screen, engine, draft, known, board)
+
+
+def pick(screen: Screen, engine: Engine, draft: Draft, board: Board, event: gr.EventData) -> dict:
+    """To the variant whose row was clicked."""
+    if draft.variants.get(event.pick) is None:  # a row of an earlier list
+        return {}
+    known = replace(draft.variants, current=event.pick)
+    return _bring_back(screen, engine, draft, known, board)
+
+
+def _bring_back(
+    screen: Screen, engine: Engine, draft: Draft, known: Variants, board: Board
+) -> dict:
+    """A variant's settings into the controls, and the variant into chat and metrics."""
+    updates, form, extras = fill(screen.editor.controls, known.now.recipe, draft)
+    draft = replace(draft, form=form, extras=extras, variants=known)
+    try:
+        drawn = draw(screen.editor.drawing, engine, draft)
+    except UserError as error:  # a control of an edit that this variant does not have
+        return {screen.bar.status: notice(message(error, draft.language), "bad")}
+    return {**updates, **drawn, **adopted(screen.applied, draft, board), screen.bar.status: ""}
+
+
+def _watched(bar: ApplyBar, engine: Engine, draft: Draft, job, request, told=None):
+    """Drive a job with its bar above the button; the result comes back from `yield from`."""
+    stopped = engine.begin(job_runner.name("apply", request))
     busy = {
         bar.cancel: gr.update(visible=True, interactive=True),
         bar.undo: gr.update(visible=False),
     }
-    idle = {bar.cancel: gr.update(visible=False), bar.undo: gr.update(visible=True)}
-
-    def watched(lang, job, request, told=None):
-        """Drive a job with its bar above the button; the result comes back from `yield from`."""
-        stopped = engine.begin(job_runner.name("apply", request))
-        return job_runner.watched(
-            lang, job, lambda shown: {bar.status: shown, **busy}, stopped=stopped, told=told
-        )
-
-    inputs = [*studio.draft, *studio.board]
-
-    def split(values) -> tuple[Draft, Board]:
-        cut = len(studio.draft)
-        return Draft.of(*values[:cut]), Board.of(*values[cut:])
-
-    @guarded
-    def apply(lang, request: gr.Request, *values):
-        draft, board = split((lang, *values))
-        told_of = job_runner.Told(toast=False)  # they stay under the button
-        try:
-            recipe = draft.recipe()
-            edits = yield from watched(
-                draft.language, engine.resolve(draft.loaded.key, recipe), request, told_of
-            )
-            report = engine.check(draft.loaded.key, edits)
-        except Exception as error:
-            text = message(error, draft.language)
-            yield {bar.status: told(error, draft.language), **idle}
-            raise gr.Error(text, visible=False, print_exception=False) from error  # said already
-        draft = replace(draft, variants=draft.variants.add(recipe))
-        text = report_text(draft.language, draft.variants.current, report)
-        fine = report.matched == report.expected and not told_of.texts
-        text, tone = " ".join([text, *told_of.texts]), "good" if fine else "warn"
-        yield {
-            **draw(studio, engine, draft),
-            **adopted(studio, draft, board),
-            bar.status: notice(text, tone, report_more(draft.language, report)),
-            **idle,
-        }
-
-    @guarded
-    def measure(lang, request: gr.Request, *values):
-        draft = Draft.of(lang, *values)
-        try:
-            spec = draft.ablation().directions
-            yield from watched(draft.language, engine.measure(draft.loaded.key, spec), request)
-            signals = engine.signals(draft.loaded.key, spec)
-            updates = draw(studio, engine, draft)
-        except Exception as error:
-            yield {bar.status: told(error, draft.language), **idle}
-            return
-        text = say(draft.language, "stage.done")
-        if (values := signals.get(draft.signal)) is not None:
-            best = int(np.nanargmax(values))
-            text = say(
-                draft.language,
-                "direction.measured",
-                layer=best,
-                name=say(draft.language, f"signal.{draft.signal}"),
-                value=float(values[best]),
-            )
-        yield {**updates, bar.status: notice(text, "good"), **idle}
-
-    @guarded
-    def predict(lang, request: gr.Request, *values):
-        """The Fisher statistics of the two adapters; what follows from them is drawn live."""
-        draft = Draft.of(lang, *values)
-        on = replace(draft, form=draft.form._replace(merge_on=True))
-        try:
-            merge = on.recipe().edits[0]
-            yield from watched(
-                draft.language, engine.merges.prepare(draft.loaded.key, merge), request
-            )
-            updates = draw_draft.draw_rest(studio, engine, on)
-        except Exception as error:
-            yield {bar.status: told(error, draft.language), **idle}
-            return
-        done = notice(say(draft.language, "merge.done"), "good")
-        shown = gr.update(selected="merge")
-        switched = {studio.form.merge_on: True, studio.figures.tabs: shown}
-        yield {**updates, **switched, bar.status: done, **idle}
-
-    def bring_back(draft: Draft, known: Variants, board: Board) -> dict:
-        """A variant's settings into the controls, and the variant into chat and metrics."""
-        updates, form, extras = fill(studio, known.now.recipe, draft)
-        draft = replace(draft, form=form, extras=extras, variants=known)
-        try:
-            drawn = draw(studio, engine, draft)
-        except UserError as error:  # a control of an edit that this variant does not have
-            return {bar.status: notice(message(error, draft.language), "bad")}
-        return {
-            **updates,
-            **drawn,
-            **adopted(studio, draft, board),
-            bar.status: "",
-        }
-
-    @guarded
-    def undo(*values):
-        draft, board = split(values)
-        try:
-            known = draft.variants.back()
-        except UserError:
-            return {bar.status: notice(say(draft.language, "apply.nothing"), "info")}
-        return bring_back(draft, known, board)
-
-    @guarded
-    def pick(lang, event: gr.EventData, *values):
-        draft, board = split((lang, *values))
-        if draft.variants.get(event.pick) is None:  # a row of an earlier list
-            return {}
-        return bring_back(draft, replace(draft.variants, current=event.pick), board)
-
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    job = {**private, "concurrency_id": "jobs", "concurrency_limit": 4}
-    changed = [*drawn, *outputs(studio), bar.status, bar.cancel, bar.undo]
-    back = [*changed, *studio.form, *studio.merge.decades.values(), session.extras]
-    check = checker(engine, with_prompts=True)
-
-    def check_apply(*values):
-        rest = [gr.validate(True, "")] * len(studio.board)
-        return [*check(*values[: len(studio.draft)]), *rest]
-
-    applied = bar.apply.click(apply, inputs, changed, validator=check_apply, **job)
-    studio.direction.measure.click(measure, studio.draft, changed, validator=check, **job)
-    studio.merge.predict.click(
-        predict,
-        studio.draft,
-        [*changed, studio.form.merge_on, studio.figures.tabs],
-        validator=check,
-        **job,
+    return job_runner.watched(
+        draft.language, job, lambda shown: {bar.status: shown, **busy}, stopped=stopped, told=told
     )
 
-    def stop(lang, request: gr.Request):
-        engine.stop(job_runner.name("apply", request))
-        return gr.update(interactive=False)  # the job says the rest when it has ended
 
-    bar.cancel.click(stop, session.language, bar.cancel, **private)
-    undone = bar.undo.click(undo, inputs, back, **private)
-    picked = studio.variants.rows.click(pick, inputs, back, **private)
-    return [applied, undone, picked]
+def _idle(bar: ApplyBar) -> dict:
+    return {bar.cancel: gr.update(visible=False), bar.undo: gr.update(visible=True)}

@@ -4,9 +4,11 @@ The model is used through the engine only.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -14,9 +16,11 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.chat import new_seed
 from sst_ui.jobs.merge.compare_methods import utility_only
 from sst_ui.recipe import check_seed
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
+from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.services.errors import guarded, message
+from sst_ui.ui.services.errors import message
 from sst_ui.ui.state.form import split
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.merge_form import number, whole
@@ -149,199 +153,269 @@ def kept(now: Loaded, talk: Conversation) -> dict:
     return {"model": now.key, "turns": talk.rows()}
 
 
-def restore(panel: ChatPanel, session, opened) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What a message is answered with: the model, the variants, the conversation, the settings."""
+
+    language: str
+    loaded: Loaded
+    variants: Variants
+    talk: Conversation
+    picked: tuple[str, str]
+    numbers: tuple
+
+    @classmethod
+    def of(cls, language, loaded, variants, talk, left, right, *numbers) -> "Asked":
+        """From the values of the components that `connect` lists."""
+        return cls(language, loaded, variants, talk, (left, right), numbers)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What an answer writes to."""
+
+    panel: ChatPanel
+    conversation: gr.State
+
+    @property
+    def outputs(self) -> list:
+        """The components that an answer may write to."""
+        p = self.panel
+        return [self.conversation, *p.columns, p.status, p.box, p.send, p.stop]
+
+    def show(self, language: str, talk: Conversation, text: str = "") -> dict:
+        """Both columns, and a line below them."""
+        columns = {self.panel.columns[i]: view(language, talk, i) for i in (0, 1)}
+        return {self.conversation: talk, **columns, self.panel.status: text}
+
+    def refuse(self, language: str, key: str) -> dict:
+        """A button that cannot do anything now says so below the chat, and changes nothing."""
+        return {self.panel.status: notice(say(language, key), "info")}
+
+    @property
+    def running(self) -> dict:
+        """The buttons while an answer comes."""
+        stop = gr.update(visible=True, interactive=True)
+        return {self.panel.send: gr.update(visible=False), self.panel.stop: stop}
+
+    @property
+    def idle(self) -> dict:
+        """The buttons while none does."""
+        return {
+            self.panel.send: gr.update(visible=True),
+            self.panel.stop: gr.update(visible=False),
+        }
+
+
+def restore(panel: ChatPanel, session: Session, opened) -> None:
     """After a reload: the chat with this model goes on, every answer under its own recipe.
 
     Args:
         opened: the event of the page's load.
     """
-
-    @guarded
-    def back(lang, now: Loaded, rows):
-        if not isinstance(rows, dict) or rows.get("model") != now.key or not now.key:
-            return gr.skip()
-        talk = Conversation.from_rows(rows.get("turns"))
-        return talk, view(lang, talk, 0), view(lang, talk, 1)
-
     opened.success(
-        back,
-        [session.language, session.loaded, session.talk],
-        [session.conversation, *panel.columns],
-        show_progress="hidden",
-        api_visibility="private",
+        **call(back, session.language, session.loaded, session.talk),
+        outputs=[session.conversation, *panel.columns],
+        **PRIVATE,
     )
 
 
-def connect(panel: ChatPanel, engine: Engine, session, probe: gr.Plot) -> None:
+def back(language: str, now: Loaded, rows: object):
+    """The chat that the browser kept, if it was with this model."""
+    if not isinstance(rows, dict) or rows.get("model") != now.key or not now.key:
+        return gr.skip()
+    talk = Conversation.from_rows(rows.get("turns"))
+    return talk, view(language, talk, 0), view(language, talk, 1)
+
+
+def connect(panel: ChatPanel, engine: Engine, session: Session, probe: gr.Plot) -> None:
     """Wire sending, stopping and editing; the probe follows every answered message."""
-    language, loaded, variants = session.language, session.loaded, session.variants
-    conversation = session.conversation
-    running = {
-        panel.send: gr.update(visible=False),
-        panel.stop: gr.update(visible=True, interactive=True),
-    }
-    idle = {panel.send: gr.update(visible=True), panel.stop: gr.update(visible=False)}
-
-    def screen(lang: str, talk: Conversation, text: str = "") -> dict:
-        columns = {panel.columns[i]: view(lang, talk, i) for i in (0, 1)}
-        return {conversation: talk, **columns, panel.status: text}
-
-    def answer(lang, request, now: Loaded, known: Variants, talk: Conversation, picked, numbers):
-        """Stream the last turn's answers into both columns."""
-        tokens, heat, seed = drawn(*numbers)
-        mine = engine.answering(request.session_hash)
-        try:
-            yield from stream(lang, mine, now, known, talk, picked, tokens, heat, seed)
-        finally:
-            mine.over.set()
-
-    def stream(lang, mine, now, known, talk, picked, tokens, heat, seed):
-        recipes = [recipe_of(choice, known) for choice in picked]
-        sources = tuple(source(c, known, r, heat, seed) for c, r in zip(picked, recipes))  # noqa: B905
-        last = Turn(talk.turns[-1].message)
-        histories = [
-            replace(talk, turns=(*talk.turns[:-1], last)).history(column) for column in (0, 1)
-        ]
-        start, shown, cost = time.monotonic(), 0.0, 0.0
-
-        def told(**changes) -> Conversation:
-            nonlocal talk, last
-            last = replace(last, **changes)
-            talk = replace(talk, turns=(*talk.turns[:-1], last))
-            return talk
-
-        def left_out(counts: list[int]) -> None:
-            pairs = zip(sources, counts, strict=True)
-            told(sources=tuple(replace(one, left_out=count) for one, count in pairs))
-
-        yield {**screen(lang, told(sources=sources)), **running, panel.box: ""}
-        try:
-            job = engine.chat(now.key, recipes, histories, tokens, heat, seed, left_out)
-            with closing(job):
-                for texts in job:
-                    if mine.replaced:
-                        return
-                    told(answers=tuple(texts))
-                    if mine.stopped:
-                        break
-                    if time.monotonic() - shown >= max(PACE, SHARE * cost):
-                        begun = time.monotonic()
-                        # the buttons again: Gradio's page loses what makes one visible when the
-                        # next update comes right behind it
-                        yield {**screen(lang, talk), **running}
-                        shown = time.monotonic()
-                        cost = shown - begun
-            count = engine.tokens(now.key, last.answers)
-            speed = count / max(time.monotonic() - start, 1e-6)
-            words = say(lang, "chat.speed", tokens=count, speed=speed)
-        except Exception as error:
-            if not any(last.answers):
-                told(sources=())
-            words = notice(message(error, lang), "bad")
-        if not mine.replaced:
-            yield {**screen(lang, talk, words), **idle}
-
-    def refuse(lang, key: str) -> dict:
-        """A button that cannot do anything now says so below the chat, and changes nothing."""
-        return {panel.status: notice(say(lang, key), "info")}
-
-    def check(before: int, text_at: int | None = None):
-        """A validator of `before` inputs, then those of an answer."""
-
-        def sound(lang, *values):
-            wrong = {
-                before + len(common) - 3 + i: text for i, text in problems(values[-3:]).items()
-            }
-            if text_at is not None and not (values[text_at - 1] or "").strip():
-                wrong[text_at] = say(lang or "en", "chat.empty")
-            shown = {i: message(UserError(text), lang or "en") for i, text in wrong.items()}
-            return [gr.validate(i not in shown, shown.get(i, "")) for i in range(len(values) + 1)]
-
-        return sound
-
-    @guarded
-    def send(lang, request: gr.Request, text, now, known, talk, left, right, *numbers):
-        talk = replace(talk, turns=(*talk.turns, Turn(text.strip())))
-        yield from answer(lang, request, now, known, talk, (left, right), numbers)
-
-    @guarded
-    def again(lang, request: gr.Request, now, known, talk, left, right, *numbers):
-        if not talk.turns:
-            yield refuse(lang, "chat.nothing")
-            return
-        yield from answer(lang, request, now, known, talk, (left, right), numbers)
-
-    @guarded
-    def edit(lang, request: gr.Request, talk):
-        if not talk.turns:
-            return refuse(lang, "chat.nothing_to_edit")
-        engine.hush(request.session_hash)
-        text = talk.turns[-1].message
-        talk = replace(talk, turns=talk.turns[:-1])
-        return {**screen(lang, talk), **idle, panel.box: text}
-
-    @guarded
-    def clear(lang, request: gr.Request):
-        engine.hush(request.session_hash)
-        return {**screen(lang, Conversation()), **idle}
-
-    @guarded
-    def stop(lang, request: gr.Request):
-        """Only asks: the answer ends at its next step and has the last word."""
-        if engine.cut_short(request.session_hash):
-            return {panel.stop: gr.update(interactive=False)}
-        return idle
-
-    common = [
-        loaded, variants, conversation, *panel.pickers, panel.tokens, panel.temperature, panel.seed,
-    ]  # fmt: skip
-    outputs = [
-        conversation,
-        *panel.columns,
-        panel.status,
-        panel.box,
-        panel.send,
-        panel.stop,
+    language, loaded, conversation = session.language, session.loaded, session.conversation
+    screen = Screen(panel, conversation)
+    events = _answering(screen, session, engine)
+    panel.stop.click(
+        **call(partial(stop, screen, engine), language), outputs=[panel.send, panel.stop], **PRIVATE
+    )
+    changed = [
+        *events,
+        panel.edit.click(
+            **call(partial(edit, screen, engine), language, conversation),
+            outputs=screen.outputs,
+            **PRIVATE,
+        ),
+        panel.clear.click(
+            **call(partial(clear, screen, engine), language), outputs=screen.outputs, **PRIVATE
+        ),
     ]
-    private = {"show_progress": "hidden", "api_visibility": "private"}
+    for event in changed:
+        event.then(kept, [loaded, conversation], session.talk, **PRIVATE)
+    measuring = call(partial(measure, engine), language, loaded, session.variants, conversation)
+    for event in events:
+        event.success(**measuring, outputs=probe, **PRIVATE)
+
+
+def _answering(screen: Screen, session: Session, engine: Engine) -> list:
+    """Wire what is answered: Send, the examples, Regenerate; their events."""
+    panel = screen.panel
+    numbers = [panel.tokens, panel.temperature, panel.seed]
+    asked = Reads(
+        [session.language, session.loaded, session.variants, session.conversation,
+         *panel.pickers, *numbers],
+        Asked.of,
+    )  # fmt: skip
     options = {
-        **private,
+        **PRIVATE,
+        "outputs": screen.outputs,
         "concurrency_id": "chat",
         "concurrency_limit": 8,
         "trigger_mode": "multiple",  # a new answer takes the place of one that still runs
     }
-    events = [
+    sending, wrong = partial(send, screen, engine), partial(_wrong, numbers)
+    written = partial(_unwritten, numbers, panel.box)
+    return [
         gr.on(
             [panel.send.click, panel.box.submit],
-            send,
-            [language, panel.box, *common],
-            outputs,
-            validator=check(2, text_at=1),
+            **call(sending, asked, panel.box, check=written),
             **options,
-        )
+        ),
+        *(
+            button.click(**call(sending, asked, button, check=wrong), **options)
+            for button in panel.examples
+        ),
+        panel.again.click(**call(partial(again, screen, engine), asked, check=wrong), **options),
     ]
-    for button in panel.examples:
-        inputs = [language, button, *common]
-        events.append(button.click(send, inputs, outputs, validator=check(2), **options))
-    events.append(
-        panel.again.click(again, [language, *common], outputs, validator=check(1), **options)
-    )
-    panel.stop.click(stop, language, [panel.send, panel.stop], **private)
-    changed = [
-        *events,
-        panel.edit.click(edit, [language, conversation], outputs, **private),
-        panel.clear.click(clear, language, outputs, **private),
-    ]
-    for event in changed:
-        event.then(kept, [loaded, conversation], session.talk, **private)
 
-    @guarded
-    def measure(lang, now: Loaded, known: Variants, talk: Conversation):
-        if known.now is None or not talk.turns:
-            return gr.skip()
-        asked = replace(talk, turns=(*talk.turns[:-1], Turn(talk.turns[-1].message)))
-        base, edited = engine.probe(now.key, known.now.recipe, asked.history(0))
-        return plots.probe(lang, base, edited, known.now.name)
 
-    for event in events:
-        event.success(measure, [language, loaded, variants, conversation], probe, **private)
+def _wrong(numbers: Sequence[Any], asked: Asked, *more: object) -> dict:
+    """What is wrong with the three boxes."""
+    return {
+        numbers[place]: message(UserError(text), asked.language or "en")
+        for place, text in problems(asked.numbers).items()
+    }
+
+
+def _unwritten(numbers: Sequence[Any], box: gr.Textbox, asked: Asked, text: str | None) -> dict:
+    """... and that there is something to send."""
+    wrong = _wrong(numbers, asked)
+    if not (text or "").strip():
+        lang = asked.language or "en"
+        wrong[box] = message(UserError(say(lang, "chat.empty")), lang)
+    return wrong
+
+
+def send(
+    screen: Screen, engine: Engine, asked: Asked, text: str, request: gr.Request
+) -> Iterator[dict]:
+    """Answer a new message."""
+    turns = (*asked.talk.turns, Turn(text.strip()))
+    yield from _answer(screen, engine, replace(asked, talk=Conversation(turns)), request)
+
+
+def again(screen: Screen, engine: Engine, asked: Asked, request: gr.Request) -> Iterator[dict]:
+    """Answer the last message anew."""
+    if not asked.talk.turns:
+        yield screen.refuse(asked.language, "chat.nothing")
+        return
+    yield from _answer(screen, engine, asked, request)
+
+
+def _answer(screen: Screen, engine: Engine, asked: Asked, request: gr.Request) -> Iterator[dict]:
+    """Stream the last turn's answers into both columns."""
+    tokens, heat, seed = drawn(*asked.numbers)
+    mine = engine.answering(request.session_hash)
+    try:
+        yield from _stream(screen, engine, mine, asked, tokens, heat, seed)
+    finally:
+        mine.over.set()
+
+
+class _Growing:
+    """A conversation whose last turn is being answered."""
+
+    def __init__(self, talk: Conversation) -> None:
+        self.last = Turn(talk.turns[-1].message)
+        self.talk = replace(talk, turns=(*talk.turns[:-1], self.last))
+
+    def told(self, **changes: Any) -> Conversation:
+        """With what has come of the last turn."""
+        self.last = replace(self.last, **changes)
+        self.talk = replace(self.talk, turns=(*self.talk.turns[:-1], self.last))
+        return self.talk
+
+    def left_out(self, counts: list[int]) -> None:
+        """How many turns each column did not see."""
+        pairs = zip(self.last.sources, counts, strict=True)
+        self.told(sources=tuple(replace(one, left_out=count) for one, count in pairs))
+
+
+def _stream(
+    screen: Screen, engine: Engine, mine, asked: Asked, tokens: int, heat: float, seed: int
+) -> Iterator[dict]:
+    lang, known, key = asked.language, asked.variants, asked.loaded.key
+    recipes = [recipe_of(choice, known) for choice in asked.picked]
+    pairs = zip(asked.picked, recipes, strict=True)
+    sources = tuple(source(choice, known, recipe, heat, seed) for choice, recipe in pairs)
+    growing = _Growing(asked.talk)
+    histories = [growing.talk.history(column) for column in (0, 1)]
+    start, shown, cost = time.monotonic(), 0.0, 0.0
+    first = screen.show(lang, growing.told(sources=sources))
+    yield {**first, **screen.running, screen.panel.box: ""}
+    try:
+        job = engine.chat(key, recipes, histories, tokens, heat, seed, growing.left_out)
+        with closing(job):
+            for texts in job:
+                if mine.replaced:
+                    return
+                growing.told(answers=tuple(texts))
+                if mine.stopped:
+                    break
+                if time.monotonic() - shown >= max(PACE, SHARE * cost):
+                    begun = time.monotonic()
+                    # the buttons again: Gradio's page loses what makes one visible when the
+                    # next update comes right behind it
+                    yield {**screen.show(lang, growing.talk), **screen.running}
+                    shown = time.monotonic()
+                    cost = shown - begun
+        count = engine.tokens(key, growing.last.answers)
+        speed = count / max(time.monotonic() - start, 1e-6)
+        words = say(lang, "chat.speed", tokens=count, speed=speed)
+    except Exception as error:
+        if not any(growing.last.answers):
+            growing.told(sources=())
+        words = notice(message(error, lang), "bad")
+    if not mine.replaced:
+        yield {**screen.show(lang, growing.talk, words), **screen.idle}
+
+
+def edit(
+    screen: Screen, engine: Engine, language: str, talk: Conversation, request: gr.Request
+) -> dict:
+    """The last message back into the box."""
+    if not talk.turns:
+        return screen.refuse(language, "chat.nothing_to_edit")
+    engine.hush(request.session_hash)
+    text = talk.turns[-1].message
+    talk = replace(talk, turns=talk.turns[:-1])
+    return {**screen.show(language, talk), **screen.idle, screen.panel.box: text}
+
+
+def clear(screen: Screen, engine: Engine, language: str, request: gr.Request) -> dict:
+    """Forget the conversation."""
+    engine.hush(request.session_hash)
+    return {**screen.show(language, Conversation()), **screen.idle}
+
+
+def stop(screen: Screen, engine: Engine, language: str, request: gr.Request) -> dict:
+    """Only asks: the answer ends at its next step and has the last word."""
+    if engine.cut_short(request.session_hash):
+        return {screen.panel.stop: gr.update(interactive=False)}
+    return screen.idle
+
+
+def measure(engine: Engine, language: str, now: Loaded, known: Variants, talk: Conversation):
+    """The probe of the last message."""
+    if known.now is None or not talk.turns:
+        return gr.skip()
+    asked = replace(talk, turns=(*talk.turns[:-1], Turn(talk.turns[-1].message)))
+    base, edited = engine.probe(now.key, known.now.recipe, asked.history(0))
+    return plots.probe(language, base, edited, known.now.name)

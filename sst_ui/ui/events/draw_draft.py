@@ -12,6 +12,7 @@ from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.recipe import Ablation, Recipe, WeightTable
 from sst_ui.ui.events import draw_merge
+from sst_ui.ui.events.binding import Reads
 from sst_ui.ui.panels import export as export_panel
 from sst_ui.ui.panels import merge as merge_panel
 from sst_ui.ui.panels import recipe_text as recipe_panel
@@ -27,7 +28,7 @@ from sst_ui.ui.widgets.texts import say
 
 @dataclass(frozen=True)
 class Draft:
-    """Everything a drawing needs, as handlers receive it (see `Studio.draft`)."""
+    """Everything a drawing needs, as handlers read it (see `Editor.draft`)."""
 
     language: str
     loaded: Loaded
@@ -50,23 +51,68 @@ class Draft:
         return ablation(self.form, self.extras)
 
 
-def outputs(studio) -> list:
-    """The components that `draw` may write to."""
-    return [
-        studio.figures.curve,
-        studio.figures.table,
-        studio.weights.notes,
-        studio.apply.apply,
-        studio.recipe.text,
-        studio.recipe.command,
-        studio.recipe.digest,
-        studio.export.what,
-        studio.metrics.limits,
-        *draw_merge.outputs(studio),
-    ]
+@dataclass(frozen=True)
+class Drawing:
+    """The components that follow from a draft."""
+
+    curve: gr.Plot
+    table: gr.Dataframe
+    notes: gr.HTML
+    apply: gr.Button
+    text: gr.Code
+    command: gr.Textbox
+    digest: gr.HTML
+    exported: gr.HTML
+    limits: gr.HTML
+    merge_figure: gr.Plot
+    merge: merge_panel.MergePanel
+
+    @property
+    def outputs(self) -> list:
+        """The components that `draw` may write to."""
+        return [
+            self.curve,
+            self.table,
+            self.notes,
+            self.apply,
+            self.text,
+            self.command,
+            self.digest,
+            self.exported,
+            self.limits,
+            *draw_merge.outputs(self.merge, self.merge_figure),
+        ]
 
 
-def draw(studio, engine: Engine, draft: Draft) -> dict:
+@dataclass(frozen=True)
+class Controls:
+    """Every control of the recipe, and what is kept beside them."""
+
+    form: Form
+    merge: merge_panel.MergePanel
+    extras: gr.State
+
+    @property
+    def outputs(self) -> list:
+        """The components that `fill` may write to."""
+        return [*self.form, *self.merge.decades.values(), self.extras]
+
+
+@dataclass(frozen=True)
+class Editor:
+    """The recipe's controls, the draft that is read from them, and what is drawn of it."""
+
+    controls: Controls
+    drawing: Drawing
+    draft: Reads
+
+    @property
+    def outputs(self) -> list:
+        """The components that `fill` and `draw` may write to."""
+        return [*self.drawing.outputs, *self.controls.outputs]
+
+
+def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
     """Updates of everything that follows from the draft."""
     edit = draft.ablation()
     weights = edit.weights
@@ -90,35 +136,35 @@ def draw(studio, engine: Engine, draft: Draft) -> dict:
         any(key == "early" for key, _ in found),
     )
     return {
-        studio.figures.curve: figure,
-        studio.figures.table: weight_table.rows(weights, layers),
-        studio.weights.notes: "".join(notes),
-        **draw_rest(studio, engine, draft),
+        drawing.curve: figure,
+        drawing.table: weight_table.rows(weights, layers),
+        drawing.notes: "".join(notes),
+        **draw_rest(drawing, engine, draft),
     }
 
 
-def draw_rest(studio, engine: Engine, draft: Draft) -> dict:
+def draw_rest(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
     """Everything but the ablation's own figure and table: all that a merge's control changes."""
     recipe, lang, now = draft.recipe(), draft.language, draft.variants.now
     clean = now is not None and now.recipe.digest() == recipe.digest()
     return {
-        **draw_merge.draw(studio, engine, draft, recipe),
-        **(_clean(studio, lang) if clean else dirty(studio, lang)),
-        studio.recipe.text: recipes.to_yaml(recipe),
-        studio.recipe.command: recipe_panel.command(recipe),
-        studio.recipe.digest: recipe_panel.hashed(lang, recipe, clean),
-        studio.export.what: export_panel.told(lang, now and now.recipe, recipe),
-        studio.metrics.limits: told_limits(lang, recipe.evaluation),
+        **draw_merge.draw(drawing.merge, drawing.merge_figure, engine, draft, recipe),
+        **(_clean(drawing, lang) if clean else dirty(drawing, lang)),
+        drawing.text: recipes.to_yaml(recipe),
+        drawing.command: recipe_panel.command(recipe),
+        drawing.digest: recipe_panel.hashed(lang, recipe, clean),
+        drawing.exported: export_panel.told(lang, now and now.recipe, recipe),
+        drawing.limits: told_limits(lang, recipe.evaluation),
     }
 
 
-def dirty(studio, language: str) -> dict:
+def dirty(drawing: Drawing, language: str) -> dict:
     """The Apply button while the controls say something else than what is applied."""
-    return {studio.apply.apply: gr.Button(say(language, "apply.dirty"), elem_classes=["dirty"])}
+    return {drawing.apply: gr.Button(say(language, "apply.dirty"), elem_classes=["dirty"])}
 
 
-def _clean(studio, language: str) -> dict:
-    return {studio.apply.apply: gr.Button(say(language, "apply.clean"), elem_classes=["clean"])}
+def _clean(drawing: Drawing, language: str) -> dict:
+    return {drawing.apply: gr.Button(say(language, "apply.clean"), elem_classes=["clean"])}
 
 
 def _warning(language: str, key: str, values: dict) -> str:
@@ -126,7 +172,7 @@ def _warning(language: str, key: str, values: dict) -> str:
     return say(language, "warn.early_one" if one else f"warn.{key}", **values)
 
 
-def fill(studio, recipe: Recipe, now: Draft | None = None) -> tuple[dict, Form, Extras]:
+def fill(controls: Controls, recipe: Recipe, now: Draft | None = None) -> tuple[dict, Form, Extras]:
     """Updates that put a recipe's settings into the controls, with the values they then have.
 
     Args:
@@ -135,7 +181,7 @@ def fill(studio, recipe: Recipe, now: Draft | None = None) -> tuple[dict, Form, 
     form, extras = show(recipe, now and now.form, now and now.extras)
     updates, able = {}, free(form)
     for name in Form._fields:
-        component, value = getattr(studio.form, name), getattr(form, name)
+        component, value = getattr(controls.form, name), getattr(form, name)
         if name in WAYS:
             updates[component] = gr.update(value=value, interactive=able[name])
         elif isinstance(component, gr.Slider):  # files may go further than the dial
@@ -143,8 +189,8 @@ def fill(studio, recipe: Recipe, now: Draft | None = None) -> tuple[dict, Form, 
             updates[component] = gr.Slider(minimum=low, maximum=high, value=value)
         else:
             updates[component] = value
-    updates |= merge_panel.places(studio.merge, form)
-    updates[studio.session.extras] = extras
+    updates |= merge_panel.places(controls.merge, form)
+    updates[controls.extras] = extras
     return updates, form, extras
 
 

@@ -3,11 +3,14 @@
 Forecasts are maths alone: no model is asked. Without a prepared pair the figure says what to press.
 """
 
+import gradio as gr
+
 from sst_ui.errors import UserError
 from sst_ui.jobs.merge.forecast import by_kind, kept
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.panels import merge_plots
-from sst_ui.ui.panels.merge import shown, summary, told
+from sst_ui.ui.panels.merge import MergePanel, shown, summary, told
+from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.state.form import split
 from sst_ui.ui.widgets import plots
@@ -15,28 +18,26 @@ from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
 
-def outputs(studio) -> list:
+def outputs(panel: MergePanel, figure: gr.Plot) -> list:
     """The components that `draw` may write to."""
-    panel = studio.merge
-    return [studio.figures.merge, panel.hint, panel.readout, panel.bell, *panel.rows.values()]
+    return [figure, panel.hint, panel.readout, panel.bell, *panel.rows.values()]
 
 
-def draw(studio, engine, draft, recipe: Recipe) -> dict:
+def draw(panel: MergePanel, figure: gr.Plot, engine: Engine, draft, recipe: Recipe) -> dict:
     """Updates of the merge's figure, readout and of which controls are there."""
-    panel, form, lang = studio.merge, draft.form, draft.language
+    form, lang = draft.form, draft.language
     updates = {
         panel.hint: told(lang, form.method),
         **shown(panel, form.method, form.goal, form.shape),
     }
     spec, _ = split(recipe)
     if spec is None:
-        empty = plots.empty(say(lang, "merge.off"))
-        return {**updates, studio.figures.merge: empty, panel.readout: ""}
-    figure, words = picture(engine, draft, spec)
-    return {**updates, studio.figures.merge: figure, panel.readout: words}
+        return {**updates, figure: plots.empty(say(lang, "merge.off")), panel.readout: ""}
+    drawn, words = picture(engine, draft, spec)
+    return {**updates, figure: drawn, panel.readout: words}
 
 
-def picture(engine, draft, spec: Merge) -> tuple:
+def picture(engine: Engine, draft, spec: Merge) -> tuple:
     """The figure of the draft's view, and the readout."""
     lang, key, view, merges = draft.language, draft.loaded.key, draft.view, engine.merges
     waiting = plots.empty(say(lang, "merge.unprepared"))
@@ -64,7 +65,7 @@ def picture(engine, draft, spec: Merge) -> tuple:
     return merge_plots.kept(lang, values), readout
 
 
-def _measured(engine, draft, spec: Merge) -> list:
+def _measured(engine: Engine, draft, spec: Merge) -> list:
     """The variants that were measured on the same pair, and the draft's own merge."""
     found, own = [], engine.merges.cost(draft.loaded.key, spec)
     pair = engine.merges.pair(draft.loaded.key, spec)

@@ -4,9 +4,11 @@ How results look is in `metrics` and `show_results`.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import gradio as gr
@@ -20,11 +22,14 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 from sst_ui.ui.events import show_results
 from sst_ui.ui.events.answers import DRAWN
+from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
+from sst_ui.ui.events.show_results import ResultsView
 from sst_ui.ui.panels import metrics
+from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.services.errors import guarded, message
-from sst_ui.ui.state.form import MEASURING, evaluation, measuring
+from sst_ui.ui.services.errors import message
+from sst_ui.ui.state.form import MEASURING, evaluation
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.html import Clock, notice
@@ -32,19 +37,20 @@ from sst_ui.ui.widgets.texts import say
 
 CANCELLED = ":cancelled"  # mark of a job that ends with a word, beside its own name
 PACE = 0.5  # seconds between two updates of the progress bar
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 SOUND = dict(zip(MEASURING, ((), "standard", 0, 0, "", ""), strict=True))
 
 
-def check_settings(lang, results, *settings):
-    """A validator: the message appears at the setting that is wrong."""
-    checks = [gr.validate(True, "")] * (2 + len(MEASURING))
-    for place, (name, value) in enumerate(zip(MEASURING, settings, strict=True), start=2):
+def check_settings(
+    controls: Sequence[Any], language: str, results: object, settings: tuple
+) -> dict[Any, str]:
+    """What is wrong at which of the controls of `MEASURING`."""
+    wrong = {}
+    for control, name, value in zip(controls, MEASURING, settings, strict=True):
         try:
             _look(evaluation(**{_argument(n): v for n, v in (SOUND | {name: value}).items()}))
         except UserError as error:
-            checks[place] = gr.validate(False, message(error, lang))
-    return checks
+            wrong[control] = message(error, language)
+    return wrong
 
 
 def _argument(name: str) -> str:
@@ -60,108 +66,149 @@ def _look(wanted: Evaluation) -> None:
         corrections.read(wanted.labels)
 
 
-def connect(studio, engine: Engine, triggers: Sequence, interrupts: Sequence) -> list:
+def connect(
+    panel: metrics.MetricsPanel,
+    view: ResultsView,
+    settings: Sequence[Any],
+    board: Reads,
+    session: Session,
+    triggers: Sequence,
+    interrupts: Sequence,
+    engine: Engine,
+) -> list:
     """Wire the metrics; returns the events at whose end there may be new ones.
 
     Args:
+        settings: the controls of `MEASURING`.
         triggers: events after whose success metrics start.
         interrupts: event listeners (`button.click`) that make running metrics obsolete.
     """
-    session, panel = studio.session, studio.metrics
-    working = {panel.cancel: gr.update(visible=True), panel.run: gr.update(visible=False)}
-    resting = {panel.cancel: gr.update(visible=False), panel.run: gr.update(visible=True)}
-
-    @guarded
-    def run(lang, loaded: Loaded, earlier: str, *values):
-        """Metrics of the current variant, row by row as they finish."""
-        engine.stop(earlier)
-        mine = uuid4().hex
-        cut = len(studio.board) - 1
-        board = Board.of(lang, *values[:cut])
-        if board.variants.now is None:
-            return
-        recipe, wanted = board.variants.now.recipe, evaluation(*values[cut:])
-        digest, clock, found, shown = recipe.digest(), Clock(), [], 0.0
-        if board.results.get(f"done:{digest}") == wanted:
-            yield {panel.rows: metrics.render(board), panel.progress: "", **resting}
-            return
-        board = replace(board, results={**board.results, digest: ()})
-        yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
-        try:
-            heard = job_runner.Told()
-            with closing(engine.evaluate(loaded.key, recipe, wanted)) as job:
-                for part in job:
-                    heard(part)
-                    if engine.stopped(mine):
-                        return
-                    if engine.stopped(mine + CANCELLED):
-                        yield ended(lang, board)
-                        return
-                    if isinstance(part, MetricResult):
-                        found.append(part)
-                        board = replace(board, results={**board.results, digest: tuple(found)})
-                        rows = metrics.render(board, pending=True)
-                        yield {panel.rows: rows, session.results: board.results}
-                    elif isinstance(part, Progress) and time.monotonic() - shown >= PACE:
-                        shown = time.monotonic()
-                        yield {panel.progress: clock.bar(lang, part)}
-        except Exception as error:
-            told = notice(message(error, lang), "bad")
-            yield {panel.rows: metrics.render(board), panel.progress: told, **resting}
-            return
-        done = {**board.results, f"done:{digest}": wanted}
-        rows = metrics.render(board)
-        yield {panel.rows: rows, panel.progress: "", session.results: done, **resting}
-
-    @guarded
-    def show(lang, *values):
-        return show_results.refresh(studio, Board.of(lang, *values))
-
-    @guarded
-    def stop(lang, job, *values):
-        """Says at once that it is over; the job ends at its next step and says it once more, after
-        whatever it had on its way."""
-        engine.stop(job + CANCELLED)
-        board = Board.of(lang, *values)
-        return {**show_results.refresh(studio, board), **ended(lang, board)}
-
-    def ended(lang, board: Board) -> dict:
-        told = notice(say(lang, "metrics.cancelled"), "info")
-        return {panel.progress: told, panel.rows: metrics.render(board), **resting}
-
-    @guarded
-    def forget(lang, results, *settings):
-        return {name: value for name, value in results.items() if not name.startswith("done:")}
-
-    settings = list(measuring(studio.form))
-    shown = show_results.outputs(studio)
     again = panel.run.click(
-        forget,
-        [session.language, session.results, *settings],
-        session.results,
-        validator=check_settings,
+        **call(
+            forget,
+            session.language,
+            session.results,
+            together(settings),
+            check=partial(check_settings, settings),
+        ),
+        outputs=session.results,
         **PRIVATE,
     )
-    buttons = [panel.rows, panel.progress, panel.cancel, panel.run]
+    buttons = [panel.progress, panel.cancel, panel.run]
     running = [
         event.success(
-            run,
-            [session.language, session.loaded, session.job, *studio.board[1:], *settings],
-            [*buttons, session.results, session.job],
+            **call(
+                partial(run, panel, session, engine),
+                session.language, session.loaded, session.job, board, together(settings),
+            ),
+            outputs=[panel.rows, *buttons, session.results, session.job],
             concurrency_id="metrics",
             concurrency_limit=4,
             **PRIVATE,
         )
         for event in (*triggers, again)
-    ]
+    ]  # fmt: skip
     for event in running:  # with what was corrected or filtered in the meantime
-        event.then(show, studio.board, shown, **DRAWN)
+        event.then(**call(partial(show, view), board), outputs=view.outputs, **DRAWN)
     for listen in interrupts:
         listen(None, None, None, cancels=running, **PRIVATE)
     panel.cancel.click(
-        stop,
-        [session.language, session.job, *studio.board[1:]],
-        [*shown, panel.progress, panel.cancel, panel.run],
+        **call(partial(stop, panel, view, engine), session.language, session.job, board),
+        outputs=[*view.outputs, *buttons],
         **PRIVATE,
     )
     return running
+
+
+def run(
+    panel: metrics.MetricsPanel,
+    session: Session,
+    engine: Engine,
+    language: str,
+    loaded: Loaded,
+    earlier: str,
+    board: Board,
+    settings: tuple,
+) -> Iterator[dict]:
+    """Metrics of the current variant, row by row as they finish."""
+    engine.stop(earlier)
+    if board.variants.now is None:
+        return
+    wanted, mine = evaluation(*settings), uuid4().hex
+    digest = board.variants.now.recipe.digest()
+    if board.results.get(f"done:{digest}") == wanted:
+        yield {panel.rows: metrics.render(board), panel.progress: "", **_resting(panel)}
+        return
+    board = replace(board, results={**board.results, digest: ()})
+    working = {panel.cancel: gr.update(visible=True), panel.run: gr.update(visible=False)}
+    yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
+    done = yield from _rows(panel, session, engine, loaded, board, wanted, mine)
+    if done is not None:
+        results = {**done.results, f"done:{digest}": wanted}
+        rows = metrics.render(done)
+        yield {panel.rows: rows, panel.progress: "", session.results: results, **_resting(panel)}
+
+
+def _rows(
+    panel: metrics.MetricsPanel,
+    session: Session,
+    engine: Engine,
+    loaded: Loaded,
+    board: Board,
+    wanted: Evaluation,
+    mine: str,
+) -> Generator[dict, None, Board | None]:
+    """Drive the job; returns the board with all of its rows, None for a job that did not end."""
+    recipe, found, shown = board.variants.now.recipe, [], 0.0
+    digest, clock, heard = recipe.digest(), Clock(), job_runner.Told()
+    try:
+        with closing(engine.evaluate(loaded.key, recipe, wanted)) as job:
+            for part in job:
+                heard(part)
+                if engine.stopped(mine):
+                    return None
+                if engine.stopped(mine + CANCELLED):
+                    yield _ended(panel, board)
+                    return None
+                if isinstance(part, MetricResult):
+                    found.append(part)
+                    board = replace(board, results={**board.results, digest: tuple(found)})
+                    rows = metrics.render(board, pending=True)
+                    yield {panel.rows: rows, session.results: board.results}
+                elif isinstance(part, Progress) and time.monotonic() - shown >= PACE:
+                    shown = time.monotonic()
+                    yield {panel.progress: clock.bar(board.language, part)}
+    except Exception as error:
+        told = notice(message(error, board.language), "bad")
+        yield {panel.rows: metrics.render(board), panel.progress: told, **_resting(panel)}
+        return None
+    return board
+
+
+def show(view: ResultsView, board: Board) -> dict:
+    """Everything that shows results."""
+    return show_results.refresh(view, board)
+
+
+def stop(
+    panel: metrics.MetricsPanel, view: ResultsView, engine: Engine, language: str, job: str,
+    board: Board,
+) -> dict:  # fmt: skip
+    """Says at once that it is over; the job ends at its next step and says it once more, after
+    whatever it had on its way."""
+    engine.stop(job + CANCELLED)
+    return {**show_results.refresh(view, board), **_ended(panel, board)}
+
+
+def forget(language: str, results: dict, settings: tuple) -> dict:
+    """The results without their marks, so that all is measured again."""
+    return {name: value for name, value in results.items() if not name.startswith("done:")}
+
+
+def _ended(panel: metrics.MetricsPanel, board: Board) -> dict:
+    told = notice(say(board.language, "metrics.cancelled"), "info")
+    return {panel.progress: told, panel.rows: metrics.render(board), **_resting(panel)}
+
+
+def _resting(panel: metrics.MetricsPanel) -> dict:
+    return {panel.cancel: gr.update(visible=False), panel.run: gr.update(visible=True)}

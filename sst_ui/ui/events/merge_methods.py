@@ -1,25 +1,26 @@
 """The table of methods: all merges of the two adapters on the same prompts, at one click."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import gradio as gr
 
 from sst_ui.jobs.merge.compare_methods import COLUMNS
 from sst_ui.metrics.registry import find
 from sst_ui.recipe import Merge, Recipe
-from sst_ui.ui.events import draw_draft
-from sst_ui.ui.events.draw_draft import Draft, draw, fill
+from sst_ui.ui.events.binding import PRIVATE, call
+from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
+from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.services.errors import guarded, told
+from sst_ui.ui.services.errors import told
 from sst_ui.ui.services.merge_forecasts import Line
 from sst_ui.ui.state.form import evaluation, measuring
 from sst_ui.ui.widgets.html import CLICKS, notice, safe
 from sst_ui.ui.widgets.numbers import exact, number
 from sst_ui.ui.widgets.texts import has, say, t
 
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 AIMS = ("refusal_rate",)  # what a merge adds on purpose, and an ablation removes
 ALONE = ("base", "utility", "safety")  # lines that merge nothing
 
@@ -95,77 +96,91 @@ def _best(name: str, lines: Sequence[Line]) -> float | None:
     return choose(found) if found else None
 
 
-def connect(studio, engine: Engine) -> None:
-    """Wire the button, its cancel, and the rows."""
-    panel, session = studio.methods, studio.session
+def connect(
+    panel: MethodsPanel, editor: Editor, session: Session, status: gr.HTML, tabs: gr.Tabs,
+    engine: Engine,
+) -> None:  # fmt: skip
+    """Wire the button, its cancel, and the rows.
+
+    Args:
+        status: where it is said that a row's settings are in the controls.
+        tabs: of the edits; the merge is shown.
+    """
+    lines = session.methods
+    panel.run.click(
+        **call(partial(run, panel, lines, engine), editor.draft),
+        outputs=[panel.table, panel.progress, panel.run, panel.cancel, lines],
+        concurrency_id="metrics",
+        concurrency_limit=4,
+        **PRIVATE,
+    )
+    panel.cancel.click(
+        **call(partial(stop, engine), session.language), outputs=panel.cancel, **PRIVATE
+    )
+    panel.table.click(
+        **call(partial(use, panel, editor, status, tabs, engine), editor.draft, lines),
+        outputs=[*editor.outputs, panel.table, status, tabs],
+        **PRIVATE,
+    )
+
+
+def run(
+    panel: MethodsPanel, known: gr.State, engine: Engine, draft: Draft, request: gr.Request
+) -> Iterator[dict]:
+    """Measure all methods, line by line."""
+    stopped = engine.begin(job_runner.name("methods", request))
+    lang, lines = draft.language, ()
     busy = {
         panel.cancel: gr.update(visible=True, interactive=True),
         panel.run: gr.update(visible=False),
     }
     idle = {panel.cancel: gr.update(visible=False), panel.run: gr.update(visible=True)}
 
-    @guarded
-    def run(lang, request: gr.Request, *values):
-        draft = Draft.of(lang, *values)
-        stopped = engine.begin(job_runner.name("methods", request))
-        lang, lines = draft.language, ()
+    def one_more(line: Line) -> dict:
+        nonlocal lines
+        lines = (*lines, line)
+        return {panel.table: render(lang, lines, spec), known: lines}
 
-        def one_more(line: Line) -> dict:
-            nonlocal lines
-            lines = (*lines, line)
-            return {panel.table: render(lang, lines, spec), session.methods: lines}
+    try:
+        on = draft.form._replace(merge_on=True)
+        spec = replace(draft, form=on).recipe().edits[0]
+        wanted = replace(evaluation(*measuring(draft.form)), metrics=())
+        yield {panel.table: render(lang, ()), known: (), **busy}
+        yield from job_runner.watched(
+            lang,
+            engine.merges.compare(draft.loaded.key, spec, wanted),
+            lambda bar: {panel.progress: bar},
+            one_more,
+            notes=False,
+            stopped=stopped,
+        )
+    except Exception as error:
+        yield {panel.progress: told(error, lang), **idle}
+        return
+    yield {panel.progress: "", **idle}
 
-        try:
-            on = draft.form._replace(merge_on=True)
-            spec = replace(draft, form=on).recipe().edits[0]
-            wanted = replace(evaluation(*measuring(draft.form)), metrics=())
-            yield {panel.table: render(lang, ()), session.methods: (), **busy}
-            yield from job_runner.watched(
-                lang,
-                engine.merges.compare(draft.loaded.key, spec, wanted),
-                lambda bar: {panel.progress: bar},
-                one_more,
-                notes=False,
-                stopped=stopped,
-            )
-        except Exception as error:
-            yield {panel.progress: told(error, lang), **idle}
-            return
-        yield {panel.progress: "", **idle}
 
-    @guarded
-    def use(lang, event: gr.EventData, lines, *values):
-        draft = Draft.of(lang, *values)
-        line = next((line for line in lines if line.name == event.pick), None)
-        if line is None or line.spec is None:
-            return {}
-        edits = (line.spec, *((draft.ablation(),) if draft.form.ablation_on else ()))
-        recipe = Recipe(model=draft.loaded.spec, edits=edits, evaluation=draft.recipe().evaluation)
-        updates, form, extras = fill(studio, recipe, draft)
-        draft = replace(draft, form=form, extras=extras)
-        used = notice(say(lang, "methods.used"), "info")
-        return {
-            **updates,
-            **draw(studio, engine, draft),
-            panel.table: render(lang, lines, line.spec),
-            studio.apply.status: used,
-            studio.edits: gr.update(selected="merge"),
-        }
+def stop(engine: Engine, language: str, request: gr.Request) -> dict:
+    """Ask the running job to stop; it says the rest when it has ended."""
+    engine.stop(job_runner.name("methods", request))
+    return gr.update(interactive=False)
 
-    outputs = [panel.table, panel.progress, panel.run, panel.cancel, session.methods]
-    panel.run.click(
-        run, studio.draft, outputs, concurrency_id="metrics", concurrency_limit=4, **PRIVATE
-    )
 
-    def stop(lang, request: gr.Request):
-        engine.stop(job_runner.name("methods", request))
-        return gr.update(interactive=False)  # the job says the rest when it has ended
-
-    panel.cancel.click(stop, session.language, panel.cancel, **PRIVATE)
-    panel.table.click(
-        use,
-        [session.language, session.methods, *studio.draft[1:]],
-        [*draw_draft.outputs(studio), *studio.form, *studio.merge.decades.values(), session.extras,
-         panel.table, studio.apply.status, studio.edits],
-        **PRIVATE,
-    )  # fmt: skip
+def use(
+    panel: MethodsPanel, editor: Editor, status: gr.HTML, tabs: gr.Tabs, engine: Engine,
+    draft: Draft, lines: Sequence[Line], event: gr.EventData,
+) -> dict:  # fmt: skip
+    """A row's merge into the controls."""
+    lang, line = draft.language, next((line for line in lines if line.name == event.pick), None)
+    if line is None or line.spec is None:
+        return {}
+    edits = (line.spec, *((draft.ablation(),) if draft.form.ablation_on else ()))
+    recipe = Recipe(model=draft.loaded.spec, edits=edits, evaluation=draft.recipe().evaluation)
+    updates, form, extras = fill(editor.controls, recipe, draft)
+    return {
+        **updates,
+        **draw(editor.drawing, engine, replace(draft, form=form, extras=extras)),
+        panel.table: render(lang, lines, line.spec),
+        status: notice(say(lang, "methods.used"), "info"),
+        tabs: gr.update(selected="merge"),
+    }

@@ -5,57 +5,77 @@ read or written is told here and never stops an edit.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import gradio as gr
 
 from sst_ui.errors import UserError
-from sst_ui.ui.events import draw_draft
-from sst_ui.ui.events.draw_draft import Draft, draw, fill
+from sst_ui.metrics.results import MetricResult
+from sst_ui.recipe import Recipe
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import usable
 from sst_ui.ui.panels import runs
-from sst_ui.ui.panels.runs import View
+from sst_ui.ui.panels.runs import RunsPanel, View
+from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.services.errors import guarded, message
+from sst_ui.ui.services.errors import message
+from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.run_store import Shelf
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+
+@dataclass(frozen=True)
+class Seen:
+    """What the view shows and is asked: the browser's rows, what is chosen, the search."""
+
+    language: str
+    rows: list
+    view: View
+    search: str
+    known: Variants
 
 
-def connect(studio, engine: Engine, opened, applied, measured: Sequence) -> None:
-    """Wire the Runs view.
+@dataclass(frozen=True)
+class Screen:
+    """What the Runs view writes to."""
 
-    Args:
-        opened: the event of the page's load.
-        applied: the event of Apply.
-        measured: events at whose end there may be metrics.
-    """
-    session, panel = studio.session, studio.runs
+    panel: RunsPanel
+    rows: gr.BrowserState
+    view: gr.State
 
-    def shown(lang: str, shelf: Shelf, view: View, search: str, known: Variants, said="") -> dict:
+    @property
+    def outputs(self) -> list:
+        """The components that `show` may write to."""
+        p = self.panel
+        return [
+            self.rows, self.view, p.table, p.status, p.search, p.back, p.undo, p.compare, p.delete,
+        ]  # fmt: skip
+
+    def show(self, seen: Seen, shelf: Shelf, view: View, said: str = "") -> dict:
         """Everything of the view, from what there is to see."""
+        panel, lang = self.panel, seen.language
         try:
-            records = shelf.list(search or "")
+            records = shelf.list(seen.search or "")
             chosen = {r.id for r in shelf.get(view.chosen)}
         except UserError as error:
             records, chosen, said = (), set(), notice(message(error, lang), "bad")
         view = replace(view, chosen=tuple(run for run in view.chosen if run in chosen))
         view = replace(view, comparing=view.comparing and len(view.chosen) > 1)
-        now = known.now.recipe.digest() if known.now else ""
+        now = seen.known.now.recipe.digest() if seen.known.now else ""
         if view.comparing:
             body = runs.compared(lang, shelf.get(view.chosen))
         else:
-            body = runs.listed(lang, records, view, now, "no_match" if search else "none")
+            body = runs.listed(lang, records, view, now, "no_match" if seen.search else "none")
         count = len(view.chosen)
-        many = (
-            say(lang, "runs.compare_many", count=count) if count > 1 else say(lang, "runs.compare")
-        )
+        key = "runs.compare_many" if count > 1 else "runs.compare"
+        many = say(lang, key, count=count)
         return {
-            session.runs: list(shelf.rows) if shelf.history is None else gr.skip(),
-            session.view: view,
+            self.rows: list(shelf.rows) if shelf.history is None else gr.skip(),
+            self.view: view,
             panel.table: body,
             panel.status: said,
             panel.search: gr.update(visible=not view.comparing),
@@ -65,104 +85,135 @@ def connect(studio, engine: Engine, opened, applied, measured: Sequence) -> None
             panel.delete: gr.update(interactive=count > 0, visible=not view.comparing),
         }
 
-    @guarded
-    def look(lang, rows, view, search, known):
-        return shown(lang, Shelf.of(engine.history, rows), view, search, known)
 
-    def kept(lang, rows, view, search, known, recipe, model, results=()) -> dict:
-        shelf = Shelf.of(engine.history, rows)
-        try:
-            shelf = shelf.add(recipe, model, results)
-        except UserError as error:  # the edit stands all the same
-            return shown(lang, shelf, view, search, known, notice(message(error, lang), "bad"))
-        return shown(lang, shelf, view, search, known)
+def connect(
+    panel: RunsPanel,
+    session: Session,
+    editor: Editor,
+    engine: Engine,
+    shown: Sequence,
+    applied,
+    measured: Sequence,
+) -> None:
+    """Wire the Runs view.
 
-    @guarded
-    def keep_applied(lang, rows, view, search, known: Variants, loaded):
-        if known.now is None:
-            return gr.skip()
-        return kept(lang, rows, view, search, known, known.now.recipe, loaded.spec.id)
-
-    @guarded
-    def keep_measured(lang, rows, view, search, known: Variants, loaded, results):
-        """The numbers as they were measured; labels corrected later stay in the browser."""
-        now = known.now
-        wanted = results.get(f"done:{now.recipe.digest()}") if now else None
-        if wanted is None:  # stopped on the way
-            return gr.skip()
-        recipe = replace(now.recipe, evaluation=wanted)
-        numbers = results.get(now.recipe.digest(), ())
-        return kept(lang, rows, view, search, known, recipe, loaded.spec.id, numbers)
-
-    @guarded
-    def choose(lang, event: gr.EventData, rows, view, search, known):
-        run = int(event.run)
-        others = tuple(r for r in view.chosen if r != run)
-        view = replace(view, chosen=others if run in view.chosen else (*others, run))
-        return shown(lang, Shelf.of(engine.history, rows), view, search, known)
-
-    @guarded
-    def side_by_side(lang, rows, view, search, known):
-        shelf = Shelf.of(engine.history, rows)
-        return shown(lang, shelf, replace(view, comparing=True), search, known)
-
-    @guarded
-    def back(lang, rows, view, search, known):
-        shelf = Shelf.of(engine.history, rows)
-        return shown(lang, shelf, replace(view, comparing=False), search, known)
-
-    @guarded
-    def delete(lang, rows, view, search, known):
-        shelf, gone = Shelf.of(engine.history, rows).delete(view.chosen)
-        said = notice(say(lang, "runs.deleted", count=len(gone)), "info")
-        return shown(lang, shelf, View(gone=gone), search, known, said)
-
-    @guarded
-    def undo(lang, rows, view, search, known):
-        shelf = Shelf.of(engine.history, rows).restore(view.gone)
-        return shown(lang, shelf, replace(view, gone=()), search, known)
-
-    @guarded
-    def load(lang, event: gr.EventData, rows, *values):
-        """A run's settings into the controls, as if its recipe had been opened."""
-        draft = Draft.of(lang, *values)
-        try:
-            found = Shelf.of(engine.history, rows).get([int(event.run)])
-            if not found:
-                raise UserError(say(lang, "runs.gone"))
-            recipe = usable(draft, found[0].recipe)
-            updates, form, extras = fill(studio, recipe, draft)
-            drawn = draw(studio, engine, replace(draft, form=form, extras=extras))
-        except UserError as error:
-            return {panel.status: notice(message(error, lang), "bad")}
-        told = say(lang, "runs.loaded", name=found[0].title)
-        return {**updates, **drawn, panel.status: notice(told, "good")}
-
-    seen = [session.language, session.runs, session.view, panel.search, session.variants]
-    written = [
-        session.runs, session.view, panel.table, panel.status, panel.search, panel.back,
-        panel.undo, panel.compare, panel.delete,
-    ]  # fmt: skip
-    for listen in (opened.success, studio.runs_tab.select):
-        listen(look, seen, written, **PRIVATE)
-    panel.search.change(look, seen, written, trigger_mode="always_last", **PRIVATE)
-    applied.success(keep_applied, [*seen, session.loaded], written, **PRIVATE)
+    Args:
+        shown: event listeners (`tab.select`) at which the view is drawn.
+        applied: the event of Apply.
+        measured: events at whose end there may be metrics.
+    """
+    screen = Screen(panel, session.runs, session.view)
+    seen = Reads(
+        [session.language, session.runs, session.view, panel.search, session.variants], Seen
+    )
+    written = {**PRIVATE, "outputs": screen.outputs}
+    looking = call(partial(look, screen, engine), seen)
+    for listen in shown:
+        listen(**looking, **written)
+    panel.search.change(**looking, trigger_mode="always_last", **written)
+    keeping = call(partial(keep_applied, screen, engine), seen, session.loaded)
+    applied.success(**keeping, **written)
+    keeping = call(partial(keep_measured, screen, engine), seen, session.loaded, session.results)
     for event in measured:
-        event.success(keep_measured, [*seen, session.loaded, session.results], written, **PRIVATE)
-    panel.table.select(choose, seen, written, **PRIVATE)
-    panel.compare.click(side_by_side, seen, written, **PRIVATE)
-    panel.back.click(back, seen, written, **PRIVATE)
-    panel.delete.click(delete, seen, written, **PRIVATE)
-    panel.undo.click(undo, seen, written, **PRIVATE)
+        event.success(**keeping, **written)
+    for listen, handler in (
+        (panel.table.select, choose),
+        (panel.compare.click, side_by_side),
+        (panel.back.click, back),
+        (panel.delete.click, delete),
+        (panel.undo.click, undo),
+    ):
+        listen(**call(partial(handler, screen, engine), seen), **written)
     panel.table.apply(
-        load,
-        [session.language, session.runs, *studio.draft[1:]],
-        [
-            *draw_draft.outputs(studio),
-            *studio.form,
-            *studio.merge.decades.values(),
-            session.extras,
-            panel.status,
-        ],
+        **call(partial(load, panel.status, editor, engine), editor.draft, session.runs),
+        outputs=[*editor.outputs, panel.status],
         **PRIVATE,
     )
+
+
+def _shelf(engine: Engine, seen: Seen) -> Shelf:
+    return Shelf.of(engine.history, seen.rows)
+
+
+def look(screen: Screen, engine: Engine, seen: Seen) -> dict:
+    """What there is now."""
+    return screen.show(seen, _shelf(engine, seen), seen.view)
+
+
+def _kept(
+    screen: Screen, engine: Engine, seen: Seen, recipe: Recipe, model: str,
+    results: Sequence[MetricResult] = (),
+) -> dict:  # fmt: skip
+    shelf = _shelf(engine, seen)
+    try:
+        shelf = shelf.add(recipe, model, results)
+    except UserError as error:  # the edit stands all the same
+        return screen.show(seen, shelf, seen.view, notice(message(error, seen.language), "bad"))
+    return screen.show(seen, shelf, seen.view)
+
+
+def keep_applied(screen: Screen, engine: Engine, seen: Seen, loaded: Loaded):
+    """Keep the recipe that was applied."""
+    if seen.known.now is None:
+        return gr.skip()
+    return _kept(screen, engine, seen, seen.known.now.recipe, loaded.spec.id)
+
+
+def keep_measured(screen: Screen, engine: Engine, seen: Seen, loaded: Loaded, results: dict):
+    """The numbers as they were measured; labels corrected later stay in the browser."""
+    now = seen.known.now
+    wanted = results.get(f"done:{now.recipe.digest()}") if now else None
+    if wanted is None:  # stopped on the way
+        return gr.skip()
+    recipe = replace(now.recipe, evaluation=wanted)
+    numbers = results.get(now.recipe.digest(), ())
+    return _kept(screen, engine, seen, recipe, loaded.spec.id, numbers)
+
+
+def choose(screen: Screen, engine: Engine, seen: Seen, event: gr.EventData) -> dict:
+    """Choose a run, or let it go."""
+    run, view = int(event.run), seen.view
+    others = tuple(r for r in view.chosen if r != run)
+    view = replace(view, chosen=others if run in view.chosen else (*others, run))
+    return screen.show(seen, _shelf(engine, seen), view)
+
+
+def side_by_side(screen: Screen, engine: Engine, seen: Seen) -> dict:
+    """The chosen runs beside each other."""
+    return screen.show(seen, _shelf(engine, seen), replace(seen.view, comparing=True))
+
+
+def back(screen: Screen, engine: Engine, seen: Seen) -> dict:
+    """Back to the list."""
+    return screen.show(seen, _shelf(engine, seen), replace(seen.view, comparing=False))
+
+
+def delete(screen: Screen, engine: Engine, seen: Seen) -> dict:
+    """Delete the chosen runs; Undo knows them."""
+    shelf, gone = _shelf(engine, seen).delete(seen.view.chosen)
+    said = notice(say(seen.language, "runs.deleted", count=len(gone)), "info")
+    return screen.show(seen, shelf, View(gone=gone), said)
+
+
+def undo(screen: Screen, engine: Engine, seen: Seen) -> dict:
+    """Bring back what was deleted last."""
+    shelf = _shelf(engine, seen).restore(seen.view.gone)
+    return screen.show(seen, shelf, replace(seen.view, gone=()))
+
+
+def load(
+    status: gr.HTML, editor: Editor, engine: Engine, draft: Draft, rows: list, event: gr.EventData
+) -> dict:
+    """A run's settings into the controls, as if its recipe had been opened."""
+    lang = draft.language
+    try:
+        found = Shelf.of(engine.history, rows).get([int(event.run)])
+        if not found:
+            raise UserError(say(lang, "runs.gone"))
+        recipe = usable(draft, found[0].recipe)
+        updates, form, extras = fill(editor.controls, recipe, draft)
+        drawn = draw(editor.drawing, engine, replace(draft, form=form, extras=extras))
+    except UserError as error:
+        return {status: notice(message(error, lang), "bad")}
+    told = say(lang, "runs.loaded", name=found[0].title)
+    return {**updates, **drawn, status: notice(told, "good")}

@@ -7,10 +7,12 @@ follows from that state, so that a view may be changed meanwhile. What is done w
 
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import gradio as gr
@@ -22,15 +24,17 @@ from sst_ui.jobs.search.objectives import aims, searched
 from sst_ui.jobs.search.search import Opened
 from sst_ui.metrics.registry import find
 from sst_ui.progress import Progress
-from sst_ui.ui.events.draw_draft import Draft
+from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
+from sst_ui.ui.events.draw_draft import Draft, Editor
 from sst_ui.ui.events.edit import checker
 from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.panels import search_plots, search_table
 from sst_ui.ui.panels.metrics import title
-from sst_ui.ui.panels.search import SETTINGS
+from sst_ui.ui.panels.search import SETTINGS, SearchPanel
+from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.services.errors import guarded, message
+from sst_ui.ui.services.errors import message
 from sst_ui.ui.services.job_runner import PACE
 from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.state.search_results import Found
@@ -39,210 +43,278 @@ from sst_ui.ui.widgets.texts import say
 
 BY_METRIC = ("grid", "sensitivity")  # strategies whose own figure shows one metric
 DRAWN = 1.0  # seconds between two figures
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 JOB = {**PRIVATE, "concurrency_id": "searches", "concurrency_limit": 4}
+LIVE = {**PRIVATE, "trigger_mode": "always_last", "concurrency_limit": None}
 ENDED, STOPPED = ":ended", ":stopped"  # marks of a job, beside its own name
 
 
-def connect(studio, engine: Engine, opened) -> None:
-    """Wire the panel; `opened` is the event of the page's load."""
-    panel, session = studio.search, studio.session
-    settings, cut = list(panel.settings.values()), len(studio.draft)
+@dataclass(frozen=True)
+class Picked:
+    """What is looked at: the search, which candidate, in which view, by which metric."""
 
-    def buttons(phase: str) -> dict:
-        """Which buttons there are, all of them to be pressed."""
-        there = {
-            panel.run: phase in ("none", "over"),
-            panel.pause: phase == "running",
-            panel.resume: phase == "paused",
-            panel.stop: phase in ("running", "paused"),
-        }
-        return {b: gr.update(visible=seen, interactive=True) for b, seen in there.items()}
+    language: str
+    found: Found
+    pick: str
+    view: str
+    metric: str
 
-    def go(lang: str, found: Found) -> Generator[dict, None, None]:
-        """Begin or go on; ends when the search does, or when its job is told to stop."""
-        mine = uuid4().hex
-        found = replace(found, phase="running", job=mine)
-        known, study, news = {each.number: each for each in found.candidates}, None, False
-        minutes = found.spec.minutes
-        clock, shown, drawn = Clock(minutes and 60 * minutes), 0.0, time.monotonic()
 
-        def now(found: Found) -> Found:
-            scores = ()
-            if study is not None and found.spec.strategy == "tpe":
-                scores = tuple(study.importance(i) for i in range(len(found.aim.objectives)))
-            rows = tuple(known[number] for number in sorted(known))
-            return replace(found, candidates=rows, importance=scores)
+def connect(
+    panel: SearchPanel, editor: Editor, session: Session, shown: gr.Tab, opened, engine: Engine
+) -> None:
+    """Wire the panel.
 
-        yield {panel.found: found, panel.status: "", panel.progress: "", **buttons("running")}
-        try:
-            job = engine.search(found.key, found.asked, found.spec, found.storage)
-            heard = job_runner.Told()
-            with closing(job):
-                for part in job:
-                    heard(part)
-                    if engine.stopped(mine) and isinstance(part, Progress):
-                        break  # not between candidates: a batch that is measured is kept whole
-                    update = {}
-                    if isinstance(part, Opened):
-                        study = part.study
-                        found = replace(found, recipe=part.recipe, aim=part.aim, total=part.total)
-                        update[panel.metric] = choices(lang, found)
-                    elif isinstance(part, Candidate):
-                        known[part.number], news = part, True
-                    elif isinstance(part, Progress) and time.monotonic() - shown >= PACE:
-                        shown = time.monotonic()
-                        update[panel.progress] = clock.bar(lang, part)
-                    if news and time.monotonic() - drawn >= DRAWN:
-                        drawn, news, found = time.monotonic(), False, now(found)
-                        update[panel.found] = found
-                    if update:
-                        yield update
-        except Exception as error:
-            found = replace(now(found), phase="paused" if known else "over")
-            told = notice(message(error, lang), "bad")
-            yield {panel.found: found, panel.status: told, panel.progress: "",
-                   **buttons(found.phase)}  # fmt: skip
-            return
-        finally:
-            engine.stop(mine + ENDED)
-        paused = engine.stopped(mine) and not engine.stopped(mine + STOPPED)
-        found = replace(now(found), phase="paused" if paused else "over")
-        told = ended(lang, found, engine.stopped(mine))
-        yield {panel.found: found, panel.status: told, panel.progress: "", **buttons(found.phase)}
+    Args:
+        shown: the tab that the panel is on.
+        opened: the event of the page's load.
+    """
+    _connect_buttons(panel, editor, session.language, engine)
+    seen = Reads([session.language, panel.found, panel.picked, panel.view, panel.metric], Picked)
+    drawn = outputs(panel)
+    looking = call(partial(look, panel), seen)
+    for listen in (panel.found.change, panel.view.change, panel.metric.input, opened.success):
+        listen(**looking, outputs=drawn, **LIVE)
+    panel.table.click(**call(partial(pick, panel), seen), outputs=[panel.picked, *drawn], **PRIVATE)
+    settings = list(panel.settings.values())
+    told = [panel.settings[name].change for name in ("strategy", "objectives", "target")]
+    hinting = call(hint, editor.draft, together(settings))
+    for listen in (*told, shown.select, opened.success):
+        listen(**hinting, outputs=panel.hint, **LIVE)
+    strategy = panel.settings["strategy"]
+    strategy.change(
+        **call(partial(settle, panel), session.language, strategy), outputs=settings, **LIVE
+    )
 
-    @guarded
-    def run(*values):
-        """A new search of the recipe in the controls."""
-        draft, wanted = Draft.of(*values[:cut]), search_panel.spec(*values[cut:-1])
-        lang, before = draft.language, values[-1]
-        try:
-            recipe = draft.recipe()
-            aims(recipe, wanted)
-            searched(recipe)
-        except Exception as error:
-            yield {panel.status: notice(message(error, lang), "bad")}
-            return
-        folder = before.folder
-        if shared() and folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="search-", dir=disk.temporary()))
-        found = Found(
-            asked=recipe, spec=wanted, key=draft.loaded.key, recipe=recipe,
-            layers=draft.loaded.layers, folder=folder,
-        )  # fmt: skip
-        yield {panel.picked: "", panel.told: ""}
-        yield from go(lang, found)
 
-    @guarded
-    def resume(lang, found: Found):
-        if found.phase == "paused":
-            yield from go(lang, found)
-
-    def leave(lang, found: Found, mark: str, phase: str, waiting: str) -> dict:
-        """Tell the running job; where none runs any more, say how it stands."""
-        ended_by_itself = engine.stopped(found.job + ENDED)
-        if found.phase == "running" and not ended_by_itself:
-            engine.stop(found.job + mark)
-            engine.stop(found.job)
-            return {
-                panel.status: notice(say(lang, waiting)),
-                panel.pause: gr.update(interactive=False),
-                panel.stop: gr.update(interactive=phase == "paused"),
-            }
-        if found.phase not in ("running", "paused"):
-            return {}
-        found = replace(found, phase=phase)
-        told = ended(lang, found, True)
-        return {panel.found: found, panel.status: told, panel.progress: "", **buttons(phase)}
-
-    @guarded
-    def pause(lang, found: Found):
-        return leave(lang, found, "", "paused", "search.pausing")
-
-    @guarded
-    def stop(lang, found: Found):
-        return leave(lang, found, STOPPED, "over", "search.stopping")
-
-    @guarded
-    def look(lang, found: Found, picked, view, metric):
-        """Everything that follows from what is found so far."""
-        return draw(studio, lang, found, picked, view, metric)
-
-    @guarded
-    def pick(lang, event: gr.EventData, found, picked, view, metric):
-        return {panel.picked: event.pick, **draw(studio, lang, found, event.pick, view, metric)}
-
-    @guarded
-    def hint(*values):
-        """What the strategy does, and what it goes by."""
-        draft, given = Draft.of(*values[:cut]), dict(zip(SETTINGS, values[cut:], strict=True))
-        try:
-            wanted = search_panel.spec(*given.values())
-        except UserError:  # said at its control when the search is started
-            sound = search_panel.SOUND | {"strategy": given["strategy"]}
-            wanted = search_panel.spec(*sound.values())
-        try:
-            recipe = draft.recipe() if draft.loaded.key else None
-        except UserError:
-            recipe = None
-        return search_panel.hinted(draft.language, recipe, wanted)
-
-    def settle(strategy):
-        """Which settings the strategy has. Only a change of it touches them: an update takes what
-        is said at a control away."""
-        return search_panel.shown(panel, strategy)
-
-    form = checker(engine, with_prompts=True)
-
-    def check(*values):
-        """A validator: a message appears at the setting that is wrong."""
-        wrong = search_panel.problems(values[0] or "en", *values[cut:-1])
-        mine = [gr.validate(n not in wrong, wrong.get(n, "")) for n in SETTINGS]
-        return [*form(*values[:cut]), *mine, gr.validate(True, "")]
-
+def _connect_buttons(
+    panel: SearchPanel, editor: Editor, language: gr.State, engine: Engine
+) -> None:
     state = [panel.status, panel.progress, panel.found, panel.run, panel.pause, panel.resume,
              panel.stop]  # fmt: skip
     every = [*state, panel.metric]
+    sound = checker(engine, editor.controls.form, with_prompts=True)
     panel.run.click(
-        run, [*studio.draft, *settings, panel.found],
-        [*every, panel.picked, panel.told], validator=check, **JOB,
+        **call(
+            partial(run, panel, engine),
+            editor.draft, together(list(panel.settings.values())), panel.found,
+            check=partial(_wrong, panel, sound),
+        ),
+        outputs=[*every, panel.picked, panel.told],
+        **JOB,
     )  # fmt: skip
-    panel.resume.click(resume, [session.language, panel.found], every, **JOB)
-    panel.pause.click(pause, [session.language, panel.found], state, **PRIVATE)
-    panel.stop.click(stop, [session.language, panel.found], state, **PRIVATE)
-    seen = [session.language, panel.found, panel.picked, panel.view, panel.metric]
-    drawn = outputs(studio)
-    live = {**PRIVATE, "trigger_mode": "always_last", "concurrency_limit": None}
-    for listen in (panel.found.change, panel.view.change, panel.metric.input, opened.success):
-        listen(look, seen, drawn, **live)
-    panel.table.click(pick, seen, [panel.picked, *drawn], **PRIVATE)
-    told = [panel.settings[name].change for name in ("strategy", "objectives", "target")]
-    for listen in (*told, studio.search_tab.select, opened.success):
-        listen(hint, [*studio.draft, *settings], panel.hint, **live)
-    strategy = panel.settings["strategy"]
-    strategy.change(settle, strategy, settings, **live)
+    panel.resume.click(
+        **call(partial(resume, panel, engine), language, panel.found), outputs=every, **JOB
+    )
+    for button, handler in ((panel.pause, pause), (panel.stop, stop)):
+        button.click(
+            **call(partial(handler, panel, engine), language, panel.found),
+            outputs=state,
+            **PRIVATE,
+        )
 
 
-def outputs(studio) -> list:
+def _buttons(panel: SearchPanel, phase: str) -> dict:
+    """Which buttons there are, all of them to be pressed."""
+    there = {
+        panel.run: phase in ("none", "over"),
+        panel.pause: phase == "running",
+        panel.resume: phase == "paused",
+        panel.stop: phase in ("running", "paused"),
+    }
+    return {b: gr.update(visible=seen, interactive=True) for b, seen in there.items()}
+
+
+class _Running:
+    """A search while it runs: what is found so far, and when it was last drawn."""
+
+    def __init__(self, panel: SearchPanel, language: str, found: Found) -> None:
+        self.found = replace(found, phase="running", job=uuid4().hex)
+        self.known = {each.number: each for each in found.candidates}
+        self._panel, self._language = panel, language
+        self._clock = Clock(found.spec.minutes and 60 * found.spec.minutes)
+        self._study: Any = None
+        self._news, self._shown, self._drawn = False, 0.0, time.monotonic()
+
+    def heard(self, part: Any) -> dict:
+        """What a step of the job changes on the screen."""
+        update, panel = {}, self._panel
+        if isinstance(part, Opened):
+            self._study = part.study
+            self.found = replace(self.found, recipe=part.recipe, aim=part.aim, total=part.total)
+            update[panel.metric] = choices(self._language, self.found)
+        elif isinstance(part, Candidate):
+            self.known[part.number], self._news = part, True
+        elif isinstance(part, Progress) and time.monotonic() - self._shown >= PACE:
+            self._shown = time.monotonic()
+            update[panel.progress] = self._clock.bar(self._language, part)
+        if self._news and time.monotonic() - self._drawn >= DRAWN:
+            self._drawn, self._news = time.monotonic(), False
+            self.found = update[panel.found] = self.now()
+        return update
+
+    def now(self) -> Found:
+        """With all candidates that are over."""
+        scores: tuple = ()
+        if self._study is not None and self.found.spec.strategy == "tpe":
+            objectives = range(len(self.found.aim.objectives))
+            scores = tuple(self._study.importance(i) for i in objectives)
+        rows = tuple(self.known[number] for number in sorted(self.known))
+        return replace(self.found, candidates=rows, importance=scores)
+
+    def over(self, phase: str, told: Callable[[Found], str]) -> dict:
+        """The last word of the job."""
+        panel, found = self._panel, replace(self.now(), phase=phase)
+        return {
+            panel.found: found, panel.status: told(found), panel.progress: "",
+            **_buttons(panel, phase),
+        }  # fmt: skip
+
+
+def _go(panel: SearchPanel, engine: Engine, language: str, found: Found) -> Iterator[dict]:
+    """Begin or go on; ends when the search does, or when its job is told to stop."""
+    running = _Running(panel, language, found)
+    found, mine = running.found, running.found.job
+    begun = {panel.found: found, panel.status: "", panel.progress: ""}
+    yield {**begun, **_buttons(panel, "running")}
+    try:
+        job = engine.search(found.key, found.asked, found.spec, found.storage)
+        heard = job_runner.Told()
+        with closing(job):
+            for part in job:
+                heard(part)
+                if engine.stopped(mine) and isinstance(part, Progress):
+                    break  # not between candidates: a batch that is measured is kept whole
+                if update := running.heard(part):
+                    yield update
+    except Exception as error:
+        told = notice(message(error, language), "bad")
+        yield running.over("paused" if running.known else "over", lambda found: told)
+        return
+    finally:
+        engine.stop(mine + ENDED)
+    early = engine.stopped(mine)
+    paused = early and not engine.stopped(mine + STOPPED)
+    yield running.over("paused" if paused else "over", lambda found: ended(language, found, early))
+
+
+def run(
+    panel: SearchPanel, engine: Engine, draft: Draft, settings: tuple, before: Found
+) -> Iterator[dict]:
+    """A new search of the recipe in the controls."""
+    wanted = search_panel.spec(*settings)
+    try:
+        recipe = draft.recipe()
+        aims(recipe, wanted)
+        searched(recipe)
+    except Exception as error:
+        yield {panel.status: notice(message(error, draft.language), "bad")}
+        return
+    folder = before.folder
+    if shared() and folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="search-", dir=disk.temporary()))
+    found = Found(
+        asked=recipe, spec=wanted, key=draft.loaded.key, recipe=recipe,
+        layers=draft.loaded.layers, folder=folder,
+    )  # fmt: skip
+    yield {panel.picked: "", panel.told: ""}
+    yield from _go(panel, engine, draft.language, found)
+
+
+def resume(panel: SearchPanel, engine: Engine, language: str, found: Found) -> Iterator[dict]:
+    """Go on with a paused search."""
+    if found.phase == "paused":
+        yield from _go(panel, engine, language, found)
+
+
+def pause(panel: SearchPanel, engine: Engine, language: str, found: Found) -> dict:
+    """Stop for now; Resume goes on."""
+    return _leave(panel, engine, language, found, "", "paused", "search.pausing")
+
+
+def stop(panel: SearchPanel, engine: Engine, language: str, found: Found) -> dict:
+    """Stop for good."""
+    return _leave(panel, engine, language, found, STOPPED, "over", "search.stopping")
+
+
+def _leave(
+    panel: SearchPanel, engine: Engine, language: str, found: Found,
+    mark: str, phase: str, waiting: str,
+) -> dict:  # fmt: skip
+    """Tell the running job; where none runs any more, say how it stands."""
+    ended_by_itself = engine.stopped(found.job + ENDED)
+    if found.phase == "running" and not ended_by_itself:
+        engine.stop(found.job + mark)
+        engine.stop(found.job)
+        return {
+            panel.status: notice(say(language, waiting)),
+            panel.pause: gr.update(interactive=False),
+            panel.stop: gr.update(interactive=phase == "paused"),
+        }
+    if found.phase not in ("running", "paused"):
+        return {}
+    found = replace(found, phase=phase)
+    told = ended(language, found, True)
+    return {panel.found: found, panel.status: told, panel.progress: "", **_buttons(panel, phase)}
+
+
+def look(panel: SearchPanel, seen: Picked) -> dict:
+    """Everything that follows from what is found so far."""
+    return draw(panel, seen)
+
+
+def pick(panel: SearchPanel, seen: Picked, event: gr.EventData) -> dict:
+    """Another candidate."""
+    return {panel.picked: event.pick, **draw(panel, replace(seen, pick=event.pick))}
+
+
+def hint(draft: Draft, settings: tuple) -> str:
+    """What the strategy does, and what it goes by."""
+    given = dict(zip(SETTINGS, settings, strict=True))
+    try:
+        wanted = search_panel.spec(*given.values())
+    except UserError:  # said at its control when the search is started
+        sound = search_panel.SOUND | {"strategy": given["strategy"]}
+        wanted = search_panel.spec(*sound.values())
+    try:
+        recipe = draft.recipe() if draft.loaded.key else None
+    except UserError:
+        recipe = None
+    return search_panel.hinted(draft.language, recipe, wanted)
+
+
+def settle(panel: SearchPanel, language: str, strategy: str):
+    """Which settings the strategy has. Only a change of it touches them: an update takes what
+    is said at a control away."""
+    return search_panel.shown(panel, strategy)
+
+
+def _wrong(
+    panel: SearchPanel, sound: Callable[..., dict], draft: Draft, settings: tuple, before: Found
+) -> dict:
+    """What is wrong at which control of the form or setting of the search."""
+    wrong = search_panel.problems(draft.language or "en", *settings)
+    return {**sound(draft), **{panel.settings[name]: text for name, text in wrong.items()}}
+
+
+def outputs(panel: SearchPanel) -> list:
     """The components that `draw` may write to."""
-    panel = studio.search
     return [panel.plot, panel.table, panel.use, panel.keep, panel.check, panel.metric]
 
 
-def draw(studio, language: str, found: Found, picked: str, view: str, metric: str) -> dict:
+def draw(panel: SearchPanel, seen: Picked) -> dict:
     """Figure and table, and whether there is something to use."""
-    panel = studio.search
+    language, found, metric = seen.language, seen.found, seen.metric
     names = found.aim.metrics if found.aim else ()
     metric = metric if metric in names else (names[0] if names else "")
-    there = found.made(picked) is not None
+    there = found.made(seen.pick) is not None
     return {
-        panel.plot: search_plots.figure(language, found, picked, view, metric),
-        panel.table: search_table.render(language, found, picked),
+        panel.plot: search_plots.figure(language, found, seen.pick, seen.view, metric),
+        panel.table: search_table.render(language, found, seen.pick),
         panel.use: gr.update(interactive=there),
         panel.check: gr.update(interactive=there),
         panel.keep: gr.update(interactive=bool(found.done)),
         panel.metric: gr.update(
-            visible=bool(names) and view == "own" and found.spec.strategy in BY_METRIC
+            visible=bool(names) and seen.view == "own" and found.spec.strategy in BY_METRIC
         ),
     }
 

@@ -3,7 +3,9 @@
 What was found is `ui.state.search_results`, how a search runs is `search`.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import gradio as gr
 
@@ -11,15 +13,19 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.search.objectives import held_out
 from sst_ui.metrics.registry import find
 from sst_ui.recipe import Recipe
-from sst_ui.ui.events import apply, draw_draft
 from sst_ui.ui.events import chat as chat_events
-from sst_ui.ui.events.draw_draft import Draft, draw, fill
+from sst_ui.ui.events.apply import Applied, adopted
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import usable
 from sst_ui.ui.panels import search_table
 from sst_ui.ui.panels.metrics import title
+from sst_ui.ui.panels.search import SearchPanel
+from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import errors, job_runner
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.services.errors import guarded, message
+from sst_ui.ui.services.errors import message
+from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.merge_form import whole
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.search_results import BELL, Found
@@ -28,124 +34,139 @@ from sst_ui.ui.widgets.numbers import exact
 from sst_ui.ui.widgets.texts import say
 
 MOST = 10  # candidates that become variants at once
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
-def connect(studio, engine: Engine) -> None:
+def connect(
+    panel: SearchPanel,
+    editor: Editor,
+    applied: Applied,
+    board: Reads,
+    session: Session,
+    engine: Engine,
+) -> None:
     """Wire the buttons."""
-    panel, session, cut = studio.search, studio.session, len(studio.draft)
+    chosen = [panel.found, panel.picked]
+    panel.use.click(
+        **call(partial(use, panel, editor, engine), editor.draft, *chosen),
+        outputs=[*editor.outputs, panel.told],
+        **PRIVATE,
+    )
+    panel.keep.click(
+        **call(
+            partial(keep, panel, applied),
+            editor.draft, panel.found, panel.count, board,
+            check=partial(_bad_count, panel.count),
+        ),
+        outputs=[*applied.outputs, panel.told],
+        **PRIVATE,
+    )  # fmt: skip
+    panel.check.click(
+        **call(partial(check, panel, engine), session.language, session.loaded, *chosen),
+        outputs=[panel.told, panel.cancel, panel.check],
+        concurrency_id="searches",
+        concurrency_limit=4,
+        **PRIVATE,
+    )
+    panel.cancel.click(
+        **call(partial(stop, engine), session.language), outputs=panel.cancel, **PRIVATE
+    )
+
+
+def use(
+    panel: SearchPanel, editor: Editor, engine: Engine, draft: Draft, found: Found, picked: str
+) -> dict:
+    """A candidate's settings into the controls; what is measured stays as it is there."""
+    lang = draft.language
+    try:
+        recipe = _made(lang, found, picked)
+        recipe = usable(draft, replace(recipe, evaluation=draft.recipe().evaluation))
+        updates, form, extras = fill(editor.controls, recipe, draft)
+        drawn = draw(editor.drawing, engine, replace(draft, form=form, extras=extras))
+    except UserError as error:
+        return {panel.told: notice(message(error, lang), "bad")}
+    told = say(lang, "search.used", name=search_table.named(lang, found, found.pick(picked)))
+    return {**updates, **drawn, panel.told: notice(told, "good")}
+
+
+def keep(
+    panel: SearchPanel, applied: Applied, draft: Draft, found: Found, count: object, board: Board
+) -> dict:
+    """The best few as variants; the right column of the chat answers as the first of them."""
+    lang, known = draft.language, draft.variants
+    names = []
+    try:
+        for pick in _first(found, how_many(count)):
+            recipe = usable(draft, _made(lang, found, pick))
+            recipe = replace(recipe, evaluation=draft.recipe().evaluation)
+            known = known.add(recipe, search_table.named(lang, found, pick))
+            names.append(known.current)
+        if not names:
+            raise UserError(say(lang, "search.nothing"))
+    except UserError as error:
+        return {panel.told: notice(message(error, lang), "bad")}
+    known = replace(known, current=draft.variants.current or names[0])
+    right = gr.Dropdown(choices=chat_events.choices(lang, known), value=f"variant:{names[0]}")
+    told = say(lang, "search.kept", count=len(set(names)), name=names[0])
+    return {
+        **adopted(applied, replace(draft, variants=known), board),
+        applied.pickers[1]: right,
+        panel.told: notice(told, "good"),
+    }
+
+
+def check(
+    panel: SearchPanel,
+    engine: Engine,
+    language: str,
+    loaded: Loaded,
+    found: Found,
+    picked: str,
+    request: gr.Request,
+) -> Iterator[dict]:
+    """The picked one on prompts that no candidate has seen."""
+    stopped = engine.begin(job_runner.name("held out", request))
     busy = {
         panel.cancel: gr.update(visible=True, interactive=True),
         panel.check: gr.update(visible=False),
     }
     idle = {panel.cancel: gr.update(visible=False), panel.check: gr.update(visible=True)}
+    try:
+        recipe = _made(language, found, picked)
+        wanted = held_out(recipe, found.aim, found.spec)
+        numbers = yield from job_runner.watched(
+            language,
+            engine.held_out(loaded.key, recipe, wanted),
+            lambda bar: {panel.told: bar, **busy},
+            stopped=stopped,
+        )
+        if numbers.error:
+            raise UserError(numbers.error)
+    except Exception as error:
+        yield {panel.told: errors.told(error, language), **idle}
+        return
+    words = []
+    for name, value in numbers.values.items():
+        row = find(name)
+        pair = [exact(v, row.unit) for v in (numbers.base.get(name), value)]
+        words.append(f"{title(language, name, row.title)} {' → '.join(pair)} (n {value.n})")
+    name = search_table.named(language, found, found.pick(picked))
+    told = say(language, "search.checked", name=name, values=" · ".join(words))
+    yield {panel.told: notice(told, "good"), **idle}
 
-    @guarded
-    def use(*values):
-        """A candidate's settings into the controls; what is measured stays as it is there."""
-        draft, (found, picked) = Draft.of(*values[:cut]), values[cut:]
-        lang = draft.language
-        try:
-            recipe = _made(lang, found, picked)
-            recipe = usable(draft, replace(recipe, evaluation=draft.recipe().evaluation))
-            updates, form, extras = fill(studio, recipe, draft)
-            drawn = draw(studio, engine, replace(draft, form=form, extras=extras))
-        except UserError as error:
-            return {panel.told: notice(message(error, lang), "bad")}
-        told = say(lang, "search.used", name=search_table.named(lang, found, found.pick(picked)))
-        return {**updates, **drawn, panel.told: notice(told, "good")}
 
-    @guarded
-    def keep(*values):
-        """The best few as variants; the right column of the chat answers as the first of them."""
-        draft, rest = Draft.of(*values[:cut]), values[cut:]
-        (found, count), board = rest[:2], Board.of(*rest[2:])
-        lang, known = draft.language, draft.variants
-        names = []
-        try:
-            for pick in _first(found, how_many(count)):
-                recipe = usable(draft, _made(lang, found, pick))
-                recipe = replace(recipe, evaluation=draft.recipe().evaluation)
-                known = known.add(recipe, search_table.named(lang, found, pick))
-                names.append(known.current)
-            if not names:
-                raise UserError(say(lang, "search.nothing"))
-        except UserError as error:
-            return {panel.told: notice(message(error, lang), "bad")}
-        known = replace(known, current=draft.variants.current or names[0])
-        draft = replace(draft, variants=known)
-        right = gr.Dropdown(choices=chat_events.choices(lang, known), value=f"variant:{names[0]}")
-        told = say(lang, "search.kept", count=len(set(names)), name=names[0])
-        return {
-            **apply.adopted(studio, draft, board),
-            studio.chat.pickers[1]: right,
-            panel.told: notice(told, "good"),
-        }
+def stop(engine: Engine, language: str, request: gr.Request) -> dict:
+    """Ask the running job to stop; it says the rest when it has ended."""
+    engine.stop(job_runner.name("held out", request))
+    return gr.update(interactive=False)
 
-    @guarded
-    def check(lang, request: gr.Request, loaded, found: Found, picked):
-        """The picked one on prompts that no candidate has seen."""
-        stopped = engine.begin(job_runner.name("held out", request))
-        try:
-            recipe = _made(lang, found, picked)
-            wanted = held_out(recipe, found.aim, found.spec)
-            numbers = yield from job_runner.watched(
-                lang,
-                engine.held_out(loaded.key, recipe, wanted),
-                lambda bar: {panel.told: bar, **busy},
-                stopped=stopped,
-            )
-            if numbers.error:
-                raise UserError(numbers.error)
-        except Exception as error:
-            yield {panel.told: errors.told(error, lang), **idle}
-            return
-        words = []
-        for name, value in numbers.values.items():
-            row = find(name)
-            pair = [exact(v, row.unit) for v in (numbers.base.get(name), value)]
-            words.append(f"{title(lang, name, row.title)} {' → '.join(pair)} (n {value.n})")
-        name = search_table.named(lang, found, found.pick(picked))
-        told = say(lang, "search.checked", name=name, values=" · ".join(words))
-        yield {panel.told: notice(told, "good"), **idle}
 
-    def stop(lang, request: gr.Request):
-        engine.stop(job_runner.name("held out", request))
-        return gr.update(interactive=False)  # the job says the rest when it has ended
-
-    def check_count(*values):
-        place = cut + 1
-        try:
-            how_many(values[place])
-        except UserError as error:
-            told = message(error, values[0] or "en")
-            return [gr.validate(i != place, told) for i in range(len(values))]
-        return [gr.validate(True, "")] * len(values)
-
-    chosen = [panel.found, panel.picked]
-    panel.use.click(
-        use,
-        [*studio.draft, *chosen],
-        [*draw_draft.outputs(studio), *studio.form, *studio.merge.decades.values(), session.extras,
-         panel.told],
-        **PRIVATE,
-    )  # fmt: skip
-    panel.keep.click(
-        keep,
-        [*studio.draft, panel.found, panel.count, *studio.board],
-        [*apply.outputs(studio), panel.told],
-        validator=check_count,
-        **PRIVATE,
-    )
-    panel.check.click(
-        check,
-        [session.language, session.loaded, *chosen],
-        [panel.told, panel.cancel, panel.check],
-        concurrency_id="searches",
-        concurrency_limit=4,
-        **PRIVATE,
-    )
-    panel.cancel.click(stop, session.language, panel.cancel, **PRIVATE)
+def _bad_count(box: gr.Number, draft: Draft, found: Found, count: object, board: Board) -> dict:
+    """What is wrong with the number of candidates."""
+    try:
+        how_many(count)
+    except UserError as error:
+        return {box: message(error, draft.language or "en")}
+    return {}
 
 
 def how_many(count) -> int:

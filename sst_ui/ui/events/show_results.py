@@ -5,6 +5,7 @@ downloads.
 import shutil
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -20,36 +21,48 @@ from sst_ui.ui.state.results_board import Board
 OFFERED = 32  # boards whose files lie ready to be downloaded
 
 
-def outputs(studio) -> list:
-    """The components that `refresh` may write to."""
-    panel, figures = studio.metrics, studio.figures
-    return [
-        panel.rows,
-        panel.advice,
-        *panel.files,
-        studio.variants.rows,
-        figures.tradeoff,
-        figures.compare,
-        studio.answers.table,
-        studio.answers.label,
-    ]
+@dataclass(frozen=True)
+class ResultsView:
+    """The components that show results."""
+
+    rows: gr.HTML
+    advice: gr.HTML
+    files: tuple[gr.DownloadButton, ...]
+    variants: gr.HTML
+    tradeoff: gr.Plot
+    compare: gr.Plot
+    answers: gr.HTML
+    label: gr.Dropdown
+
+    @property
+    def outputs(self) -> list:
+        """The components that `refresh` may write to."""
+        return [
+            self.rows,
+            self.advice,
+            *self.files,
+            self.variants,
+            self.tradeoff,
+            self.compare,
+            self.answers,
+            self.label,
+        ]
 
 
-def refresh(studio, board: Board) -> dict:
+def refresh(view: ResultsView, board: Board) -> dict:
     """Updates of everything that shows results."""
-    panel, figures = studio.metrics, studio.figures
     choices = answers.labels(board.language, board.find(board.opened))
     known = {value for _, value in choices}
     label = board.label if board.label in known else answers.ANY
     return {
-        panel.rows: metrics.render(board),
-        panel.advice: advice_events.render(board),
-        **dict(zip(panel.files, files(board), strict=True)),
-        studio.variants.rows: variants.render(board),
-        figures.tradeoff: variants.tradeoff(board),
-        figures.compare: comparison.figure(board),
-        studio.answers.table: answers.render(board),
-        studio.answers.label: gr.Dropdown(choices=choices, value=label),
+        view.rows: metrics.render(board),
+        view.advice: advice_events.render(board),
+        **dict(zip(view.files, files(board), strict=True)),
+        view.variants: variants.render(board),
+        view.tradeoff: variants.tradeoff(board),
+        view.compare: comparison.figure(board),
+        view.answers: answers.render(board),
+        view.label: gr.Dropdown(choices=choices, value=label),
     }
 
 

@@ -43,29 +43,9 @@ def create() -> ChatPanel:
     with gr.Row(elem_id="columns"):
         for side, value in (("left", BASE), ("right", EDITED)):
             with gr.Column(min_width=200, elem_classes=f"side {side}"):
-                pickers.append(
-                    Dropdown(
-                        [(t("chat.base"), BASE), (t("answers.edited"), EDITED)],
-                        value=value,
-                        label=t(f"chat.{side}"),  # read out by screen readers
-                        show_label=False,
-                        container=False,
-                        elem_id=f"picker-{side}",
-                        filterable=False,
-                    )
-                )
-                columns.append(
-                    gr.Chatbot(
-                        show_label=False,
-                        container=False,
-                        elem_id=f"chat-{side}",
-                        height="100%",
-                        buttons=["copy"],
-                        feedback_options=None,
-                        layout="bubble",
-                        placeholder=t("chat.hello") if side == "left" else " ",
-                    )
-                )
+                picker, column = _column(side, value)
+                pickers.append(picker)
+                columns.append(column)
     with gr.Row(elem_id="examples"):
         examples = tuple(_example(*row) for row in EXAMPLES)
     with gr.Row(elem_id="ask"):
@@ -109,6 +89,30 @@ def create() -> ChatPanel:
         seed,
         status,
     )
+
+
+def _column(side: str, value: str) -> tuple[gr.Dropdown, gr.Chatbot]:
+    """One side: who answers there, and the conversation with it."""
+    picker = Dropdown(
+        [(t("chat.base"), BASE), (t("answers.edited"), EDITED)],
+        value=value,
+        label=t(f"chat.{side}"),  # read out by screen readers
+        show_label=False,
+        container=False,
+        elem_id=f"picker-{side}",
+        filterable=False,
+    )
+    column = gr.Chatbot(
+        show_label=False,
+        container=False,
+        elem_id=f"chat-{side}",
+        height="100%",
+        buttons=["copy"],
+        feedback_options=None,
+        layout="bubble",
+        placeholder=t("chat.hello") if side == "left" else " ",
+    )
+    return picker, column
 
 
 def _example(label: str, name: str, place: int) -> gr.Button:

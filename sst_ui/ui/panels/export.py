@@ -191,15 +191,7 @@ def create() -> ExportPanel:
             "", label=t("export.command"), interactive=False, buttons=["copy"], lines=2,
             elem_id="export-command",
         )  # fmt: skip
-        with gr.Column(visible=bool(access()), elem_id="hub") as hub:
-            if access() == "oauth":
-                gr.LoginButton(size="sm", elem_id="hub-login")
-            repo = gr.Textbox(
-                "", label=t("hub.repo"), placeholder=t("hub.name"), max_lines=1, elem_id="hub-repo"
-            )
-            with gr.Row(elem_id="hub-buttons"):
-                private = gr.Checkbox(True, label=t("hub.private"), elem_id="hub-private")
-                push = gr.Button(t("hub.push"), size="sm", elem_id="push", min_width=90)
+        hub, repo, private, push = _hub()
         done = gr.State(
             Done(), time_to_live=LIFE if shared() else None, delete_callback=Done.remove
         )
@@ -207,6 +199,20 @@ def create() -> ExportPanel:
         what, format, hint, rounding, rank, verify, folder, export, cancel, status, download,
         command, hub, repo, private, push, done,
     )  # fmt: skip
+
+
+def _hub() -> tuple[gr.Column, gr.Textbox, gr.Checkbox, gr.Button]:
+    """What is needed to push; not there where nobody has a token."""
+    with gr.Column(visible=bool(access()), elem_id="hub") as hub:
+        if access() == "oauth":
+            gr.LoginButton(size="sm", elem_id="hub-login")
+        repo = gr.Textbox(
+            "", label=t("hub.repo"), placeholder=t("hub.name"), max_lines=1, elem_id="hub-repo"
+        )
+        with gr.Row(elem_id="hub-buttons"):
+            private = gr.Checkbox(True, label=t("hub.private"), elem_id="hub-private")
+            push = gr.Button(t("hub.push"), size="sm", elem_id="push", min_width=90)
+    return hub, repo, private, push
 
 
 def hinted(language: str, format: str) -> str:

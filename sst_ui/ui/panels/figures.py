@@ -48,71 +48,13 @@ def create(layers: int) -> FiguresPanel:
             )
             curve = gr.Plot(show_label=False, container=False, elem_id="curve", buttons=[])
         with gr.Tab(t("tab.table"), id="table", elem_id="table-tab"):
-            with gr.Row(elem_id="table-tools"):
-                row = gr.Textbox(
-                    label=t("table.paste"),
-                    show_label=False,
-                    container=False,
-                    placeholder=t("table.paste"),
-                    max_lines=1,
-                    elem_id="paste-row",
-                    scale=4,
-                )
-                target = Dropdown(
-                    [
-                        (t("table.target.curve"), "curve"),
-                        *((t(f"kind.{kind}"), kind) for kind in KINDS),
-                    ],
-                    value="curve",
-                    label=t("table.target"),
-                    show_label=False,
-                    container=False,
-                    scale=1,
-                    min_width=90,
-                    elem_id="paste-target",
-                )
-                use = gr.Button(t("table.use"), size="sm", scale=0, min_width=60, elem_id="use-row")
-                reset = gr.Button(
-                    t("table.reset"), size="sm", scale=0, min_width=110, elem_id="reset-table"
-                )
-            table_note = gr.HTML(elem_id="table-note")
-            gr.HTML(t("table.hint"), elem_classes="hint")
-            table = gr.Dataframe(
-                headers=["#", "kernel", *KINDS],
-                datatype="str",
-                type="array",
-                interactive=True,
-                static_columns=[0, 1],
-                column_widths=["16%", "28%", "28%", "28%"],
-                show_label=False,
-                max_height=168,
-                buttons=[],
-                elem_id="weight-table",
-            )
+            table, table_note, reset, row, target, use = _table()
         with gr.Tab(t("tab.probe"), id="probe"):
-            probe = gr.Plot(
-                plots.empty(say("en", "probe.empty")),
-                show_label=False,
-                container=False,
-                elem_id="probe",
-                buttons=[],
-            )
+            probe = _empty("probe", "probe.empty")
         with gr.Tab(t("tab.tradeoff"), id="tradeoff"):
-            tradeoff = gr.Plot(
-                plots.empty(say("en", "tradeoff.empty")),
-                show_label=False,
-                container=False,
-                elem_id="tradeoff",
-                buttons=[],
-            )
+            tradeoff = _empty("tradeoff", "tradeoff.empty")
         with gr.Tab(t("tab.compare"), id="compare", elem_id="compare-tab"):
-            compare = gr.Plot(
-                plots.empty(say("en", "compare.empty")),
-                show_label=False,
-                container=False,
-                elem_id="compare",
-                buttons=[],
-            )
+            compare = _empty("compare", "compare.empty")
         with gr.Tab(t("tab.merge"), id="merge", elem_id="merge-tab"):
             merge_view = Radio(
                 [(t(f"merge.view.{name}"), name) for name in VIEWS],
@@ -122,14 +64,60 @@ def create(layers: int) -> FiguresPanel:
                 container=False,
                 elem_id="merge-view",
             )
-            merge = gr.Plot(
-                plots.empty(say("en", "merge.off")),
-                show_label=False,
-                container=False,
-                elem_id="merge",
-                buttons=[],
-            )
+            merge = _empty("merge", "merge.off")
     return FiguresPanel(
         tabs, curve, signal, table, table_note, reset, row, target, use, probe, tradeoff, compare,
         merge, merge_view,
     )  # fmt: skip
+
+
+def _table() -> tuple:
+    with gr.Row(elem_id="table-tools"):
+        row = gr.Textbox(
+            label=t("table.paste"),
+            show_label=False,
+            container=False,
+            placeholder=t("table.paste"),
+            max_lines=1,
+            elem_id="paste-row",
+            scale=4,
+        )
+        target = Dropdown(
+            [
+                (t("table.target.curve"), "curve"),
+                *((t(f"kind.{kind}"), kind) for kind in KINDS),
+            ],
+            value="curve",
+            label=t("table.target"),
+            show_label=False,
+            container=False,
+            scale=1,
+            min_width=90,
+            elem_id="paste-target",
+        )
+        use = gr.Button(t("table.use"), size="sm", scale=0, min_width=60, elem_id="use-row")
+        reset = gr.Button(
+            t("table.reset"), size="sm", scale=0, min_width=110, elem_id="reset-table"
+        )
+    table_note = gr.HTML(elem_id="table-note")
+    gr.HTML(t("table.hint"), elem_classes="hint")
+    table = gr.Dataframe(
+        headers=["#", "kernel", *KINDS],
+        datatype="str",
+        type="array",
+        interactive=True,
+        static_columns=[0, 1],
+        column_widths=["16%", "28%", "28%", "28%"],
+        show_label=False,
+        max_height=168,
+        buttons=[],
+        elem_id="weight-table",
+    )
+    return table, table_note, reset, row, target, use
+
+
+def _empty(name: str, why: str) -> gr.Plot:
+    """A figure with nothing to draw yet."""
+    return gr.Plot(
+        plots.empty(say("en", why)), show_label=False, container=False, elem_id=name, buttons=[]
+    )

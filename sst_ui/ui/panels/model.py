@@ -1,4 +1,4 @@
-"""The model panel: which model, how to load it, what it would take, and the swap itself."""
+"""The model panel: which model, how to load it, what it would take. Knows controls only."""
 
 from dataclasses import dataclass
 from typing import get_args
@@ -7,13 +7,8 @@ import gradio as gr
 
 from sst_ui.errors import unknown
 from sst_ui.recipe import Dtype, ModelSpec, Quantization
-from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.services.errors import guarded, message
-from sst_ui.ui.services.job_runner import Told, watched
-from sst_ui.ui.state.loaded_model import Loaded
-from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import Dropdown
-from sst_ui.ui.widgets.texts import say, t
+from sst_ui.ui.widgets.texts import t
 
 
 @dataclass(frozen=True)
@@ -110,54 +105,3 @@ def spec(ident, revision, dtype, device, quantization, remote, thinking, templat
         enable_thinking=bool(thinking),
         chat_template=(template or "").strip() or None,
     )
-
-
-def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.State):
-    """Wire inspect and load; returns the load event, whose success means a new model."""
-
-    @guarded
-    def look(lang, *values):
-        try:
-            report = engine.inspect(spec(*values))
-        except Exception as error:
-            return notice(message(error, lang), "bad")
-        verdict = say(lang, "model.fits" if report.fits else "model.too_big")
-        return notice(f"{report.summary()} — {verdict}", "good" if report.fits else "warn")
-
-    @guarded
-    def swap(lang, current: Loaded, *values):
-        try:
-            current = yield from watched(
-                lang,
-                engine.load(spec(*values)),
-                lambda bar: (bar, gr.skip(), gr.update(visible=True)),
-                told=Told(toast=False),  # they stay under the button
-            )
-        except Exception as error:
-            text = message(error, lang)
-            yield notice(text, "bad"), gr.skip(), gr.update(visible=False)
-            # what was open stays open, and what is wrong has been said
-            raise gr.Error(text, visible=False, print_exception=False) from error
-        text = " ".join([say(lang, "model.loaded", name=current.name), *current.warnings])
-        done = notice(text, "warn" if current.warnings else "good")
-        yield done, current, gr.update(visible=False)
-
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    panel.inspect.click(look, [language, *panel.inputs], panel.status, **private)
-    event = gr.on(
-        [panel.load.click, panel.id.submit],
-        swap,
-        [language, loaded, *panel.inputs],
-        [panel.status, loaded, panel.cancel],
-        concurrency_id="load",
-        concurrency_limit=1,
-        **private,
-    )
-    panel.cancel.click(
-        lambda lang: (notice(say(lang, "stage.stopped")), gr.update(visible=False)),
-        language,
-        [panel.status, panel.cancel],
-        cancels=event,
-        **private,
-    )
-    return event

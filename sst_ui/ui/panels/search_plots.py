@@ -65,15 +65,7 @@ def scatter(language: str, found: Found, picked: str) -> go.Figure:
             )  # fmt: skip
 
     if math.isfinite(found.aim.target):
-        low = found.aim.lower[0]
-        ends = (-9, found.aim.target) if low else (found.aim.target, 9)
-        drawn.add_hrect(*ends, fillcolor=GOOD, line_width=0, layer="below")
-        drawn.add_annotation(
-            x=1, xref="paper", xanchor="right", y=found.aim.target, showarrow=False,
-            yanchor="bottom" if low else "top", font={"size": 10},
-            text=f"{say(language, 'search.target.band')} {'≤' if low else '≥'} "
-            f"{found.aim.target:g}",
-        )  # fmt: skip
+        _target(language, drawn, found)
     front = {each.number for each in found.front}
     line = sorted(place(each) for each in found.front)
     drawn.add_scatter(
@@ -97,17 +89,8 @@ def scatter(language: str, found: Found, picked: str) -> go.Figure:
         add([mine], say(language, "search.picked"), symbol="circle-open", size=16, color=EDITED,
             line={"width": 2})  # fmt: skip
     least = _decades(found, second)
-    known = next((each for each in found.done if second), None)
-    if known is not None:
-        x, y = (known.base.get(name, NOTHING).value for name in (second, first))
-        if math.isfinite(y):
-            x = x if math.isfinite(x) else 0.0
-            drawn.add_scatter(
-                x=[max(x, least / 2) if least else x], y=[y], mode="markers",
-                name=say(language, "chat.base"), cliponaxis=False,
-                marker={"size": 11, "color": BASE, "symbol": "square"},
-                hovertemplate=f"{x:.3g} · %{{y:.3g}}<extra></extra>",
-            )  # fmt: skip
+    if second:
+        _base(language, drawn, found, least)
     if least:
         drawn.update_xaxes(type="log", dtick=1, exponentformat="power")
     _ruled_out(language, drawn, found, second)
@@ -123,6 +106,36 @@ def scatter(language: str, found: Found, picked: str) -> go.Figure:
     if not least:
         drawn.update_xaxes(tickformat="~g", exponentformat="none")
     return drawn
+
+
+def _target(language: str, drawn: go.Figure, found: Found) -> None:
+    """The band of the first objective's values that are good enough."""
+    low = found.aim.lower[0]
+    ends = (-9, found.aim.target) if low else (found.aim.target, 9)
+    drawn.add_hrect(*ends, fillcolor=GOOD, line_width=0, layer="below")
+    drawn.add_annotation(
+        x=1, xref="paper", xanchor="right", y=found.aim.target, showarrow=False,
+        yanchor="bottom" if low else "top", font={"size": 10},
+        text=f"{say(language, 'search.target.band')} {'≤' if low else '≥'} "
+        f"{found.aim.target:g}",
+    )  # fmt: skip
+
+
+def _base(language: str, drawn: go.Figure, found: Found, least: float) -> None:
+    """The base model's point, at the left end of an axis of decades."""
+    if not found.done:
+        return
+    first, second = found.aim.objectives[:2]
+    known = found.done[0]
+    x, y = (known.base.get(name, NOTHING).value for name in (second, first))
+    if math.isfinite(y):
+        x = x if math.isfinite(x) else 0.0
+        drawn.add_scatter(
+            x=[max(x, least / 2) if least else x], y=[y], mode="markers",
+            name=say(language, "chat.base"), cliponaxis=False,
+            marker={"size": 11, "color": BASE, "symbol": "square"},
+            hovertemplate=f"{x:.3g} · %{{y:.3g}}<extra></extra>",
+        )  # fmt: skip
 
 
 def _decades(found: Found, metric: str | None) -> float:

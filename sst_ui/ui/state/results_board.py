@@ -17,7 +17,7 @@ from sst_ui.ui.state.window import Variants
 
 @dataclass(frozen=True)
 class Board:
-    """Everything that a panel of results needs, as handlers receive it (see `Studio.board`).
+    """Everything that a panel of results needs, as the page's `Screen.board` reads it.
 
     Attributes:
         results: recipe digest -> its metrics as measured (and `done:` marks, see `evaluating`).
@@ -37,7 +37,7 @@ class Board:
 
     @classmethod
     def of(cls, language, variants, results, rows, *more) -> "Board":
-        """From the values of `Studio.board`."""
+        """From the values of `Screen.board`."""
         return cls(language, variants, results, corrections.from_rows(rows), *more)
 
     @cached_property

@@ -46,17 +46,7 @@ def curve(
     top, bottom = max(1.12, alpha.max() * 1.12), min(0.0, alpha.min() * 1.12)
     figure = blank(say(language, "curve.layer"), say(language, "curve.weight"))
     if signal is not None:
-        ceiling = max(float(np.nanmax(signal)), 1e-9) * 1.12
-        figure.add_bar(
-            x=layers,
-            y=signal,
-            name=signal_name,
-            marker={"color": [("rgba(113,137,163,.42)" if u else FAINT) for u in used]},
-            hovertemplate="%{y:.3g}",
-            showlegend=False,
-        )
-        figure.add_bar(x=[None], y=[None], name=signal_name, marker={"color": BASE})
-        figure.update_layout(yaxis={"range": [ceiling * bottom / top, ceiling]})
+        _put_behind(figure, signal, signal_name, used, (bottom, top))
     lines = zip(KINDS, (EDITED, SECOND), ("solid", "dot"), (7, 4.5), strict=True)
     for column, (kind, colour, dash, size) in enumerate(lines):
         values = alpha[:, column]
@@ -78,19 +68,7 @@ def curve(
     if early:
         figure.add_vrect(-0.5, (len(alpha) - 1) * EARLY, fillcolor=AMBER, line_width=0)
     if peak is not None:
-        place = peak * (len(alpha) - 1)
-        figure.add_vline(place, line={"color": EDITED, "width": 1, "dash": "dash"}, opacity=0.55)
-        figure.add_annotation(
-            x=place,
-            y=1,
-            yref="paper",
-            text=say(language, "curve.peak", peak=peak),
-            showarrow=False,
-            xanchor="left" if peak < 0.8 else "right",
-            xshift=4 if peak < 0.8 else -4,
-            yanchor="top",
-            font={"size": 11},
-        )
+        _mark_peak(language, figure, peak, len(alpha))
     # Plotly draws the overlaying axis on top: the weights take it, the signal stays behind.
     figure.update_layout(
         yaxis2={**figure.layout.yaxis.to_plotly_json(), "overlaying": "y", "range": [bottom, top]}
@@ -98,6 +76,46 @@ def curve(
     figure.layout.yaxis.update(visible=False)
     figure.update_xaxes(range=[-0.6, len(alpha) - 0.4], dtick=max(1, len(alpha) // 12))
     return figure
+
+
+def _put_behind(
+    figure: go.Figure, signal: np.ndarray, name: str, used: np.ndarray, ends: tuple[float, float]
+) -> None:
+    """The statistic as bars, faint where the curve touches nothing.
+
+    Args:
+        used: [layers] whether a layer is edited.
+        ends: of the axis of the weights; zero is at the same height on both.
+    """
+    colours = [("rgba(113,137,163,.42)" if u else FAINT) for u in used]
+    bottom, top = ends
+    ceiling = max(float(np.nanmax(signal)), 1e-9) * 1.12
+    figure.add_bar(
+        x=np.arange(len(signal)),
+        y=signal,
+        name=name,
+        marker={"color": colours},
+        hovertemplate="%{y:.3g}",
+        showlegend=False,
+    )
+    figure.add_bar(x=[None], y=[None], name=name, marker={"color": BASE})
+    figure.update_layout(yaxis={"range": [ceiling * bottom / top, ceiling]})
+
+
+def _mark_peak(language: str, figure: go.Figure, peak: float, layers: int) -> None:
+    place = peak * (layers - 1)
+    figure.add_vline(place, line={"color": EDITED, "width": 1, "dash": "dash"}, opacity=0.55)
+    figure.add_annotation(
+        x=place,
+        y=1,
+        yref="paper",
+        text=say(language, "curve.peak", peak=peak),
+        showarrow=False,
+        xanchor="left" if peak < 0.8 else "right",
+        xshift=4 if peak < 0.8 else -4,
+        yanchor="top",
+        font={"size": 11},
+    )
 
 
 def probe(language: str, base: np.ndarray, edited: np.ndarray, variant: str) -> go.Figure:
@@ -190,16 +208,6 @@ def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current
         mine, base = line.name == current, line is lines[0]
         colour = EDITED if mine else BASE if base else OTHERS[others.index(line.name) % len(OTHERS)]
         values = [h[0] for h in line.heights]
-        spread = None
-        if mine or base:
-            spread = {
-                "type": "data",
-                "symmetric": False,
-                "array": [h[2] - h[0] for h in line.heights],
-                "arrayminus": [h[0] - h[1] for h in line.heights],
-                "thickness": 1.2,
-                "width": 3,
-            }
         figure.add_scatter(
             x=places,
             y=values,
@@ -209,7 +217,7 @@ def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current
                   "dash": "dot" if base else "solid"},
             marker={"size": 7 if mine else 5, "color": colour},
             opacity=1 if mine or base else 0.8,
-            error_y=spread,
+            error_y=_spread(line) if mine or base else None,
             customdata=line.told,
             hovertemplate="%{customdata}",
             legendrank=lines.index(line),
@@ -239,6 +247,18 @@ def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current
     figure.update_layout(margin={"l": 8, "r": 8, "t": top, "b": 40})
     figure.update_layout(legend={"y": 0.995, "yanchor": "top", "yref": "container"})
     return figure
+
+
+def _spread(line: Line) -> dict:
+    """The intervals of a line as Plotly's error bars."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [h[2] - h[0] for h in line.heights],
+        "arrayminus": [h[0] - h[1] for h in line.heights],
+        "thickness": 1.2,
+        "width": 3,
+    }
 
 
 def wrapped(text: str, width: int = 11) -> str:

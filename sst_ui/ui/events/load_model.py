@@ -1,0 +1,78 @@
+"""Inspecting a model and loading another one in its place.
+
+A model that cannot be loaded is said in its panel; what was open stays open.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import gradio as gr
+
+from sst_ui.recipe import ModelSpec
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.panels.model import ModelPanel, spec
+from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.errors import message
+from sst_ui.ui.services.job_runner import Told, watched
+from sst_ui.ui.state.loaded_model import Loaded
+from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.texts import say
+
+
+def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.State):
+    """Wire inspect and load; returns the load event, whose success means a new model."""
+    asked = Reads(panel.inputs, lambda *values: partial(spec, *values))
+    panel.inspect.click(
+        **call(partial(look, engine), language, asked), outputs=panel.status, **PRIVATE
+    )
+    event = gr.on(
+        [panel.load.click, panel.id.submit],
+        **call(partial(swap, engine), language, loaded, asked),
+        outputs=[panel.status, loaded, panel.cancel],
+        concurrency_id="load",
+        concurrency_limit=1,
+        **PRIVATE,
+    )
+    panel.cancel.click(
+        **call(cancelled, language),
+        outputs=[panel.status, panel.cancel],
+        cancels=event,
+        **PRIVATE,
+    )
+    return event
+
+
+def look(engine: Engine, language: str, asked: Callable[[], ModelSpec]) -> str:
+    """What the model would take, and whether it fits."""
+    try:
+        report = engine.inspect(asked())
+    except Exception as error:
+        return notice(message(error, language), "bad")
+    verdict = say(language, "model.fits" if report.fits else "model.too_big")
+    return notice(f"{report.summary()} — {verdict}", "good" if report.fits else "warn")
+
+
+def swap(
+    engine: Engine, language: str, current: Loaded, asked: Callable[[], ModelSpec]
+) -> Iterator[tuple]:
+    """Load the model; status, model and the Cancel button as it goes."""
+    try:
+        current = yield from watched(
+            language,
+            engine.load(asked()),
+            lambda bar: (bar, gr.skip(), gr.update(visible=True)),
+            told=Told(toast=False),  # they stay under the button
+        )
+    except Exception as error:
+        text = message(error, language)
+        yield notice(text, "bad"), gr.skip(), gr.update(visible=False)
+        # what was open stays open, and what is wrong has been said
+        raise gr.Error(text, visible=False, print_exception=False) from error
+    text = " ".join([say(language, "model.loaded", name=current.name), *current.warnings])
+    done = notice(text, "warn" if current.warnings else "good")
+    yield done, current, gr.update(visible=False)
+
+
+def cancelled(language: str) -> tuple:
+    """Gradio has closed the job; the panel says so."""
+    return notice(say(language, "stage.stopped")), gr.update(visible=False)
