@@ -18,14 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # A room may import from rooms with a smaller number, and from its own.
 FLOOR = {
-    "errors": 0, "progress": 0, "lru": 0,
+    "errors": 0, "program": 0, "progress": 0, "lru": 0,
     "paths": 0.2, "disk": 0.2, "cache": 0.3,
     "checked": 0.5, "profiles": 0.5, "yaml_text": 0.5, "recipe": 1,
     "maths": 2,
     "data": 3, "model": 3, "metrics": 3,
     "jobs": 4,
     "ui": 5, "cli": 5,
-    "__main__": 6, "app": 6,
+    "app": 6, "__main__": 7,
 }  # fmt: skip
 PEERS = {"data", "model", "metrics"}  # may use one another
 PROVIDED = {"spaces", "gguf", "ray"}  # a ZeroGPU Space or pip brings them; it runs without

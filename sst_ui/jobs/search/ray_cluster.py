@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sst_ui.errors import UserError
-from sst_ui.paths import ROOT
+from sst_ui.paths import INSTALLED, PACKAGE, ROOT
 from sst_ui.recipe import ModelSpec
 
 MOST = 8  # workers on processors, unless said: each holds a model
@@ -84,7 +84,10 @@ def connect(ray: Any, address: str, workers: int | None = None) -> bool:
     else:
         if address != "auto":
             _reach(address)
-        given["runtime_env"] = {"working_dir": str(ROOT), "excludes": LEFT_HERE}
+        if INSTALLED:  # the folder around the package holds everything else that is installed
+            given["runtime_env"] = {"py_modules": [str(PACKAGE)], "excludes": LEFT_HERE}
+        else:
+            given["runtime_env"] = {"working_dir": str(ROOT), "excludes": LEFT_HERE}
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(address=address, **given)
