@@ -8,6 +8,8 @@ import zipfile
 
 import pytest
 
+from sst_ui.errors import UserError
+from sst_ui.jobs.search import ray_cluster
 from sst_ui.paths import ROOT
 from tests.unit.test_house import files
 
@@ -94,6 +96,26 @@ def test_without_a_command_the_installed_studio_opens_the_page(installed, tmp_pa
     assert done.returncode == 2
     assert done.stderr == "error: the port is '99999'; give a whole number from 1 to 65535.\n"
     assert "--host" in sst_studio(installed, tmp_path, "--port", "1", "--help").stdout
+
+
+def test_an_installed_studio_sends_a_cluster_the_package_and_not_its_neighbours(monkeypatch):
+    class Ray:
+        def is_initialized(self):
+            return False
+
+        def init(self, **given):
+            self.given = given
+            raise RuntimeError("there is no cluster")
+
+    sent = {}
+    for installed in (True, False):
+        monkeypatch.setattr(ray_cluster, "INSTALLED", installed)
+        with pytest.raises(UserError, match="no cluster"):
+            ray_cluster.connect(ray := Ray(), "auto")
+        sent[installed] = ray.given["runtime_env"]
+    assert sent[True]["py_modules"] == [str(ROOT / "sst_ui")]
+    assert "working_dir" not in sent[True]
+    assert sent[False]["working_dir"] == str(ROOT)
 
 
 def test_metrics_of_ones_own_are_not_taken_from_the_working_directory(

@@ -52,10 +52,8 @@ def library() -> Any:
         import ray
         import ray.exceptions
     except ImportError:
-        raise UserError(
-            "a search on a cluster needs Ray: pip install -r requirements-ray.txt -c "
-            "constraints.txt"
-        ) from None
+        wanted = "ray" if INSTALLED else "-r requirements-ray.txt -c constraints.txt"
+        raise UserError(f"a search on a cluster needs Ray: pip install {wanted}") from None
     return ray
 
 
