@@ -66,7 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
 
     def work() -> int | None:
-        options = build_parser().parse_args(arguments)
+        parser = build_parser()
+        completion.answer(parser)
+        options = parser.parse_args(arguments)
         return options.command(options)
 
     streams.warn_here()
@@ -76,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 def studio() -> int:
     """The command `sst-studio`: the page without a command's name, else as `python -m sst_ui`."""
     first = next(iter(sys.argv[1:]), "--")
-    if first.startswith("-") and first not in ("-h", "--help"):
+    if not completion.asked() and first.startswith("-") and first not in ("-h", "--help"):
         return streams.guarded(lambda: app.open_page(app.settings(prog=program())))
     return main()
 
@@ -264,7 +266,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _completion(options: argparse.Namespace) -> None:
-    print(completion.script(options.shell, build_parser()), end="")
+    print(completion.script(options.shell), end="")
 
 
 def _metrics(options: argparse.Namespace) -> None:
