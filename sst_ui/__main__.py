@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sst_ui import app
 from sst_ui.cli import (
     completion,
     live,
@@ -38,6 +39,7 @@ from sst_ui.cli import (
 )
 from sst_ui.cli.option_types import real, whole
 from sst_ui.errors import UserError, line_of
+from sst_ui.program import program
 from sst_ui.progress import Progress
 from sst_ui.recipe import (
     LAYERS,
@@ -64,16 +66,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
 
     def work() -> int | None:
-        options = build_parser().parse_args(arguments)
+        parser = build_parser()
+        completion.answer(parser)
+        options = parser.parse_args(arguments)
         return options.command(options)
 
     streams.warn_here()
     return streams.guarded(work)
 
 
+def studio() -> int:
+    """The command `sst-studio`: the page without a command's name, else as `python -m sst_ui`."""
+    first = next(iter(sys.argv[1:]), "--")
+    if not completion.asked() and first.startswith("-") and first not in ("-h", "--help"):
+        return streams.guarded(lambda: app.open_page(app.settings(prog=program())))
+    return main()
+
+
 def build_parser() -> Parser:
     """Every command with its options."""
-    parser = Parser(prog="python -m sst_ui", description="SST Studio without a screen.")
+    parser = Parser(
+        prog=program(),
+        description="SST Studio without a screen.",
+        epilog="The page, and nothing else: sst-studio [--host HOST] [--port PORT] [--model MODEL]",
+    )
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     kernel = commands.add_parser("kernel", help="print a weight kernel, one value a layer")
@@ -250,7 +266,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _completion(options: argparse.Namespace) -> None:
-    print(completion.script(options.shell, build_parser()), end="")
+    print(completion.script(options.shell), end="")
 
 
 def _metrics(options: argparse.Namespace) -> None:

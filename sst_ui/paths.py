@@ -1,4 +1,7 @@
-"""Where things are stored: shipped data, caches, outputs."""
+"""Where things are stored: shipped data, caches, outputs.
+
+A checkout has presets/ and assets/ beside the package; a wheel has them in it (see setup.py).
+"""
 
 import os
 import sys
@@ -7,9 +10,12 @@ from pathlib import Path
 
 from sst_ui.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
-PRESETS = ROOT / "presets"
-ASSETS = ROOT / "assets"
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent  # a checkout, or what Python is installed into: `import sst_ui` works from it
+INSTALLED = (PACKAGE / "_data").is_dir()
+_DATA = PACKAGE / "_data" if INSTALLED else ROOT
+PRESETS = _DATA / "presets"
+ASSETS = _DATA / "assets"
 DEMO = ASSETS / "demo"
 
 
@@ -56,5 +62,11 @@ def output_dir() -> Path:
 
 
 def metrics_dir() -> Path:
-    """Folder with metrics of one's own (`SST_METRICS`, else `my_metrics` beside app.py)."""
-    return Path(os.environ.get("SST_METRICS") or ROOT / "my_metrics")
+    """Folder with metrics of one's own (`SST_METRICS`, else `my_metrics`).
+
+    `my_metrics` lies beside app.py; an installed studio has it in `data_dir`, never in the working
+    directory, whose files nobody chose to run.
+    """
+    if own := os.environ.get("SST_METRICS"):
+        return Path(own)
+    return (data_dir() if INSTALLED else ROOT) / "my_metrics"

@@ -1,8 +1,10 @@
 """Metrics: a registry and one small file a family. Importing this package registers all of them,
 and those of the user's own folder."""
 
+from contextlib import suppress
 from importlib import import_module
 
+from sst_ui.errors import UserError
 from sst_ui.metrics import plugins
 from sst_ui.paths import metrics_dir
 
@@ -10,4 +12,5 @@ FAMILIES = ("safety", "divergence", "knowledge", "quality")  # in the order of t
 
 for _family in FAMILIES:
     import_module(f"{__name__}.families.{_family}")
-plugins.load(metrics_dir())
+with suppress(UserError):  # no home folder: nothing of one's own
+    plugins.load(metrics_dir())

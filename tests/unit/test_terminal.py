@@ -1,6 +1,7 @@
 """History, evaluation, export and completion in the terminal: what scripts and shells get."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from sst_ui.__main__ import build_parser, main
+from sst_ui.__main__ import main
 from sst_ui.cli import completion
 from sst_ui.cli import export as exporting
 from sst_ui.errors import UserError
@@ -255,14 +256,17 @@ def test_the_terminal_offers_every_format_and_rounding_of_the_lab():
 # --- completion -------------------------------------------------------------------------------
 
 
-def bash(words):
+def bash(words, folder):
     """What bash offers after these words; the last is the one being typed."""
-    code = f"""{completion.script("bash", build_parser())}
-COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); _sst_ui; printf '%s\\n' "${{COMPREPLY[@]}}"
+    code = f"""{completion.script("bash")}
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMP_LINE="$*"; COMP_POINT=${{#COMP_LINE}}; COMP_TYPE=9
+_python_argcomplete sst_ui; printf '%s\\n' "${{COMPREPLY[@]}}"
 """
     done = subprocess.run(
-        ["bash", "-c", code, "bash", *words], capture_output=True, text=True, check=True
-    )
+        ["bash", "-c", code, "bash", *words], cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert done.stderr == ""
     return done.stdout.split()
 
@@ -278,8 +282,7 @@ COMMANDS = {
     ("line", "offers"),
     [
         (["sst_ui", ""], COMMANDS | {"-h", "--help"}),
-        (["python", "-m", "sst_ui", "ex"], {"export"}),
-        (["/usr/bin/python3", "-m", "sst_ui", "export", "r.yaml", "--ro"], {"--rounding"}),
+        (["sst_ui", "export", "r.yaml", "--ro"], {"--rounding"}),
         (["sst_ui", "export", "--format", ""], {"adapter", "model", "mergekit", "gguf"}),
         (["sst_ui", "export", "--format", "model", "--rou"], {"--rounding"}),
         (
@@ -288,26 +291,39 @@ COMMANDS = {
         ),
         (["sst_ui", "history", "delete", "3", "--y"], {"--yes"}),
         (["sst_ui", "completion", "z"], {"zsh"}),
-        (["sst_ui", "run", "r.yaml", "--out", ""], set()),  # files, by bash itself
-        (["python", "other.py", ""], set()),
-        (["python", "-m", "other", ""], set()),
+        (["sst_ui", "run", "r"], {"r.yaml"}),
     ],
 )
-def test_bash_completes_commands_options_and_values(line, offers):
-    assert set(bash(line)) == offers
+def test_bash_completes_commands_options_values_and_files(line, offers, tmp_path):
+    (tmp_path / "r.yaml").touch()
+    assert set(bash(line, tmp_path)) == offers
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)
-def test_every_command_and_option_is_in_every_shells_script(shell):
+def test_every_shells_script_is_sound_and_registers_the_program(shell):
     done = subprocess.run(
         [sys.executable, "-m", "sst_ui", "completion", shell],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    for place in completion.walk(build_parser()):
-        for word in (*place.words, *place.options):
-            assert word.lstrip("-") in done.stdout
+    assert "-m sst_ui" in done.stdout
+    assert "argcomplete" in done.stdout.lower()
     if path := shutil.which(shell):
         subprocess.run([path, "-n"], input=done.stdout, text=True, check=True)
+
+
+def test_a_shell_that_asks_loads_nothing_heavy(tmp_path):
+    line = "sst_ui export --format "
+    told = tmp_path / "told"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "sst_ui"], cwd=ROOT, check=True,
+        env={**os.environ, **asked, "_ARGCOMPLETE_STDOUT_FILENAME": str(told)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "mergekit" in told.read_text()
+    assert "| argcomplete\n" in done.stderr
+    for heavy in ("gradio", "torch", "transformers"):
+        assert f"| {heavy}\n" not in done.stderr
 
 
 def test_ctrl_c_is_130_and_bad_input_2(home, monkeypatch, capsys):

@@ -14,7 +14,7 @@ import unicodedata
 import pytest
 import yaml
 
-import app
+from sst_ui import app
 from sst_ui.__main__ import main
 from sst_ui.cli import address, streams, tables
 from sst_ui.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-import app
+from sst_ui import app
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.maths import kernel

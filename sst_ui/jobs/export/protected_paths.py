@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.model.load.source import is_local
-from sst_ui.paths import DEMO, PRESETS, ROOT, cache_dir, data_dir
+from sst_ui.paths import DEMO, PACKAGE, PRESETS, cache_dir, data_dir
 from sst_ui.recipe import Ablation, Merge, ModelSpec, Recipe
 
 
@@ -81,7 +81,7 @@ def _prompts(text: str) -> Iterator[tuple[str, str]]:
 def _kept() -> Iterable[tuple[Path, str]]:
     """Folders that results must not be, nor hold."""
     yield Path.cwd(), "the current folder"
-    yield ROOT / "sst_ui", "the studio"
+    yield PACKAGE, "the studio"
     yield PRESETS, "the studio's presets"
     yield cache_dir(), "the cache"
     with suppress(UserError):

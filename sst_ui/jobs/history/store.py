@@ -21,6 +21,7 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.history.records import Comparison, Record, compare, record, words_of
 from sst_ui.metrics.results import MetricResult
 from sst_ui.paths import data_dir
+from sst_ui.program import program
 from sst_ui.recipe import Recipe
 
 T = TypeVar("T")
@@ -142,7 +143,7 @@ class History:
         if found is None:
             raise UserError(
                 f"the history has no run {str(run)!r}; give a number or a recipe's hash "
-                "(four digits of it or more), as `python -m sst_ui history` lists them."
+                f"(four digits of it or more), as `{program()} history` lists them."
             )
         return _record(found)
 

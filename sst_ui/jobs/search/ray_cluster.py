@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sst_ui.errors import UserError
-from sst_ui.paths import ROOT
+from sst_ui.paths import INSTALLED, PACKAGE, ROOT
 from sst_ui.recipe import ModelSpec
 
 MOST = 8  # workers on processors, unless said: each holds a model
@@ -49,10 +49,8 @@ def library() -> Any:
         import ray
         import ray.exceptions
     except ImportError:
-        raise UserError(
-            "a search on a cluster needs Ray: pip install -r requirements-ray.txt -c "
-            "constraints.txt"
-        ) from None
+        wanted = "ray" if INSTALLED else "-r requirements-ray.txt -c constraints.txt"
+        raise UserError(f"a search on a cluster needs Ray: pip install {wanted}") from None
     return ray
 
 
@@ -81,7 +79,10 @@ def connect(ray: Any, address: str, workers: int | None = None) -> bool:
     else:
         if address != "auto":
             _reach(address)
-        given["runtime_env"] = {"working_dir": str(ROOT), "excludes": LEFT_HERE}
+        if INSTALLED:  # the folder around the package holds everything else that is installed
+            given["runtime_env"] = {"py_modules": [str(PACKAGE)], "excludes": LEFT_HERE}
+        else:
+            given["runtime_env"] = {"working_dir": str(ROOT), "excludes": LEFT_HERE}
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(address=address, **given)

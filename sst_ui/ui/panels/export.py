@@ -23,6 +23,7 @@ from sst_ui.jobs.export.export import FORMATS, ROUNDINGS
 from sst_ui.metrics.result_files import stem
 from sst_ui.model.weights.staged_folder import MANIFEST
 from sst_ui.paths import output_dir
+from sst_ui.program import program
 from sst_ui.recipe import Recipe
 from sst_ui.ui.state.merge_form import whole
 from sst_ui.ui.state.run_store import shared
@@ -245,7 +246,7 @@ def command(recipe: Recipe, wanted: Wanted) -> str:
     words += ["--rounding", wanted.rounding] if wanted.rounding != "nearest" else []
     words += ["--rank", str(wanted.rank)] if wanted.rank else []
     words += ["--verify", str(wanted.verify)] if wanted.verify else []
-    return f"python -m sst_ui {shlex.join(words)}"
+    return f"{program()} {shlex.join(words)}"
 
 
 def _count(name: str, value) -> int:

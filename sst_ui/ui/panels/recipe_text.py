@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from sst_ui.program import program
 from sst_ui.recipe import Recipe
 from sst_ui.ui.widgets.html import safe
 from sst_ui.ui.widgets.texts import say, t
 
-COMMAND = "python -m sst_ui run recipe.yaml --out outputs/{name}"
+COMMAND = program() + " run recipe.yaml --out outputs/{name}"
 LINK = """(text) => {
   const url = location.origin + location.pathname + '?recipe=' + encodeURIComponent(text);
   navigator.clipboard?.writeText(url);

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from sst_ui.errors import UserError, unknown
 from sst_ui.maths import kernel
 from sst_ui.metrics.registry import find
+from sst_ui.program import program
 from sst_ui.recipe import (
     Ablation,
     DirectionSpec,
@@ -155,7 +156,7 @@ def split(recipe: Recipe) -> tuple[Merge | None, Ablation | None]:
         names = ", ".join(kind.__name__.lower() for kind in kinds)
         raise UserError(
             f"the recipe's edits are {names}; the screen shows one merge, one ablation, or a merge "
-            "and then an ablation. Run it with: python -m sst_ui run recipe.yaml"
+            f"and then an ablation. Run it with: {program()} run recipe.yaml"
         )
     found: dict[type, Any] = dict(zip(kinds, recipe.edits, strict=True))
     return found.get(Merge), found.get(Ablation)

@@ -1,0 +1,58 @@
+"""The page: settings -> build -> launch. `sst-studio` and the app.py of a checkout open it.
+
+Opens on this machine only, unless a host is given. Heavy imports happen inside, once the settings
+are known to be good.
+"""
+
+import argparse
+import logging
+import os
+
+from sst_ui.cli import address, streams
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Host, port and model, with Gradio's environment variables as defaults."""
+    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1")
+    parser.add_argument("--port", default=os.environ.get("GRADIO_SERVER_PORT") or None)
+    parser.add_argument("--model", default="demo", help="demo, a folder, or a Hub id")
+
+
+def settings(arguments: list[str] | None = None, prog: str = "python app.py") -> argparse.Namespace:
+    """Settings from the command line; the port is tried."""
+    parser = address.Parser(prog=prog, description="SST Studio")
+    options(parser)
+    chosen = parser.parse_args(arguments)
+    chosen.port = address.check(chosen.host, chosen.port)
+    return chosen
+
+
+def main() -> int:
+    """Open the page until the program is stopped; the return value is the exit code."""
+    return streams.guarded(lambda: open_page(settings()))
+
+
+def open_page(chosen: argparse.Namespace) -> None:
+    """Open the model in the background and show the page."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    os.environ.pop("GRADIO_SERVER_NAME", None)  # Gradio would look for a free port by it, IPv4 only
+
+    from sst_ui import disk
+    from sst_ui.paths import output_dir
+    from sst_ui.recipe import ModelSpec
+    from sst_ui.ui import Engine, build, launch_options
+
+    os.environ["GRADIO_SERVER_NAME"] = chosen.host  # whoever asks whether others can come in
+    disk.sweep(output_dir())  # what was being exported when the program was killed
+    engine = Engine(ModelSpec(id=chosen.model))
+    page = build(engine)
+    address.launch(
+        page,
+        server_name=chosen.host,
+        server_port=chosen.port,
+        allowed_paths=[str(output_dir())],
+        run_history=False,
+        **launch_options(),
+    )
+    engine.open()  # after the launch: its check of its own address suffers from a busy start
+    address.wait(page)
