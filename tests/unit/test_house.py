@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOOR = {
     "errors": 0, "progress": 0, "lru": 0,
     "paths": 0.2, "disk": 0.2, "cache": 0.3,
-    "checked": 0.5, "profiles": 0.5, "yaml_text": 0.5, "recipe": 1,
+    "checked": 0.5, "profiles": 0.5, "yaml_text": 0.5, "schema": 0.5, "recipe": 1, "options": 1.5,
     "maths": 2,
     "data": 3, "model": 3, "metrics": 3,
     "jobs": 4,
