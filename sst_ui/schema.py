@@ -86,6 +86,11 @@ class Setting:
         return _limits(self.hint)
 
     @property
+    def several(self) -> bool:
+        """Whether it is a list or a mapping of values."""
+        return _is(self.hint, tuple) or _is(self.hint, Mapping)
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """The words that it may be; () for anything but a choice."""
         return self.limits.choices
@@ -144,7 +149,7 @@ class Setting:
             if part == "[key]":
                 where, hint = f"a key of {where.rpartition('.')[0]}", _inside(hint, key=True)
                 break
-            where += f"[{part}]" if isinstance(part, int) and _is_list(hint) else f".{part}"
+            where += f"[{part}]" if _is(hint, tuple) else f".{part}"
             hint = _inside(hint)
         limits = _limits(hint)
         if limits.choices:
@@ -256,11 +261,12 @@ def _inside(hint: Any, key: bool = False) -> Any:
     return args[0 if key else 1]
 
 
-def _is_list(hint: Any) -> bool:
+def _is(hint: Any, container: type) -> bool:
+    """Whether a type, or `X | None`, is such a container."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return any(map(_is_list, args))
-    return origin is tuple
+        return any(_is(each, container) for each in args)
+    return origin is container
 
 
 def _holds_parts(hint: Any) -> bool:
