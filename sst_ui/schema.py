@@ -144,13 +144,13 @@ class Setting:
 
     def _refusal(self, error: Mapping[str, Any], where: str) -> UserError:
         """pydantic's first complaint in our words."""
-        hint, value = self.hint, error["input"]
+        hint, outer, value = self.hint, self.hint, error["input"]
         for part in error["loc"]:
             if part == "[key]":
-                where, hint = f"a key of {where.rpartition('.')[0]}", _inside(hint, key=True)
+                where, hint = f"a key of {where.rpartition('.')[0]}", _inside(outer, key=True)
                 break
             where += f"[{part}]" if _is(hint, tuple) else f".{part}"
-            hint = _inside(hint)
+            hint, outer = _inside(hint), hint
         limits = _limits(hint)
         if limits.choices:
             return unknown(where, value, limits.choices)

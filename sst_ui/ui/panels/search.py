@@ -117,9 +117,10 @@ def create() -> SearchPanel:
 
 def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
     made: dict[str, Any] = {}
+    start = SearchSpec()
     made["strategy"] = Radio(
         [(t(f"search.{name}"), name) for name in setting("search.strategy").choices],
-        value="grid",
+        value=start.strategy,
         label=t("search.strategy"),
         show_label=False,
         elem_id="search-strategy",
@@ -151,14 +152,18 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
     status = gr.HTML(elem_id="search-status")
     with gr.Accordion(t("search.more"), open=False, elem_id="search-more"):
         with gr.Row(elem_classes="pair"):
-            for name, value in (("samples", 64), ("tokens", 48), ("seed", 0)):
+            for name, value in (
+                ("samples", start.samples),
+                ("tokens", start.max_new_tokens),
+                ("seed", start.seed),
+            ):
                 made[name] = Number(
                     value, label=t(f"search.{name}"), elem_id=f"search-{name}",
                     min_width=50, visible=_there(name, "grid"),
                 )  # fmt: skip
         made["start"] = Radio(
             [(t(f"search.start.{name}"), name) for name in setting("search.start").choices],
-            value="recipe", label=t("search.start"), elem_id="search-start",
+            value=start.start, label=t("search.start"), elem_id="search-start",
             visible=_there("start", "grid"),
         )  # fmt: skip
         made["prune"] = gr.Checkbox(
