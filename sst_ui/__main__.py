@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,13 +37,14 @@ from sst_ui.cli import (
 from sst_ui.cli import (
     search as searching,
 )
-from sst_ui.cli.option_types import real, whole
+from sst_ui.cli.option_types import add, whole
 from sst_ui.errors import UserError, line_of
+from sst_ui.options import ChatOptions
 from sst_ui.program import program
 from sst_ui.progress import Progress
 from sst_ui.recipe import (
     LAYERS,
-    SEEDS,
+    SHAPE,
     Ablation,
     DirectionSpec,
     ModelSpec,
@@ -53,6 +54,11 @@ from sst_ui.recipe import (
     load,
     to_dict,
 )
+from sst_ui.schema import setting
+
+MEASURED = (
+    "estimator", "harmful", "harmless", "k", "layer", "winsorize", "position", "samples",
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,26 +99,19 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     kernel = commands.add_parser("kernel", help="print a weight kernel, one value a layer")
-    kernel.add_argument("--profile", default="default")
+    add(kernel, "weights.profile", default=setting("weights.profile").default)
     kernel.add_argument("--model", default="demo", help="whose own it is, for --profile model")
     kernel.add_argument("--layers", type=whole(1, LAYERS), default=32)
-    for name in ("peak", "width", "threshold"):
-        kernel.add_argument(f"--{name}", type=real(), help=f"in place of the profile's {name}")
+    for name in SHAPE:
+        add(kernel, f"weights.{name}")
     kernel.add_argument("--json", action="store_true")
     kernel.set_defaults(command=_kernel)
 
     measure = commands.add_parser("measure", help="measure refusal directions and save them")
     _model_options(measure)
     measure.add_argument("--out", type=Path, required=True, metavar="F.safetensors")
-    spec = DirectionSpec()
-    measure.add_argument("--estimator", default=spec.estimator)
-    measure.add_argument("--harmful", default=spec.harmful, help="prompt set or file")
-    measure.add_argument("--harmless", default=spec.harmless, help="prompt set or file")
-    measure.add_argument("--k", type=whole(), default=spec.k, help="directions per layer")
-    measure.add_argument("--layer", type=real(), help="one direction, from this layer, for all")
-    measure.add_argument("--winsorize", type=real(), help="quantile, for example 0.995")
-    measure.add_argument("--position", default=spec.position, help="template or instruction")
-    measure.add_argument("--samples", type=whole(), help="prompts of each set; default all")
+    for name in MEASURED:
+        add(measure, f"directions.{name}", default=setting(f"directions.{name}").default)
     measure.add_argument("--json", action="store_true", help="per-layer analysis as JSON")
     measure.set_defaults(command=_measure)
 
@@ -152,13 +151,8 @@ def build_parser() -> Parser:
     chat = commands.add_parser("chat", help="chat with the base and the edited model side by side")
     chat.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.yaml")
     _model_options(chat, default=None)
-    chat.add_argument("--max-new-tokens", type=whole(1, 4096), default=128)
-    chat.add_argument("--temperature", type=real(0, 2), default=0.0)
-    chat.add_argument(
-        "--seed",
-        type=whole(0, SEEDS),
-        help="of every answer; without it each is drawn anew, and its seed told",
-    )
+    for name, default in vars(ChatOptions()).items():
+        add(chat, f"chat.{name}", default=default)
     chat.set_defaults(command=_chat)
 
     history = commands.add_parser("history", help="the recipes applied so far, with their numbers")
@@ -172,14 +166,9 @@ def build_parser() -> Parser:
 
 
 def _model_options(parser: argparse.ArgumentParser, default: str | None = "demo") -> None:
-    parser.add_argument("--model", default=default, help="demo, a folder, or a Hub id")
-    parser.add_argument("--revision")
-    parser.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps or a device map")
-    parser.add_argument("--quantization", help="none, 8bit or 4bit")
-    parser.add_argument("--chat-template", help="Jinja file, for a model without a template")
-    parser.add_argument("--enable-thinking", action="store_true", default=None)
-    parser.add_argument("--trust-remote-code", action="store_true", default=None)
+    add(parser, "model.id", "--model", default=default)
+    for field in fields(ModelSpec)[1:]:
+        add(parser, f"model.{field.name}")
 
 
 def _checked(kind: type, where: str, values: dict[str, Any]) -> Any:
@@ -189,11 +178,8 @@ def _checked(kind: type, where: str, values: dict[str, Any]) -> Any:
 
 def _model_spec(options: argparse.Namespace, base: ModelSpec | None = None) -> ModelSpec:
     values = to_dict(base or ModelSpec())
-    names = ("revision", "dtype", "device", "quantization", "chat_template")
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in values if name != "id"}
     given["id"] = options.model
-    given["enable_thinking"] = options.enable_thinking
-    given["trust_remote_code"] = options.trust_remote_code
     return _checked(ModelSpec, "model", values | {k: v for k, v in given.items() if v is not None})
 
 
@@ -213,8 +199,7 @@ def _kernel(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    names = ("estimator", "harmful", "harmless", "k", "layer", "winsorize", "position", "samples")
-    values = {name: getattr(options, name) for name in names}
+    values = {name: getattr(options, name) for name in MEASURED}
     values["scope"] = "per_layer" if options.layer is None else "single"
     spec = _checked(DirectionSpec, "directions", values)
     _writable(options.out)

@@ -1,22 +1,25 @@
 """The vocabulary: what an edit *is*, as small frozen data. YAML in and out, checked, with a digest.
 
-Knows names, ranges and defaults. Does not know tensors, models or screens: everything that computes
-takes a `Recipe` (or a part of one) and answers the same for the same recipe.
+Every setting's type, range, default and slider stand at its field and nowhere else; its unit and
+help stand in presets/settings.yaml (schema.py reads both). Does not know tensors, models or
+screens: everything that computes takes a `Recipe` (or a part of one) and answers the same for the
+same recipe.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field
 
-from sst_ui import profiles
+from sst_ui import profiles, schema
 from sst_ui.checked import build
 from sst_ui.errors import UserError, shown, unknown
+from sst_ui.schema import Slider, described
 from sst_ui.yaml_text import LENGTH, parse
 
 VERSION = 1
@@ -27,12 +30,25 @@ GROUPS = {  # kind of linear module -> the role it belongs to; the head belongs 
 }
 FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # several kinds in one matrix
 MODULES = (*GROUPS, "lm_head")  # what an adapter may change
-STRENGTH = (-2.0, 2.0)  # the studio's slider shows -1..2; files may go to -2
-FACTOR = (-32.0, 32.0)  # of a module kind; merges have been tried with an lm_head of 20
-ALPHA = (-4.0, 4.0)  # a single cell of the table, after strength
 WIDEST = 1e6  # a bell of that width is the same in every layer
 SEEDS = 2**32 - 1  # the largest seed that torch, numpy and Optuna all take
 LAYERS = 10_000  # more than any model has
+
+Share = Annotated[float, Field(ge=0, le=1), Slider(0.01)]
+Width = Annotated[  # its square must be a number, and not 0
+    float, Field(gt=0, ge=1 / WIDEST, le=WIDEST, examples=[0.15]), Slider(0.01, low=0, high=0.5)
+]
+# Merges have been tried with an lm_head of 20.
+Factor = Annotated[float, Field(ge=-32, le=32), Slider(0.05, low=0, high=2)]
+Alpha = Annotated[float, Field(ge=-4, le=4)]  # of a single cell, after strength
+Layer = Annotated[int, Field(ge=0, le=LAYERS)]
+Seed = Annotated[int, Field(ge=0, le=SEEDS)]
+Pairs = Annotated[int, Field(ge=2)]  # examples that a mean or a Fisher matrix is made of
+Prompts = Annotated[int, Field(ge=1)]
+Tokens = Annotated[int, Field(ge=1, le=4096)]  # of an answer
+Rank = Annotated[int, Field(ge=1)]
+# A slider of decades: its step is one of the exponent.
+Budget = Annotated[float, Field(gt=0, allow_inf_nan=False), Slider(0.01, low=1e-5, high=3)]
 
 SHAPE = ("peak", "width", "threshold")  # what a profile's name stands for
 
@@ -47,17 +63,10 @@ Target = Literal["additive", "interpolating"]
 Fisher = Literal["kfac", "nearest", "input", "block"]
 
 
+@described("model")
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model, and how to load it.
-
-    Attributes:
-        id: `demo`, a folder on this machine, or a Hugging Face Hub id.
-        revision: branch, tag or commit on the Hub.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, or a device map such as `balanced`.
-        chat_template: path of a Jinja file, for a tokenizer that has no template of its own.
-        enable_thinking: one setting for measuring, chat and metrics alike.
-    """
+    """Which model, and how to load it."""
 
     id: str = "demo"
     revision: str | None = None
@@ -71,6 +80,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if not self.id.strip():
             raise UserError("model.id is empty; give a folder, a Hub id, or demo.")
+        schema.check(self)
 
     def __str__(self) -> str:
         """Id and what is not as usual, for messages: never longer than a line."""
@@ -98,6 +108,7 @@ class ModelSpec:
         )
 
 
+@described("weights")
 @dataclass(frozen=True)
 class WeightTable:
     """How strongly each (layer, module kind) cell is edited: a kernel, then exceptions.
@@ -105,51 +116,22 @@ class WeightTable:
     A profile's name stands for its peak, width and threshold (presets/profiles.yaml). Numbers given
     beside the name count, and where they differ from the profile's the table is `custom`: a table
     never has a name that its numbers do not bear out.
-
-    Attributes:
-        profile: `default`, `early_focus`, `late_focus`, `broad`, `narrow`, `flat` (1 everywhere),
-            `custom` (the numbers given; those of `default` where none are), `measured` or `model`
-            (both numbers given; in a recipe's text those of the model's own profile, if it has
-            one).
-        peak: position of the maximum, 0 (first layer) to 1 (last); None for the profile's.
-        width: standard deviation in the same unit, > 0; None for the profile's.
-        threshold: kernel values below it become 0; None for the profile's.
-        strength: 1 removes the direction, 2 reflects it, negative values reinforce it.
-        modules: factor per module kind.
-        curve: one kernel value a layer, in place of the Gaussian.
-        overrides: kind -> layer -> alpha, final values that no other setting scales.
     """
 
     profile: str = "default"
-    peak: float | None = None
-    width: float | None = None
-    threshold: float | None = None
-    strength: float = 1.0
-    modules: Mapping[str, float] = field(default_factory=lambda: {"attention": 1.0, "mlp": 1.0})
-    curve: tuple[float, ...] | None = None
-    overrides: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    peak: Share | None = None
+    width: Width | None = None
+    threshold: Share | None = None
+    strength: Annotated[float, Field(ge=-2, le=2), Slider(0.05, low=-1)] = 1.0
+    modules: Mapping[str, Factor] = field(default_factory=lambda: {"attention": 1.0, "mlp": 1.0})
+    curve: tuple[Alpha, ...] | None = None
+    overrides: Mapping[str, Mapping[Layer, Alpha]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._take_profile()
-        _within("weights.peak", self.peak, 0.0, 1.0)
-        if not 1 / WIDEST <= self.width <= WIDEST:  # its square must be a number, and not 0
-            raise UserError(
-                f"weights.width is {shown(self.width)}; it must be above 0 (up to {WIDEST:g}), for "
-                "example 0.15."
-            )
-        _within("weights.threshold", self.threshold, 0.0, 1.0)
-        _within("weights.strength", self.strength, *STRENGTH)
         if strangers := {*self.modules, *self.overrides} - {*KINDS, *MODULES}:
             raise unknown("module kind", min(strangers), (*KINDS, *MODULES))
-        for kind, value in self.modules.items():
-            _within(f"weights.modules.{kind}", value, *FACTOR)
-        if self.curve is not None:
-            for layer, value in enumerate(self.curve):
-                _within(f"weights.curve[{layer}]", value, *ALPHA)
-        for kind, cells in self.overrides.items():
-            for layer, value in cells.items():
-                _within(f"a layer of weights.overrides.{kind}", layer, 0, LAYERS)
-                _within(f"weights.overrides.{kind}.{layer}", value, *ALPHA)
+        schema.check(self)
 
     def _take_profile(self) -> None:
         """Fill in the profile's numbers; other ones beside its name make the table `custom`."""
@@ -170,61 +152,34 @@ class WeightTable:
             object.__setattr__(self, "profile", "custom")
 
 
+@described("directions")
 @dataclass(frozen=True)
 class DirectionSpec:
-    """Which refusal directions: estimator, prompts, and how the vectors are averaged.
-
-    Attributes:
-        harmful, harmless: prompt sets (`demo/harmful`, a file, ...).
-        k: directions per layer; the first is the difference of the means.
-        scope: one direction per layer, or a `single` one from `layer` on all layers.
-        layer: for `single`: layer number, fractions interpolate between neighbours.
-        winsorize: clip every vector at this quantile of its own magnitudes, or None.
-        position: residual at the last token of the chat template, or of the instruction.
-        shrinkage: of the covariance towards a scaled identity (estimator `whitened`), 0..1.
-        samples: prompts of each set to use, or None for all.
-        seed: for estimator `random`, the control.
-        file: a saved directions file to use instead of measuring.
-    """
+    """Which refusal directions: estimator, prompts, and how the vectors are averaged."""
 
     estimator: Estimator = "mean_difference"
     harmful: str = "demo/harmful"
     harmless: str = "demo/harmless"
-    k: int = 1
+    k: Annotated[int, Field(ge=1, le=16), Slider(1, high=8)] = 1
     scope: Scope = "per_layer"
-    layer: float | None = None
-    winsorize: float | None = None
+    layer: Annotated[float, Field(ge=0, le=LAYERS), Slider(0.5)] | None = None
+    winsorize: Annotated[float, Field(ge=0.5, le=1), Slider(0.005, low=0.9)] | None = None
     position: Position = "template"
-    shrinkage: float = 0.1
-    samples: int | None = None
-    seed: int = 0
+    shrinkage: Share = 0.1
+    samples: Pairs | None = None
+    seed: Seed = 0
     file: str | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= 16:
-            raise UserError(f"directions.k is {shown(self.k)}; it must be 1 to 16.")
-        _within("directions.shrinkage", self.shrinkage, 0.0, 1.0)
-        if self.winsorize is not None:
-            _within("directions.winsorize", self.winsorize, 0.5, 1.0)
-        if self.samples is not None and self.samples < 2:
-            raise UserError(f"directions.samples is {shown(self.samples)}; at least 2 are needed.")
+        schema.check(self)
         if self.scope == "single" and self.layer is None:
             raise UserError("directions.scope is 'single': say which layer with directions.layer.")
-        if self.layer is not None:
-            _within("directions.layer", self.layer, 0, LAYERS)
-        check_seed("directions.seed", self.seed)
 
 
+@described("edit")
 @dataclass(frozen=True)
 class Ablation:
-    """One edit along refusal directions.
-
-    Attributes:
-        operation: `ablate` projects the direction out of what attention and MLP write;
-            `add` shifts the residual stream along it (activation addition).
-        norm_preserving: keep every column norm of the edited matrices.
-        affine: move the component to where harmless prompts have it, not to zero (ACE).
-    """
+    """One edit along refusal directions."""
 
     directions: DirectionSpec = field(default_factory=DirectionSpec)
     weights: WeightTable = field(default_factory=WeightTable)
@@ -233,6 +188,7 @@ class Ablation:
     affine: bool = False
 
     def __post_init__(self) -> None:
+        schema.check(self)
         if unknown_kinds := (set(self.weights.modules) | set(self.weights.overrides)) - set(KINDS):
             raise unknown("module kind", min(unknown_kinds), KINDS)
         if self.norm_preserving and (self.affine or self.operation == "add"):
@@ -255,56 +211,31 @@ def late() -> WeightTable:
     )
 
 
+@described("merge")
 @dataclass(frozen=True)
 class Merge:
-    """A safety adapter joined to a utility adapter: the edit is W0 -> W0 + utility + E.
-
-    Attributes:
-        utility, safety: folders of LoRA adapters (PEFT), or Hub ids.
-        method: a name of `maths.merge.registry.METHODS`.
-        parameters: of the method, by name; what is missing has the method's default.
-        budget: most KL that the utility side may lose, nats a token; it chooses mu, in place of a
-            parameter `mu`. None for the parameters as they are.
-        target: interpolating (E aims at safety − utility: to do as the safety adapter where safety
-            is concerned) or additive (at the safety delta, on top of the utility adapter).
-        fisher: K-FAC, the nearest Kronecker product, the input side only (no gradients), or exact
-            blocks on small cores.
-        inputs: directions of each module's input, beside the adapters' own, in which the edit may
-            tell prompts apart; 0 for the adapters' own only. Those of most energy on the data.
-        weights: w κ(l) t_m of every (layer, module kind) cell; strength is the safety weight.
-        utility_prompts, safety_prompts: prompt sets with answers, for the Fisher statistics.
-        samples: conversations of each, or None for all.
-        unaligned: a model before its safety training, for safe_lora and safe_merge.
-        rank: of the merged adapter; None for the exact sum.
-    """
+    """A safety adapter joined to a utility adapter: the edit is W0 -> W0 + utility + E."""
 
     utility: str
     safety: str
     method: str = "sst"
     parameters: Mapping[str, float] = field(default_factory=dict)
-    budget: float | None = None
+    budget: Budget | None = None
     target: Target = "interpolating"
     fisher: Fisher = "nearest"
-    inputs: int = 256
+    inputs: Annotated[int, Field(ge=0, le=4096)] = 256
     weights: WeightTable = field(default_factory=flat)
     utility_prompts: str = "demo/sst_utility"
     safety_prompts: str = "demo/sst_safety"
-    samples: int | None = None
+    samples: Pairs | None = None
     unaligned: str | None = None
-    rank: int | None = None
+    rank: Rank | None = None
 
     def __post_init__(self) -> None:
         for name in ("utility", "safety"):
             if not getattr(self, name).strip():
                 raise UserError(f"merge.{name} is empty; give the adapter's folder or Hub id.")
-        if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
-            raise UserError(
-                f"merge.budget is {shown(self.budget)}; it must be above 0 nats a token."
-            )
-        if self.samples is not None and self.samples < 2:
-            raise UserError(f"merge.samples is {shown(self.samples)}; at least 2 are needed.")
-        if not 0 <= self.inputs <= 4096:
-            raise UserError(f"merge.inputs is {shown(self.inputs)}; it must be 0 to 4096.")
+        schema.check(self)
         if self.inputs and self.fisher == "block":
             raise UserError("merge.fisher 'block' is for small cores: set merge.inputs to 0.")
         if "lm_head" in self.weights.overrides:
@@ -312,41 +243,25 @@ class Merge:
                 "weights.overrides.lm_head: the head is in no layer; weigh it with "
                 "weights.modules.lm_head."
             )
-        if self.rank is not None and self.rank < 1:
-            raise UserError(f"merge.rank is {shown(self.rank)}; it must be 1 or more.")
 
 
+@described("evaluation")
 @dataclass(frozen=True)
 class Evaluation:
-    """Which metrics to compute, on how many prompts each, with how long answers.
-
-    Attributes:
-        metrics: names; empty for the default list of the registry. `name@prompts` measures one on
-            other prompts.
-        preset: quick, standard or full (presets/evaluation.yaml): how many prompts, how long.
-        samples: prompts of each set in place of the preset's; sets that are smaller are used whole.
-        max_new_tokens: length of the answers in place of the preset's.
-        judge: a text-classification model, by name or folder, that tells refusals from other
-            answers in place of the phrase lists; None for the phrase lists.
-        labels: a JSON lines file of corrected labels (prompt, answer, label), or None.
-    """
+    """Which metrics to compute, on how many prompts each, with how long answers."""
 
     metrics: tuple[str, ...] = ()
     preset: Size = "standard"
-    samples: int | None = None
-    max_new_tokens: int | None = None
+    samples: Prompts | None = None
+    max_new_tokens: Tokens | None = None
     judge: str | None = None
     labels: str | None = None
 
     def __post_init__(self) -> None:
-        if self.samples is not None and self.samples < 1:
-            raise UserError(f"evaluation.samples is {shown(self.samples)}; it must be 1 or more.")
-        if self.max_new_tokens is not None and not 1 <= self.max_new_tokens <= 4096:
-            raise UserError(
-                f"evaluation.max_new_tokens is {shown(self.max_new_tokens)}; it must be 1 to 4096."
-            )
+        schema.check(self)
 
 
+@described("recipe")
 @dataclass(frozen=True)
 class Recipe:
     """A whole run: base model, edits in order, and what to measure afterwards."""
@@ -464,10 +379,4 @@ def read_text(path: str | Path) -> str:
 
 def check_seed(name: str, seed: int) -> None:
     """Raises UserError for a seed that some generator of random numbers would not take."""
-    if not 0 <= seed <= SEEDS:
-        raise UserError(f"{name} is {shown(seed)}; it must be 0 to {SEEDS}.")
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise UserError(f"{name} is {shown(value)}; it must be {low:g} to {high:g}.")
+    schema.setting("directions.seed").check(seed, name)

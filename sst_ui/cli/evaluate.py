@@ -10,7 +10,7 @@ from typing import Any
 
 from sst_ui.cli import streams, tables
 from sst_ui.cli.history import remember
-from sst_ui.cli.option_types import whole
+from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe, build, to_dict
@@ -21,11 +21,9 @@ PARTS = ("metrics", "preset", "samples", "max_new_tokens", "judge", "labels")
 def options(parser: argparse.ArgumentParser) -> None:
     """What to measure, in place of what the recipe says."""
     parser.add_argument("--metrics", help="names, separated by commas; see `metrics`")
-    parser.add_argument("--preset", help="quick, standard or full")
-    parser.add_argument("--samples", type=whole(), help="prompts of each set")
-    parser.add_argument("--max-new-tokens", type=whole(), help="length of the answers")
-    parser.add_argument("--judge", help="a classifier in place of the phrase lists")
-    parser.add_argument("--labels", metavar="FILE.jsonl", help="corrected labels")
+    for name in ("preset", "samples", "max_new_tokens", "judge"):
+        add(parser, f"evaluation.{name}")
+    add(parser, "evaluation.labels", metavar="FILE.jsonl")
     parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
 
 

@@ -10,27 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from sst_ui.cli import streams
-from sst_ui.cli.option_types import whole
+from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.errors import UserError
+from sst_ui.options import ExportOptions
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe
 
-FORMATS = ("adapter", "model", "mergekit", "gguf")
-ROUNDINGS = ("nearest", "stochastic")
 MEASURED = ("refusal_rate", "over_refusal", "over_refusal_ordinary", "jailbreak_resistance")
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Where to, in which form, and what to do afterwards."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--format", default="adapter", choices=FORMATS,
-                        help="PEFT adapter, safetensors model, mergekit YAML, or GGUF")  # fmt: skip
-    parser.add_argument("--rounding", default="nearest", choices=ROUNDINGS,
-                        help="to the stored dtype, for a model")  # fmt: skip
-    parser.add_argument("--rank", type=whole(), help="largest rank of an adapter; default exact")
-    parser.add_argument("--verify", type=whole(), default=0, metavar="N",
-                        help="reload in a fresh process and compare N prompts")  # fmt: skip
+    for name, default in vars(ExportOptions()).items():
+        add(parser, f"export.{name}", default=default)
     parser.add_argument("--unmeasured", action="store_true",
                         help="a card without numbers, where no earlier run has them")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
@@ -41,10 +35,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, recipe: Recipe) -> int:
     """Write, and push where asked; the exit code is 1 where the verification failed."""
-    if given.rank is not None and given.rank < 1:
-        raise UserError(f"--rank is {given.rank}; it must be 1 or more.")
-    if given.verify < 0:
-        raise UserError(f"--verify is {given.verify}; it must be 0 or more.")
     if given.public and not given.push:
         raise UserError("--public is about the Hub: say where to with --push USER/NAME.")
 

@@ -11,33 +11,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sst_ui.cli.option_types import real, whole
+from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.errors import UserError, shown
 from sst_ui.progress import Progress
 from sst_ui.recipe import Merge, ModelSpec, Recipe, build, flat
+from sst_ui.schema import setting
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """The options of `merge`, beside those of the model."""
-    parser.add_argument("--utility", required=True, metavar="DIR", help="LoRA folder or Hub id")
-    parser.add_argument("--safety", required=True, metavar="DIR", help="LoRA folder or Hub id")
-    parser.add_argument("--method", default="sst", help="sst, sst_topk, ties, ...")
+    add(parser, "merge.utility", required=True, metavar="DIR")
+    add(parser, "merge.safety", required=True, metavar="DIR")
+    add(parser, "merge.method", default=setting("merge.method").default)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="merged adapter")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER",
                         help="a parameter of the method, such as mu=3 or k=5")  # fmt: skip
-    parser.add_argument("--budget", type=real(), help="KL that utility may lose, nats a token")
-    parser.add_argument("--weight", type=real(), help="safety weight, 1 unless said")
-    parser.add_argument("--peak", type=real(), help="0..1, of a bell over the layers; with --width")
-    parser.add_argument("--width", type=real(), help="of that bell, for example 0.2")
-    parser.add_argument("--target", help="additive or interpolating")
-    parser.add_argument("--fisher", help="nearest, kfac, input or block")
-    parser.add_argument("--inputs", type=whole(), help="further input directions; 0 for none")
-    parser.add_argument("--utility-prompts", help="prompt set with answers")
-    parser.add_argument("--safety-prompts", help="prompt set with answers")
-    parser.add_argument("--samples", type=whole(), help="conversations of each; default all")
-    parser.add_argument("--unaligned", metavar="DIR", help="for safe_lora and safe_merge")
-    parser.add_argument("--rank", type=whole(), help="of the result; default exact")
+    add(parser, "merge.budget")
+    add(parser, "weights.strength", "--weight")
+    add(parser, "weights.peak")
+    add(parser, "weights.width")
+    for name in ("target", "fisher", "inputs", "utility_prompts", "safety_prompts", "samples"):
+        add(parser, f"merge.{name}")
+    add(parser, "merge.unaligned", metavar="DIR")
+    add(parser, "merge.rank")
     parser.add_argument("--json", action="store_true", help="what happened to each module as JSON")
 
 

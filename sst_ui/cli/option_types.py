@@ -1,14 +1,58 @@
-"""Numeric option types: finite, within range, and a one-line error for a wrong value.
+"""Options: those of a setting, with the setting's own range, choices and help; and plain numbers.
 
-Ranges that belong to a recipe are checked there; these are for options that no recipe has.
+A wrong value is said in a line.
 """
 
 import argparse
 import math
 from collections.abc import Callable
+from typing import Any
 
 from sst_ui.checked import LARGEST
-from sst_ui.errors import shown
+from sst_ui.errors import UserError, shown
+from sst_ui.schema import Setting, setting
+
+
+def add(parser: argparse.ArgumentParser, name: str, flag: str = "", **more: Any) -> None:
+    """Add the option of a setting.
+
+    Args:
+        name: of the setting, such as `weights.peak`.
+        flag: where it is not the setting's own name (`--peak`).
+        more: for `add_argument`. Without a `default` the option is None where it was not given,
+            for a recipe or its own default to say.
+    """
+    row = setting(name)
+    notes = [] if row.choices or not row.range else [row.range]
+    notes += [f"default {more['default']}"] if more.get("default") is not None else []
+    text = row.help() + (f" ({'; '.join(notes)})" if notes else "")
+    more["help"] = text.replace("`", "").replace("%", "%%")
+    if row.limits.kind is bool:
+        more |= {"action": "store_true", "default": None}
+    elif row.choices or row.limits.kind in (int, float):
+        more |= {"type": reader(row), "choices": row.choices or None}
+        more.setdefault("metavar", None if row.choices else "N")
+    parser.add_argument(flag or f"--{name.partition('.')[2].replace('_', '-')}", **more)
+
+
+def reader(row: Setting) -> Callable[[str], Any]:
+    """A type for `add_argument`: what the setting takes."""
+    numbers = {int: whole(), float: real()}
+
+    def read(text: str) -> Any:
+        value = text if row.choices else numbers[row.limits.kind](text)
+        try:
+            row.check(value)
+        except UserError as error:
+            said = (
+                str(error).rstrip(".")
+                if row.choices
+                else f"{shown(text)} is out of range; it must be {row.range}"
+            )
+            raise argparse.ArgumentTypeError(said) from None
+        return value
+
+    return read
 
 
 def whole(low: int = -LARGEST, high: int = LARGEST) -> Callable[[str], int]:

@@ -11,9 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sst_ui.cli.option_types import real, whole
+from sst_ui.cli.option_types import add as setting_option
+from sst_ui.cli.option_types import whole
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.errors import UserError
+from sst_ui.options import SearchOptions
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe, to_yaml
 
@@ -22,28 +24,23 @@ if TYPE_CHECKING:
     from sst_ui.jobs.search.objectives import Aims, SearchSpec
     from sst_ui.jobs.search.trials import Measurer, Numbers
 
-STRATEGIES = ("grid", "staged", "sensitivity", "tpe")
-
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What to try, what to go by, where to keep it."""
     add = parser.add_argument
-    add("--strategy", choices=STRATEGIES, default="grid",
-        help="grid: 25 peaks and widths; staged: rising strength; sensitivity: each layer alone; "
-        "tpe: many settings at once")  # fmt: skip
+    unless = SearchOptions()
+    setting_option(parser, "search.strategy", default=unless.strategy)
     add("--objective", action="append", default=[], metavar="METRIC", dest="objectives",
         help="what to go by, the first one with a target; may be given several times")  # fmt: skip
     add("--constraint", action="append", default=[], metavar="'quality >= 0.7'", dest="constraints")
-    add("--target", type=real(), help="of the first objective (refusals: 0.02)")
-    add("--trials", type=whole(1, 1_000_000), help="candidates at most")
-    add("--minutes", type=real(), help="of work at most")
-    add("--samples", type=whole(), default=64, help="prompts of each set")
-    add("--tokens", type=whole(), default=48, help="length of an answer")
-    add("--seed", type=whole(), default=0)
-    add("--round", type=whole(), default=10,
-        help="candidates that tpe draws at a time; 5 for every worker of a cluster")  # fmt: skip
-    add("--start", choices=("recipe", "signal"), default="recipe",
-        help="at the recipe's bell, or at the one that fits the measured signal")  # fmt: skip
+    for name in ("target", "trials", "minutes"):
+        setting_option(parser, f"search.{name}")
+    setting_option(parser, "search.samples", default=unless.samples)
+    setting_option(
+        parser, "search.max_new_tokens", "--tokens", dest="tokens", default=unless.max_new_tokens
+    )
+    for name in ("seed", "round", "start"):
+        setting_option(parser, f"search.{name}", default=getattr(unless, name))
     add("--no-prune", action="store_true", help="generate answers for every candidate")
     add("--storage", metavar="URL", help="one of Optuna's URLs; sqlite in the data folder unless "
         "said; 'memory' to keep nothing")  # fmt: skip

@@ -12,7 +12,8 @@ import yaml
 
 from sst_ui.metrics.results import Item, MetricResult, Value, edited_scores, measured
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import STRENGTH, WeightTable
+from sst_ui.recipe import WeightTable
+from sst_ui.schema import setting
 
 RATE, REMOVAL, QUALITY = "refusal_rate", "removal", "quality"
 OVER_REFUSALS = ("over_refusal", "over_refusal_ordinary")
@@ -69,7 +70,8 @@ def _removal_low(found: Mapping[str, MetricResult], weights: WeightTable) -> Adv
     told = {"removal": result.edited.value, "n": result.edited.n}
     if not all(low <= getattr(weights, name) <= high for name, (low, high) in _ranges(rule)):
         return Advice("removal_low", told | _kernel(rule), _kernel(rule))
-    strength = round(min(weights.strength + rule["then_strength"], STRENGTH[1]), 2)
+    most = setting("weights.strength").limits.high
+    strength = round(min(weights.strength + rule["then_strength"], most), 2)
     if strength == weights.strength:
         return None
     return Advice("removal_still_low", told | {"strength": strength}, {"strength": strength})

@@ -154,7 +154,7 @@ def test_every_drawn_answer_has_a_seed_of_its_own_that_gives_it_again(monkeypatc
 
 def test_a_seed_that_cannot_be_is_refused(capsys, recipe):
     assert main(["chat", str(recipe), "--seed", "-1"]) == 2
-    assert "--seed: '-1' must be 0 or more and at most 4294967295" in capsys.readouterr().err
+    assert "--seed: '-1' is out of range; it must be 0 to 4294967295" in capsys.readouterr().err
 
 
 def test_turns_that_an_answer_does_not_see_are_counted_aloud(monkeypatch, capsys, recipe, host):

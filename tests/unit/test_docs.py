@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from docs import reference
+from sst_ui import schema
 from tests.unit.test_house import ROOT
 
 OVERVIEW = {  # column of the README's table -> column of the results page
@@ -28,6 +30,13 @@ def table(text: str, first: str) -> dict[str, dict[str, str]]:
         }
         for row in rows[1:]
     }
+
+
+@pytest.mark.parametrize(("language", "name"), reference.PAGES.items())
+def test_the_recipe_reference_is_what_the_settings_say(language, name):
+    written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert written == reference.page(language), "run: python -m docs.reference"
+    assert set(reference.ORDER) == set(schema.parts())
 
 
 def test_the_readme_is_a_page_or_two():

@@ -12,15 +12,15 @@ import yaml
 
 from sst_ui.__main__ import main
 from sst_ui.cli import completion
-from sst_ui.cli import export as exporting
 from sst_ui.errors import UserError
-from sst_ui.jobs.export.export import FORMATS, ROUNDINGS, Export
+from sst_ui.jobs.export.export import FORMATS, Export
 from sst_ui.jobs.export.push import Pushed
 from sst_ui.jobs.export.verify import Verification
 from sst_ui.jobs.history.store import History
 from sst_ui.paths import PRESETS, ROOT
 from sst_ui.progress import Progress
 from sst_ui.recipe import load
+from sst_ui.schema import setting
 from tests.unit.test_history import recipe as made
 from tests.unit.test_history import result
 
@@ -248,9 +248,8 @@ def test_a_card_has_measured_refusals_although_nothing_was_run_before(home, tmp_
     assert "Over-refusal on look-alikes" in card
 
 
-def test_the_terminal_offers_every_format_and_rounding_of_the_lab():
-    assert list(exporting.FORMATS) == list(FORMATS)
-    assert exporting.ROUNDINGS == ROUNDINGS
+def test_every_format_that_is_offered_can_be_written():
+    assert list(setting("export.format").choices) == list(FORMATS)
 
 
 # --- completion -------------------------------------------------------------------------------

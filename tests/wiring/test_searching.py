@@ -162,7 +162,7 @@ def test_a_paused_search_may_be_ended(page, engine):
         ("objectives", ["refusal_rate@nowhere.jsonl"], "nowhere.jsonl"),
         ("target", "low", "type a number"),
         ("trials", "2.5", "whole number"),
-        ("minutes", "-1", "more than 0"),
+        ("minutes", "-1", "above 0"),
         ("samples", -3, "1 or more"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sst_ui import recipe as recipes
-from sst_ui.errors import UserError, unknown
+from sst_ui.errors import unknown
 from sst_ui.jobs.directions.measure import resolve
 from sst_ui.jobs.export import formats, gguf_file, mergekit, protected_paths
 from sst_ui.jobs.export.formats import Job, Made, pretended
@@ -21,10 +21,10 @@ from sst_ui.metrics.results import MetricResult
 from sst_ui.model.runtime.host import Host
 from sst_ui.model.weights.staged_folder import staged
 from sst_ui.model.weights.streaming_writer import Rounding
+from sst_ui.options import ExportOptions
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
 
-ROUNDINGS = ("nearest", "stochastic")
 RECIPE = "recipe.yaml"
 
 
@@ -172,10 +172,7 @@ def export(
             taken; the disk is full (nothing is left behind).
     """
     kind = find(format)
-    if rounding not in ROUNDINGS:
-        raise unknown("rounding", rounding, ROUNDINGS)
-    if verify < 0:
-        raise UserError(f"verify is {verify}; give the number of prompts, or 0.")
+    ExportOptions(format, rounding, rank, verify)
     out = Path(os.path.expanduser(out))
     protected_paths.check(out, recipe)
     protected_paths.check(out, host.spec)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -16,11 +16,10 @@ import sst_ui.metrics  # noqa: F401  registers the metrics
 from sst_ui.errors import UserError, shown
 from sst_ui.jobs.purpose import searched_for
 from sst_ui.metrics.registry import Derived, find
+from sst_ui.options import SearchOptions
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, check_seed, digest, to_dict
+from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, digest, to_dict
 
-Strategy = Literal["staged", "grid", "sensitivity", "tpe"]
-Start = Literal["recipe", "signal"]
 TRIALS = 60  # of the multi-objective search, unless said
 
 
@@ -63,50 +62,16 @@ class Limit:
         return f"{self.metric} {'>=' if self.at_least else '<='} {self.value:g}"
 
 
-@dataclass(frozen=True)
-class SearchSpec:
-    """A search, as data.
+class SearchSpec(SearchOptions):
+    """A search whose objectives and constraints name metrics that there are.
 
-    Attributes:
-        strategy: staged (the strength rises), grid (25 peaks and widths), sensitivity (each layer
-            alone), tpe (many settings at once, several objectives).
-        objectives: metrics, the first one with a target; () for those of presets/search.yaml.
-        constraints: such as `quality >= 0.7`.
-        target: of the first objective; None for the preset's.
-        trials: candidates at most; None for as many as the strategy has (tpe: 60).
-        minutes: of working time at most, or None.
-        samples, max_new_tokens: prompts of each set and length of the answers.
-        seed: of the random draws.
-        start: begin at the recipe's bell, or at the one fitted to the measured signal.
-        prune: leave out candidates that the cheap scores rule out (tpe).
-        round: candidates drawn before any of them is told (tpe); a larger one keeps more workers
-            of a cluster busy, and the same one draws the same wherever it is measured.
+    No objectives stand for those of presets/search.yaml. `round` is how many candidates are drawn
+    before any of them is told: a larger one keeps more workers of a cluster busy, and the same one
+    draws the same wherever it is measured.
     """
 
-    strategy: Strategy = "grid"
-    objectives: tuple[str, ...] = ()
-    constraints: tuple[str, ...] = ()
-    target: float | None = None
-    trials: int | None = None
-    minutes: float | None = None
-    samples: int | None = 64
-    max_new_tokens: int | None = 48
-    seed: int = 0
-    start: Start = "recipe"
-    prune: bool = True
-    round: int = 10
-
     def __post_init__(self) -> None:
-        for name in ("trials", "samples", "max_new_tokens", "round"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"the search's {name} is {shown(value)}; it must be 1 or more.")
-        Evaluation(samples=self.samples, max_new_tokens=self.max_new_tokens)  # the same ranges
-        check_seed("the search's seed", self.seed)
-        if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
-            raise UserError(f"the search has {self.minutes} minutes; it must be more than 0.")
-        if self.target is not None and not math.isfinite(self.target):
-            raise UserError(f"the target is {self.target}; give a finite number.")
+        super().__post_init__()
         for name in self.objectives:
             find(name)
         for text in self.constraints:

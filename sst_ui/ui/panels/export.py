@@ -18,13 +18,14 @@ from huggingface_hub import get_token
 from huggingface_hub.utils import validate_repo_id
 
 from sst_ui import disk
-from sst_ui.errors import UserError, unknown
-from sst_ui.jobs.export.export import FORMATS, ROUNDINGS
+from sst_ui.errors import UserError
 from sst_ui.metrics.result_files import stem
 from sst_ui.model.weights.staged_folder import MANIFEST
+from sst_ui.options import ExportOptions
 from sst_ui.paths import output_dir
 from sst_ui.program import program
 from sst_ui.recipe import Recipe
+from sst_ui.schema import setting
 from sst_ui.ui.state.merge_form import whole
 from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.widgets.html import safe
@@ -32,7 +33,7 @@ from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio
 from sst_ui.ui.widgets.texts import say, t
 
 SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
-SOUND = {"format": "adapter", "rounding": "nearest", "rank": 0, "verify": 0, "folder": ""}
+SOUND = {**vars(ExportOptions()), "rank": 0, "folder": ""}
 SMALL = 256_000_000  # bytes of an export that is offered as one download
 VERIFIED = 8  # prompts, unless said otherwise
 ROUNDED, RANKED = ("model", "gguf"), ("adapter", "mergekit")  # formats with that setting
@@ -82,18 +83,9 @@ class ExportPanel:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The settings as the controls say them, checked.
+class Wanted(ExportOptions):
+    """The settings as the controls say them, checked; an empty folder is named after the recipe."""
 
-    Attributes:
-        rank: None for exact.
-        folder: a name below the outputs; empty for one made of the recipe's.
-    """
-
-    format: str = "adapter"
-    rounding: str = "nearest"
-    rank: int | None = None
-    verify: int = 0
     folder: str = ""
 
     @classmethod
@@ -103,13 +95,11 @@ class Wanted:
         Raises:
             UserError: a number that cannot be, an unknown format or rounding.
         """
-        if format not in FORMATS:
-            raise unknown("export.format", format, FORMATS)
-        if rounding not in ROUNDINGS:
-            raise unknown("export.rounding", rounding, ROUNDINGS)
-        rank = _count("export.rank", rank) or None if format in RANKED else None
-        rounding = rounding if format in ROUNDED else "nearest"
-        return cls(format, rounding, rank, _count("export.verify", verify), (folder or "").strip())
+        setting("export.format").check(format)
+        setting("export.rounding").check(rounding)
+        rank = whole("export.rank", rank) or None if format in RANKED else None
+        rounding = rounding if format in ROUNDED else cls.rounding
+        return cls(format, rounding, rank, whole("export.verify", verify), (folder or "").strip())
 
     def place(self, recipe: Recipe) -> Path:
         """The folder, below the outputs.
@@ -150,7 +140,7 @@ def create() -> ExportPanel:
         gr.HTML(t("export.title"), elem_classes="title")
         what = gr.HTML(elem_id="export-what")
         format = Dropdown(
-            [(t(f"format.{name}"), name) for name in FORMATS],
+            [(t(f"format.{name}"), name) for name in setting("export.format").choices],
             value="adapter",
             label=t("export.format"),
             elem_id="export-format",
@@ -158,7 +148,7 @@ def create() -> ExportPanel:
         hint = gr.HTML(hinted("en", "adapter"), elem_id="export-hint", elem_classes="hint")
         with gr.Row(elem_classes="pair"):
             rounding = Radio(
-                [(t(f"rounding.{name}"), name) for name in ROUNDINGS],
+                [(t(f"rounding.{name}"), name) for name in setting("export.rounding").choices],
                 value="nearest",
                 label=t("export.rounding"),
                 elem_id="export-rounding",
@@ -247,14 +237,6 @@ def command(recipe: Recipe, wanted: Wanted) -> str:
     words += ["--rank", str(wanted.rank)] if wanted.rank else []
     words += ["--verify", str(wanted.verify)] if wanted.verify else []
     return f"{program()} {shlex.join(words)}"
-
-
-def _count(name: str, value) -> int:
-    """A whole number of 0 or more."""
-    count = whole(name, value)
-    if count < 0:
-        raise UserError(f"{name} is {count}; it must be 0 or more.")
-    return count
 
 
 def problems(settings: Sequence, recipe: Recipe) -> dict[str, str]:

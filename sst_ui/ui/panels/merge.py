@@ -7,23 +7,23 @@ that is added brings its controls, their ranges and words along.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 
 from sst_ui.data import prompt_sets
 from sst_ui.maths.merge.parameters import Parameter
 from sst_ui.maths.merge.registry import METHODS
-from sst_ui.recipe import Fisher, Merge, Target
+from sst_ui.recipe import Merge
+from sst_ui.schema import setting
 from sst_ui.ui.state import merge_form
 from sst_ui.ui.state.merge_form import FACTORS, GOALS, SHAPES, dials, own, priced
 from sst_ui.ui.widgets.html import safe
-from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, Slider
+from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, Slider, dial
 from sst_ui.ui.widgets.texts import has, say, t
 
 LOWEST = 1e-5  # where a slider of decades begins; a number may be typed below it
 HIGHEST = 1e5
-BUDGETS = (1e-5, 3.0)  # nats a token
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ def create() -> MergePanel:
                 show_label=False,
                 elem_id="goal",
             )
+        ends = setting("merge.budget").slider
         rows["budget"], decades["budget"], made["budget"] = _wide(
-            "budget", t("merge.budget"), BUDGETS, values["budget"], True
+            "budget", t("merge.budget"), (ends.low, ends.high), values["budget"], True
         )
         mine = own(base.method)
         for name, row in dials().items():
@@ -96,8 +97,8 @@ def create() -> MergePanel:
                         row.low, row.high, values[key], step=row.step, label=label, buttons=[],
                         elem_id=key,
                     )  # fmt: skip
-        made["safety_weight"] = Slider(
-            0, 2, values["safety_weight"], step=0.05, label=t("merge.safety_weight"), buttons=[],
+        made["safety_weight"] = dial(  # a merge takes no safety away
+            "weights.strength", values["safety_weight"], t("merge.safety_weight"), low=0,
             elem_id="safety_weight",
         )  # fmt: skip
         with gr.Row(elem_id="forecast"):
@@ -111,11 +112,9 @@ def create() -> MergePanel:
             elem_id="shape",
         )
         with gr.Row(elem_classes="pair", visible=False) as bell:
-            for name, high in (("peak", 1), ("width", 0.5)):
-                made[f"m_{name}"] = Slider(
-                    0, high, values[f"m_{name}"], step=0.01, label=t(f"weights.{name}"),
-                    buttons=[], elem_id=f"m_{name}",
-                )  # fmt: skip
+            for name in ("peak", "width"):
+                key, label = f"m_{name}", t(f"weights.{name}")
+                made[key] = dial(f"weights.{name}", values[key], label, elem_id=key)
         for group in (FACTORS[:4], FACTORS[4:]):
             with gr.Row(elem_classes="factors"):
                 for kind in group:
@@ -132,9 +131,9 @@ def create() -> MergePanel:
         with gr.Row(elem_classes="pair"):
             for name in ("m_samples", "rank"):
                 made[name] = Number(0, label=t(f"merge.{name}"), elem_id=name)
-        for name, known in (("target", Target), ("fisher", Fisher)):
+        for name in ("target", "fisher"):
             made[name] = Radio(
-                [(t(f"merge.{name}.{word}"), word) for word in get_args(known)],
+                [(t(f"merge.{name}.{word}"), word) for word in setting(f"merge.{name}").choices],
                 value=values[name],
                 label=t(f"merge.{name}"),
                 elem_id=name,

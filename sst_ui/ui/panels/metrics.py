@@ -5,14 +5,14 @@ A row is a button: it opens the prompts and both answers.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import gradio as gr
 
 from sst_ui.jobs.evaluate.evaluate import limits
 from sst_ui.metrics.registry import METRICS, Metric
 from sst_ui.metrics.results import MetricResult, change
-from sst_ui.recipe import Evaluation, Size
+from sst_ui.recipe import Evaluation
+from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Variants
@@ -58,8 +58,8 @@ def create() -> MetricsPanel:
             )
         with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
             preset = Radio(
-                [(t(f"preset.{name}"), name) for name in get_args(Size)],
-                value="standard",
+                [(t(f"preset.{name}"), name) for name in setting("evaluation.preset").choices],
+                value=setting("evaluation.preset").default,
                 label=t("metrics.preset"),
                 elem_id="metric-preset",
             )

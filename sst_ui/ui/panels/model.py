@@ -1,12 +1,11 @@
 """The model panel: which model, how to load it, what it would take. Knows controls only."""
 
 from dataclasses import dataclass
-from typing import get_args
 
 import gradio as gr
 
-from sst_ui.errors import unknown
-from sst_ui.recipe import Dtype, ModelSpec, Quantization
+from sst_ui.recipe import ModelSpec
+from sst_ui.schema import setting
 from sst_ui.ui.widgets.inputs import Dropdown
 from sst_ui.ui.widgets.texts import t
 
@@ -42,19 +41,24 @@ class ModelPanel:
 
 
 def create() -> ModelPanel:
+    start = ModelSpec()
     with gr.Accordion(t("section.model"), open=False, elem_id="model-panel"):
-        ident = gr.Textbox("demo", label=t("model.id"), elem_id="model-id", max_lines=1)
+        ident = gr.Textbox(start.id, label=t("model.id"), elem_id="model-id", max_lines=1)
         with gr.Row(elem_classes="pair"):
-            dtype = Dropdown(list(get_args(Dtype)), value="auto", label=t("model.dtype"))
+            dtype = Dropdown(
+                list(setting("model.dtype").choices), value=start.dtype, label=t("model.dtype")
+            )
             device = Dropdown(
                 ["auto", "cpu", "cuda", "mps", "balanced"],
-                value="auto",
+                value=start.device,
                 label=t("model.device"),
                 allow_custom_value=True,
             )
         with gr.Row(elem_classes="pair"):
             quantization = Dropdown(
-                list(get_args(Quantization)), value="none", label=t("model.quantization")
+                list(setting("model.quantization").choices),
+                value=start.quantization,
+                label=t("model.quantization"),
             )
             revision = gr.Textbox(
                 label=t("model.revision"), placeholder=t("model.revision.hint"), max_lines=1
@@ -89,12 +93,6 @@ def spec(ident, revision, dtype, device, quantization, remote, thinking, templat
     Raises:
         UserError: an unknown number format or quantisation.
     """
-    for name, value, known in (
-        ("model.dtype", dtype, Dtype),
-        ("model.quantization", quantization, Quantization),
-    ):
-        if value not in get_args(known):
-            raise unknown(name, value, get_args(known))
     return ModelSpec(
         id=(ident or "").strip() or "demo",
         revision=(revision or "").strip() or None,

@@ -7,15 +7,16 @@ look like in `search_plots`.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
-from sst_ui.jobs.search.objectives import Limit, SearchSpec, Start, Strategy, aims
+from sst_ui.jobs.search.objectives import Limit, SearchSpec, aims
 from sst_ui.metrics.registry import METRICS, find
 from sst_ui.recipe import Recipe
+from sst_ui.schema import setting
 from sst_ui.ui.panels import search_table
 from sst_ui.ui.panels.metrics import title
 from sst_ui.ui.services.errors import message
@@ -116,9 +117,10 @@ def create() -> SearchPanel:
 
 def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
     made: dict[str, Any] = {}
+    start = SearchSpec()
     made["strategy"] = Radio(
-        [(t(f"search.{name}"), name) for name in ("grid", "staged", "sensitivity", "tpe")],
-        value="grid",
+        [(t(f"search.{name}"), name) for name in setting("search.strategy").choices],
+        value=start.strategy,
         label=t("search.strategy"),
         show_label=False,
         elem_id="search-strategy",
@@ -150,14 +152,18 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
     status = gr.HTML(elem_id="search-status")
     with gr.Accordion(t("search.more"), open=False, elem_id="search-more"):
         with gr.Row(elem_classes="pair"):
-            for name, value in (("samples", 64), ("tokens", 48), ("seed", 0)):
+            for name, value in (
+                ("samples", start.samples),
+                ("tokens", start.max_new_tokens),
+                ("seed", start.seed),
+            ):
                 made[name] = Number(
                     value, label=t(f"search.{name}"), elem_id=f"search-{name}",
                     min_width=50, visible=_there(name, "grid"),
                 )  # fmt: skip
         made["start"] = Radio(
-            [(t(f"search.start.{name}"), name) for name in get_args(Start)],
-            value="recipe", label=t("search.start"), elem_id="search-start",
+            [(t(f"search.start.{name}"), name) for name in setting("search.start").choices],
+            value=start.start, label=t("search.start"), elem_id="search-start",
             visible=_there("start", "grid"),
         )  # fmt: skip
         made["prune"] = gr.Checkbox(
@@ -194,7 +200,7 @@ def spec(*values: Any) -> SearchSpec:
         UserError: a value that cannot be, naming it.
     """
     given = dict(zip(SETTINGS, values, strict=True))
-    strategy: Strategy = given["strategy"]
+    strategy = given["strategy"]
     given = {n: v if _there(n, strategy) else SOUND[n] for n, v in given.items()}
     lines = (line.strip() for line in (given["constraints"] or "").splitlines())
     return SearchSpec(

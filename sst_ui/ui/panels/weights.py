@@ -1,16 +1,16 @@
 """The weights and direction panels: every number and choice of an edit."""
 
 from dataclasses import dataclass
-from typing import get_args
 
 import gradio as gr
 
 from sst_ui.data import prompt_sets
 from sst_ui.maths import kernel
-from sst_ui.recipe import Estimator, Operation, Position, Scope
+from sst_ui.recipe import Ablation, Recipe
+from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
-from sst_ui.ui.state.form import OWN_PROFILES
-from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, Slider
+from sst_ui.ui.state.form import OWN_PROFILES, show
+from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, dial
 from sst_ui.ui.widgets.texts import has, t
 
 
@@ -62,11 +62,8 @@ def _choices(prefix: str, values) -> list:
     return [(t(f"{prefix}.{v}") if has(f"{prefix}.{v}") else v, v) for v in values]
 
 
-def _slider(low, high, value, key, step=0.01, **more) -> gr.Slider:
-    return Slider(low, high, value, step=step, label=t(key), buttons=[], **more)
-
-
 def create_weights() -> WeightsPanel:
+    start, _ = show(Recipe(edits=(Ablation(),)))
     with gr.Group(elem_id="weights-panel", elem_classes="panel"):
         with gr.Row(elem_classes="head"):
             gr.HTML(t("section.weights"), elem_classes="title")
@@ -75,32 +72,37 @@ def create_weights() -> WeightsPanel:
             )
         profile = Radio(
             _choices("profile", (*kernel.profiles(), *OWN_PROFILES)),
-            value="default",
+            value=start.profile,
             label=t("weights.profile"),
             show_label=False,
             elem_id="profile",
         )
-        strength = _slider(
-            -1, 2, 1, "weights.strength", 0.05, info=t("weights.strength.info"), elem_id="strength"
+        strength = dial(
+            "weights.strength", start.strength, t("weights.strength"),
+            info=t("weights.strength.info"), elem_id="strength",
+        )  # fmt: skip
+        with gr.Row(elem_classes="pair"):
+            peak = dial("weights.peak", start.peak, t("weights.peak"), elem_id="peak")
+            width = dial("weights.width", start.width, t("weights.width"), elem_id="width")
+        with gr.Row(elem_classes="pair"):
+            attention = dial(
+                "weights.modules", start.attention, t("weights.attention"), elem_id="attention"
+            )
+            mlp = dial("weights.modules", start.mlp, t("weights.mlp"), elem_id="mlp")
+        threshold = dial(
+            "weights.threshold", start.threshold, t("weights.threshold"), elem_id="threshold"
         )
-        with gr.Row(elem_classes="pair"):
-            peak = _slider(0, 1, 0.6, "weights.peak", elem_id="peak")
-            width = _slider(0, 0.5, 0.15, "weights.width", elem_id="width")
-        with gr.Row(elem_classes="pair"):
-            attention = _slider(0, 2, 1, "weights.attention", 0.05, elem_id="attention")
-            mlp = _slider(0, 2, 1, "weights.mlp", 0.05, elem_id="mlp")
-        threshold = _slider(0, 1, 0.1, "weights.threshold", elem_id="threshold")
         operation = Radio(
-            _choices("operation", get_args(Operation)),
-            value="ablate",
+            _choices("operation", setting("edit.operation").choices),
+            value=start.operation,
             label=t("weights.operation"),
             elem_id="operation",
         )
         with gr.Row(elem_id="ways"):
             norm_preserving = gr.Checkbox(
-                False, label=t("weights.norm_preserving"), elem_id="norm-preserving"
+                start.norm_preserving, label=t("weights.norm_preserving"), elem_id="norm-preserving"
             )
-            affine = gr.Checkbox(False, label=t("weights.affine"), elem_id="affine")
+            affine = gr.Checkbox(start.affine, label=t("weights.affine"), elem_id="affine")
         notes = gr.HTML(elem_id="notes")
     return WeightsPanel(
         ablation_on,
@@ -119,38 +121,52 @@ def create_weights() -> WeightsPanel:
 
 
 def create_direction() -> DirectionPanel:
+    start, _ = show(Recipe(edits=(Ablation(),)))
     sets = [*prompt_sets.names(), *prompt_sets.public_names()]
     with gr.Accordion(t("section.direction"), open=False, elem_id="direction-panel"):
         estimator = Dropdown(
-            _choices("estimator", get_args(Estimator)),
-            value="mean_difference",
+            _choices("estimator", setting("directions.estimator").choices),
+            value=start.estimator,
             label=t("direction.estimator"),
             elem_id="estimator",
         )
         scope = Radio(
-            _choices("scope", get_args(Scope)),
-            value="per_layer",
+            _choices("scope", setting("directions.scope").choices),
+            value=start.scope,
             label=t("direction.scope"),
             elem_id="scope",
         )
         with gr.Row(elem_classes="pair"):
-            layer = Number(0, label=t("direction.layer"), step=0.5, elem_id="layer")
-            k = _slider(1, 8, 1, "direction.k", 1, elem_id="k")
+            layer = Number(
+                start.layer, label=t("direction.layer"), elem_id="layer",
+                step=setting("directions.layer").slider.step,
+            )  # fmt: skip
+            k = dial("directions.k", start.k, t("direction.k"), elem_id="k")
         position = Radio(
-            _choices("position", get_args(Position)),
-            value="template",
+            _choices("position", setting("directions.position").choices),
+            value=start.position,
             label=t("direction.position"),
             elem_id="position",
         )
         with gr.Row(elem_classes="pair"):
-            winsorize = _slider(0.9, 1, 1, "direction.winsorize", 0.005, elem_id="winsorize")
-            shrinkage = _slider(0, 1, 0.1, "direction.shrinkage", elem_id="shrinkage")
+            winsorize = dial(
+                "directions.winsorize",
+                start.winsorize,
+                t("direction.winsorize"),
+                elem_id="winsorize",
+            )
+            shrinkage = dial(
+                "directions.shrinkage",
+                start.shrinkage,
+                t("direction.shrinkage"),
+                elem_id="shrinkage",
+            )
         with gr.Row(elem_classes="pair"):
-            samples = Number(0, label=t("direction.samples"), elem_id="samples")
-            seed = Number(0, label=t("direction.seed"), elem_id="seed")
+            samples = Number(start.samples, label=t("direction.samples"), elem_id="samples")
+            seed = Number(start.seed, label=t("direction.seed"), elem_id="seed")
         harmful = Dropdown(
             sets,
-            value="demo/harmful",
+            value=start.harmful,
             label=t("direction.harmful"),
             info=t("direction.prompts.info"),
             allow_custom_value=True,
@@ -158,7 +174,7 @@ def create_direction() -> DirectionPanel:
         )
         harmless = Dropdown(
             sets,
-            value="demo/harmless",
+            value=start.harmless,
             label=t("direction.harmless"),
             allow_custom_value=True,
             elem_id="harmless",

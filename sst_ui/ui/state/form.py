@@ -3,31 +3,25 @@
 from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
 from sst_ui.errors import UserError, unknown
 from sst_ui.maths import kernel
 from sst_ui.metrics.registry import find
+from sst_ui.profiles import OWN as OWN_PROFILES
 from sst_ui.program import program
 from sst_ui.recipe import (
     Ablation,
     DirectionSpec,
-    Estimator,
     Evaluation,
     Merge,
     ModelSpec,
-    Operation,
-    Position,
     Recipe,
-    Scope,
-    Size,
     WeightTable,
 )
 from sst_ui.ui.state import merge_form
 from sst_ui.ui.state.merge_form import number, text, whole
 
-CHOICES = {"estimator": Estimator, "scope": Scope, "position": Position, "operation": Operation}
-OWN_PROFILES = ("measured", "model", "custom")  # beside the named ones of presets/profiles.yaml
 MEASURING = ("metrics", "metric_preset", "metric_samples", "metric_tokens", "judge", "labels")
 
 
@@ -92,9 +86,6 @@ def ablation(values: Form, extras: Extras) -> Ablation:
         curve=extras.curve,
         overrides=extras.overrides,
     )
-    for name, known in CHOICES.items():
-        if getattr(values, name) not in get_args(known):
-            raise unknown(name, getattr(values, name), get_args(known))
     winsorize = number("directions.winsorize", values.winsorize)
     single = values.scope == "single"
     directions = DirectionSpec(
@@ -133,8 +124,6 @@ def evaluation(metrics, preset, samples, tokens, judge, labels) -> Evaluation:
     """
     for name in metrics or ():
         find(name)
-    if preset not in get_args(Size):
-        raise unknown("evaluation.preset", preset, get_args(Size))
     return Evaluation(
         metrics=tuple(metrics or ()),
         preset=preset,

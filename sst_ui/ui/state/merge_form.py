@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from sst_ui.errors import UserError, unknown
 from sst_ui.maths import kernel
 from sst_ui.maths.merge.parameters import Parameter
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.paths import DEMO
-from sst_ui.recipe import Fisher, Merge, Target, WeightTable, late
+from sst_ui.recipe import FUSED, MODULES, Merge, WeightTable, late
 
 COMMON = ("target", "mode")  # parameters that the recipe has one place for, whatever the method
-FACTORS = ("q", "k", "v", "o", "gate", "up", "down", "lm_head")
+FACTORS = tuple(kind for kind in MODULES if kind not in FUSED)
 SHAPES = ("flat", "bell")
 GOALS = ("budget", "parameters")
 BUDGET = 0.0005  # nats a token, where the slider starts
@@ -139,8 +139,7 @@ def read(values: Any, base: Merge) -> Merge:
             budget = number("merge.budget", values.budget) if within else None
     elif "method" in turned:
         budget = None
-    for name, known in (("target", Target), ("fisher", Fisher), ("shape", None), ("goal", None)):
-        allowed = get_args(known) if known else {"shape": SHAPES, "goal": GOALS}[name]
+    for name, allowed in (("shape", SHAPES), ("goal", GOALS)):
         if getattr(values, name) not in allowed:
             raise unknown(f"merge.{name}", getattr(values, name), allowed)
     return replace(

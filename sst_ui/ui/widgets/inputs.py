@@ -6,9 +6,12 @@ control; a number it may round. Here every value reaches our own checks, which s
 the control. No handler may rely on a slider's ends or a menu's entries.
 """
 
+from typing import Any
 from unittest.mock import patch
 
 import gradio as gr
+
+from sst_ui.schema import setting
 
 
 def _as_it_came(self, payload):
@@ -42,3 +45,15 @@ with patch("gradio.component_meta.create_or_modify_pyi"):
 
         is_template = True
         preprocess = _as_it_came
+
+
+def dial(name: str, value: float, label: Any, low: float | None = None, **more: Any) -> Slider:
+    """The slider of a setting, with the setting's own ends and step.
+
+    Args:
+        name: such as `weights.peak`.
+        low: where it begins, if not where the setting's slider does.
+    """
+    row = setting(name).slider
+    low = row.low if low is None else low
+    return Slider(low, row.high, value, step=row.step, label=label, buttons=[], **more)

@@ -9,7 +9,8 @@ import numpy as np
 
 from sst_ui.errors import UserError
 from sst_ui.maths import kernel
-from sst_ui.recipe import ALPHA, KINDS, WeightTable
+from sst_ui.recipe import KINDS, WeightTable
+from sst_ui.schema import setting
 from sst_ui.ui.state.form import Extras
 from sst_ui.ui.widgets.texts import say
 
@@ -50,7 +51,7 @@ def typed(
     """
     before = rows(weights, layers)
     pinned = {kind: dict(weights.overrides.get(kind, {})) for kind in KINDS}
-    complaint = ""
+    complaint, allowed = "", setting("weights.overrides").limits
     for layer, (old, new) in enumerate(zip(before, cells, strict=False)):
         for column, kind in enumerate(KINDS, start=2):
             text = _plain(new[column]) if column < len(new) else ""
@@ -64,8 +65,8 @@ def typed(
                 name = say(language, f"kind.{kind}")
                 complaint = say(language, "table.bad", value=repr(text), layer=layer, kind=name)
                 continue
-            if not ALPHA[0] <= value <= ALPHA[1]:
-                name, (low, high) = say(language, f"kind.{kind}"), ALPHA
+            if not allowed.low <= value <= allowed.high:
+                name, low, high = say(language, f"kind.{kind}"), allowed.low, allowed.high
                 complaint = say(
                     language, "table.range", value=text, layer=layer, kind=name, low=low, high=high
                 )

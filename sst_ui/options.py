@@ -1,0 +1,65 @@
+"""What commands and pages are told beside a recipe: a search, an export, a chat. Described like the
+recipe's own settings (see schema.py)."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sst_ui import schema
+from sst_ui.recipe import Prompts, Rank, Seed, Tokens
+from sst_ui.schema import Slider, described
+
+Strategy = Literal["grid", "staged", "sensitivity", "tpe"]
+Start = Literal["recipe", "signal"]
+Format = Literal["adapter", "model", "mergekit", "gguf"]
+Rounding = Literal["nearest", "stochastic"]
+
+
+@described("search")
+@dataclass(frozen=True)
+class SearchOptions:
+    """A search, as data."""
+
+    strategy: Strategy = "grid"
+    objectives: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    target: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    samples: Prompts | None = 64
+    max_new_tokens: Tokens | None = 48
+    seed: Seed = 0
+    start: Start = "recipe"
+    prune: bool = True
+    round: Annotated[int, Field(ge=1)] = 10
+
+    def __post_init__(self) -> None:
+        schema.check(self)
+
+
+@described("export")
+@dataclass(frozen=True)
+class ExportOptions:
+    """What becomes of the edited model."""
+
+    format: Format = "adapter"
+    rounding: Rounding = "nearest"
+    rank: Rank | None = None
+    verify: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        schema.check(self)
+
+
+@described("chat")
+@dataclass(frozen=True)
+class ChatOptions:
+    """How an answer is drawn."""
+
+    max_new_tokens: Tokens = 128
+    temperature: Annotated[float, Field(ge=0, le=2), Slider(0.1)] = 0.0
+    seed: Seed | None = None
+
+    def __post_init__(self) -> None:
+        schema.check(self)
