@@ -166,15 +166,16 @@ def described(name: str) -> Callable[[Part], Part]:
     """Make a dataclass a part of the vocabulary: its fields are the settings `name.field`."""
 
     def add(kind: Part) -> Part:
-        kind._described = name
-        _PARTS[name] = kind
+        part: Any = kind
+        part._described = name  # its subclasses inherit the name
+        _PARTS[name] = part
         return kind
 
     return add
 
 
 @cache
-def settings(kind: type) -> Mapping[str, Setting]:
+def settings(kind: Any) -> Mapping[str, Setting]:
     """The settings of a described dataclass by field; parts of their own are not among them."""
     hints = typing.get_type_hints(kind, include_extras=True)
     found = {}
@@ -211,7 +212,8 @@ def check(part: Any) -> None:
     Raises:
         UserError: as `Setting.check`.
     """
-    for field, row in settings(type(part)).items():
+    kind: Any = type(part)
+    for field, row in settings(kind).items():
         if row.limits.range or row.limits.choices:
             row.check(getattr(part, field))
 

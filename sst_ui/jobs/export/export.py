@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sst_ui import options
 from sst_ui import recipe as recipes
 from sst_ui.errors import unknown
 from sst_ui.jobs.directions.measure import resolve
@@ -21,7 +22,6 @@ from sst_ui.metrics.results import MetricResult
 from sst_ui.model.runtime.host import Host
 from sst_ui.model.weights.staged_folder import staged
 from sst_ui.model.weights.streaming_writer import Rounding
-from sst_ui.options import ExportOptions
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
 
@@ -142,7 +142,7 @@ def export(
     host: Host,
     recipe: Recipe,
     out: Path,
-    format: str = "adapter",
+    format: options.Format = "adapter",
     *,
     rounding: Rounding = "nearest",
     rank: int | None = None,
@@ -172,7 +172,7 @@ def export(
             taken; the disk is full (nothing is left behind).
     """
     kind = find(format)
-    ExportOptions(format, rounding, rank, verify)
+    options.ExportOptions(format, rounding, rank, verify)
     out = Path(os.path.expanduser(out))
     protected_paths.check(out, recipe)
     protected_paths.check(out, host.spec)
