@@ -157,7 +157,7 @@ class Setting:
         number = isinstance(value, Real) and not isinstance(value, bool)
         if not number or (limits.kind is int and error["type"] == "int_from_float"):
             return UserError(f"{where} is {shown(value)}; it must be {KINDS[limits.kind]}.")
-        allowed = self.range if hint is self.hint else limits.range
+        allowed = (self.range if hint is self.hint else limits.range) or "a finite number"
         example = f", for example {limits.examples[0]:g}" if limits.examples else ""
         return UserError(f"{where} is {shown(value)}; it must be {allowed}{example}.")
 
@@ -214,7 +214,7 @@ def check(part: Any) -> None:
     """
     kind: Any = type(part)
     for field, row in settings(kind).items():
-        if row.limits.range or row.limits.choices:
+        if row.limits.range or row.limits.choices or row.limits.kind is float:
             row.check(getattr(part, field))
 
 
