@@ -3,11 +3,14 @@
 import csv
 import re
 import threading
+from dataclasses import replace
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect
 
 import sst_ui.ui.services.engine as engine
+from sst_ui import recipe as recipes
 from sst_ui.metrics.results import MetricResult
 from tests.browser.test_studio import tab
 from tests.patience import SECONDS, until
@@ -149,8 +152,12 @@ def held(monkeypatch):
     go.set()
 
 
-def test_cancel_keeps_what_is_finished_and_run_again_measures_again(window, held):
-    with window() as page:
+def test_cancel_keeps_what_is_finished_and_run_again_measures_again(window, held, engine):
+    recipe = engine.first_recipe()  # at a strength that no other window has measured
+    edit = recipe.edits[0]
+    edit = replace(edit, weights=replace(edit.weights, strength=0.93))
+    text = recipes.to_yaml(replace(recipe, edits=(edit,)))
+    with window(f"?recipe={quote(text)}") as page:
         expect(page.locator(RATE)).to_contain_text("n ")
         page.click("#cancel-metrics")
         expect(page.locator("#metrics-progress")).to_contain_text("Stopped")
