@@ -17,7 +17,7 @@ LAYOUTS = {
     "mlabonne/harmful_behaviors": lambda root: public.instructions(root, "harmful"),
     "mlabonne/harmless_alpaca": lambda root: public.instructions(root, "harmless"),
     "JailbreakBench/JBB-Behaviors": public.jailbreakbench,
-    "tatsu-jobs/alpaca": public.alpaca,
+    "tatsu-lab/alpaca": public.alpaca,
     "walledai/HarmBench": public.harmbench,
     "walledai/XSTest": public.xstest,
     "cais/mmlu": public.mmlu,
