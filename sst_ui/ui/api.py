@@ -61,8 +61,8 @@ class Api:
         recipe, loaded = recipes.from_yaml(text), self.engine.loaded.spec
         if not recipe.model.is_of(loaded):
             raise UserError(
-                f"the recipe is for {recipe.model}; this studio has {loaded} open. Load the "
-                "recipe's model first, or change recipe.model."
+                f"the recipe is for {recipe.model}, but {loaded} is loaded. Load the recipe's "
+                "model first, or change recipe.model."
             )
         return recipe
 

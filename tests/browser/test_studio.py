@@ -73,7 +73,7 @@ def test_a_metric_opens_its_prompts_with_both_answers(page):
 
 def test_both_columns_stream_and_differ_on_a_held_out_harmful_prompt(page):
     page.click(".example.is-harmful")
-    expect(page.locator("#chat-status")).to_contain_text("a second")
+    expect(page.locator("#chat-status")).to_contain_text("per second")
     base, edited = (said(page, side) for side in ("left", "right"))
     assert base
     assert edited
@@ -240,7 +240,7 @@ def test_add_and_an_affine_target_exclude_one_another(page):
     expect(page.locator("#operation input").last).to_be_disabled()
     expect(page.locator("#norm-preserving input")).to_be_disabled()
     expect(page.locator("#apply")).to_contain_text("Apply changes")
-    expect(page.locator("#notes")).to_contain_text("exclude one another")
+    expect(page.locator("#notes")).to_contain_text("cannot be combined")
     page.click("#affine input")
     page.click("#operation label:has-text('Add')")
     expect(page.locator("#affine input")).to_be_disabled()

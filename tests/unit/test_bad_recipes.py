@@ -218,10 +218,10 @@ def test_programs_and_links_get_no_answer_from_another_model(wanted, fits):
         assert linked("en", loaded, text).model == MINE
         return
     for ask in asks:
-        with pytest.raises(Exception, match=r"recipe is for .+; this studio has org/mine") as said:
+        with pytest.raises(Exception, match=r"recipe is for .+, but org/mine.* is loaded") as said:
             ask()
         assert wanted.id in str(said.value)
-    with pytest.raises(UserError, match="this studio has org/mine, revision 'v1'"):
+    with pytest.raises(UserError, match="but org/mine, revision 'v1'"):
         linked("en", loaded, text)
 
 

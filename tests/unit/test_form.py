@@ -290,7 +290,7 @@ def test_applying_the_same_recipe_twice_is_one_variant_and_undo_goes_back(form):
     assert len(known.items) == 2
     assert known.now.recipe.digest() == second.digest()
     assert known.back().now.recipe.digest() == first.digest()
-    with pytest.raises(UserError, match="nothing earlier"):
+    with pytest.raises(UserError, match="nothing to undo"):
         known.back().back()
 
 

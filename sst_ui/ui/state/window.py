@@ -77,7 +77,7 @@ class Variants:
         names = [v.name for v in self.items]
         place = names.index(self.current) if self.current in names else 0
         if place == 0:
-            raise UserError("there is nothing earlier to go back to.")
+            raise UserError("there is nothing to undo.")
         return replace(self, current=names[place - 1])
 
 
