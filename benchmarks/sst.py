@@ -31,7 +31,7 @@ from sst_ui.recipe import Merge, ModelSpec
 
 CPU = torch.device("cpu")
 MUS = (1.0, 3.0, 30.0, 100.0, 300.0)
-BUDGET = 0.01  # nats a token
+BUDGET = 0.01  # nats per token
 
 
 @dataclass(frozen=True)

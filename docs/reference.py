@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sst_ui import options  # noqa: F401  describes the settings beside a recipe's
+from sst_ui.maths.merge.parameters import Parameter
 from sst_ui.maths.merge.registry import METHODS
+from sst_ui.paths import PRESETS
 from sst_ui.schema import KINDS, Setting, parts, settings
 
 PAGES = {"en": "recipe.md", "ja": "recipe-ja.md"}
@@ -79,7 +83,8 @@ def page(language: str) -> str:
         for row in method.parameters:
             values = ", ".join(f"`{word}`" for word in row.choices)
             values = values or f"{row.low:g} – {row.high:g}"
-            cells = (f"`{method.name}`", f"`{row.name}`", values, f"`{row.default}`", row.what)
+            what = _what(row, language)
+            cells = (f"`{method.name}`", f"`{row.name}`", values, f"`{row.default}`", what)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -98,6 +103,15 @@ def _row(row: Setting, language: str) -> str:
     default = texts["required"] if row.required else _default(row.default, texts["none"])
     name = row.name.partition(".")[2]
     return f"| `{name}` | {values} | {default} | {row.help(language)} |"
+
+
+def _what(row: Parameter, language: str) -> str:
+    """What a method's parameter is; in other languages as its control on the page is called."""
+    if language == "en":
+        return row.what
+    texts = yaml.safe_load((PRESETS / "texts.yaml").read_text(encoding="utf-8"))
+    name = {"target": "merge.target", "mode": "merge.fisher"}.get(row.name, f"dial.{row.name}")
+    return texts[name][language]
 
 
 def _range(row: Setting) -> str:

@@ -82,7 +82,7 @@ def _resolve(host: str) -> tuple[socket.AddressFamily, tuple]:
     except (OSError, UnicodeError, ValueError) as error:
         raise UserError(
             f"the host {host[:80]!r} is unknown; give an address of this machine: 127.0.0.1 is for "
-            "itself only, 0.0.0.0 for others too."
+            "this machine only, 0.0.0.0 for others too."
         ) from error
     return found[0][0], found[0][4]
 
@@ -102,9 +102,9 @@ def _refusal(where: tuple[socket.AddressFamily, tuple], port: int) -> OSError | 
 
 def _why(host: str, port: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} of {host[:80]} is taken; give another one with --port, or none at all."
+        return f"port {port} of {host[:80]} is in use; give another one with --port, or leave it out."
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"port {port} is not allowed to this user; give one above 1023 with --port."
+        return f"port {port} is not open to this user; give one above 1023 with --port."
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{host[:80]} is not an address of this machine; give 127.0.0.1, or 0.0.0.0 for all."
     return f"{host[:80]}, port {port}, cannot be used: {error.strerror}; give others."

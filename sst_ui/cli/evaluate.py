@@ -20,11 +20,11 @@ PARTS = ("metrics", "preset", "samples", "max_new_tokens", "judge", "labels")
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What to measure, in place of what the recipe says."""
-    parser.add_argument("--metrics", help="names, separated by commas; see `metrics`")
+    parser.add_argument("--metrics", help="comma-separated names; see `metrics`")
     for name in ("preset", "samples", "max_new_tokens", "judge"):
         add(parser, f"evaluation.{name}")
     add(parser, "evaluation.labels", metavar="FILE.jsonl")
-    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def run(given: argparse.Namespace, recipe: Recipe) -> None:

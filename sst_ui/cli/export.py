@@ -26,17 +26,17 @@ def options(parser: argparse.ArgumentParser) -> None:
     for name, default in vars(ExportOptions()).items():
         add(parser, f"export.{name}", default=default)
     parser.add_argument("--unmeasured", action="store_true",
-                        help="a card without numbers, where no earlier run has them")  # fmt: skip
+                        help="do not measure for the card where no run has metrics")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
-    parser.add_argument("--push", metavar="USER/NAME", help="to the Hub afterwards; see HF_TOKEN")
-    parser.add_argument("--public", action="store_true", help="the Hub repository, else private")
-    parser.add_argument("--json", action="store_true", help="what was written, as JSON")
+    parser.add_argument("--push", metavar="USER/NAME", help="push to the Hub afterwards; needs HF_TOKEN or hf auth login")
+    parser.add_argument("--public", action="store_true", help="make the Hub repository public")
+    parser.add_argument("--json", action="store_true", help="print what was written, as JSON")
 
 
 def run(given: argparse.Namespace, recipe: Recipe) -> int:
     """Write, and push where asked; the exit code is 1 where the verification failed."""
     if given.public and not given.push:
-        raise UserError("--public is about the Hub: say where to with --push USER/NAME.")
+        raise UserError("--public needs a Hub repository: add --push USER/NAME.")
 
     from sst_ui.jobs.directions.measure import resolve
     from sst_ui.jobs.evaluate.evaluate import evaluate
@@ -83,5 +83,5 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     if done.verification is not None:
         print(f"verification: {done.verification.summary()}")
     if given.push:
-        print(f"pushed to {place.url}" if good else "not pushed: the check did not pass.")
+        print(f"pushed to {place.url}" if good else "not pushed: the verification failed.")
     return 0 if good else 1

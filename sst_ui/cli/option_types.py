@@ -19,13 +19,13 @@ def add(parser: argparse.ArgumentParser, name: str, flag: str = "", **more: Any)
     Args:
         name: of the setting, such as `weights.peak`.
         flag: where it is not the setting's own name (`--peak`).
-        more: for `add_argument`. Without a `default` the option is None where it was not given,
-            for a recipe or its own default to say.
+        more: for `add_argument`; a `help` takes the place of the setting's. Without a `default` an
+            option that was not given is None, so that a recipe or its own default decides.
     """
     row = setting(name)
     notes = [] if row.choices or not row.range else [row.range]
     notes += [f"default {more['default']}"] if more.get("default") is not None else []
-    text = row.help() + (f" ({'; '.join(notes)})" if notes else "")
+    text = more.get("help", row.help()) + (f" ({'; '.join(notes)})" if notes else "")
     more["help"] = text.replace("`", "").replace("%", "%%")
     if row.limits.kind is bool:
         more |= {"action": "store_true", "default": None}

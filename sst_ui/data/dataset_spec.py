@@ -207,7 +207,7 @@ def _pairs(query: str, text: str) -> list[tuple[str, str]]:
         key, equals, value = part.partition("=")
         if not equals:
             raise UserError(
-                f"{shown(text)}: {shown(part)} is no key=value; write ?prompt=column, for example."
+                f"{shown(text)}: {shown(part)} is not key=value; write ?prompt=column, for example."
             )
         key = unquote(key)
         if key.startswith(("set.", "where.")) or key == "unanswerable":

@@ -34,7 +34,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One row to be: a recipe and where in the table it stands."""
+    """A recipe to measure, and where in the table it stands."""
 
     group: str
     name: str
@@ -143,7 +143,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def transposed(rows: Sequence[Row]) -> str:
-    """The table with a line a metric, for many metrics and few settings; what no row has is out."""
+    """The table with one line per metric; metrics that no row has are left out."""
     lines = [f"| metric | *n* | {' | '.join(row.name for row in rows)} |"]
     lines.append("|---" * (len(rows) + 2) + "|")
     for name in rows[0].values:

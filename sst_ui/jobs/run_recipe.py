@@ -23,7 +23,7 @@ RECIPE = "recipe.yaml"
 
 @dataclass(frozen=True)
 class Run:
-    """What a recipe came to: the resolved edits, their self-check, and every metric."""
+    """The result of a recipe: the resolved edits, their self-check, and every metric."""
 
     recipe: Recipe
     edits: tuple[Edit, ...]

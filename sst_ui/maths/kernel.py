@@ -61,7 +61,7 @@ def kernel(weights: WeightTable, layers: int) -> np.ndarray:
     else:
         raise UserError(
             f"the per-layer curve has {len(weights.curve)} values, but the model has {layers} "
-            "layers; give one number a layer."
+            "layers; give one number per layer."
         )
     return np.where(np.abs(curve) >= weights.threshold, curve, 0.0)
 

@@ -61,7 +61,7 @@ class Judge:
             pairs: (prompt, answer); reasoning in the answer does not count.
 
         Returns:
-            One label a pair: refused or complied as the classifier says; empty and looping
+            One label per pair: refused or complied as the classifier says; empty and looping
             answers keep these labels and are not shown to it.
 
         Raises:
@@ -142,8 +142,8 @@ def _refusal(classifier: Classifier, label: str | None) -> str:
     clear = [known for known in classifier.labels if _means_refusal(known)]
     if len(clear) != 1:
         raise UserError(
-            f"which label of {classifier.name} means a refusal is not clear: it has "
-            f"{', '.join(classifier.labels)}. Say it as {classifier.name}:LABEL, for example "
+            f"it is not clear which label of {classifier.name} means a refusal: it has "
+            f"{', '.join(classifier.labels)}. Name it as {classifier.name}:LABEL, for example "
             f"{classifier.name}:{classifier.labels[-1]}."
         )
     return clear[0]

@@ -45,7 +45,7 @@ class Metric:
         better: which way is good; `follows_goal` turns it round where refusal is being reinforced.
         prompts: the prompt set it runs on.
         reads: what `score` gets beside the prompt: the greedy `answer` (see `Answer`), `choice`
-            (one log-likelihood a letter), `first_words` (log-odds that the answer begins like a
+            (one log-likelihood per letter), `first_words` (log-odds that the answer begins like a
             refusal), `divergence` (KL at each token of the base's answer), `text` (log-probability
             of each token of a plain text).
         score: (prompt, observation) -> Score, number, bool, or None to leave the prompt out.

@@ -33,7 +33,7 @@ ITEM_COLUMNS = (
 def metrics_csv(
     recipe: Recipe, results: Sequence[MetricResult], corrections: Iterable[Correction] = ()
 ) -> str:
-    """One row a metric: base, edited and difference with intervals, verdict, labels corrected.
+    """One row per metric: base, edited and difference with intervals, verdict, labels corrected.
 
     `change` is noise, negligible or changed, `negligible` the threshold; both are about the
     difference, which of a perplexity is in nats/token.
@@ -65,7 +65,7 @@ def metrics_csv(
 def items_csv(
     recipe: Recipe, results: Sequence[MetricResult], corrections: Iterable[Correction] = ()
 ) -> str:
-    """One row a metric and prompt: both answers, what they were labelled and what they scored."""
+    """One row per metric and prompt: both answers, what they were labelled and what they scored."""
     known, rows = corrected.labels(corrections), []
     for result in results:
         for item in result.items:

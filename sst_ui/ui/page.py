@@ -1,7 +1,7 @@
 """The whole screen: panels in their places, and who is wired to whom.
 
 The only file that has all panels in hand: the events get those that they read and write. What
-happens is in `ui.events`, one file a part of the screen.
+happens is in `ui.events`, one file per part of the screen.
 """
 
 from dataclasses import dataclass

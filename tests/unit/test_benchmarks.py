@@ -54,7 +54,7 @@ def test_loading_a_second_model_takes_more_memory_than_a_live_edit(result):
 
 def test_the_table_has_a_row_for_every_measurement(result):
     table = live_edit.markdown([result])
-    for row in ("slider to applied edit", "first token", "memory added", "tokens a second"):
+    for row in ("slider to applied edit", "first token", "memory added", "tokens per second"):
         assert row in table
     columns = {line.count("|") for line in table.splitlines()}
     assert columns == {5}
@@ -121,7 +121,7 @@ def test_every_way_of_evaluating_is_timed(evaluated):
 def test_the_table_of_speeds_says_how_many_times_the_studios_they_are(evaluated):
     slow = {"studio": 2.0, "again": 1.0, "loop": 8.0, "batch": 4.0}
     table = evaluate.markdown([replace(evaluated, answers=slow)])
-    assert "| prompts a second, both models | 2.5 | 5 (2×) | 0.62 (0.25×) | 1.2 (0.5×) |" in table
+    assert "| prompts per second, both models | 2.5 | 5 (2×) | 0.62 (0.25×) | 1.2 (0.5×) |" in table
     assert "| answers unlike the loop's | 0 of 10 | | | 0 of 10 |" in table
     assert {line.count("|") for line in table.splitlines()} == {6}
 

@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_read_is_not_verified_and_not_lost(host, tmp_pat
     assert not found.ok
     assert "a fresh process cannot read what was written" in found.problem
     assert found.summary().startswith("NOT verified: ")
-    assert "is kept in its folder" in found.summary()
+    assert "are kept in their folder" in found.summary()
 
 
 def test_an_export_whose_check_cannot_run_is_kept_and_says_so(stored_host, tmp_path, monkeypatch):
@@ -369,6 +369,6 @@ def test_files_that_changed_since_the_model_was_loaded_are_not_exported(tmp_path
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"] * 2
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="not those that were loaded"):
+    with pytest.raises(UserError, match="have changed since they were loaded"):
         finish(export(host, recipe, tmp_path / "out", "model"))
     assert not (tmp_path / "out").exists()

@@ -74,7 +74,7 @@ def test_metaspace_is_written_so_that_chats_are_alike_and_texts_that_differ_are_
 ):
     keys, notes = planned(v.pieces(scheme, template))
     assert keys[G + "add_space_prefix"] == space
-    assert any("a space in front" in n and f"prepend_scheme {scheme}" in n for n in notes)
+    assert any("a leading space" in n and f"prepend_scheme {scheme}" in n for n in notes)
 
 
 def test_a_space_in_front_of_every_piece_is_refused_where_it_changes_chats():

@@ -109,7 +109,7 @@ def test_a_failed_push_leaves_nothing_visible_and_the_next_sends_only_the_rest(h
     [
         ({"token": "wrong"}, "does not accept the token"),
         ({"repo": "other/edited"}, "may not write to other/edited"),
-        ({"repo": "a b"}, "no name for a repository"),
+        ({"repo": "a b"}, "not a valid repository name"),
         ({"offline": "1"}, "HF_HUB_OFFLINE"),
     ],
 )

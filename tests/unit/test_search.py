@@ -150,4 +150,4 @@ def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     assert [row["params"]["width"] for row in told["candidates"]] == [0.1, 0.12, 0.15, 0.18, 0.2]
     assert told["held_out"].keys() == {"refusal_rate", "kl_16", "quality"}
     assert main([*asked, "--out", str(out)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def evaluate_rows(
         rows: the edits of each row; none at all measures the base alone.
 
     Yields:
-        Progress, and of each metric its results as a tuple, one a row (or the base's alone).
+        Progress, and of each metric its results as a tuple, one per row (or the base's alone).
 
     Returns:
         For each row its results, in the order in which they were asked for.

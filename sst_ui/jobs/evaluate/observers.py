@@ -22,7 +22,7 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
 Row = tuple[Edit, ...]
-Seen = list[Shown]  # one a prompt
+Seen = list[Shown]  # one per prompt
 Reader = Generator[Progress, None, list[Seen]]  # in the end the observations of every row
 
 _UNSEEN = Shown("", None)

@@ -123,8 +123,8 @@ def _as_loaded(host: Host) -> Generator[Progress, None, None]:
     folder = yield from source.download()
     if (yield from contents(folder, source.weights())) != host.files:
         raise UserError(
-            f"the files of {host.name} are not those that were loaded; load the model again, and "
-            "look whether the edit still does what it did."
+            f"the files of {host.name} have changed since they were loaded; load the model again, "
+            "and check that the edit still does what it did."
         )
 
 
@@ -141,5 +141,5 @@ def model(job: Job, folder: Path) -> Generator[Progress, None, Made]:
         f"{done.copied:,} bytes of others copied as they were."
     ]
     if done.untied:
-        notes.append("The head was tied to the embedding and has weights of its own now.")
+        notes.append("The head was tied to the embedding and now has its own weights.")
     return Made(tuple(notes))

@@ -33,7 +33,7 @@ class Record:
         name: the variant's name, may be empty.
         digest: of the recipe, as shown everywhere.
         text: the recipe as YAML, its evaluation included.
-        metrics: one mapping a metric (see `FIELDS`), in order; empty while there are none.
+        metrics: one mapping per metric (see `FIELDS`), in order; empty while there are none.
     """
 
     id: int
@@ -143,7 +143,7 @@ def words_of(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several records beside one another; every tuple of values has one a record, in order.
+    """Several records beside one another; every tuple of values has one per record, in order.
 
     Attributes:
         metrics: (a row of that metric, the rows of all records; None where not measured).

@@ -34,7 +34,7 @@ TOGETHER = 4  # contenders in a batch; more would only keep the first row waitin
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """One row to be.
+    """One method to compare.
 
     Attributes:
         name, title: of the method; `base`, `utility` and `safety` for those that merge nothing.

@@ -76,7 +76,7 @@ class Measured:
         method: or `base`, `utility`, `safety`.
         title: with the setting.
         scores: metric -> what each prompt scored.
-        cost: predicted KL on utility data, nats a token; None where nothing is predicted.
+        cost: predicted KL on utility data, nats per token; None where nothing is predicted.
     """
 
     method: str

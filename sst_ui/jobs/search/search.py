@@ -24,7 +24,7 @@ from sst_ui.metrics.results import NOTHING
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, Recipe, to_dict, to_yaml
 
-LEAST = 1e-7  # nats a token; smaller divergences are rounding
+LEAST = 1e-7  # nats per token; smaller divergences are rounding
 Steps = Generator[Progress | Candidate, None, None]
 
 
@@ -109,7 +109,7 @@ def rows_of(recipe: Recipe, spec: SearchSpec, measurer: Measurer) -> dict[str, S
     if spec.strategy == "staged":
         return {"strength": Span(-4.0, 4.0)}
     if not isinstance(goals.searched(recipe), Ablation):
-        raise UserError(f"{spec.strategy} is for ablations; take tpe or staged for a merge.")
+        raise UserError(f"{spec.strategy} is for ablations; use tpe or staged for a merge.")
     if spec.strategy == "sensitivity":
         return {"only": Span(0, measurer.layers - 1, whole=True)}
     return {"peak": Span(0.0, 1.0), "width": Span(0.0, 10.0)}

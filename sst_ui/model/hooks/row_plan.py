@@ -61,7 +61,7 @@ class RowEdit:
         return self.affine or self.operation == "add"
 
     def per_layer(self) -> np.ndarray:
-        """[L] one strength a layer, the mean of its cells: for edits of the residual."""
+        """[L] one strength per layer, the mean of its cells: for edits of the residual."""
         return self.alpha.mean(axis=1)
 
     def shifts(self) -> np.ndarray:

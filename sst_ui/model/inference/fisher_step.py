@@ -53,7 +53,7 @@ class Step:
 
         Args:
             shift: edits under which the model computes.
-            dice: a random stream each conversation to draw labels from; None for the response's.
+            dice: a random stream per conversation to draw labels from; None for the response's.
         """
         host, gradients = self.host, mode != "input"
         plan = host.live.compile([shift] * len(self.conversations))
@@ -174,7 +174,7 @@ def start_of_graph(host: Host, gradients: bool) -> Iterator[list[Tensor]]:
 
 
 def draw(logs: Tensor, die: torch.Generator) -> Tensor:
-    """[tokens] labels from [tokens, vocabulary] log-probabilities, one uniform number a token."""
+    """[tokens] labels from [tokens, vocabulary] log-probabilities, one uniform number per token."""
     total = logs.exp().cumsum(-1)
     uniform = torch.rand(len(logs), 1, generator=die).to(total) * total[:, -1:]
     return torch.searchsorted(total, uniform, right=True)[:, 0].clamp(max=logs.shape[-1] - 1)

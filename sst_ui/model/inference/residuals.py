@@ -42,7 +42,7 @@ def residuals(
         prompts: token lists, at most `host.context` long.
         positions: index of the wanted token in each prompt; None for the last.
         rows: edits of each prompt, None for the base model.
-        batch_size: prompts a step; by default as many as take about a second. Halved on OOM.
+        batch_size: prompts per step; by default as many as take about a second. Halved on OOM.
         stage: name of the job in `Progress`.
 
     Yields:
@@ -123,7 +123,7 @@ def _forward(host: Host, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) 
 
 @contextmanager
 def _last_tokens(host: Host) -> Iterator[list[Tensor]]:
-    """Collect each layer's output at the last column, [batch, d] a layer, in layer order."""
+    """Collect each layer's output at the last column, [batch, d] per layer, in layer order."""
     collected: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -147,7 +147,7 @@ def _upto(prompt: Sequence[int], position: int) -> Sequence[int]:
 
 
 def _tokens(host: Host) -> int:
-    """Padded tokens a step, from the model's size alone: timing would make results vary."""
+    """Padded tokens per step, from the model's size alone: timing would make results vary."""
     kind = "cpu" if host.device.type == "cpu" else "other"
     low, high = TOKENS[kind]
     return int(min(max(WORK[kind] / max(host.parameters, 1), low), high))

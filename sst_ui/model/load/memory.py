@@ -247,7 +247,7 @@ def _overhead(config: PreTrainedConfig, itemsize: int) -> int:
     """Key-value cache and logits of a two-column chat."""
     text = config.get_text_config()
     tokens = min(CHAT, getattr(text, "max_position_embeddings", None) or CHAT)
-    kept = 0  # numbers a token leaves in all layers; their shapes may differ (Gemma 4)
+    kept = 0  # numbers that a token leaves in all layers; their shapes may differ (Gemma 4)
     depth = getattr(text, "num_hidden_layers", 0)  # wrong ones are refused with the skeleton
     alike = [text] * depth
     for layer in getattr(text, "per_layer_config", alike) if depth > 0 else alike:

@@ -78,7 +78,7 @@ def _inline(text: str) -> str:
 def choices(language: str, variants: Variants) -> list[tuple[str, str]]:
     """What a column can answer as: the base, the current variant, or any earlier one.
 
-    Of a variant that merges also the utility adapter alone, and the merge without the ablation.
+    For variants with a merge, also the utility adapter alone, and the merge without the ablation.
     """
     edited = say(language, "answers.edited")
     found = [(say(language, "chat.base"), BASE)]

@@ -15,7 +15,7 @@ LINES = 8  # variants beside the base, the newest
 
 
 def figure(board: Board):
-    """One line a variant, and the base; a sentence while nothing was measured."""
+    """One line per variant, and the base; a sentence while nothing was measured."""
     lang, known = board.language, _shown(board)
     now = dict(known).get(board.variants.current) or (known[-1][1] if known else {})
     axes = [now[name] for name in AXES if name in now and now[name].edited is not None]

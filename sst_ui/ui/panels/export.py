@@ -267,7 +267,7 @@ def check_repo(name: str) -> None:
     try:
         validate_repo_id(name)
     except ValueError as error:
-        raise UserError(f"{name!r} is no name for a repository: write USER/NAME.") from error
+        raise UserError(f"{name!r} is not a valid repository name: write USER/NAME.") from error
 
 
 def archive(folder: Path, name: str) -> Path:

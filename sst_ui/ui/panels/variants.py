@@ -50,7 +50,7 @@ def render(board: Board) -> str:
 
 
 def tradeoff(board: Board):
-    """Refusals against divergence, one point a variant; a sentence while there is none."""
+    """Refusals against divergence, one point per variant; a sentence while there is none."""
     language, points = board.language, [("base", 0.0, math.nan)]
     for name, found in board.measured:
         if COST in found and GAIN in found and found[COST].edited and found[GAIN].edited:

@@ -120,7 +120,7 @@ class Engine:
     def load(self, spec: ModelSpec) -> Generator[Progress, None, Loaded]:
         """Swap the resident model. Windows that worked with the old one are told to reload."""
         if not self._swap.acquire(blocking=False):
-            raise UserError("a model is being loaded already; wait for it, or cancel it.")
+            raise UserError("a model is already being loaded; wait for it, or cancel it.")
         try:
             self._make_room(spec)
             host = yield from load(spec)
@@ -241,7 +241,7 @@ class Engine:
         seed: int = 0,
         notify: Callable[[list[int]], None] | None = None,
     ) -> Generator[list[str], None, None]:
-        """Cumulative answers, one a row, in one batch; a row without a recipe is the base.
+        """Cumulative answers, one per row, in one batch; a row without a recipe is the base.
 
         Args:
             notify: told how many old turns each row does not see, if any (see `jobs.chat.chat`).

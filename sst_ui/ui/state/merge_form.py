@@ -21,7 +21,7 @@ COMMON = ("target", "mode")  # parameters that the recipe has one place for, wha
 FACTORS = tuple(kind for kind in MODULES if kind not in FUSED)
 SHAPES = ("flat", "bell")
 GOALS = ("budget", "parameters")
-BUDGET = 0.0005  # nats a token, where the slider starts
+BUDGET = 0.0005  # nats per token, where the slider starts
 WIDE = 1e3  # a bell of that width is the same everywhere
 
 
@@ -63,7 +63,7 @@ def first() -> Merge:
     """What the controls show before a merge was made: the demo's adapters, within a KL budget.
 
     The bell is late and strong: later layers tell best what must be refused from what only looks
-    so (the table of methods in the README is measured with it and without).
+    so (docs/results.md measures the methods with it and without).
     """
     known = dict(shipped())
     none = (DEMO / "adapters").as_posix()

@@ -26,7 +26,7 @@ class Edited:
 
 
 def rows(weights: WeightTable, layers: int) -> list[list[str]]:
-    """One row a layer: number, kernel value, alpha per kind; overridden cells carry a pin."""
+    """One row per layer: number, kernel value, alpha per kind; overridden cells carry a pin."""
     bell, alpha = kernel.kernel(weights, layers), kernel.table(weights, layers)
     return [
         [
@@ -77,10 +77,10 @@ def typed(
 
 
 def pasted(language: str, text: str, target: str, extras: Extras, layers: int) -> Extras:
-    """A row of numbers, one a layer, as the curve or as one kind's column.
+    """A row of numbers, one per layer, as the curve or as one kind's column.
 
     Raises:
-        UserError: a word among the numbers, or not one number a layer.
+        UserError: a word among the numbers, or not one number per layer.
     """
     words = [word for word in re.split(r"[\s,;]+", text.strip().strip("[]")) if word]
     values = [number(word) for word in words]
