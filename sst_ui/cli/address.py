@@ -102,7 +102,9 @@ def _refusal(where: tuple[socket.AddressFamily, tuple], port: int) -> OSError | 
 
 def _why(host: str, port: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} of {host[:80]} is in use; give another one with --port, or leave it out."
+        return (
+            f"port {port} of {host[:80]} is in use; give another one with --port, or leave it out."
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"port {port} is not open to this user; give one above 1023 with --port."
     if error.errno == errno.EADDRNOTAVAIL:

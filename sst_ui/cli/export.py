@@ -28,7 +28,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unmeasured", action="store_true",
                         help="do not measure for the card where no run has metrics")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
-    parser.add_argument("--push", metavar="USER/NAME", help="push to the Hub afterwards; needs HF_TOKEN or hf auth login")
+    parser.add_argument(
+        "--push",
+        metavar="USER/NAME",
+        help="push to the Hub afterwards; needs HF_TOKEN or hf auth login",
+    )
     parser.add_argument("--public", action="store_true", help="make the Hub repository public")
     parser.add_argument("--json", action="store_true", help="print what was written, as JSON")
 

@@ -18,7 +18,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     """What can be done with the history; without a word it is listed."""
     what = parser.add_subparsers(dest="what", metavar="list|show|compare|delete")
     known = what.add_parser("list", help="runs, newest first")
-    known.add_argument("--search", default="", metavar="WORDS", help="to find in name, recipe, metrics")
+    known.add_argument(
+        "--search", default="", metavar="WORDS", help="to find in name, recipe, metrics"
+    )
     known.add_argument("--model", help="only runs on this model")
     known.add_argument("--limit", type=whole(1), default=20)
     one = what.add_parser("show", help="one run: its numbers and its recipe")

@@ -35,7 +35,9 @@ def options(parser: argparse.ArgumentParser) -> None:
         add(parser, f"merge.{name}")
     add(parser, "merge.unaligned", metavar="DIR")
     add(parser, "merge.rank")
-    parser.add_argument("--json", action="store_true", help="print what happened to each module, as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print what happened to each module, as JSON"
+    )
 
 
 def run(given: argparse.Namespace, model: ModelSpec) -> None:

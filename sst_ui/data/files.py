@@ -347,8 +347,8 @@ def _array(path: Path, title: str) -> Iterator[tuple[int, Any]]:
 
 def _no_list(title: str) -> UserError:
     return UserError(
-        f'{title} holds no list of prompts: write [{{"prompt": "..."}}, ...], or one object per line'
-        " and name the file .jsonl."
+        f'{title} holds no list of prompts: write [{{"prompt": "..."}}, ...], or one object per '
+        "line and name the file .jsonl."
     )
 
 

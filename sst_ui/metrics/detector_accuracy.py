@@ -90,7 +90,7 @@ def report(
         which: the answers: `labelled`, or `blind`, by an author who did not know the lists.
 
     Returns:
-        One row per language, in order of their names, then `all`; where there are answers of the kind
+        One row per language, in order of their names, then `all`; for answers of the kind
         `safe_advice_only` (the blind set), last a row for all but those.
     """
     found = [(case, label(case.prompt, case.answer)) for case in labelled(half, which)]

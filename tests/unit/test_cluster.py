@@ -227,7 +227,11 @@ def test_ray_that_is_missing_is_said(monkeypatch):
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("somewhere", "not the address"), ("host:port", "not the address"), ("http://a:1", "not the address")],
+    [
+        ("somewhere", "not the address"),
+        ("host:port", "not the address"),
+        ("http://a:1", "not the address"),
+    ],
 )
 def test_an_address_that_is_none_is_said(monkeypatch, address, words):
     monkeypatch.setattr(ray_cluster.library(), "is_initialized", lambda: False)

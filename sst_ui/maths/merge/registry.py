@@ -184,9 +184,7 @@ def sst_layerwise(
 @method("fisher", title="Fisher averaging", paper="arXiv 2111.09832", needs=("moments",))
 def fisher(
     module: Module,
-    price: Annotated[
-        float, Dial(1e-6, 1e6, 0.1, "weight of the utility Fisher", log=True)
-    ] = 1.0,
+    price: Annotated[float, Dial(1e-6, 1e6, 0.1, "weight of the utility Fisher", log=True)] = 1.0,
 ) -> Change:
     """(F_S Δ_S + p F_U Δ_U) / (F_S + p F_U), entry by entry, with diagonal Fisher matrices."""
     safety, utility = (_diagonal(module.core, m) for m in (module.safety, module.utility))

@@ -362,7 +362,7 @@ class _Finding:
             if writer.name in self._foreign:
                 return (
                     f"{writer.name} ({type(writer.module).__name__}) does not compute what its "
-                    f"weight and bias say (it is off by {self._foreign[writer.name]:.2g}), so edited "
+                    f"weight and bias say (it is {self._foreign[writer.name]:.2g} off), so edited "
                     "weights would not reproduce the edit."
                 )
         return ""

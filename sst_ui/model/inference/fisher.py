@@ -65,7 +65,7 @@ def moments(
             included. `all`: every token but padding and the first (an attention sink), summed up
             for each token of a response.
         seed: of the sampled labels; each conversation has its own random stream.
-        batch_size: conversations per step; by default as many as take about a second. Halved on OOM.
+        batch_size: conversations per step; by default about a second's work. Halved on OOM.
         stage: name of the job in `Progress`.
 
     Yields:

@@ -63,7 +63,9 @@ def read_factors(path: Path, name: str) -> tuple[dict[str, dict[str, Tensor]], d
         for key in file.keys():  # noqa: SIM118, it is no mapping
             tensor = file.get_tensor(key)
             if not tensor.is_floating_point():
-                raise UserError(f"{key} of {name} holds {tensor.dtype}, not floating-point numbers.")
+                raise UserError(
+                    f"{key} of {name} holds {tensor.dtype}, not floating-point numbers."
+                )
             if not bool(tensor.float().isfinite().all()):
                 raise UserError(
                     f"{key} of {name} holds NaN or infinite numbers; the adapter is damaged."
