@@ -120,12 +120,17 @@ def write_model(
     written += _settings(folder, entry, out, plan)
     written += carry(spec, out)
     yield Progress("write", total, total)
-    changed = (*plan.changes, *([plan.untied[0]] if plan.untied else []))
+    return _report(plan, shards, out, written)
+
+
+def _report(
+    plan: Alterations, shards: Sequence[Shard], out: Path, written: Sequence[str]
+) -> Rewritten:
     touched = sum(s.bytes for shard in shards for s in shard.tensors if s.name in plan.changes)
     return Rewritten(
         files=tuple(written),
         bytes=sum((out / name).stat().st_size for name in written),
-        changed=changed,
+        changed=(*plan.changes, *([plan.untied[0]] if plan.untied else [])),
         copied=sum(shard.end for shard in shards) - touched,
         untied=plan.untie,
     )
