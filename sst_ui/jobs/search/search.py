@@ -126,9 +126,9 @@ def _first(
     if spec.strategy == "staged":
         stages = goals.presets()["stages"]
         count = round((stages["last"] - stages["first"]) / stages["step"]) + 1
-        sign = -1.0 if goals.searched(recipe).weights.strength < 0 else 1.0
+        own = goals.searched(recipe).weights.strength or 1.0
         strengths = [stages["first"] + stages["step"] * number for number in range(count)]
-        return [{"strength": sign * round(strength, 6)} for strength in strengths]
+        return [{"strength": math.copysign(round(each, 6), own)} for each in strengths]
     return [values(recipe, rows, layers)]
 
 
