@@ -375,8 +375,3 @@ def read_text(path: str | Path) -> str:
             raise
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the recipe {shown(str(path))}: {reason}.") from error
-
-
-def check_seed(name: str, seed: int) -> None:
-    """Raises UserError for a seed that some generator of random numbers would not take."""
-    schema.setting("directions.seed").check(seed, name)
