@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.pictures import svg
 from sst_ui.errors import UserError
-from sst_ui.jobs.merge.compare_methods import COLUMNS
+from sst_ui.jobs.merge.compare_methods import ALONE, COLUMNS
 from sst_ui.jobs.merge.method_fronts import GRID, OURS, Front, Measured, fronts, goals, sweep
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.maths.pareto import front
@@ -26,7 +26,6 @@ from sst_ui.recipe import Evaluation, Merge, ModelSpec
 from sst_ui.ui.widgets import plots
 
 COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, "#444444", "#b5b5b5"), strict=True))
-ALONE = ("base", "utility", "safety")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,37 +137,11 @@ def figure(rows: Sequence[Measured]):
 
     picture = make_subplots(1, 2, horizontal_spacing=0.09)
     methods = [m for m in GRID if has(rows, m)]
-    for method in methods:
-        members = [row for row in rows if row.method == method]
-        mine = method == OURS
-        for column, y in ((1, "utility"), (2, "over")):
-            points = [(r.value("jailbreak_resistance").value, _height(r, y)) for r in members]
-            sign = -1 if y == "utility" else 1  # `front` looks for what is low
-            best_ones = front([(str(i), -x, sign * h) for i, (x, h) in enumerate(points)])
-            line = sorted({points[int(i)] for i in best_ones})
-            look = {"color": COLOURS[method], "size": 7 if mine else 5}
-            picture.add_scatter(
-                x=[x for x, _ in points],
-                y=[h for _, h in points],
-                mode="markers",
-                marker={**look, "opacity": 0.35},
-                showlegend=False,
-                row=1,
-                col=column,
-            )
-            picture.add_scatter(
-                x=[x for x, _ in line],
-                y=[h for _, h in line],
-                name=METHODS[method].title,
-                mode="lines+markers",
-                line={"color": COLOURS[method], "width": 3 if mine else 1.5},
-                marker=look,
-                showlegend=column == 1,
-                row=1,
-                col=column,
-            )
-    for row in rows[:3]:
-        for column, y in ((1, "utility"), (2, "over")):
+    for column, y in ((1, "utility"), (2, "over")):
+        for method in methods:
+            members = [row for row in rows if row.method == method]
+            _add_method(picture, column, y, method, members)
+        for row in rows[:3]:
             picture.add_scatter(
                 x=[row.value("jailbreak_resistance").value],
                 y=[_height(row, y)],
@@ -190,6 +163,36 @@ def figure(rows: Sequence[Measured]):
     picture.update_yaxes(title_text="utility: ROUGE-L and multiple choice", row=1, col=1)
     picture.update_yaxes(title_text="refuses look-alikes", row=1, col=2)
     return picture
+
+
+def _add_method(picture, column: int, y: str, method: str, members: Sequence[Measured]) -> None:
+    """A method's points, and the line through those that none of its others beats."""
+    mine = method == OURS
+    points = [(r.value("jailbreak_resistance").value, _height(r, y)) for r in members]
+    sign = -1 if y == "utility" else 1  # `front` looks for what is low
+    best_ones = front([(str(i), -x, sign * h) for i, (x, h) in enumerate(points)])
+    line = sorted({points[int(i)] for i in best_ones})
+    look = {"color": COLOURS[method], "size": 7 if mine else 5}
+    picture.add_scatter(
+        x=[x for x, _ in points],
+        y=[h for _, h in points],
+        mode="markers",
+        marker={**look, "opacity": 0.35},
+        showlegend=False,
+        row=1,
+        col=column,
+    )
+    picture.add_scatter(
+        x=[x for x, _ in line],
+        y=[h for _, h in line],
+        name=METHODS[method].title,
+        mode="lines+markers",
+        line={"color": COLOURS[method], "width": 3 if mine else 1.5},
+        marker=look,
+        showlegend=column == 1,
+        row=1,
+        col=column,
+    )
 
 
 def _height(row: Measured, axis: str) -> float:

@@ -73,7 +73,7 @@ def chat(
     host: Host,
     rows: Sequence[Row],
     histories: Sequence[Sequence[Message]],
-    max_new_tokens: int = 256,
+    max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
     top_p: float = 1.0,

@@ -346,15 +346,6 @@ def test_a_large_set_is_not_downloaded_as_a_whole(folders, tmp_path, monkeypatch
     assert not any(tmp_path.glob("**/*.arrow"))
 
 
-def test_every_set_has_a_line_about_it_in_both_languages():
-    for name in (*prompt_sets.names(), *prompt_sets.public_names()):
-        lines = {language: prompt_sets.describe(name, language) for language in ("en", "ja")}
-        assert lines["en"] != lines["ja"], name
-        assert "\n" not in lines["en"]
-    assert "CC-BY-4.0" in prompt_sets.describe("public/repliqa")
-    assert prompt_sets.describe("hf:owner/data") == "owner/data on the Hugging Face Hub"
-
-
 def test_a_program_that_comes_with_a_data_set_is_not_run(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()

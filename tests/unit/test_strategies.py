@@ -9,6 +9,7 @@ import pytest
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.jobs.purpose import purpose
 from sst_ui.jobs.search.candidates import RULED_OUT, best, chosen, front
 from sst_ui.jobs.search.objectives import SearchSpec, aims
 from sst_ui.jobs.search.search import Opened, search
@@ -142,6 +143,16 @@ def test_stages_of_a_reinforced_refusal_go_down():
     strengths = [each.params["strength"] for each in spent(spec, recipe=recipe)]
     assert strengths == pytest.approx([-0.5, -0.65, -0.8, -0.95, -1.1])
     assert aims(recipe, spec).lower[0] is False  # refusals are to rise
+
+
+def test_a_search_is_for_what_the_weights_do_not_for_what_the_strength_says():
+    weights = replace(DEFAULT.edits[0].weights, modules={"attention": -1.0, "mlp": -1.0})
+    recipe = replace(DEFAULT, edits=(replace(DEFAULT.edits[0], weights=weights),))
+    assert purpose(recipe, 24) == "reinforced"
+    assert aims(recipe, SearchSpec("tpe")).lower[0] is False  # refusals are to rise
+    drawn = space(recipe)  # factors from 0 up, so that the strength has to be negative
+    assert drawn["attention"].low >= 0
+    assert drawn["strength"].high < 0
 
 
 def test_a_search_may_begin_at_the_measured_signal():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -259,6 +260,29 @@ def test_a_storage_that_cannot_be_used_is_said(url):
     with pytest.raises(UserError, match="cannot be used") as told:
         Study("a", [True], ROWS, url)
     assert url in str(told.value)
+
+
+def test_a_database_of_another_program_is_left_as_it_is(tmp_path):
+    for number, table in enumerate(("patients", "trials")):  # Optuna has a table `trials` too
+        file = tmp_path / f"{number}.sqlite"
+        with closing(sqlite3.connect(file)) as theirs, theirs:
+            theirs.execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, name TEXT)")
+            theirs.execute(f"INSERT INTO {table} (name) VALUES ('ada')")
+        before = file.read_bytes()
+        with pytest.raises(
+            UserError, match=rf"another program's database; give one of its own.*'{table}'"
+        ) as told:
+            Study("a", [True], ROWS, f"sqlite:///{file}")
+        assert str(file) in str(told.value)
+        assert file.read_bytes() == before
+
+
+def test_a_database_that_is_optunas_too_is_used(storage, tmp_path):
+    optuna.create_study(study_name="theirs", storage=storage)
+    with closing(sqlite3.connect(tmp_path / "searches.sqlite")) as database, database:
+        database.execute("CREATE TABLE notes (text TEXT)")
+    Study("mine", [True], ROWS, storage)
+    assert sorted(optuna.get_all_study_names(storage)) == ["mine", "theirs"]
 
 
 def test_trials_of_another_machine_are_left_to_it(storage, monkeypatch):

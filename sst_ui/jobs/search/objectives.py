@@ -6,7 +6,7 @@ It also decides on which prompts a search may measure them: never on the held-ou
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,13 +14,12 @@ import yaml
 
 import sst_ui.metrics  # noqa: F401  registers the metrics
 from sst_ui.errors import UserError, shown
-from sst_ui.jobs.purpose import searched_for
-from sst_ui.metrics.registry import Derived, find
+from sst_ui.jobs.purpose import goal_of, purpose
+from sst_ui.metrics.registry import SUMMARY, Derived, find
+from sst_ui.metrics.results import direction
 from sst_ui.options import SearchOptions
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, digest, to_dict
-
-TRIALS = 60  # of the multi-objective search, unless said
 
 
 @dataclass(frozen=True)
@@ -117,11 +116,11 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
     Raises:
         UserError: a recipe with nothing to search.
     """
-    purpose = searched_for(searched(recipe))
+    what = purpose(replace(recipe, edits=(searched(recipe),)))
     preset, places = presets(), _places(recipe)
-    chosen = preset["aims"][purpose]
+    chosen = preset["aims"][what]
     own = spec.objectives
-    if spec.strategy == "sensitivity" and purpose != "merge":
+    if spec.strategy == "sensitivity" and what != "merged":
         own = own or tuple(preset["prune"]["scores"])
     names = own or tuple(chosen["objectives"])
     objectives = tuple(dict.fromkeys(_seen(name, places) for name in names))
@@ -130,9 +129,9 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
         texts = (f"quality >= {preset['stages']['quality']}",)
     limits = [Limit.read(text) for text in texts]
     cheap: tuple[str, ...] = ()
-    if spec.prune and purpose == "ablation":
+    if spec.prune and what == "abliterated":
         cheap = tuple(_seen(name, places) for name in preset["prune"]["scores"])
-    lower = tuple(_lower(name, purpose) for name in objectives)
+    lower = tuple(direction(find(name), goal_of(what)) == "low" for name in objectives)
     target = spec.target
     if target is None:  # objectives of one's own have none, so that the best by the first wins
         target = chosen["target"] if not own else math.inf * (-1 if lower[0] else 1)
@@ -164,7 +163,7 @@ def held_out(made: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
     The objectives on the prompts they have of their own, and what an edit is judged by in any case.
     """
     own = (name.partition("@")[0] for name in aim.objectives)
-    return evaluation(tuple(dict.fromkeys([*own, *presets()["last_word"]])), made, spec)
+    return evaluation(tuple(dict.fromkeys([*own, *SUMMARY])), made, spec)
 
 
 def searched(recipe: Recipe) -> Ablation | Merge:
@@ -206,9 +205,3 @@ def _seen(name: str, places: Mapping[str, str]) -> str:
     if instead is None or instead.strip("{}") not in places:
         return name
     return f"{name}@{instead.format(**places)}"
-
-
-def _lower(name: str, purpose: str) -> bool:
-    row = find(name)
-    turned = row.follows_goal and purpose != "ablation"
-    return (row.better == "low") != turned

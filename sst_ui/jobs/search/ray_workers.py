@@ -1,6 +1,7 @@
 """Measures candidates on a Ray cluster: one process per GPU, or per share of the processors.
 
-Lost workers are replaced and their batches measured again.
+Lost workers are replaced and their batches measured again. Optuna's heartbeat does not see them:
+the process that asks for trials is alive, and a batch belongs to several trials.
 """
 
 import logging

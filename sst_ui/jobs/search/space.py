@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sst_ui.jobs.purpose import purpose
 from sst_ui.jobs.search.objectives import presets, searched
 from sst_ui.maths import kernel
 from sst_ui.maths.merge.registry import METHODS
@@ -71,7 +72,7 @@ def space(
         rows.pop("norm_preserving")
     if edit.directions.file is not None:
         rows.pop("scope"), rows.pop("layer")
-    if edit.weights.strength < 0:
+    if purpose(replace(recipe, edits=(edit,))) == "reinforced":
         low, high = rows["strength"]
         rows["strength"] = [-high, -low]
     return {name: _span(row) for name, row in rows.items()}

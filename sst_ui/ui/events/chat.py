@@ -15,7 +15,7 @@ import gradio as gr
 from sst_ui.errors import UserError
 from sst_ui.jobs.chat import new_seed
 from sst_ui.jobs.merge.compare_methods import utility_only
-from sst_ui.recipe import check_seed
+from sst_ui.options import ChatOptions
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
 from sst_ui.ui.panels.session import Session
@@ -31,7 +31,7 @@ from sst_ui.ui.widgets.texts import say
 
 PACE = 0.1  # seconds between two updates of the screen, at least: a browser draws each of them
 SHARE = 4  # ... and this many times what an update takes, so that a busy machine sends fewer
-LENGTHS, HEATS = (1, 4096), (0, 2)  # tokens of an answer, temperature
+SOUND = (ChatOptions().max_new_tokens, ChatOptions().temperature, "")  # what the boxes begin with
 
 
 def view(language: str, conversation: Conversation, column: int) -> list[dict[str, str]]:
@@ -123,26 +123,22 @@ def drawn(tokens, temperature, seed) -> tuple[int, float, int]:
     Raises:
         UserError: a number that is missing or out of range.
     """
-    limits = {"tokens": LENGTHS, "temperature": HEATS}
-    values = {
-        "tokens": whole("chat.tokens", tokens),
-        "temperature": number("chat.temperature", temperature),
-    }
-    for name, (low, high) in limits.items():
-        if not low <= values[name] <= high:
-            raise UserError(f"chat.{name} is {values[name]:.12g}; it must be {low} to {high}.")
     typed = str("" if seed is None else seed).strip()
-    chosen = int(whole("chat.seed", typed)) if typed else new_seed()
-    check_seed("chat.seed", chosen)
-    return int(values["tokens"]), values["temperature"], chosen
+    said = ChatOptions(
+        whole("chat.max_new_tokens", tokens),
+        number("chat.temperature", temperature),
+        whole("chat.seed", typed) if typed else None,
+    )
+    chosen = new_seed() if said.seed is None else said.seed
+    return said.max_new_tokens, said.temperature, chosen
 
 
 def problems(values: Sequence) -> dict[int, str]:
     """Place among the three boxes -> what is wrong with its number."""
-    sound, found = (1, 0.0, ""), {}
+    found = {}
     for place, value in enumerate(values):
         try:
-            drawn(*sound[:place], value, *sound[place + 1 :])
+            drawn(*SOUND[:place], value, *SOUND[place + 1 :])
         except UserError as error:
             found[place] = str(error)
     return found

@@ -6,8 +6,10 @@ from functools import partial
 
 import gradio as gr
 
-from sst_ui.jobs.merge.compare_methods import COLUMNS
+from sst_ui.jobs.merge.compare_methods import ALONE, COLUMNS
+from sst_ui.jobs.purpose import goal_of
 from sst_ui.metrics.registry import find
+from sst_ui.metrics.results import direction
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.events.binding import PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
@@ -20,9 +22,6 @@ from sst_ui.ui.state.form import evaluation, measuring
 from sst_ui.ui.widgets.html import CLICKS, notice, safe
 from sst_ui.ui.widgets.numbers import exact, number
 from sst_ui.ui.widgets.texts import has, say, t
-
-AIMS = ("refusal_rate",)  # what a merge adds on purpose, and an ablation removes
-ALONE = ("base", "utility", "safety")  # lines that merge nothing
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _heading(language: str, name: str) -> str:
 def _best(name: str, lines: Sequence[Line]) -> float | None:
     values = [dict(line.values).get(name) for line in lines if line.name not in ALONE]
     found = [value.value for value in values if value is not None]
-    choose = max if name in AIMS or find(name).better == "high" else min
+    choose = max if direction(find(name), goal_of("merged")) == "high" else min
     return choose(found) if found else None
 
 

@@ -6,6 +6,8 @@ import gradio as gr
 
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
+from sst_ui.options import ChatOptions
+from sst_ui.schema import setting
 from sst_ui.ui.widgets.inputs import Dropdown, Number
 from sst_ui.ui.widgets.texts import t
 
@@ -68,8 +70,12 @@ def create() -> ChatPanel:
         edit = gr.Button(t("chat.edit"), size="sm", elem_id="edit", min_width=50)
         clear = gr.Button(t("chat.clear"), size="sm", elem_id="clear", min_width=50)
         status = gr.HTML(elem_id="chat-status")
-        tokens = Number(64, label=t("chat.tokens"), elem_id="tokens")
-        temperature = Number(0, label=t("chat.temperature"), step=0.1, elem_id="temperature")
+        usual = ChatOptions()
+        tokens = Number(usual.max_new_tokens, label=t("chat.tokens"), elem_id="tokens")
+        temperature = Number(
+            usual.temperature, label=t("chat.temperature"), elem_id="temperature",
+            step=setting("chat.temperature").slider.step,
+        )  # fmt: skip
         seed = gr.Textbox(  # a number may be left out, which gr.Number makes a 0
             "", label=t("chat.seed"), placeholder=t("chat.seed.new"), max_lines=1,
             elem_id="chat-seed",

@@ -1,6 +1,7 @@
 """The weights and direction panels: every number and choice of an edit."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
@@ -9,7 +10,7 @@ from sst_ui.maths import kernel
 from sst_ui.recipe import Ablation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
-from sst_ui.ui.state.form import OWN_PROFILES, show
+from sst_ui.ui.state.form import OWN_PROFILES, Form, show
 from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, dial
 from sst_ui.ui.widgets.texts import has, t
 
@@ -122,82 +123,68 @@ def create_weights() -> WeightsPanel:
 
 def create_direction() -> DirectionPanel:
     start, _ = show(Recipe(edits=(Ablation(),)))
-    sets = [*prompt_sets.names(), *prompt_sets.public_names()]
     with gr.Accordion(t("section.direction"), open=False, elem_id="direction-panel"):
-        estimator = Dropdown(
+        made = _estimation(start) | _prompts(start)
+        file = gr.Textbox(label=t("direction.file"), max_lines=1, elem_id="directions-file")
+        upload = prompt_files.create("direction", ("harmful", "harmless"))
+        measure = gr.Button(t("direction.measure"), size="sm", elem_id="measure")
+    return DirectionPanel(**made, file=file, measure=measure, upload=upload)
+
+
+def _estimation(start: Form) -> dict[str, Any]:
+    """How vectors become directions: estimator, place, averaging."""
+
+    def dialled(name: str) -> gr.Slider:
+        value = getattr(start, name)
+        return dial(f"directions.{name}", value, t(f"direction.{name}"), elem_id=name)
+
+    made: dict[str, Any] = {
+        "estimator": Dropdown(
             _choices("estimator", setting("directions.estimator").choices),
             value=start.estimator,
             label=t("direction.estimator"),
             elem_id="estimator",
-        )
-        scope = Radio(
-            _choices("scope", setting("directions.scope").choices),
-            value=start.scope,
-            label=t("direction.scope"),
-            elem_id="scope",
-        )
-        with gr.Row(elem_classes="pair"):
-            layer = Number(
-                start.layer, label=t("direction.layer"), elem_id="layer",
-                step=setting("directions.layer").slider.step,
-            )  # fmt: skip
-            k = dial("directions.k", start.k, t("direction.k"), elem_id="k")
-        position = Radio(
-            _choices("position", setting("directions.position").choices),
-            value=start.position,
-            label=t("direction.position"),
-            elem_id="position",
-        )
-        with gr.Row(elem_classes="pair"):
-            winsorize = dial(
-                "directions.winsorize",
-                start.winsorize,
-                t("direction.winsorize"),
-                elem_id="winsorize",
-            )
-            shrinkage = dial(
-                "directions.shrinkage",
-                start.shrinkage,
-                t("direction.shrinkage"),
-                elem_id="shrinkage",
-            )
-        with gr.Row(elem_classes="pair"):
-            samples = Number(start.samples, label=t("direction.samples"), elem_id="samples")
-            seed = Number(start.seed, label=t("direction.seed"), elem_id="seed")
-        harmful = Dropdown(
-            sets,
-            value=start.harmful,
-            label=t("direction.harmful"),
-            info=t("direction.prompts.info"),
-            allow_custom_value=True,
-            elem_id="harmful",
-        )
-        harmless = Dropdown(
-            sets,
-            value=start.harmless,
-            label=t("direction.harmless"),
-            allow_custom_value=True,
-            elem_id="harmless",
-        )
-        file = gr.Textbox(label=t("direction.file"), max_lines=1, elem_id="directions-file")
-        upload = prompt_files.create("direction", ("harmful", "harmless"))
-        measure = gr.Button(t("direction.measure"), size="sm", elem_id="measure")
-    return DirectionPanel(
-        estimator,
-        k,
-        scope,
-        layer,
-        winsorize,
-        position,
-        shrinkage,
-        seed,
-        samples,
-        harmful,
-        harmless,
-        file,
-        measure,
-        upload,
+        ),
+        "scope": _chosen("scope", start.scope),
+    }
+    with gr.Row(elem_classes="pair"):
+        made["layer"] = Number(
+            start.layer, label=t("direction.layer"), elem_id="layer",
+            step=setting("directions.layer").slider.step,
+        )  # fmt: skip
+        made["k"] = dialled("k")
+    made["position"] = _chosen("position", start.position)
+    with gr.Row(elem_classes="pair"):
+        made |= {name: dialled(name) for name in ("winsorize", "shrinkage")}
+    return made
+
+
+def _chosen(name: str, value: str) -> gr.Radio:
+    return Radio(
+        _choices(name, setting(f"directions.{name}").choices),
+        value=value,
+        label=t(f"direction.{name}"),
+        elem_id=name,
     )
+
+
+def _prompts(start: Form) -> dict[str, Any]:
+    """What is measured: which prompts, and how many of them."""
+    sets = [*prompt_sets.names(), *prompt_sets.public_names()]
+    made: dict[str, Any] = {}
+    with gr.Row(elem_classes="pair"):
+        made["samples"] = Number(start.samples, label=t("direction.samples"), elem_id="samples")
+        made["seed"] = Number(start.seed, label=t("direction.seed"), elem_id="seed")
+    for name, info in (("harmful", t("direction.prompts.info")), ("harmless", None)):
+        made[name] = Dropdown(
+            sets,
+            value=getattr(start, name),
+            label=t(f"direction.{name}"),
+            info=info,
+            allow_custom_value=True,
+            elem_id=name,
+        )
+    return made
 
 
 def create_apply() -> ApplyBar:
