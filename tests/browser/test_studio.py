@@ -79,7 +79,7 @@ def test_a_metric_opens_its_prompts_with_both_answers(page):
 
 def test_both_columns_stream_and_differ_on_a_held_out_harmful_prompt(page):
     page.click(".example.is-harmful")
-    expect(page.locator("#chat-status")).to_contain_text("per second")
+    expect(page.locator("#chat-status")).to_contain_text("/s")
     base, edited = (said(page, side) for side in ("left", "right"))
     assert base
     assert edited
