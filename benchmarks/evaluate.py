@@ -166,7 +166,7 @@ def _differ(one: list[list[str]], other: list[list[str]]) -> int:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """The README's table: speeds, and in brackets as multiples of the studio's."""
+    """The table of docs/benchmarks.md: speeds, and in brackets as multiples of the studio's."""
     lines = [
         "| | studio | studio, base known | `generate` in a loop | one batched `generate` |",
         "|---|---|---|---|---|",

@@ -173,7 +173,7 @@ def _host(folder: Path, device: str, dtype: str) -> Host:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """The README's table: the live edit in numbers, the others as multiples of it."""
+    """The table of docs/benchmarks.md: the live edit in numbers, the others as multiples of it."""
     lines = ["| | live edit | rewrite in place | reload |", "|---|---|---|---|"]
     for r in results:
         size = f"{r.parameters / 1e6:.1f} M parameters"

@@ -1,4 +1,4 @@
-"""All merge methods over their strengths on the demo's adapters: the README's table and figure.
+"""Sweeps all merge methods on the demo's adapters: the table and figure of docs/results.md.
 
     python -m benchmarks.merging [--pair small] [--figure docs/pictures/merging.svg]
 

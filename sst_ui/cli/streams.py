@@ -37,7 +37,7 @@ def guarded(work: Callable[[], int | None]) -> int:
 
     Returns:
         What `work` returns (None counts as 0); 2 for bad input and for what the system refuses; 130
-        after Ctrl+C, 143 after SIGTERM, 141 where nobody reads the output any more.
+        after Ctrl+C, 143 after SIGTERM, 141 when the output pipe is closed.
     """
     _encodable()
     try:

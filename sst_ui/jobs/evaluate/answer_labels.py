@@ -60,7 +60,7 @@ class Labeller:
     def label(
         self, prompts: Sequence[str], seen: Sequence[Shown]
     ) -> Generator[Progress, None, list[Shown]]:
-        """The same answers, with labels where somebody other than the phrase lists gives them."""
+        """The same answers, with labels given by people or a judge, where there are any."""
         pairs = [(p, str(s.observation)) for p, s in zip(prompts, seen, strict=True)]
         given: dict[tuple[str, str], Label] = {}
         if self.judge:

@@ -1,7 +1,7 @@
 """Token by token: our own decoding loop, with an edit per row.
 
-The loop is a generator that gives one column of tokens per step; whoever closes it stops it, and
-between two steps the model is free for everybody else.
+The loop is a generator that gives one column of tokens per step; closing it stops it, and
+between two steps the model is free for other work.
 """
 
 import time

@@ -157,7 +157,7 @@ def _sane(raw: Mapping, name: str) -> None:
     if stored is not None and not (isinstance(stored, Mapping) and _supported(stored)):
         raise UserError(
             f"the weights of {name} are quantised ({_method(stored)}) in a way that transformers "
-            "does not know; take another form of the model."
+            "does not know; use another version of the model."
         )
 
 

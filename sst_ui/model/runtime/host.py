@@ -1,6 +1,6 @@
 """The one resident model: its tokenizer, its edit hooks and the lock that everyone shares.
 
-The only mutable thing in the program. Nobody's edit is kept here: every call brings its own rows.
+The only mutable thing in the program. No edit is kept here: every call brings its own rows.
 """
 
 import gc

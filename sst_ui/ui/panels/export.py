@@ -190,7 +190,7 @@ def create() -> ExportPanel:
 
 
 def _hub() -> tuple[gr.Column, gr.Textbox, gr.Checkbox, gr.Button]:
-    """What is needed to push; not there where nobody has a token."""
+    """What is needed to push; hidden without a token."""
     with gr.Column(visible=bool(access()), elem_id="hub") as hub:
         if access() == "oauth":
             gr.LoginButton(size="sm", elem_id="hub-login")

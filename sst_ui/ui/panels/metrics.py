@@ -154,8 +154,9 @@ def render(board: Board, pending: bool = False) -> str:
         for name in LEGEND
     )
     legend = (
-        f'<div class="legend"><span class="is-base">{say(lang, "chat.base")}</span>'
-        f'<span class="is-edited">{say(lang, "answers.edited")} [95 %]</span>{verdicts}</div>'
+        f'<div class="legend"><div><span class="is-base">{say(lang, "chat.base")}</span>'
+        f'<span class="is-edited">{say(lang, "answers.edited")} [95 %]</span></div>'
+        f"<div>{verdicts}</div></div>"
     )
     return legend + "".join(rows)
 

@@ -1,4 +1,4 @@
-"""The model panel: which model, how to load it, what it would take. Knows controls only."""
+"""The model panel: which model, how to load it, what it would take."""
 
 from dataclasses import dataclass
 
