@@ -13,7 +13,8 @@ from sst_ui.cli.history import remember
 from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.progress import Progress
-from sst_ui.recipe import Evaluation, Recipe, build, to_dict
+from sst_ui.recipe import Evaluation, Recipe, to_dict
+from sst_ui.schema import build
 
 PARTS = ("metrics", "preset", "samples", "max_new_tokens", "judge", "labels")
 
