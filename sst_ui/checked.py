@@ -5,6 +5,7 @@ written as text (YAML reads 1e-5 so), but yes and no, dates and bytes are none.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from numbers import Real
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -13,11 +14,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
     Strict,
     WrapValidator,
+    model_validator,
 )
-from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+from pydantic_core import PydanticKnownError
 
 from sst_ui.errors import shown
 
@@ -30,21 +31,32 @@ class Checked:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
     @classmethod
-    def __get_pydantic_core_schema__(cls, kind: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(_without_empty, handler(kind))
-
-
-def _without_empty(data: Any) -> Any:
-    if not isinstance(data, Mapping):
-        return data
-    return {key: value for key, value in data.items() if value is not None}
+    def _with_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        own = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # of a subclass
+        return {key: item for key, item in data.items() if item is not None or key not in own}
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, Real | str):
+    try:
+        if isinstance(value, str):
+            return _read(value)
+    except ValueError:
+        raise PydanticKnownError("float_type") from None
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise PydanticKnownError("float_type")
     return value
+
+
+def _read(text: str) -> float:
+    """A number as Python reads it, in the digits of any script."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _exact(number: int) -> int:

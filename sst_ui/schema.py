@@ -272,11 +272,14 @@ def _refusal(error: ValidationError, start: _Place) -> UserError:
     if kind in (*STRANGERS, "missing"):
         owner = start.at(loc[:-1])
         if kind in STRANGERS:
-            return unknown(f"key in {owner.name}", loc[-1], _hints(_bare(owner.hint)))
+            key = value if kind == "invalid_key" else loc[-1]
+            return unknown(f"key in {owner.name}", key, _hints(_bare(owner.hint)))
         lacks = [e["loc"][-1] for e in found if (e["type"], e["loc"][:-1]) == (kind, loc[:-1])]
         return UserError(f"{owner.name} lacks {', '.join(map(str, lacks))}.")
     place = start.at(loc)
-    if kind == "string_unicode":  # a key with half of a character
+    if kind == "string_unicode" and is_dataclass(
+        _bare(place.hint)
+    ):  # a key with half of a character
         return unknown(f"key in {place.name}", value, _hints(_bare(place.hint)))
     if kind == "value_error":
         reason = first["ctx"]["error"]

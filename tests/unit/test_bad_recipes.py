@@ -74,6 +74,7 @@ BAD = {
         "version: 1\nedits: [{utility: a, safty: b}]",
         r"^key in edits\[0\] 'safty' is unknown; did you mean 'safety'\?",
     ),
+    "an empty key, misspelt": ("version: 1\nmodel: {revison: }", r"did you mean 'revision'"),
     "missing keys": ("version: 1\nedits: [{budget: 1}]", r"^edits\[0\] lacks utility, safety\.$"),
     "a yes for a number": (
         "version: 1\nedits: [{weights: {curve: [1, yes]}}]",
@@ -135,8 +136,17 @@ def test_a_number_may_be_written_as_text():
 
 
 def test_an_empty_key_keeps_its_default():
-    text = "version: 1\nname:\nmodel:\nedits: [{weights: {strength: , peak: }}]\nevaluation:"
-    assert from_yaml(text) == from_yaml("version: 1\nedits: [{}]")
+    text = """version: 1
+name:
+model:
+edits:
+- {utility: a, safety: b, rank: , weights: {strength: , peak: }}
+- {weights: {strength: , peak: }, affine: }
+evaluation: {samples: }
+"""
+    assert from_yaml(text) == from_yaml(
+        "version: 1\nedits: [{utility: a, safety: b, weights: {}}, {}]"
+    )
 
 
 def test_json_writes_other_planes_as_two_halves_and_is_read_so():

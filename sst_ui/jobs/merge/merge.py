@@ -38,7 +38,7 @@ from sst_ui.recipe import FUSED, MODULES, Merge, ModelSpec
 OTHER = "other"  # a linear module that is none of the known kinds
 Parts = tuple[tuple[Tensor | slice, float], ...]  # (rows, weight) of a module's parts
 SUMS = ("task_arithmetic", "linear")  # methods that say what becomes of an adapter's biases
-_kept = Memory(4)  # statistics of a few pairs of adapters
+_kept: Memory[tuple[Module, ...]] = Memory(4)  # statistics of a few pairs of adapters
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,4 +102,4 @@ def spectrum(
     return found
 
 
-_spectra: WeakKeyDictionary[Core, Memory] = WeakKeyDictionary()
+_spectra: WeakKeyDictionary[Core, Memory[Spectrum]] = WeakKeyDictionary()

@@ -69,14 +69,14 @@ def call(
 
     if inspect.isgeneratorfunction(handler):
 
-        def event(language, *values):
+        def event(language: Any, *values: Any) -> Any:
             yield from arguments(language, values)()
     else:
 
-        def event(language, *values):
+        def event(language: Any, *values: Any) -> Any:
             return arguments(language, values)()
 
-    def sound(*values):
+    def sound(*values: Any) -> list[Any]:
         wrong = check(*made(values))
         return [gr.validate(c not in wrong, wrong.get(c, "")) for c in inputs]
 

@@ -4,6 +4,7 @@ No model is touched: a slider ends here.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gradio as gr
 
@@ -39,7 +40,16 @@ class Draft:
     view: str = "budget"
 
     @classmethod
-    def of(cls, language, loaded, extras, variants, signal, view, *form) -> "Draft":
+    def of(
+        cls,
+        language: str,
+        loaded: Loaded,
+        extras: Extras,
+        variants: Variants,
+        signal: str,
+        view: str,
+        *form: Any,
+    ) -> "Draft":
         return cls(language, loaded, extras, variants, signal, Form(*form), view)
 
     def recipe(self) -> Recipe:

@@ -204,7 +204,7 @@ def _named(recipe: recipes.Recipe, loaded: Loaded) -> recipes.Recipe:
     """The recipe, `custom` where it claims the loaded model's own profile and has other numbers."""
     own = kernel.recommended(loaded.spec.id, loaded.parameters)[1:]
 
-    def told(edit):
+    def told(edit: recipes.Ablation | recipes.Merge) -> recipes.Ablation | recipes.Merge:
         weights = edit.weights
         if weights.profile != "model" or own == (weights.peak, weights.width):
             return edit

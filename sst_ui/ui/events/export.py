@@ -8,11 +8,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from sst_ui import disk
 from sst_ui.errors import UserError
+from sst_ui.jobs.export.export import Export
 from sst_ui.jobs.export.push import push as publish
 from sst_ui.metrics.result_files import stem
 from sst_ui.metrics.results import MetricResult
@@ -221,7 +223,9 @@ def stop(engine: Engine, language: str, request: gr.Request) -> dict:
     return gr.update(interactive=False)
 
 
-def _watched(panel: ExportPanel, language: str, job: Generator, stopped: Callable[[], bool]):
+def _watched(
+    panel: ExportPanel, language: str, job: Generator, stopped: Callable[[], bool]
+) -> Generator[dict, None, Any]:
     """Drive a job under its bar; the result comes back from `yield from`."""
     return job_runner.watched(
         language, job, lambda shown: {panel.status: shown, **_busy(panel)}, stopped=stopped
@@ -244,7 +248,7 @@ def _idle(panel: ExportPanel) -> dict:
     }
 
 
-def report(language: str, recipe: Recipe, done) -> str:
+def report(language: str, recipe: Recipe, done: Export) -> str:
     """What was written, in a line; where, and what to know, under it."""
     size = f"{done.bytes / 1e6:,.1f} MB"
     text = say(language, "export.done", digest=recipe.digest(), size=size, seconds=done.seconds)

@@ -6,6 +6,7 @@ The order: model, measured signal, the default recipe applied, then its metrics.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -89,7 +90,7 @@ class Window:
     fixed: list
 
 
-def connect(page: gr.Blocks, screen: Screen, panel: ModelPanel, engine: Engine):
+def connect(page: gr.Blocks, screen: Screen, panel: ModelPanel, engine: Engine) -> Any:
     """Wire the page's load and the model panel's; returns the event of the page's load."""
     session = screen.session
     reads = [session.language, session.loaded, session.saved, session.corrections]

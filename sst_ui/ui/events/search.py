@@ -60,7 +60,12 @@ class Picked:
 
 
 def connect(
-    panel: SearchPanel, editor: Editor, session: Session, shown: gr.Tab, opened, engine: Engine
+    panel: SearchPanel,
+    editor: Editor,
+    session: Session,
+    shown: gr.Tab,
+    opened: Any,
+    engine: Engine,
 ) -> None:
     """Wire the panel.
 
@@ -282,7 +287,7 @@ def hint(draft: Draft, settings: tuple) -> str:
     return search_panel.hinted(draft.language, recipe, wanted)
 
 
-def settle(panel: SearchPanel, language: str, strategy: str):
+def settle(panel: SearchPanel, language: str, strategy: str) -> dict:
     """Which settings the strategy has. Only a change of it touches them: an update takes what
     is said at a control away."""
     return search_panel.shown(panel, strategy)
@@ -319,7 +324,7 @@ def draw(panel: SearchPanel, seen: Picked) -> dict:
     }
 
 
-def choices(language: str, found: Found):
+def choices(language: str, found: Found) -> Any:
     """The metrics that a figure may show."""
     names = [(title(language, n, find(n).title), n) for n in found.aim.metrics]
     return gr.update(choices=names, value=found.aim.metrics[0])

@@ -6,6 +6,7 @@ What was found is `ui.state.search_results`, how a search runs is `search`.
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -169,7 +170,7 @@ def _bad_count(box: gr.Number, draft: Draft, found: Found, count: object, board:
     return {}
 
 
-def how_many(count) -> int:
+def how_many(count: Any) -> int:
     """How many candidates become variants (`UserError` for a number that cannot be)."""
     wanted = whole("search.count", count)
     if not 1 <= wanted <= MOST:

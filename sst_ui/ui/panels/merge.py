@@ -148,7 +148,9 @@ def _is_wide(row: Parameter) -> bool:
     return row.log or (row.kind == "int" and row.high >= 1000 and row.name != "seed")
 
 
-def _wide(name: str, label, ends: tuple[float, float], value: float, visible: bool):
+def _wide(
+    name: str, label: Any, ends: tuple[float, float], value: float, visible: bool
+) -> tuple[gr.Row, Slider, Number]:
     """A slider of decades with the number itself beside it; the number is the form's control."""
     low, high = (math.log10(end) for end in ends)
     with gr.Row(elem_classes="wide", visible=visible) as row:

@@ -6,6 +6,7 @@ Orange is the search result, grey-blue the base model. The figures of single str
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -55,7 +56,7 @@ def scatter(language: str, found: Found, picked: str) -> go.Figure:
     def place(each: Candidate) -> tuple[float, float]:
         return each.value(second) if second else float(each.number), each.value(first)
 
-    def add(rows: Sequence[Candidate], name: str, **marker) -> None:
+    def add(rows: Sequence[Candidate], name: str, **marker: Any) -> None:
         if rows:
             points = [place(each) for each in rows]
             drawn.add_scatter(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import gradio as gr
+from plotly.graph_objects import Figure
 
 from sst_ui.maths import pareto
 from sst_ui.ui.panels import metrics
@@ -49,7 +50,7 @@ def render(board: Board) -> str:
     return "".join(rows) if variants.items else ""
 
 
-def tradeoff(board: Board):
+def tradeoff(board: Board) -> Figure:
     """Refusals against divergence, one point a variant; a sentence while there is none."""
     language, points = board.language, [("base", 0.0, math.nan)]
     for name, found in board.measured:

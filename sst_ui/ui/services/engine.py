@@ -9,7 +9,7 @@ a Space.
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,9 +30,13 @@ from sst_ui.jobs.search.search import search
 from sst_ui.jobs.search.trials import Local, Numbers
 from sst_ui.lru import Memory
 from sst_ui.maths import directions as maths_directions
+from sst_ui.maths.directions import Directions
 from sst_ui.maths.merge.registry import METHODS
+from sst_ui.model.hooks.live_edits import Edit
+from sst_ui.model.hooks.self_check import EditReport
 from sst_ui.model.load.fingerprint import state
-from sst_ui.model.runtime.host import inspect, load
+from sst_ui.model.load.memory import Report
+from sst_ui.model.runtime.host import Host, inspect, load
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Ablation, DirectionSpec, Evaluation, Merge, ModelSpec, Recipe
@@ -63,15 +67,16 @@ class Engine:
         self.spec = spec or ModelSpec()
         self.opening = Progress("inspect", 0, 1)  # what the start-up thread is doing
         self.failure: str | None = None
-        self._host = None
+        self._host: Host | None = None
         self._loaded = Loaded(spec=self.spec)
         self._opened = threading.Event()
         self._swap = threading.Lock()  # one load at a time
-        self._edits = Memory(KEPT)  # with the warnings that measuring them gave
-        self._directions = Memory(KEPT)
+        # edits with the warnings that measuring them gave
+        self._edits: Memory[tuple[tuple[Edit, ...], tuple[str, ...]]] = Memory(KEPT)
+        self._directions: Memory[Directions] = Memory(KEPT)
         self._chats = 0
-        self._stopped = Memory(KEPT)  # job -> whether it was told to stop
-        self._answers = Memory(KEPT)  # window -> its `Answering`
+        self._stopped: Memory[bool] = Memory(KEPT)  # job -> whether it was told to stop
+        self._answers: Memory[Answering] = Memory(KEPT)  # window -> its `Answering`
         self.merges = Merges(self)
         self.history = None if shared() else History()  # None: every browser keeps its own
 
@@ -113,7 +118,7 @@ class Engine:
         shipped = recipes.load(PRESETS / "recipes" / "default.yaml")
         return replace(shipped, model=self._loaded.spec)
 
-    def inspect(self, spec: ModelSpec):
+    def inspect(self, spec: ModelSpec) -> Report:
         """What loading would need, before anything is fetched (see `model.load.memory.Report`)."""
         return inspect(spec)
 
@@ -159,7 +164,7 @@ class Engine:
             self._edits.clear()
             self._directions.clear()
 
-    def host(self, key: str):
+    def host(self, key: str) -> Host:
         """The model, if `key` is still its key.
 
         Raises:
@@ -179,7 +184,7 @@ class Engine:
         directions = yield from measure(host, spec)
         self._directions.put(_name(key, spec), directions)
 
-    def directions(self, key: str, spec: DirectionSpec):
+    def directions(self, key: str, spec: DirectionSpec) -> Directions | None:
         """Measured directions of these settings, or None."""
         return self._directions.get(_name(key, spec))
 
@@ -199,7 +204,7 @@ class Engine:
         found = self.directions(key, spec)
         return None if found is None or found.control else maths_directions.signal(found)
 
-    def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple]:
+    def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple[Edit, ...]]:
         """The recipe's edits on the loaded model, measured where needed."""
         host = self.host(key)
         name = _edited(key, recipe)
@@ -210,9 +215,9 @@ class Engine:
                     yield from self.measure(key, edit.directions)
                 if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
                     yield from self.merges.prepare(key, edit)
-            job, warnings = resolve(host, recipe), []
-            edits = yield from _listened(job, warnings)
-            known = (edits, tuple(warnings))
+            heard: list[str] = []
+            edits = yield from _listened(resolve(host, recipe), heard)
+            known = (edits, tuple(heard))
             self._edits.put(name, known)
         edits, warnings = known
         for warning in warnings:
@@ -223,7 +228,7 @@ class Engine:
         """Whether the recipe's edits are at hand, so that a window may open with them applied."""
         return self._edits.get(_edited(key, recipe)) is not None
 
-    def check(self, key: str, edits: tuple):
+    def check(self, key: str, edits: tuple) -> EditReport:
         """The numerical self-check of an edit (see `model.hooks.live_edits.EditReport`)."""
         host = self.host(key)
         with host.step():  # the check runs modules of the model
@@ -353,7 +358,7 @@ class Engine:
         return bool(self._stopped.get(job))
 
     @contextmanager
-    def _chatting(self):
+    def _chatting(self) -> Iterator[None]:
         self._chats += 1
         try:
             yield

@@ -7,6 +7,8 @@ import functools
 import inspect
 import logging
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import gradio as gr
 
@@ -48,7 +50,7 @@ def told(error: Exception, language: str) -> str:
     return notice(message(error, language), "info" if isinstance(error, Stopped) else "bad")
 
 
-def guarded(handler):
+def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A handler (function or generator, `language` its first argument) that ends in a `gr.Error`.
 
     The components it would have written keep what they show.
@@ -56,7 +58,7 @@ def guarded(handler):
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
-        def stream(language, *args, **kwargs):
+        def stream(language: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
             try:
                 yield from handler(language, *args, **kwargs)
             except gr.Error:
@@ -67,7 +69,7 @@ def guarded(handler):
         return stream
 
     @functools.wraps(handler)
-    def call(language, *args, **kwargs):
+    def call(language: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return handler(language, *args, **kwargs)
         except gr.Error:

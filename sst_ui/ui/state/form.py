@@ -1,7 +1,7 @@
 """The form: every control that is part of a recipe, and its values to a `Recipe` and back."""
 
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,7 +116,14 @@ def measuring(values: Form) -> tuple:
     return tuple(getattr(values, name) for name in MEASURING)
 
 
-def evaluation(metrics, preset, samples, tokens, judge, labels) -> Evaluation:
+def evaluation(
+    metrics: Sequence[str] | None,
+    preset: Any,
+    samples: Any,
+    tokens: Any,
+    judge: str | None,
+    labels: str | None,
+) -> Evaluation:
     """What to measure, as the controls of `MEASURING` say.
 
     Raises:

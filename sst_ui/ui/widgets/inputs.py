@@ -14,7 +14,7 @@ import gradio as gr
 from sst_ui.schema import setting
 
 
-def _as_it_came(self, payload):
+def _as_it_came(self: Any, payload: Any) -> Any:
     """The browser's value, unchecked."""
     return payload
 
