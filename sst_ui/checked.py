@@ -23,7 +23,8 @@ from pydantic_core import PydanticKnownError
 from sst_ui.errors import shown
 
 LARGEST = 2**53  # whole numbers beyond it are not exact in JSON, nor in a browser
-Item, Key = TypeVar("Item"), TypeVar("Key")
+Key = TypeVar("Key")
+Item = TypeVar("Item")
 
 
 class Checked:

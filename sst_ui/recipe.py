@@ -133,6 +133,13 @@ class WeightTable(Checked):
             raise unknown("module kind", min(strangers), (*KINDS, *MODULES))
         schema.check(self)
 
+    @property
+    def bell(self) -> tuple[float, float]:
+        """Peak and width, the profile's where the recipe does not say them."""
+        assert self.peak is not None  # filled in by now
+        assert self.width is not None
+        return self.peak, self.width
+
     def _take_profile(self) -> None:
         """Fill in the profile's numbers; other ones beside its name make the table `custom`."""
         known = profiles.named()

@@ -10,6 +10,7 @@ presets/settings.yaml:
     ('1 to 16', 1, 'directions per layer; the first is the difference of the means')
 """
 
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,14 @@ class Slider:
 
 
 @dataclass(frozen=True)
+class Dial(Slider):
+    """A slider with both of its ends."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Limits:
     """The type of a single value and what it may be.
 
@@ -70,6 +79,12 @@ class Limits:
     choices: tuple[str, ...] = ()
     examples: tuple[Any, ...] = ()
     slider: Slider | None = None
+
+    def hold(self, number: float) -> bool:
+        """Whether a number is within them."""
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        return low <= number <= high and (self.above is None or number > self.above)
 
     @property
     def range(self) -> str:
@@ -114,7 +129,7 @@ class Setting:
         return f"{words} {self.unit}".rstrip() if words else ""
 
     @property
-    def slider(self) -> Slider:
+    def slider(self) -> Dial:
         """Its slider, every end filled in.
 
         Raises:
@@ -125,7 +140,10 @@ class Setting:
             raise LookupError(f"{self.name} has no slider")
         low, high = limits.slider.low, limits.slider.high
         low = limits.low if low is None else low
-        return Slider(limits.slider.step, low, limits.high if high is None else high)
+        high = limits.high if high is None else high
+        if low is None or high is None:
+            raise LookupError(f"{self.name} has a slider without an end")
+        return Dial(limits.slider.step, low, high)
 
     @property
     def unit(self) -> str:
@@ -220,14 +238,15 @@ def build(kind: type[Made], data: Any, where: str) -> Made:
         UserError: an unknown or a missing key, a wrong type or a value out of range; says where,
             and what is allowed there.
     """
+    made: Any = kind
     try:
-        return _adapter(kind).validate_python(data)
+        return _adapter(made).validate_python(data)
     except ValidationError as error:
-        raise _refusal(error, _Place(where, kind)) from None
+        raise _refusal(error, _Place(where, made)) from None
 
 
 @cache
-def _adapter(kind: type[Made]) -> TypeAdapter[Made]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
@@ -245,9 +264,10 @@ class _Place:
             return self
         (part, *rest), hint = parts, _bare(self.hint)
         if is_dataclass(hint):
-            row = settings(hint).get(str(part)) if hasattr(hint, "_described") else None
+            kind: Any = hint
+            row = settings(kind).get(str(part)) if hasattr(kind, "_described") else None
             name = f"{self.name}.{part}".removeprefix("recipe.")
-            return _Place(name, _hints(hint)[part], row).at(rest)
+            return _Place(name, _hints(kind)[str(part)], row).at(rest)
         if _is(hint, tuple):
             return _Place(f"{self.name}[{part}]", _inside(hint)).at(rest)
         if not _is(hint, Mapping):

@@ -26,12 +26,13 @@ from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message, told
 from sst_ui.ui.services.job_runner import Told
+from sst_ui.ui.state.form import split
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-JOB = {**PRIVATE, "concurrency_id": "jobs", "concurrency_limit": 4}
+JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "jobs", "concurrency_limit": 4}
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ def predict(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -
     bar = screen.bar
     on = replace(draft, form=draft.form._replace(merge_on=True))
     try:
-        merge = on.recipe().edits[0]
+        merge, _ = split(on.recipe())
+        assert merge is not None  # it is switched on
         job = engine.merges.prepare(draft.loaded.key, merge)
         yield from _watched(bar, engine, draft, job, request)
         updates = draw_draft.draw_rest(screen.editor.drawing, engine, on)
@@ -226,6 +228,8 @@ def _bring_back(
     screen: Screen, engine: Engine, draft: Draft, known: Variants, board: Board
 ) -> dict:
     """A variant's settings into the controls, and the variant into chat and metrics."""
+    if known.now is None:
+        return {}
     updates, form, extras = fill(screen.editor.controls, known.now.recipe, draft)
     draft = replace(draft, form=form, extras=extras, variants=known)
     try:

@@ -101,7 +101,7 @@ def recipe_of(choice: str, variants: Variants) -> Recipe | None:
         return now
     if choice in (UTILITY, MERGED):
         merge, _ = split(now) if now else (None, None)
-        if merge is None:
+        if now is None or merge is None:
             return None
         return replace(now, edits=(utility_only(merge) if choice == UTILITY else merge,))
     found = variants.get(choice.removeprefix("variant:"))
@@ -141,10 +141,12 @@ def drawn(tokens: Any, temperature: Any, seed: Any) -> tuple[int, float, int]:
 
 def problems(values: Sequence) -> dict[int, str]:
     """Place among the three boxes -> what is wrong with its number."""
-    sound, found = (1, 0.0, ""), {}
+    found: dict[int, str] = {}
     for place, value in enumerate(values):
+        tried: list[Any] = [1, 0.0, ""]  # sound ones, but for this
+        tried[place] = value
         try:
-            drawn(*sound[:place], value, *sound[place + 1 :])
+            drawn(*tried)
         except UserError as error:
             found[place] = str(error)
     return found
@@ -274,7 +276,7 @@ def _answering(screen: Screen, session: Session, engine: Engine) -> list:
          *panel.pickers, *numbers],
         Asked.of,
     )  # fmt: skip
-    options = {
+    options: dict[str, Any] = {
         **PRIVATE,
         "outputs": screen.outputs,
         "concurrency_id": "chat",

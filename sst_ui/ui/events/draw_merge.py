@@ -53,7 +53,8 @@ def picture(engine: Engine, draft: "Draft", spec: Merge) -> tuple[Any, str]:
     except UserError as error:
         told = message(error, lang)
         return plots.empty(plots.wrapped(told, 80)), notice(told, "warn")
-    if found is None:
+    pair = merges.pair(key, spec)
+    if found is None or pair is None:
         return waiting, f'<p class="faint">{say(lang, "merge.unprepared")}</p>'
     mu, k = found.parameters.get("mu"), found.parameters.get("k")
     words = say(lang, "merge.unpredicted")
@@ -63,10 +64,10 @@ def picture(engine: Engine, draft: "Draft", spec: Merge) -> tuple[Any, str]:
     if view == "budget":
         return merge_plots.budget(lang, found, _measured(engine, draft, spec)), readout
     if view == "spectrum":
-        lines = by_kind(merges.pair(key, spec), merges.spectra(key, spec))
+        lines = by_kind(pair, merges.spectra(key, spec) or {})
         return merge_plots.spectrum(lang, lines, mu, k), readout
     outcome = merges.outcome(key, spec) if found.chosen is not None else None
-    values = {} if outcome is None else kept(merges.pair(key, spec), outcome)
+    values = {} if outcome is None else kept(pair, outcome)
     if not values:
         return plots.empty(say(lang, "merge.unkept")), readout
     return merge_plots.kept(lang, values), readout

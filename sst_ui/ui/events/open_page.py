@@ -31,7 +31,8 @@ from sst_ui.ui.state.window import Conversation, Variants
 from sst_ui.ui.widgets.html import Clock, notice
 from sst_ui.ui.widgets.texts import language as language_of
 
-FRESH = {**PRIVATE, "concurrency_limit": None}  # no window waits for another one to open
+# No window waits for another one to open.
+FRESH: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}
 
 
 @dataclass(frozen=True)
@@ -151,5 +152,4 @@ def linked(lang: str, loaded: Loaded, text: str) -> Recipe:
         UserError: a text that is no recipe, a recipe of another model, or one with edits that the
             screen cannot show.
     """
-    draft = Draft(lang, loaded, None, Variants(), "evidence", None)
-    return read(*show(usable(draft, recipes.from_yaml(text))), loaded.spec)
+    return read(*show(usable(lang, loaded, recipes.from_yaml(text))), loaded.spec)

@@ -166,7 +166,7 @@ def keep_measured(
     """The numbers as they were measured; labels corrected later stay in the browser."""
     now = seen.known.now
     wanted = results.get(f"done:{now.recipe.digest()}") if now else None
-    if wanted is None:  # stopped on the way
+    if now is None or wanted is None:  # stopped on the way
         return gr.skip()
     recipe = replace(now.recipe, evaluation=wanted)
     numbers = results.get(now.recipe.digest(), ())
@@ -213,7 +213,7 @@ def load(
         found = Shelf.of(engine.history, rows).get([int(event.run)])
         if not found:
             raise UserError(say(lang, "runs.gone"))
-        recipe = usable(draft, found[0].recipe)
+        recipe = usable(draft.language, draft.loaded, found[0].recipe)
         updates, form, extras = fill(editor.controls, recipe, draft)
         drawn = draw(editor.drawing, engine, replace(draft, form=form, extras=extras))
     except UserError as error:

@@ -75,9 +75,10 @@ def create() -> MergePanel:
                 show_label=False,
                 elem_id="goal",
             )
-        ends = setting("merge.budget").slider
+        own_ends = setting("merge.budget").slider
+        ends = (own_ends.low, own_ends.high)
         rows["budget"], decades["budget"], made["budget"] = _wide(
-            "budget", t("merge.budget"), (ends.low, ends.high), values["budget"], True
+            "budget", t("merge.budget"), ends, values["budget"], True
         )
         mine = own(base.method)
         for name, row in dials().items():

@@ -54,9 +54,12 @@ def tradeoff(board: Board) -> Figure:
     """Refusals against divergence, one point a variant; a sentence while there is none."""
     language, points = board.language, [("base", 0.0, math.nan)]
     for name, found in board.measured:
-        if COST in found and GAIN in found and found[COST].edited and found[GAIN].edited:
+        if COST not in found or GAIN not in found:
+            continue
+        cost, gain = found[COST].edited, found[GAIN].edited
+        if cost and gain:
             points[0] = (say(language, "chat.base"), 0.0, found[GAIN].base.value)
-            points.append((name, found[COST].edited.value, found[GAIN].edited.value))
+            points.append((name, cost.value, gain.value))
     if len(points) < 2:
         return plots.empty(say(language, "tradeoff.empty"))
     return plots.tradeoff(

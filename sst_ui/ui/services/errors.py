@@ -32,9 +32,8 @@ def message(error: Exception, language: str) -> str:
         return say(language, "model.replaced", name=error.name)
     if isinstance(error, UserError):
         text = line_of(error, LINE)
-        first = text.split(" ")[0]
-        named = set("._/") & set(first)  # begins with a setting or a path: leave it alone
-        return text if named else text[:1].upper() + text[1:]
+        first = text.split(" ")[0]  # of a setting or a path it is left alone
+        return text if set("._/") & set(first) else text[:1].upper() + text[1:]
     if (code := disk.refusal(error)) is not None:
         name = getattr(error, "filename", None)
         named = isinstance(name, str) and not shared()

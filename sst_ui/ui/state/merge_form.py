@@ -88,6 +88,7 @@ def priced(method: str) -> bool:
 def show(spec: Merge) -> dict[str, Any]:
     """The controls' values for a merge that is on."""
     mine, weights = own(spec.method), spec.weights
+    peak, width = weights.bell
     values: dict[str, Any] = {
         "merge_on": True,
         "utility": spec.utility,
@@ -96,9 +97,9 @@ def show(spec: Merge) -> dict[str, Any]:
         "goal": GOALS[spec.budget is None],
         "budget": BUDGET if spec.budget is None else spec.budget,
         "safety_weight": weights.strength,
-        "shape": SHAPES[weights.width < WIDE],
-        "m_peak": weights.peak,
-        "m_width": weights.width if weights.width < WIDE else 0.15,
+        "shape": SHAPES[width < WIDE],
+        "m_peak": peak,
+        "m_width": width if width < WIDE else 0.15,
         "utility_set": spec.utility_prompts,
         "safety_set": spec.safety_prompts,
         "m_samples": spec.samples or 0,

@@ -3,7 +3,7 @@
 Every panel that shows results is drawn from a `Board`, so that all of them agree.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,7 +29,7 @@ class Board:
 
     language: str
     variants: Variants
-    results: Mapping[str, Sequence[MetricResult]]
+    results: Mapping[str, Any]
     kept: tuple[Correction, ...] = ()
     opened: str = ""
     only: str = "all"
