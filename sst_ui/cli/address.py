@@ -35,9 +35,14 @@ def check(host: str, port: str | None) -> int | None:
     if port is None:
         many = int(os.environ.get("GRADIO_NUM_PORTS", MANY))
         last = min(FIRST + many, 65536) - 1
-        if any(_refusal(where, number) is None for number in range(FIRST, last + 1)):
-            return None
-        raise UserError(_why(host, f"{FIRST} to {last}", _refusal(where, FIRST)))
+        first: OSError | None = None
+        for number in range(FIRST, last + 1):
+            if (error := _refusal(where, number)) is None:
+                return None
+            first = first or error
+        if first is None:
+            return None  # no port to try: Gradio says so
+        raise UserError(_why(host, f"{FIRST} to {last}", first))
     text = port.strip()
     if not _whole(text, 65535):
         raise UserError(f"the port is {port[:40]!r}; give a whole number from 1 to 65535.")

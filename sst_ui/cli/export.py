@@ -4,7 +4,7 @@ Heavy imports happen inside.
 """
 
 import argparse
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.errors import UserError
 from sst_ui.options import ExportOptions
-from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe
 
 MEASURED = ("refusal_rate", "over_refusal", "over_refusal_ordinary", "jailbreak_resistance")
@@ -53,9 +52,9 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     protected_paths.check(given.out, recipe)
     refuse_to_overwrite(given.out, given.force, "export")  # before minutes of measuring
 
-    def job() -> Generator[Progress, None, Any]:
+    def job() -> Generator[Any, None, Any]:
         host = yield from load(recipe.model)
-        results = known_results(recipe)
+        results: Sequence[Any] = known_results(recipe)
         if not results and not given.unmeasured:  # a card says what was done to refusals
             find(given.format).check(host, recipe, given.rank)
             edits = yield from resolve(host, recipe)
@@ -70,7 +69,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
 
     done = with_bar(job())
     good = done.verification is None or done.verification.ok
-    place = None
+    place: Any = None
     if given.push and good:  # what does not behave as it did is not sent anywhere
         from sst_ui.jobs.export.push import push
 
@@ -87,5 +86,5 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     if done.verification is not None:
         print(f"verification: {done.verification.summary()}")
     if given.push:
-        print(f"pushed to {place.url}" if good else "not pushed: the verification failed.")
+        print(f"pushed to {place.url}" if place else "not pushed: the verification failed.")
     return 0 if good else 1

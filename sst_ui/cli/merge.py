@@ -15,8 +15,8 @@ from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.errors import UserError, shown
 from sst_ui.progress import Progress
-from sst_ui.recipe import Merge, ModelSpec, Recipe, build, flat
-from sst_ui.schema import setting
+from sst_ui.recipe import Merge, ModelSpec, Recipe, flat
+from sst_ui.schema import build, setting
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -134,12 +134,14 @@ def _held_out(
 ) -> Generator[Progress, None, "Numbers"]:
     from sst_ui.jobs.search.objectives import held_out
 
+    found = None
     for step in measurer.numbers([made], held_out(made, aim, spec)):
         if isinstance(step, Progress):
             yield step
         else:
-            numbers = step[1]
-    return numbers
+            found = step[1]
+    assert found is not None  # one recipe, one answer
+    return found
 
 
 def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> None:
@@ -149,7 +151,7 @@ def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> N
     from sst_ui.jobs.search.space import describe
     from sst_ui.metrics.registry import find
 
-    right = {"justify": "right"}
+    right: dict[str, Any] = {"justify": "right"}
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("#", **right)
     table.add_column("settings", overflow="fold", min_width=28)

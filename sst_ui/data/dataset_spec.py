@@ -15,10 +15,11 @@ from urllib.parse import unquote, unquote_plus
 
 import yaml
 
+from sst_ui.checked import Checked
 from sst_ui.data.types import Prompt
 from sst_ui.errors import UserError, shown, unknown
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import build
+from sst_ui.schema import build
 
 PUBLIC, HUB = "public/", "hf:"
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -32,7 +33,7 @@ _RANGE = re.compile(rf"\s*{_NUMBER}?\s*:\s*{_NUMBER}?\s*")
 
 
 @dataclass(frozen=True)
-class Preset:
+class Preset(Checked):
     """A public data set and how its columns become prompts: one entry of presets/datasets.yaml.
 
     Attributes:

@@ -53,9 +53,7 @@ def kernel(weights: WeightTable, layers: int) -> np.ndarray:
         UserError: the table's curve has another number of values than the model has layers.
     """
     if weights.curve is None:
-        assert weights.peak is not None  # the profile says both
-        assert weights.width is not None
-        curve = gaussian(layers, weights.peak, weights.width)
+        curve = gaussian(layers, *weights.bell)
     elif len(weights.curve) == layers:
         curve = np.asarray(weights.curve, dtype=float)
     else:

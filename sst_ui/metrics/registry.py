@@ -168,6 +168,16 @@ def find(name: str) -> Metric | Derived:
     return replace(row, name=name, title=title, prompts=prompts.strip())
 
 
+def prompts_named(name: str) -> str | None:
+    """The prompts that a name such as `refusal_rate@mine.jsonl` asks for; None where it does not.
+
+    Raises:
+        UserError: as `find`.
+    """
+    row = find(name)
+    return row.prompts if "@" in name and isinstance(row, Metric) else None
+
+
 def describe(row: Metric | Derived) -> dict[str, Any]:
     """A row of the registry as plain data; `what` is the first sentence of its function's text."""
     text = inspect.getdoc(row.score if isinstance(row, Metric) else row.combine) or ""

@@ -36,6 +36,7 @@ from sst_ui.ui.panels import merge as merge_panel
 from sst_ui.ui.panels import recipe_text as recipe_panel
 from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.panels import session as session_states
+from sst_ui.ui.panels.weights import ApplyBar, DirectionPanel, WeightsPanel
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.state.form import Form, measuring
 from sst_ui.ui.state.results_board import Board
@@ -51,10 +52,10 @@ class Left:
 
     model: model.ModelPanel
     edits: gr.Tabs
-    weights: weights.WeightsPanel
-    direction: weights.DirectionPanel
+    weights: WeightsPanel
+    direction: DirectionPanel
     merge: merge_panel.MergePanel
-    apply: weights.ApplyBar
+    apply: ApplyBar
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from sst_ui.recipe import Evaluation
 if TYPE_CHECKING:
     from sst_ui.metrics.judge import Judge
 
-_judges = Memory(1)  # the last judge: loading it takes longer than asking it
-_said = Memory(20_000)  # (judge, prompt, answer) -> label
+_judges: "Memory[Judge]" = Memory(1)  # the last judge: loading it takes longer than asking it
+_said: Memory[Label] = Memory(20_000)  # (judge, prompt, answer) -> label
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def forget() -> None:
     _memory.clear()
 
 
-_memory = Memory(KEPT)
+_memory: Memory[list] = Memory(KEPT)
 
 
 def _written(host: Host, task: Task) -> Generator[Progress, None, list[list[int]]]:

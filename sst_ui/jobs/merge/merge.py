@@ -40,7 +40,7 @@ Parts = tuple[tuple[Tensor | slice, float], ...]  # (rows, weight) of a module's
 # Methods that add up whole deltas, so that biases can be added too -> the target that each has.
 SUMS: Mapping[str, Target] = {"task_arithmetic": "additive", "linear": "interpolating"}
 SPECTRAL = ("target", "mode", "damping")  # what a spectrum depends on beside the statistics
-_kept = Memory(4)  # statistics of a few pairs of adapters
+_kept: Memory[tuple[Module, ...]] = Memory(4)  # statistics of a few pairs of adapters
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ class Cluster:
 
     Attributes:
         layers, preserving, fused, name: see `trials.Measurer`; known once it is open.
-        workers: how many there are to be.
+        workers: how many there are; known once it is open.
     """
 
     def __init__(self, spec: ModelSpec, address: str, workers: int | None = None) -> None:
@@ -74,7 +74,7 @@ class Cluster:
         if workers is not None and workers < 1:
             raise UserError(f"workers is {workers}; it must be 1 or more.")
         self.spec, self.address = spec, address
-        self.workers = workers
+        self.workers, self._wanted = workers or 0, workers
         self._team: list[_Hired] = []
         self._mine = False  # whether the connection to Ray ends with this
         self._unloaded = self._serial = self._hired = 0
@@ -99,8 +99,8 @@ class Cluster:
         """
         yield Progress("workers", 0, 1, f"connecting to {self.address}")
         self._ray = library()
-        self._mine = connect(self._ray, self.address, self.workers)
-        self._shares: Shares = shares(self._ray, self.spec, self.workers)
+        self._mine = connect(self._ray, self.address, self._wanted)
+        self._shares: Shares = shares(self._ray, self.spec, self._wanted)
         self.workers = self._shares.count
         self._actor = self._ray.remote(Worker)
         self._team = [self._hire() for _ in range(self.workers)]

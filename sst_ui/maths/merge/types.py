@@ -104,4 +104,4 @@ def spectrum(
     return found
 
 
-_spectra: WeakKeyDictionary[Core, Memory] = WeakKeyDictionary()
+_spectra: WeakKeyDictionary[Core, Memory[Spectrum]] = WeakKeyDictionary()

@@ -4,6 +4,7 @@ No model is touched: a slider ends here.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gradio as gr
 
@@ -39,7 +40,16 @@ class Draft:
     view: str = "budget"
 
     @classmethod
-    def of(cls, language, loaded, extras, variants, signal, view, *form) -> "Draft":
+    def of(
+        cls,
+        language: str,
+        loaded: Loaded,
+        extras: Extras,
+        variants: Variants,
+        signal: str,
+        view: str,
+        *form: Any,
+    ) -> "Draft":
         return cls(language, loaded, extras, variants, signal, Form(*form), view)
 
     def recipe(self) -> Recipe:
@@ -153,7 +163,7 @@ def draw_rest(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
         drawing.text: recipes.to_yaml(recipe),
         drawing.command: recipe_panel.command(recipe),
         drawing.digest: recipe_panel.hashed(lang, recipe, clean),
-        drawing.exported: export_panel.told(lang, now and now.recipe, recipe),
+        drawing.exported: export_panel.told(lang, now.recipe if now else None, recipe),
         drawing.limits: told_limits(lang, recipe.evaluation),
     }
 
@@ -178,8 +188,9 @@ def fill(controls: Controls, recipe: Recipe, now: Draft | None = None) -> tuple[
     Args:
         now: what the controls hold; an edit that the recipe lacks stays there, switched off.
     """
-    form, extras = show(recipe, now and now.form, now and now.extras)
-    updates, able = {}, free(form)
+    form, extras = show(recipe, now.form, now.extras) if now else show(recipe)
+    updates: dict[Any, Any] = {}
+    able = free(form)
     for name in Form._fields:
         component, value = getattr(controls.form, name), getattr(form, name)
         if name in WAYS:

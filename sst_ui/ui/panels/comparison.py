@@ -1,5 +1,9 @@
 """All variants over the main metrics in one figure."""
 
+from collections.abc import Mapping, Sequence
+
+from plotly.graph_objects import Figure
+
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
@@ -14,7 +18,7 @@ AXES = (
 LINES = 8  # variants beside the base, the newest
 
 
-def figure(board: Board):
+def figure(board: Board) -> Figure:
     """One line per variant, and the base; a sentence while nothing was measured."""
     lang, known = board.language, _shown(board)
     now = dict(known).get(board.variants.current) or (known[-1][1] if known else {})
@@ -50,7 +54,7 @@ def _shown(board: Board) -> list[tuple[str, dict[str, MetricResult]]]:
     return kept if not mine or mine[0] in kept else [mine[0], *kept[1:]]
 
 
-def _end(name: str, known) -> float:
+def _end(name: str, known: Sequence[tuple[str, Mapping[str, MetricResult]]]) -> float:
     results = [found[name] for _, found in known if name in found]
     return scale(results[0].unit, [v for r in results for v in (r.base, r.edited)])
 

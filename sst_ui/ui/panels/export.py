@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from huggingface_hub import get_token
@@ -88,7 +89,7 @@ class Wanted(ExportOptions):
     folder: str = ""
 
     @classmethod
-    def of(cls, format, rounding, rank, verify, folder) -> "Wanted":
+    def of(cls, format: Any, rounding: Any, rank: Any, verify: Any, folder: Any) -> "Wanted":
         """From the values of `ExportPanel.settings`.
 
         Raises:

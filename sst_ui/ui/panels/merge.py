@@ -125,12 +125,11 @@ def _parameter(found: _Dials, row: Parameter, value: Any, visible: bool) -> None
         return
     with gr.Row(elem_classes="one", visible=visible) as found.rows[key]:
         if row.kind == "choice":
-            control = Radio(list(row.choices), value=value, label=label, elem_id=key)
+            found.controls[key] = Radio(list(row.choices), value=value, label=label, elem_id=key)
         else:
-            control = Slider(
+            found.controls[key] = Slider(
                 row.low, row.high, value, step=row.step, label=label, buttons=[], elem_id=key
             )
-    found.controls[key] = control
 
 
 def _weights(values: Mapping[str, Any]) -> tuple[dict[str, Any], gr.Row]:

@@ -6,13 +6,13 @@ A row is a button: it opens the prompts and both answers.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
 from sst_ui.jobs.evaluate.evaluate import limits
 from sst_ui.metrics.registry import METRICS, Metric
-from sst_ui.metrics.results import MetricResult, change
+from sst_ui.metrics.results import MetricResult, Verdict, change
 from sst_ui.recipe import Evaluation
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
@@ -24,8 +24,15 @@ from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio
 from sst_ui.ui.widgets.numbers import exact, interval, number, scale, spark, track
 from sst_ui.ui.widgets.texts import has, say, t
 
-LEGEND = ("better", "worse", "negligible", "noise")
-MARKS = {"better": "✓", "worse": "✗", "negligible": "≪", "noise": "≈", "none": "·"}
+Named = Verdict | Literal["none"]  # none where nothing was compared
+LEGEND: tuple[Verdict, ...] = ("better", "worse", "negligible", "noise")
+MARKS: dict[Named, str] = {
+    "better": "✓",
+    "worse": "✗",
+    "negligible": "≪",
+    "noise": "≈",
+    "none": "·",
+}
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ def _targets() -> list[tuple[str, str]]:
     return [(title("en", m.name, m.title), m.name) for m in METRICS if isinstance(m, Metric)]
 
 
-def verdict(result: MetricResult) -> str:
+def verdict(result: MetricResult) -> Named:
     """The verdict's name on the screen; none where nothing was compared."""
     return result.verdict or "none"
 
@@ -150,8 +157,8 @@ def render(board: Board, pending: bool = False) -> str:
         return f'<p class="empty">{say(lang, "metrics.none")}</p>'
     ends = {}
     for unit in {r.unit for r in results}:
-        rows = [r for _, found in board.measured for r in found.values() if r.unit == unit]
-        ends[unit] = scale(unit, [v for r in rows for v in (r.base, r.edited)])
+        same = [r for _, found in board.measured for r in found.values() if r.unit == unit]
+        ends[unit] = scale(unit, [v for r in same for v in (r.base, r.edited)])
     rows = [_row(board, r, ends[r.unit]) for r in results]
     if pending:
         rows.append('<div class="metric ghost"><i></i><i></i></div>' * (1 if results else 4))
@@ -175,9 +182,9 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
     name = title(lang, result.name, result.title)
     tip = f"{way} · {word} ({meaning(lang, kind)}) · {told(lang, result)}"
     history = [
-        (variant, found[result.name].edited)
+        (variant, edited)
         for variant, found in board.measured
-        if result.name in found and found[result.name].edited is not None
+        if result.name in found and (edited := found[result.name].edited) is not None
     ]
     line = spark(
         result.base, history, board.variants.current, end, unit, say(lang, "metrics.spark")
@@ -205,9 +212,9 @@ def _note(result: MetricResult) -> str:
     return f'<div class="told">{safe(result.note)}</div>' if result.note else ""
 
 
-def meaning(language: str, kind: str) -> str:
+def meaning(language: str, kind: Named) -> str:
     """What a verdict means."""
-    return say(language, f"verdict.{change(kind)}.means")
+    return say(language, f"verdict.{kind if kind == 'none' else change(kind)}.means")
 
 
 def corrected(language: str, count: int) -> str:

@@ -78,7 +78,10 @@ def named(language: str, found: Found, pick: str) -> str:
 
 
 def _bell(language: str, found: Found) -> str:
-    weights = found.bell[0].edits[-1].weights
+    made = found.bell[0]
+    if made is None:
+        return ""
+    weights = made.edits[-1].weights
     return settings(language, {"peak": weights.peak, "width": weights.width})
 
 

@@ -1,5 +1,6 @@
 """The weights and direction panels: every number and choice of an edit."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ class ApplyBar:
     unsound: gr.Button
 
 
-def _choices(prefix: str, values) -> list:
+def _choices(prefix: str, values: Iterable[str]) -> list[tuple[Any, str]]:
     """Choices with a translated label where there is one."""
     return [(t(f"{prefix}.{v}") if has(f"{prefix}.{v}") else v, v) for v in values]
 

@@ -9,11 +9,11 @@ a Space.
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,16 +23,23 @@ from sst_ui.jobs.chat import chat
 from sst_ui.jobs.directions.measure import measure, resolve
 from sst_ui.jobs.directions.residual_cache import probe
 from sst_ui.jobs.evaluate.evaluate import evaluate
-from sst_ui.jobs.export.export import export
+from sst_ui.jobs.export.export import Export, export
 from sst_ui.jobs.history.store import History
+from sst_ui.jobs.search.candidates import Candidate
 from sst_ui.jobs.search.objectives import SearchSpec
-from sst_ui.jobs.search.search import search
+from sst_ui.jobs.search.search import Opened, search
 from sst_ui.jobs.search.trials import Local, Numbers
 from sst_ui.lru import Memory
 from sst_ui.maths import directions as maths_directions
+from sst_ui.maths.directions import Directions
 from sst_ui.maths.merge.registry import METHODS
+from sst_ui.metrics.results import MetricResult
+from sst_ui.model.hooks.live_edits import Edit
+from sst_ui.model.hooks.self_check import EditReport
 from sst_ui.model.load.fingerprint import state
-from sst_ui.model.runtime.host import inspect, load
+from sst_ui.model.load.memory import Report
+from sst_ui.model.runtime.host import Host, inspect, load
+from sst_ui.options import Format
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Ablation, DirectionSpec, Evaluation, Merge, ModelSpec, Recipe
@@ -41,6 +48,8 @@ from sst_ui.ui.state.loaded_model import Loaded, Replaced
 from sst_ui.ui.state.run_store import shared
 
 log = logging.getLogger(__name__)
+Step = TypeVar("Step")
+Result = TypeVar("Result")
 KEPT = 64  # of each kind in memory; edits and directions come back from the disk cache
 
 
@@ -63,15 +72,16 @@ class Engine:
         self.spec = spec or ModelSpec()
         self.opening = Progress("inspect", 0, 1)  # what the start-up thread is doing
         self.failure: str | None = None
-        self._host = None
+        self._host: Host | None = None
         self._loaded = Loaded(spec=self.spec)
         self._opened = threading.Event()
         self._swap = threading.Lock()  # one load at a time
-        self._edits = Memory(KEPT)  # with the warnings that measuring them gave
-        self._directions = Memory(KEPT)
+        # edits with the warnings that measuring them gave
+        self._edits: Memory[tuple[tuple[Edit, ...], tuple[str, ...]]] = Memory(KEPT)
+        self._directions: Memory[Directions] = Memory(KEPT)
         self._chats = 0
-        self._stopped = Memory(KEPT)  # job -> whether it was told to stop
-        self._answers = Memory(KEPT)  # window -> its `Answering`
+        self._stopped: Memory[bool] = Memory(KEPT)  # job -> whether it was told to stop
+        self._answers: Memory[Answering] = Memory(KEPT)  # window -> its `Answering`
         self.merges = Merges(self)
         self.history = None if shared() else History()  # None: every browser keeps its own
 
@@ -113,7 +123,7 @@ class Engine:
         shipped = recipes.load(PRESETS / "recipes" / "default.yaml")
         return replace(shipped, model=self._loaded.spec)
 
-    def inspect(self, spec: ModelSpec):
+    def inspect(self, spec: ModelSpec) -> Report:
         """What loading would need, before anything is fetched (see `model.load.memory.Report`)."""
         return inspect(spec)
 
@@ -159,7 +169,7 @@ class Engine:
             self._edits.clear()
             self._directions.clear()
 
-    def host(self, key: str):
+    def host(self, key: str) -> Host:
         """The model, if `key` is still its key.
 
         Raises:
@@ -173,13 +183,14 @@ class Engine:
 
     # --- directions and edits -----------------------------------------------------------------
 
-    def measure(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, None]:
+    def measure(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, Directions]:
         """Measure (or find in the cache) the directions of these settings."""
         host = self.host(key)
         directions = yield from measure(host, spec)
         self._directions.put(_name(key, spec), directions)
+        return directions
 
-    def directions(self, key: str, spec: DirectionSpec):
+    def directions(self, key: str, spec: DirectionSpec) -> Directions | None:
         """Measured directions of these settings, or None."""
         return self._directions.get(_name(key, spec))
 
@@ -199,7 +210,7 @@ class Engine:
         found = self.directions(key, spec)
         return None if found is None or found.control else maths_directions.signal(found)
 
-    def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple]:
+    def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple[Edit, ...]]:
         """The recipe's edits on the loaded model, measured where needed."""
         host = self.host(key)
         name = _edited(key, recipe)
@@ -210,9 +221,9 @@ class Engine:
                     yield from self.measure(key, edit.directions)
                 if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
                     yield from self.merges.prepare(key, edit)
-            job, warnings = resolve(host, recipe), []
-            edits = yield from _listened(job, warnings)
-            known = (edits, tuple(warnings))
+            heard: list[str] = []
+            edits = yield from _listened(resolve(host, recipe), heard)
+            known = (edits, tuple(heard))
             self._edits.put(name, known)
         edits, warnings = known
         for warning in warnings:
@@ -223,7 +234,7 @@ class Engine:
         """Whether the recipe's edits are at hand, so that a window may open with them applied."""
         return self._edits.get(_edited(key, recipe)) is not None
 
-    def check(self, key: str, edits: tuple):
+    def check(self, key: str, edits: tuple) -> EditReport:
         """The numerical self-check of an edit (see `model.hooks.live_edits.EditReport`)."""
         host = self.host(key)
         with host.step():  # the check runs modules of the model
@@ -252,14 +263,14 @@ class Engine:
             limits = (max_new_tokens, temperature, seed)
             yield from chat(host, edits, histories, *limits, notify=notify)
 
-    def answering(self, window: str) -> "Answering":
+    def answering(self, window: str | None) -> "Answering":
         """An answer of this window begins; one that still runs there falls silent first."""
         self.hush(window)
         mine = Answering()
         self._answers.put(window, mine)
         return mine
 
-    def hush(self, window: str) -> None:
+    def hush(self, window: str | None) -> None:
         """End the window's running answer without another word from it, and wait for that.
 
         What a handler writes after this is not overwritten by what the answer had on its way.
@@ -268,7 +279,7 @@ class Engine:
             running.replaced = True
             running.over.wait(PATIENCE)
 
-    def cut_short(self, window: str) -> bool:
+    def cut_short(self, window: str | None) -> bool:
         """Tell the window's answer to end with what it has; False where none is on its way."""
         running = self._answers.get(window)
         if running is None or running.over.is_set():
@@ -292,18 +303,22 @@ class Engine:
         edits = finish(self.resolve(key, recipe))
         used = (*recipe.edits, *self.first_recipe().edits)
         spec = next(edit.directions for edit in used if isinstance(edit, Ablation))
-        if self.directions(key, spec) is None:
-            finish(self.measure(key, spec))
         directions = self.directions(key, spec)
+        if directions is None:
+            directions = finish(self.measure(key, spec))
         return probe(host, messages, directions), probe(host, messages, directions, edits)
 
-    def evaluate(self, key: str, recipe: Recipe, evaluation: Evaluation) -> Generator:
+    def evaluate(
+        self, key: str, recipe: Recipe, evaluation: Evaluation
+    ) -> Generator[Progress | MetricResult, None, list[MetricResult]]:
         """Metrics of base and edited; lets a running chat go first between two steps."""
         host = self.host(key)
         edits = yield from self.resolve(key, recipe)
         return (yield from self._beside(evaluate(host, edits, evaluation)))
 
-    def search(self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None) -> Generator:
+    def search(
+        self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None
+    ) -> Generator[Opened | Progress | Candidate, None, None]:
         """A search (see `jobs.search.search.search`); ends with `Replaced` when the model is."""
         job = self._beside(search(recipe, spec, Local(self.host(key)), storage))
         with closing(job):
@@ -318,7 +333,7 @@ class Engine:
         job = self._beside(Local(self.host(key)).batch([recipe], evaluation))
         return (yield from job)[0]
 
-    def _beside(self, job: Generator) -> Generator:
+    def _beside(self, job: Generator[Step, None, Result]) -> Generator[Step, None, Result]:
         """Drive a job, a running chat going first between two steps."""
         with closing(job):
             while True:
@@ -330,7 +345,9 @@ class Engine:
                 while self._chats:
                     time.sleep(0.02)
 
-    def export(self, key: str, recipe: Recipe, out: Path, format: str, **more: Any) -> Generator:
+    def export(
+        self, key: str, recipe: Recipe, out: Path, format: Format, **more: Any
+    ) -> Generator[Progress, None, Export]:
         """The recipe's model as files (`jobs.export.export.export`); the live model stays."""
         return (yield from export(self.host(key), recipe, out, format, **more))
 
@@ -353,7 +370,7 @@ class Engine:
         return bool(self._stopped.get(job))
 
     @contextmanager
-    def _chatting(self):
+    def _chatting(self) -> Iterator[None]:
         self._chats += 1
         try:
             yield
@@ -361,7 +378,9 @@ class Engine:
             self._chats -= 1
 
 
-def _listened(job: Generator, warnings: list[str]) -> Generator:
+def _listened(
+    job: Generator[Step, None, Result], warnings: list[str]
+) -> Generator[Step, None, Result]:
     """Drive a job and note its warnings."""
     with closing(job):
         while True:

@@ -1,7 +1,7 @@
 """The form: every control that is part of a recipe, and its values to a `Recipe` and back."""
 
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,8 +32,19 @@ ABLATION = (
     "operation", "norm_preserving", "affine", "estimator", "k", "scope", "layer", "winsorize",
     "position", "shrinkage", "seed", "samples", "harmful", "harmless", "file",
 )  # fmt: skip
-# Every control that is part of a recipe: as components in `build`, as values in handlers.
-Form = namedtuple("Form", (*ABLATION, *MEASURING, *merge_form.FIELDS))
+
+
+def _fields() -> Any:
+    return namedtuple("Form", (*ABLATION, *MEASURING, *merge_form.FIELDS))
+
+
+_Named: Any = _fields()  # in a name without a type: the merge methods' parameters are among them
+
+
+class Form(_Named):
+    """Every control that is part of a recipe: as components in `build`, as values in handlers."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,14 @@ def measuring(values: Form) -> tuple:
     return tuple(getattr(values, name) for name in MEASURING)
 
 
-def evaluation(metrics, preset, samples, tokens, judge, labels) -> Evaluation:
+def evaluation(
+    metrics: Sequence[str] | None,
+    preset: Any,
+    samples: Any,
+    tokens: Any,
+    judge: str | None,
+    labels: str | None,
+) -> Evaluation:
     """What to measure, as the controls of `MEASURING` say.
 
     Raises:
@@ -226,8 +244,9 @@ def wrong(values: Form, extras: Extras, model: ModelSpec, sound: Form) -> dict[s
     repairs each of its numbers too. For what none of them repairs it is the profile.
     """
     found: dict[str, str] = {}
+    names: tuple[str, ...] = Form._fields
     while (text := _refused(values, extras, model)) is not None:
-        for name in (name for name in reversed(Form._fields) if name not in found):
+        for name in [name for name in reversed(names) if name not in found]:
             repaired = values._replace(**{name: getattr(sound, name)})
             if _refused(repaired, extras, model) != text:
                 break

@@ -15,7 +15,6 @@ from sst_ui.maths import kernel
 from sst_ui.maths.merge.parameters import Parameter
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.paths import DEMO
-from sst_ui.profiles import FLAT
 from sst_ui.recipe import FUSED, MODULES, Merge, WeightTable, late
 
 COMMON = ("target", "mode")  # parameters that the recipe has one place for, whatever the method
@@ -89,6 +88,7 @@ def priced(method: str) -> bool:
 def show(spec: Merge) -> dict[str, Any]:
     """The controls' values for a merge that is on."""
     mine, weights = own(spec.method), spec.weights
+    peak, width = weights.bell
     values: dict[str, Any] = {
         "merge_on": True,
         "utility": spec.utility,
@@ -97,9 +97,9 @@ def show(spec: Merge) -> dict[str, Any]:
         "goal": GOALS[spec.budget is None],
         "budget": BUDGET if spec.budget is None else spec.budget,
         "safety_weight": weights.strength,
-        "shape": SHAPES[weights.width < WIDE],
-        "m_peak": weights.peak,
-        "m_width": weights.width if weights.width < WIDE else kernel.profiles()["default"]["width"],
+        "shape": SHAPES[width < WIDE],
+        "m_peak": peak,
+        "m_width": width if width < WIDE else kernel.profiles()["default"]["width"],
         "utility_set": spec.utility_prompts,
         "safety_set": spec.safety_prompts,
         "m_samples": spec.samples or 0,
@@ -185,7 +185,9 @@ def _weights(values: Any, base: WeightTable, turned: set[str]) -> WeightTable:
                        for n in ("peak", "width"))  # fmt: skip
         weights = replace(weights, profile="custom", peak=peak, width=width, curve=None)
     elif "shape" in turned:
-        weights = replace(weights, profile="flat", **FLAT, curve=None)
+        weights = replace(
+            weights, profile="flat", peak=None, width=None, threshold=None, curve=None
+        )
     factors = {
         kind: number(f"merge.weights.modules.{kind}", getattr(values, f"f_{kind}"))
         for kind in FACTORS

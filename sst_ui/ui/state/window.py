@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from sst_ui import recipe as recipes
-from sst_ui.checked import build
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.recipe import Merge, Recipe
@@ -107,7 +108,7 @@ class Turn:
     """One message, what each column answered, and where each answer came from."""
 
     message: str
-    answers: tuple[str, ...] = ("", "")
+    answers: tuple[str, str] = ("", "")
     sources: tuple[Source, ...] = ()
 
 
@@ -134,9 +135,12 @@ class Conversation:
     def from_rows(cls, rows: object) -> "Conversation":
         """What `rows` gave; all of it is left out where something else is among it."""
         try:
-            return cls(tuple(build(Turn, row, "turn") for row in rows))
-        except (UserError, TypeError):
+            return cls(_TURNS.validate_python(rows))
+        except ValidationError:
             return cls()
+
+
+_TURNS = TypeAdapter(tuple[Turn, ...], config=ConfigDict(extra="forbid", allow_inf_nan=False))
 
 
 def title(recipe: Recipe) -> str:

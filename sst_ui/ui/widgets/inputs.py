@@ -14,7 +14,7 @@ import gradio as gr
 from sst_ui.schema import setting
 
 
-def _as_it_came(self, payload):
+def _as_it_came(self: Any, payload: Any) -> Any:
     """The browser's value, unchecked."""
     return payload
 
@@ -55,5 +55,5 @@ def dial(name: str, value: float, label: Any, low: float | None = None, **more: 
         low: where it begins, if not where the setting's slider does.
     """
     row = setting(name).slider
-    low = row.low if low is None else low
-    return Slider(low, row.high, value, step=row.step, label=label, buttons=[], **more)
+    start = row.low if low is None else low
+    return Slider(start, row.high, value, step=row.step, label=label, buttons=[], **more)

@@ -65,7 +65,7 @@ def typed(
                 name = say(language, f"kind.{kind}")
                 complaint = say(language, "table.bad", value=repr(text), layer=layer, kind=name)
                 continue
-            if not allowed.low <= value <= allowed.high:
+            if not allowed.hold(value):
                 name, low, high = say(language, f"kind.{kind}"), allowed.low, allowed.high
                 complaint = say(
                     language, "table.range", value=text, layer=layer, kind=name, low=low, high=high
@@ -83,10 +83,11 @@ def pasted(language: str, text: str, target: str, extras: Extras, layers: int) -
         UserError: a word among the numbers, or not one number per layer.
     """
     words = [word for word in re.split(r"[\s,;]+", text.strip().strip("[]")) if word]
-    values = [number(word) for word in words]
-    if None in values:
-        bad = words[values.index(None)]
-        raise UserError(say(language, "table.numbers", value=repr(bad)))
+    values = []
+    for word in words:
+        if (value := number(word)) is None:
+            raise UserError(say(language, "table.numbers", value=repr(word)))
+        values.append(value)
     if len(values) != layers:
         raise UserError(say(language, "table.count", count=len(values), layers=layers))
     if target == "curve":
