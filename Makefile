@@ -6,7 +6,9 @@
 VENV ?= .venv
 PORT ?= 7860
 # Tests: two workers with one thread each. Two processes with two threads each on two cores
-# wait for one another and are many times slower than one.
+# wait for one another and are many times slower than one. Files go to them in the order of their
+# folders: sorted by how many tests they have, the longest ones (a browser's, of two tests) came
+# last, and each return to tests/browser started its page again.
 WORKERS ?= 2
 TESTS ?=
 
@@ -26,7 +28,7 @@ test: $(VENV)/.studio $(VENV)/.tests $(VENV)/.browser $(VENV)/.llama
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
 	$(PY) -m mypy
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.tests
 	$(PY) -m ruff check .

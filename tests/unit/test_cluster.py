@@ -184,7 +184,7 @@ def test_a_model_that_a_worker_cannot_load_is_said_in_its_words(nodes, cluster):
 def test_a_cluster_without_room_is_said(nodes, cluster, monkeypatch):
     all_ready(cluster)
     monkeypatch.setattr("sst_ui.jobs.search.ray_workers.PATIENCE", 2.0)
-    with pytest.raises(UserError, match=r"no worker could be placed.*1 processors"):
+    with pytest.raises(UserError, match=r"no worker started.*1 processors"):
         Cluster(ModelSpec(), nodes.address, workers=2).__enter__()
 
 

@@ -22,7 +22,7 @@ from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation, ModelSpec, Recipe
 
 LOSSES = 3  # of workers on the same batch, after which it is given up
-PATIENCE = 60.0  # seconds for the first worker to find a place on the cluster
+PATIENCE = 180.0  # seconds for the first worker to start; a busy machine imports torch in a minute
 LOST = object()
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Cluster:
                 pass  # only models are being loaded
             if not self._ray.wait(placed, timeout=0)[0] and time.monotonic() > deadline:
                 raise UserError(
-                    f"no worker could be placed on the cluster within {PATIENCE:.0f} seconds. Each "
+                    f"no worker started on the cluster within {PATIENCE:.0f} seconds. Each "
                     f"needs {self._shares}; wait until they are free, or change --workers."
                 )
             yield Progress("workers", 0, self.workers, self._told())
