@@ -1,7 +1,7 @@
-"""Types of what comes from outside, for the fields of dataclasses that `schema.build` fills.
+"""Types for the fields of dataclasses that `schema.build` fills from a file, a link or a browser.
 
-pydantic does the checking; these types say what it would take and we do not. A number may be
-written as text (YAML reads 1e-5 so), but yes and no, dates and bytes are none.
+pydantic checks them; each type here refuses what pydantic would let pass and we do not want. A
+number may be written as text, as YAML reads 1e-5, but true and false are not numbers.
 """
 
 from collections.abc import Callable, Mapping

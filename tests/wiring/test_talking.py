@@ -129,7 +129,8 @@ def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engi
         assert not isinstance(back("en", now, stored), tuple), "nothing of another model's"
     two = {"message": "a", "answers": ["b", "c"]}
     strange = (None, {"message": 1}, {"answers": ["b", "c"]}, {**two, "mood": "good"},
-               {**two, "answers": [1, 2]}, {**two, "answers": ["only one"]})  # fmt: skip
+               {**two, "message": "\ud800"}, {**two, "answers": [1, 2]},
+               {**two, "answers": ["only one"]})  # fmt: skip
     for turns in (None, 3, *([row] for row in strange)):
         assert Conversation.from_rows(turns) == Conversation()
 

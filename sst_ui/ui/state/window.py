@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sst_ui import recipe as recipes
+from sst_ui.checked import Number, Text, Whole
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.recipe import Merge, Recipe
@@ -95,20 +96,20 @@ class Source:
         left_out: the oldest turns of the conversation that it did not see.
     """
 
-    part: str
-    name: str = ""
-    digest: str = ""
-    temperature: float = 0.0
-    seed: int = 0
-    left_out: int = 0
+    part: Text
+    name: Text = ""
+    digest: Text = ""
+    temperature: Number = 0.0
+    seed: Whole = 0
+    left_out: Whole = 0
 
 
 @dataclass(frozen=True)
 class Turn:
     """One message, what each column answered, and where each answer came from."""
 
-    message: str
-    answers: tuple[str, str] = ("", "")
+    message: Text
+    answers: tuple[Text, Text] = ("", "")
     sources: tuple[Source, ...] = ()
 
 
@@ -140,7 +141,7 @@ class Conversation:
             return cls()
 
 
-_TURNS = TypeAdapter(tuple[Turn, ...], config=ConfigDict(extra="forbid", allow_inf_nan=False))
+_TURNS = TypeAdapter(tuple[Turn, ...], config=ConfigDict(extra="forbid"))
 
 
 def title(recipe: Recipe) -> str:
