@@ -56,7 +56,7 @@ def test_what_llama_cpp_can_say_exactly_is_written_without_a_doubt(make, model, 
         model, pre, space,
     )  # fmt: skip
     assert len(notes) == 1
-    assert "all of 26 chats" in notes[0]
+    assert "all 26 chats" in notes[0]
 
 
 @pytest.mark.parametrize(
