@@ -335,7 +335,7 @@ def test_llama_cpps_converter_is_used_where_it_is(host, tmp_path, monkeypatch):
     same = [(tmp_path / name / "model.gguf").read_bytes() for name in ("own", "g")]
     assert same[0] == same[1]
     assert any("Converted by" in note for note in done.notes)
-    assert any("all of 26 chats" in note for note in done.notes)
+    assert any("all 26 chats" in note for note in done.notes)
     for said, words in (
         ("Model LlamaForCausalLM is not supported", "LlamaForCausalLM is not supported"),
         ("No module named 'sentencepiece'", "pip install sentencepiece"),
