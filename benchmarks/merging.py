@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.pictures import svg
 from sst_ui.errors import UserError
-from sst_ui.jobs.merge.compare_methods import COLUMNS
+from sst_ui.jobs.merge.compare_methods import ALONE, COLUMNS
 from sst_ui.jobs.merge.method_fronts import GRID, OURS, Front, Measured, fronts, goals, sweep
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.maths.pareto import front
@@ -26,7 +26,6 @@ from sst_ui.recipe import Evaluation, Merge, ModelSpec
 from sst_ui.ui.widgets import plots
 
 COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, "#444444", "#b5b5b5"), strict=True))
-ALONE = ("base", "utility", "safety")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

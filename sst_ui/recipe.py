@@ -33,6 +33,8 @@ MODULES = (*GROUPS, "lm_head")  # what an adapter may change
 WIDEST = 1e6  # a bell of that width is the same in every layer
 SEEDS = 2**32 - 1  # the largest seed that torch, numpy and Optuna all take
 LAYERS = 10_000  # more than any model has
+FILE = "recipe.yaml"  # of a run, of an export, and what a window offers for download
+COMPUTED = ("dtype", "quantization", "enable_thinking", "chat_template")  # of what a model computes
 
 Share = Annotated[float, Field(ge=0, le=1), Slider(0.01)]
 Width = Annotated[  # its square must be a number, and not 0
@@ -88,7 +90,7 @@ class ModelSpec:
         told += [f"revision {shown(self.revision)}"] if self.revision else []
         told += [
             f"{name} {shown(getattr(self, name))}"
-            for name in ("dtype", "quantization", "enable_thinking", "chat_template")
+            for name in COMPUTED
             if getattr(self, name) != getattr(ModelSpec, name)
         ]
         return ", ".join(told)
@@ -104,7 +106,7 @@ class ModelSpec:
             return False
         return all(
             getattr(self, name) in (getattr(ModelSpec, name), getattr(loaded, name))
-            for name in ("dtype", "quantization", "enable_thinking", "chat_template")
+            for name in COMPUTED
         )
 
 

@@ -14,8 +14,7 @@ from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe, build, to_dict
-
-PARTS = ("metrics", "preset", "samples", "max_new_tokens", "judge", "labels")
+from sst_ui.schema import settings
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, recipe: Recipe) -> None:
     """Measure and print; the run is remembered."""
-    parts = {n: getattr(given, n) for n in PARTS if getattr(given, n) is not None}
+    parts = {n: getattr(given, n) for n in settings(Evaluation) if getattr(given, n) is not None}
     if "metrics" in parts:
         parts["metrics"] = [name.strip() for name in parts["metrics"].split(",") if name.strip()]
     wanted = build(Evaluation, to_dict(recipe.evaluation) | parts, "evaluation")

@@ -11,8 +11,6 @@ from sst_ui.cli import streams, tables
 from sst_ui.cli.option_types import whole
 from sst_ui.errors import UserError
 
-SHOWN = ("refusal_rate", "kl_16", "quality")  # metrics of the list; `show` has them all
-
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What can be done with the history; without a word it is listed."""
@@ -61,9 +59,11 @@ def _list(history: Any, given: argparse.Namespace) -> None:
         return
     from rich.table import Table
 
-    table = Table("run", "when", "recipe", "hash", "model", *SHOWN, box=None)
+    from sst_ui.metrics.registry import SUMMARY
+
+    table = Table("run", "when", "recipe", "hash", "model", *SUMMARY, box=None)
     for r in records:
-        numbers = [_number(r.metric(name)) for name in SHOWN]
+        numbers = [_number(r.metric(name)) for name in SUMMARY]
         table.add_row(str(r.id), r.when, r.title, r.digest, r.model, *numbers)
     tables.show(table)
 

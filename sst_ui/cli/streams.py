@@ -15,11 +15,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from sst_ui import disk
-from sst_ui.errors import UserError, line_of
+from sst_ui.errors import LINE, UserError, line_of
 
-LINE = 1500  # characters of an error at most; what is known of a name may take some
-
-LINE = 1000  # characters of a message at most, whatever is in it
 BAD, STOPPED, ENDED, PIPE = 2, 130, 143, 141  # the last three as a shell counts signals
 
 

@@ -18,8 +18,6 @@ from sst_ui.model.weights.staged_folder import refuse_to_overwrite, staged
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
 
-RECIPE = "recipe.yaml"
-
 
 @dataclass(frozen=True)
 class Run:
@@ -62,7 +60,7 @@ def run(
         with host.step():
             report = host.live.check(edits)
         results = yield from evaluate(host, edits, recipe.evaluation)
-        (folder / RECIPE).write_text(recipes.to_yaml(recipe), encoding="utf-8")
+        (folder / recipes.FILE).write_text(recipes.to_yaml(recipe), encoding="utf-8")
         for number, edit in enumerate(edits, 1):
             suffix = "" if number == 1 else f"_{number}"
             if isinstance(edit, RowDelta):
@@ -79,13 +77,13 @@ def run(
 def _same(recipe: Recipe, out: Path) -> bool:
     """Whether a folder holds what came of this recipe before."""
     try:
-        return recipes.load(out / RECIPE).digest() == recipe.digest()
+        return recipes.load(out / recipes.FILE).digest() == recipe.digest()
     except UserError:
         return False
 
 
 def _refuse_to_overwrite(out: Path, force: bool) -> None:
-    if not force and (out / RECIPE).exists():
+    if not force and (out / recipes.FILE).exists():
         raise UserError(
             f"{out} holds the results of another recipe; choose another folder or add --force."
         )

@@ -8,6 +8,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+RESAMPLES = 2000  # draws with replacement behind an interval
 Z95 = 1.959963984540054  # two-sided 95 % of the standard normal
 
 
@@ -78,7 +79,7 @@ def paired_rates(gained: int, lost: int, n: int) -> tuple[float, float]:
     return (2 * low - 1) * changed / n, (2 * high - 1) * changed / n
 
 
-def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95 % percentile interval of the mean (Efron 1979).
 
     Args:
@@ -96,7 +97,12 @@ def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 2000) -> tuple[
         values[rng.integers(0, n, size=(min(block, resamples - done), n))].mean(axis=1)
         for done in range(0, resamples, block)
     ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return percentile_interval(np.concatenate(means))
+
+
+def percentile_interval(resampled: ArrayLike) -> tuple[float, float]:
+    """The middle 95 % of the values of a statistic in resamples of its data."""
+    low, high = np.percentile(resampled, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -30,6 +30,7 @@ from sst_ui.metrics.text.refusal_phrases import Label, without_reasoning
 
 LABELS: tuple[Label, ...] = get_args(Label)
 FIELDS = ("prompt", "answer", "label")
+SIDES = ("base", "edited")  # of a comparison
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _rescored(result: MetricResult, corrections: Mapping[str, Label]) -> MetricR
 
 
 def _item(metric: Metric, item: Item, corrections: Mapping[str, Label]) -> Item:
-    for side in ("base", "edited"):
+    for side in SIDES:
         text = getattr(item, side)
         label = None if text is None else corrections.get(key(item.prompt, text))
         if label is None:

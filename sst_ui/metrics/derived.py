@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from sst_ui.maths.statistics import RESAMPLES, percentile_interval
 from sst_ui.metrics.registry import Derived
 from sst_ui.metrics.results import NOTHING, Goal, MetricResult, Value, direction, judge
 
-RESAMPLES = 2000
 Means = Mapping[str, np.ndarray]  # source -> [1 + RESAMPLES] means: of all prompts, then resampled
 
 
@@ -48,8 +48,7 @@ def resampled(
     spread = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not len(spread):
         return NOTHING
-    low, high = np.percentile(spread, [2.5, 97.5])
-    return Value(float(values[0]), float(low), float(high), n)
+    return Value(float(values[0]), *percentile_interval(spread), n)
 
 
 def _means(result: MetricResult, field: str) -> np.ndarray:

@@ -93,6 +93,8 @@ class Derived:
 
 
 METRICS: Registry[Metric | Derived] = Registry("metric")
+# What an edit is judged by in any case: a search's last word, lists of runs and of variants.
+SUMMARY = ("refusal_rate", "kl_16", "quality")
 
 
 def metric(

@@ -13,11 +13,10 @@ from typing import Any
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.metrics import corrections as corrected
-from sst_ui.metrics.corrections import Correction
+from sst_ui.metrics.corrections import SIDES, Correction
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.recipe import Recipe
 
-SIDES = ("base", "edited")
 METRIC_COLUMNS = (
     "variant", "recipe", "metric", "unit", "better", "change", "verdict", "negligible",
     *(f"{side}_{field}" for side in SIDES for field in ("value", "low", "high", "n")),

@@ -291,12 +291,12 @@ def test_the_command_says_everything_that_is_not_usual(recipe, monkeypatch, tmp_
     assert plain == (
         f"python -m sst_ui export recipe.yaml --format adapter --out outputs/{stem(recipe)}-adapter"
     )
-    whole = export_panel.command(recipe, Wanted("model", "stochastic", None, 8, "my model"))
-    assert whole.endswith("--out 'outputs/my model' --rounding stochastic --verify 8")
+    whole = export_panel.command(recipe, Wanted("model", "stochastic", None, 3, "my model"))
+    assert whole.endswith("--out 'outputs/my model' --rounding stochastic --verify 3")
     from sst_ui.__main__ import build_parser
 
     given = build_parser().parse_args(["export", "r.yaml", "--out", "x", "--rank", "3"])
-    assert (given.rank, given.rounding, given.verify) == (3, "nearest", 0)
+    assert (given.rank, given.rounding, given.verify) == (3, "nearest", 8)
 
 
 def test_a_space_pushes_with_the_visitors_token_or_not_at_all(space, engine, monkeypatch):
@@ -316,7 +316,7 @@ def test_a_space_pushes_with_the_visitors_token_or_not_at_all(space, engine, mon
 
     monkeypatch.setattr(export_events, "publish", publish)
     page = build(engine)
-    push = handler(page, export_events, "push_signed_in")
+    push = handler(page, export_events, "push")
     (only,) = push("en", WINDOW, None, Done(Path("x"), "d"), "me/mine", True)
     assert "Sign in" in text(only, page, "export-status")
     assert sent == []
@@ -334,8 +334,8 @@ def test_a_shared_program_without_signing_in_offers_no_push_and_refuses_one(
     page = build(engine)
     (hub,) = [b for b in page.blocks.values() if getattr(b, "elem_id", None) == "hub"]
     assert not hub.visible
-    push = handler(page, export_events, "push_as_owner")
-    *_, last = push("en", WINDOW, Done(Path("x"), "d"), "me/mine", True)
+    push = handler(page, export_events, "push")
+    *_, last = push("en", WINDOW, None, Done(Path("x"), "d"), "me/mine", True)
     assert sent == [], "the owner's token is not a visitor's"
     assert "signed in" in text(last, page, "export-status")
 

@@ -21,11 +21,9 @@ from sst_ui.jobs.export.verify import Verification, verify
 from sst_ui.metrics.results import MetricResult
 from sst_ui.model.runtime.host import Host
 from sst_ui.model.weights.staged_folder import staged
-from sst_ui.model.weights.streaming_writer import Rounding
+from sst_ui.options import Rounding
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
-
-RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ def export(
         started = time.monotonic()
         made = yield from kind.write(Job(host, recipe, edits, rounding, rank), folder)
         seconds = time.monotonic() - started
-        (folder / RECIPE).write_text(recipes.to_yaml(recipe), encoding="utf-8")
+        (folder / recipes.FILE).write_text(recipes.to_yaml(recipe), encoding="utf-8")
         checked, notes = yield from _verified(host, edits, folder, verify, made)
         done = Export(out, format, (), 0, seconds, checked, notes, rounding, rank)
         _describe(folder, recipe, results, done, host.layers)

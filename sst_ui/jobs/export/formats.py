@@ -19,7 +19,8 @@ from sst_ui.model.lora.adapters import write_files
 from sst_ui.model.lora.from_edits import lower
 from sst_ui.model.runtime.host import Host
 from sst_ui.model.weights import tensor_edits
-from sst_ui.model.weights.streaming_writer import Rounding, write_model
+from sst_ui.model.weights.streaming_writer import write_model
+from sst_ui.options import Rounding
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, Recipe
 

@@ -22,7 +22,7 @@ import yaml
 
 from sst_ui.errors import UserError
 from sst_ui.jobs.export.formats import Job, Made, adapter_files, check_adapter, check_model
-from sst_ui.jobs.merge.merge import by_part, settings, table
+from sst_ui.jobs.merge.merge import SUMS, by_part, settings, table
 from sst_ui.model.hooks.low_rank import RowDelta
 from sst_ui.model.load.source import is_local, open_source
 from sst_ui.model.lora.adapters import read_adapter
@@ -54,7 +54,7 @@ def unspoken(host: Host, recipe: Recipe) -> str:
     merge = recipe.edits[0]
     if merge.method not in SPOKEN:
         return f"mergekit has no method {merge.method}"
-    if merge.rank is not None and merge.method in ("task_arithmetic", "linear"):
+    if merge.rank is not None and merge.method in SUMS:
         return f"mergekit does not cut a merge to rank {merge.rank}"
     if any(len(parts) > 1 for parts in by_part(host, merge).values()):
         return (

@@ -25,6 +25,7 @@ from torch import Tensor
 from sst_ui import disk
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
+from sst_ui.jobs.directions.measure import HELDOUT
 from sst_ui.jobs.export.expected_weights import expectations
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.inference.generate import replies
@@ -34,7 +35,7 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.paths import ROOT
 from sst_ui.progress import Progress, finish
 
-PROMPTS = ("demo/harmless_heldout", "demo/harmful_heldout")
+PROMPTS = HELDOUT[::-1]
 TOKENS = 32  # of each answer
 # Largest share of the log-probabilities' span by which they may differ, and of a matrix's largest
 # component: what rounding the weights to the type, and computing in it, explains.

@@ -29,6 +29,7 @@ COLUMNS = {
     "reading@demo/repliqa": "documents, ROUGE-L",
     "multiple_choice": "multiple choice",
 }
+ALONE = ("base", "utility", "safety")  # contenders that merge nothing
 TOGETHER = 4  # contenders in a batch; more would only keep the first row waiting
 
 
@@ -37,7 +38,7 @@ class Contender:
     """One row to be.
 
     Attributes:
-        name, title: of the method; `base`, `utility` and `safety` for those that merge nothing.
+        name, title: of the method, or one of `ALONE`.
         edits: what is measured; () is the base.
         spec: the merge, or None where nothing is merged.
         outcome: how the merge came about, or None.

@@ -33,11 +33,13 @@ from sst_ui.model.lora.adapters import Adapter, read_adapter
 from sst_ui.model.runtime.host import Host
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress
-from sst_ui.recipe import FUSED, MODULES, Merge, ModelSpec
+from sst_ui.recipe import FUSED, MODULES, Merge, ModelSpec, Target
 
 OTHER = "other"  # a linear module that is none of the known kinds
 Parts = tuple[tuple[Tensor | slice, float], ...]  # (rows, weight) of a module's parts
-SUMS = ("task_arithmetic", "linear")  # methods that say what becomes of an adapter's biases
+# Methods that add up whole deltas, so that biases can be added too -> the target that each has.
+SUMS: Mapping[str, Target] = {"task_arithmetic": "additive", "linear": "interpolating"}
+SPECTRAL = ("target", "mode", "damping")  # what a spectrum depends on beside the statistics
 _kept = Memory(4)  # statistics of a few pairs of adapters
 
 
@@ -204,13 +206,12 @@ def _biased(delta: Delta, name: str, pair: Pair, spec: Merge, parts: Parts) -> D
 
 def towards(spec: Merge, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with the target that the method aims at: some have no choice."""
-    fixed = {"task_arithmetic": "additive", "linear": "interpolating"}
-    return {**parameters, "target": fixed.get(spec.method, spec.target)}
+    return {**parameters, "target": SUMS.get(spec.method, spec.target)}
 
 
 def spectra(modules: list[Module], parameters: Mapping[str, Any]) -> dict:
     """Module -> spectrum, for the predicted curve and the choice of mu."""
-    chosen = {n: parameters[n] for n in ("target", "mode", "damping") if n in parameters}
+    chosen = {n: parameters[n] for n in SPECTRAL if n in parameters}
     return {m.name: registry.spectrum(m, **chosen) for m in modules}
 
 

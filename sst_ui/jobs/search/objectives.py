@@ -15,13 +15,11 @@ import yaml
 import sst_ui.metrics  # noqa: F401  registers the metrics
 from sst_ui.errors import UserError, shown
 from sst_ui.jobs.purpose import goal_of, purpose
-from sst_ui.metrics.registry import Derived, find
+from sst_ui.metrics.registry import SUMMARY, Derived, find
 from sst_ui.metrics.results import direction
 from sst_ui.options import SearchOptions
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, digest, to_dict
-
-TRIALS = 60  # of the multi-objective search, unless said
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def held_out(made: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
     The objectives on the prompts they have of their own, and what an edit is judged by in any case.
     """
     own = (name.partition("@")[0] for name in aim.objectives)
-    return evaluation(tuple(dict.fromkeys([*own, *presets()["last_word"]])), made, spec)
+    return evaluation(tuple(dict.fromkeys([*own, *SUMMARY])), made, spec)
 
 
 def searched(recipe: Recipe) -> Ablation | Merge:

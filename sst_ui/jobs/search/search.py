@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from sst_ui.errors import UserError
 from sst_ui.jobs.search import objectives as goals
 from sst_ui.jobs.search.candidates import Candidate, candidates, last_stage
-from sst_ui.jobs.search.objectives import TRIALS, Aims, SearchSpec
+from sst_ui.jobs.search.objectives import Aims, SearchSpec
 from sst_ui.jobs.search.space import Choice, Params, Span, candidate, space, values
 from sst_ui.jobs.search.storage import told_of
 from sst_ui.jobs.search.study import Study
@@ -81,7 +81,7 @@ def search(
         bell = yield from measurer.bell(recipe)
         recipe = candidate(recipe, bell, measurer.layers)
     first = _first(recipe, spec, rows, measurer.layers)
-    total = spec.trials or TRIALS if spec.strategy == "tpe" else len(first)
+    total = spec.trials or goals.presets()["trials"] if spec.strategy == "tpe" else len(first)
     total = min(total, spec.trials or total)
     about = {"recipe": to_yaml(recipe), "spec": to_dict(spec), "model": measurer.name,
              "objectives": list(aim.objectives), "lower": list(aim.lower)}  # fmt: skip
@@ -106,13 +106,14 @@ def rows_of(recipe: Recipe, spec: SearchSpec, measurer: Measurer) -> dict[str, S
     """
     if spec.strategy == "tpe":
         return space(recipe, measurer.preserving, measurer.fused)
-    if spec.strategy == "staged":
-        return {"strength": Span(-4.0, 4.0)}
-    if not isinstance(goals.searched(recipe), Ablation):
+    if spec.strategy != "staged" and not isinstance(goals.searched(recipe), Ablation):
         raise UserError(f"{spec.strategy} is for ablations; take tpe or staged for a merge.")
-    if spec.strategy == "sensitivity":
-        return {"only": Span(0, measurer.layers - 1, whole=True)}
-    return {"peak": Span(0.0, 1.0), "width": Span(0.0, 10.0)}
+    tried = _first(recipe, spec, {}, measurer.layers)
+    values = {name: [each[name] for each in tried] for name in tried[0]}
+    return {
+        name: Span(min(known), max(known), whole=isinstance(known[0], int))
+        for name, known in values.items()
+    }
 
 
 def _first(

@@ -21,16 +21,15 @@ from sst_ui.maths.merge.parameters import Dial, Method, Words, described
 from sst_ui.maths.merge.subspace import (
     HIGHEST,
     Filter,
-    Mode,
     Moments,
     Spectrum,
-    Target,
     scaled,
     soft,
     top,
 )
 from sst_ui.maths.merge.types import Change, Merged, Module, Record, spectrum
-from sst_ui.recipe import GROUPS, KINDS
+from sst_ui.recipe import GROUPS, KINDS, Target
+from sst_ui.recipe import Fisher as Mode
 from sst_ui.registry import Registry
 
 __all__ = ["METHODS", "Merged", "Module", "Record", "merge", "merge_rows", "spectrum"]

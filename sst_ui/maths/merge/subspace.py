@@ -11,7 +11,7 @@ small ones: λ_mn = γ_m α_n. An edit C [q, p] is flattened by rows, which is t
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -19,11 +19,12 @@ from torch import Tensor
 from sst_ui.errors import UserError, unknown
 from sst_ui.maths.merge import eigen
 from sst_ui.maths.merge.low_rank import Core
+from sst_ui.recipe import Fisher as Mode
+from sst_ui.recipe import Target
 
-Target = Literal["additive", "interpolating"]
-Mode = Literal["kfac", "nearest", "input", "block"]
 Filter = Callable[[Tensor], Tensor]
 
+PARTS = ("a", "g", "block")  # the matrices of `Moments`
 LOWEST, HIGHEST = 1e-12, 1e12  # where the search for a μ ends
 
 

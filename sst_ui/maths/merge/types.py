@@ -8,7 +8,9 @@ from torch import Tensor
 from sst_ui.errors import UserError
 from sst_ui.lru import Memory
 from sst_ui.maths.merge.low_rank import Core, Delta
-from sst_ui.maths.merge.subspace import Mode, Moments, Spectrum, Target, decompose
+from sst_ui.maths.merge.subspace import Moments, Spectrum, decompose
+from sst_ui.recipe import Fisher as Mode
+from sst_ui.recipe import Target
 
 REMEMBERED = 8  # spectra of one core: a few targets, modes and dampings
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from sst_ui.errors import UserError, unknown
 from sst_ui.maths.merge.low_rank import Core
-from sst_ui.maths.merge.subspace import Mode, Moments
+from sst_ui.maths.merge.subspace import PARTS, Moments
 from sst_ui.model.architecture.module_roles import device_of, shape_of
 from sst_ui.model.inference.batch import Room, Row, tokens_a_step
 from sst_ui.model.inference.fisher_step import Conversation, Step, Sums, Where
 from sst_ui.model.inference.logprobs import LOGITS
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
+from sst_ui.recipe import Fisher as Mode
 
 __all__ = ["Conversation", "Labels", "Where", "moments"]
 
@@ -142,7 +143,7 @@ def _add(sums: Sums, found: Sums) -> None:
 def _mean(path: str, sums: Mapping, mode: Mode, host: Host) -> Moments:
     if not (n := sums.get("n", 0)):
         raise UserError(f"no token of the conversations reached {path}.")
-    means = {name: sums[name] / n for name in ("a", "g", "block") if name in sums}
+    means = {name: sums[name] / n for name in PARTS if name in sums}
     if mode == "nearest" and "g" in sums and float(sums["xd"]):  # tr(G ⊗ A) is the exact block's
         means["a"] = sums["a"] / sums["d"]
         means["g"] = sums["g"] * sums["d"] / (sums["xd"] * n)

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sst_ui.maths.merge.subspace import Mode
 from sst_ui.model.hooks.row_plan import by_rows
 from sst_ui.model.inference.batch import Batch, Row, arguments, left_padded
 from sst_ui.model.runtime.host import Host
+from sst_ui.recipe import Fisher as Mode
 
 Where = Literal["response", "all"]
 Conversation = tuple[Sequence[int], Sequence[int]]  # tokens of the prompt, tokens of the response

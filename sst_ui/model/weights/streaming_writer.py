@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -39,10 +39,9 @@ from sst_ui.model.weights.stored_tensors import (
     write_header,
 )
 from sst_ui.model.weights.tensor_edits import Alterations, Change, alterations
+from sst_ui.options import Rounding
 from sst_ui.progress import Progress
 from sst_ui.recipe import ModelSpec
-
-Rounding = Literal["nearest", "stochastic"]
 
 PIECE = 1 << 25  # bytes copied between two signs of progress
 CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSOCK, errno.EPERM}

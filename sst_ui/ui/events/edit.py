@@ -32,7 +32,6 @@ LIVE = {  # a dragged slider: only the newest position counts, nothing spins
     "concurrency_limit": None,
     "api_visibility": "private",
 }
-SHAPES = ("peak", "width", "threshold")  # what a profile writes
 ABLATED, MERGED = ("harmful", "harmless"), ("utility_set", "safety_set")  # prompts that are read
 
 
@@ -72,7 +71,7 @@ def connect(editor: Editor, apply: ApplyBar, language: gr.State, engine: Engine)
     form, drawn = controls.form, drawing.outputs
     check = checker(engine, form)
     sound, _ = show(engine.first_recipe())
-    shapes = [getattr(form, name) for name in SHAPES]
+    shapes = [getattr(form, name) for name in recipes.SHAPE]
     gr.on(
         [c.input for c in shapes],
         **call(partial(reshape, editor, engine), draft, check=check),
@@ -110,7 +109,7 @@ def connect(editor: Editor, apply: ApplyBar, language: gr.State, engine: Engine)
 def connect_others(editor: Editor, signal: gr.Radio, engine: Engine) -> None:
     """Wire the controls that only have to be drawn: neither shapes nor the merge's."""
     form, merge = editor.controls.form, editor.controls.merge
-    special = [getattr(form, name) for name in ("profile", *SHAPES)]
+    special = [getattr(form, name) for name in ("profile", *recipes.SHAPE)]
     mine = [*special, *merge.controls.values()]
     gr.on(
         [*[c.input for c in form if c not in mine], signal.input],
@@ -143,7 +142,7 @@ def pick_profile(editor: Editor, sound: Form, engine: Engine, draft: Draft) -> d
     """
     drawing, form = editor.drawing, editor.controls.form
     if draft.form.profile != "custom":
-        numbers = {name: getattr(sound, name) for name in SHAPES}
+        numbers = {name: getattr(sound, name) for name in recipes.SHAPE}
         extras = replace(draft.extras, curve=None)
         draft = replace(draft, form=draft.form._replace(**numbers), extras=extras)
     try:
@@ -169,7 +168,7 @@ def unsound(editor: Editor, sound: Form, draft: Draft) -> dict:
     found = wrong(draft.form, draft.extras, draft.loaded.spec, sound)
     if not found:  # mended meanwhile: the event of the newer value draws it
         return {}
-    profile = {editor.controls.form.profile: "custom"} if {*SHAPES} & {*found} else {}
+    profile = {editor.controls.form.profile: "custom"} if {*recipes.SHAPE} & {*found} else {}
     return {**draw_draft.dirty(editor.drawing, draft.language), **profile}
 
 
@@ -182,7 +181,7 @@ def settle(sound: Form, language: str, *chosen: object) -> list:
 def _numbers() -> str:
     """The named profiles' peak, width and threshold, as the page writes them: JSON."""
     named = kernel.profiles().items()
-    return json.dumps({name: [numbers[key] for key in SHAPES] for name, numbers in named})
+    return json.dumps({name: [numbers[key] for key in recipes.SHAPE] for name, numbers in named})
 
 
 def usable(draft: Draft, recipe: recipes.Recipe) -> recipes.Recipe:

@@ -29,14 +29,14 @@ from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
-from sst_ui.ui.state.form import MEASURING, evaluation, measuring, show
+from sst_ui.ui.state.form import MEASURING, evaluation, measured_by
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.html import Clock, notice
 from sst_ui.ui.widgets.texts import say
 
 CANCELLED = ":cancelled"  # mark of a job that ends with a word, beside its own name
-SOUND = dict(zip(MEASURING, measuring(show(Recipe())[0]), strict=True))
+SOUND = measured_by(Evaluation())  # what the controls begin with
 
 
 def check_settings(
@@ -174,7 +174,7 @@ def _rows(
                     board = replace(board, results={**board.results, digest: tuple(found)})
                     rows = metrics.render(board, pending=True)
                     yield {panel.rows: rows, session.results: board.results}
-                elif isinstance(part, Progress) and time.monotonic() - shown >= PACE:
+                elif isinstance(part, Progress) and time.monotonic() - shown >= job_runner.PACE:
                     shown = time.monotonic()
                     yield {panel.progress: clock.bar(board.language, part)}
     except Exception as error:

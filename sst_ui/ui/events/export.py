@@ -52,7 +52,6 @@ def connect(panel: ExportPanel, board: Reads, session: Session, engine: Engine) 
         outputs=[*buttons, panel.done, panel.download],
         **JOB,
     )  # fmt: skip
-    push = push_signed_in if export_panel.access() == "oauth" else push_as_owner
     panel.push.click(
         **call(
             partial(push, panel, engine),
@@ -149,7 +148,7 @@ def _results(engine: Engine, board: Board, rows: list) -> Sequence[MetricResult]
     return ()
 
 
-def push_signed_in(
+def push(
     panel: ExportPanel,
     engine: Engine,
     language: str,
@@ -159,44 +158,21 @@ def push_signed_in(
     request: gr.Request,
     token: gr.OAuthToken | None,
 ) -> Iterator[dict]:
-    """With the visitor's own token; the Space's is never used in its place."""
-    if token is None:
-        yield {panel.status: notice(say(language, "hub.sign_in"), "bad")}
+    """Send the export to the Hub: with a visitor's own token, else with the user's.
+
+    Where others can come in, the token of this program is its owner's and never used: visitors sign
+    in, or cannot push at all.
+    """
+    if token is None and shared():
+        key = "hub.sign_in" if export_panel.access() == "oauth" else "hub.shared"
+        yield {panel.status: notice(say(language, key), "bad")}
         return
-    yield from _send(panel, engine, language, done, repo, private, request, token.token)
-
-
-def push_as_owner(
-    panel: ExportPanel,
-    engine: Engine,
-    language: str,
-    done: Done,
-    repo: str,
-    private: bool,
-    request: gr.Request,
-) -> Iterator[dict]:
-    """With the user's own token; where others can come in it would be the owner's."""
-    if shared():
-        yield {panel.status: notice(say(language, "hub.shared"), "bad")}
-        return
-    yield from _send(panel, engine, language, done, repo, private, request, None)
-
-
-def _send(
-    panel: ExportPanel,
-    engine: Engine,
-    language: str,
-    done: Done,
-    repo: str,
-    private: bool,
-    request: gr.Request,
-    token: str | None,
-) -> Iterator[dict]:
     stopped = engine.begin(job_runner.name("export", request))
     try:
         if done.folder is None:
             raise UserError(say(language, "hub.nothing"))
-        job = publish(done.folder, repo.strip(), private=private, token=token)
+        mine = None if token is None else token.token
+        job = publish(done.folder, repo.strip(), private=private, token=mine)
         sent = yield from _watched(panel, language, job, stopped)
     except Exception as error:
         yield {panel.status: told(error, language), **_idle(panel)}

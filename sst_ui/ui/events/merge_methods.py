@@ -6,7 +6,7 @@ from functools import partial
 
 import gradio as gr
 
-from sst_ui.jobs.merge.compare_methods import COLUMNS
+from sst_ui.jobs.merge.compare_methods import ALONE, COLUMNS
 from sst_ui.jobs.purpose import goal_of
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import direction
@@ -22,8 +22,6 @@ from sst_ui.ui.state.form import evaluation, measuring
 from sst_ui.ui.widgets.html import CLICKS, notice, safe
 from sst_ui.ui.widgets.numbers import exact, number
 from sst_ui.ui.widgets.texts import has, say, t
-
-ALONE = ("base", "utility", "safety")  # lines that merge nothing
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sst_ui.program import program
 from sst_ui.recipe import Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.state.merge_form import whole
-from sst_ui.ui.state.run_store import shared
+from sst_ui.ui.state.run_store import LIFE, shared
 from sst_ui.ui.widgets.html import safe
 from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio
 from sst_ui.ui.widgets.texts import say, t
@@ -35,9 +35,7 @@ from sst_ui.ui.widgets.texts import say, t
 SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
 SOUND = {**vars(ExportOptions()), "rank": 0, "folder": ""}
 SMALL = 256_000_000  # bytes of an export that is offered as one download
-VERIFIED = 8  # prompts, unless said otherwise
 ROUNDED, RANKED = ("model", "gguf"), ("adapter", "mergekit")  # formats with that setting
-LIFE = 3600  # seconds that a Space keeps a visitor's export
 
 
 @dataclass(frozen=True)
@@ -139,28 +137,26 @@ def create() -> ExportPanel:
     with gr.Column(elem_id="export", min_width=220):
         gr.HTML(t("export.title"), elem_classes="title")
         what = gr.HTML(elem_id="export-what")
+        usual = ExportOptions()
         format = Dropdown(
             [(t(f"format.{name}"), name) for name in setting("export.format").choices],
-            value="adapter",
+            value=usual.format,
             label=t("export.format"),
             elem_id="export-format",
         )
-        hint = gr.HTML(hinted("en", "adapter"), elem_id="export-hint", elem_classes="hint")
+        hint = gr.HTML(hinted("en", usual.format), elem_id="export-hint", elem_classes="hint")
         with gr.Row(elem_classes="pair"):
             rounding = Radio(
                 [(t(f"rounding.{name}"), name) for name in setting("export.rounding").choices],
-                value="nearest",
+                value=usual.rounding,
                 label=t("export.rounding"),
                 elem_id="export-rounding",
                 visible=False,
             )
-            rank = Number(
-                0, label=t("export.rank"), elem_id="export-rank", min_width=90
-            )  # fmt: skip
+            rank = Number(0, label=t("export.rank"), elem_id="export-rank", min_width=90)
             verify = Number(
-                VERIFIED, label=t("export.verify"), elem_id="export-verify",
-                min_width=90,
-            )  # fmt: skip
+                usual.verify, label=t("export.verify"), elem_id="export-verify", min_width=90
+            )
         folder = gr.Textbox(
             "", label=t("export.folder"), max_lines=1, elem_id="export-folder",
             visible=not shared(),
@@ -233,9 +229,9 @@ def command(recipe: Recipe, wanted: Wanted) -> str:
     elif path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     words = ["export", "recipe.yaml", "--format", wanted.format, "--out", str(path)]
-    words += ["--rounding", wanted.rounding] if wanted.rounding != "nearest" else []
-    words += ["--rank", str(wanted.rank)] if wanted.rank else []
-    words += ["--verify", str(wanted.verify)] if wanted.verify else []
+    for name in ("rounding", "rank", "verify"):
+        value = getattr(wanted, name)
+        words += [f"--{name}", str(value)] if value != getattr(ExportOptions, name) else []
     return f"{program()} {shlex.join(words)}"
 
 

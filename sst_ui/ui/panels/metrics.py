@@ -14,6 +14,7 @@ from sst_ui.metrics.results import MetricResult, change
 from sst_ui.recipe import Evaluation
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
+from sst_ui.ui.state.form import measured_by
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import CLICKS, safe
@@ -56,20 +57,25 @@ def create() -> MetricsPanel:
                 visible=False,
                 min_width=70,
             )
+        start = measured_by(Evaluation())
         with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
             preset = Radio(
                 [(t(f"preset.{name}"), name) for name in setting("evaluation.preset").choices],
-                value=setting("evaluation.preset").default,
+                value=start["metric_preset"],
                 label=t("metrics.preset"),
                 elem_id="metric-preset",
             )
             limit = gr.HTML(elem_id="metric-limits", elem_classes="hint")
             with gr.Row(elem_classes="pair"):
-                samples = Number(0, label=t("metrics.samples"), elem_id="metric-samples")
-                tokens = Number(0, label=t("metrics.tokens"), elem_id="metric-tokens")
+                samples = Number(
+                    start["metric_samples"], label=t("metrics.samples"), elem_id="metric-samples"
+                )
+                tokens = Number(
+                    start["metric_tokens"], label=t("metrics.tokens"), elem_id="metric-tokens"
+                )
             metrics = Dropdown(
                 [(title("en", row.name, row.title), row.name) for row in METRICS],
-                value=[],
+                value=start["metrics"],
                 multiselect=True,
                 label=t("metrics.choose"),
                 elem_id="metric-names",

@@ -12,13 +12,12 @@ import gradio as gr
 
 from sst_ui.errors import UserError
 from sst_ui.jobs.history.records import Comparison, Record, compare, value
+from sst_ui.metrics.registry import SUMMARY
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.numbers import exact, interval, number
 from sst_ui.ui.widgets.texts import say, t
-
-SHOWN = ("refusal_rate", "kl_16", "quality")  # metrics of the list, as in the variants
 
 ACTS = """
 const act = (event) => {
@@ -98,7 +97,7 @@ def listed(language: str, records: Sequence[Record], view: View, now: str, empty
     """
     if not records:
         return f'<p class="empty">{say(language, f"runs.{empty}")}</p>'
-    names = [safe(say(language, f"variants.{name}")) for name in SHOWN]
+    names = [safe(say(language, f"variants.{name}")) for name in SUMMARY]
     heads = [say(language, f"runs.{name}") for name in ("recipe", "model", "when")]
     head = "".join(f"<span>{name}</span>" for name in (*heads, *names))
     rows = [f'<div class="run heads"><i></i>{head}<span></span></div>']
@@ -107,7 +106,7 @@ def listed(language: str, records: Sequence[Record], view: View, now: str, empty
 
 
 def _row(language: str, record: Record, chosen: bool, current: bool) -> str:
-    cells = "".join(f"<span>{_cell(record, name)}</span>" for name in SHOWN)
+    cells = "".join(f"<span>{_cell(record, name)}</span>" for name in SUMMARY)
     name = safe(record.title)
     marks = f"{' chosen' if chosen else ''}{' current' if current else ''}"
     return (

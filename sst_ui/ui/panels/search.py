@@ -21,7 +21,7 @@ from sst_ui.ui.panels import search_table
 from sst_ui.ui.panels.metrics import title
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.state.merge_form import number, whole
-from sst_ui.ui.state.run_store import shared
+from sst_ui.ui.state.run_store import LIFE, shared
 from sst_ui.ui.state.search_results import Found
 from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.html import CLICKS, safe
@@ -40,7 +40,6 @@ SETTINGS = (
     "seed", "start", "prune",
 )  # fmt: skip
 VIEWS = ("own", "front", "importance")  # own: the figure that the strategy has for itself
-LIFE = 3600  # seconds that a shared program keeps what a window found
 KEPT = 3  # candidates that become variants, unless said otherwise
 
 
@@ -134,14 +133,14 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
         elem_id="search-objectives",
     )
     made["constraints"] = gr.Textbox(
-        start["constraints"], label=t("search.constraints"), placeholder="quality >= 0.7", lines=2, max_lines=4,
-        elem_id="search-constraints",
+        start["constraints"], label=t("search.constraints"), placeholder="quality >= 0.7",
+        lines=2, max_lines=4, elem_id="search-constraints",
     )  # fmt: skip
     with gr.Row(elem_classes="pair"):
         for name in ("target", "trials", "minutes"):
             made[name] = gr.Textbox(  # a number may be left out, which gr.Number makes a 0
-                start[name], label=t(f"search.{name}"), placeholder=t(f"search.{name}.hint"), max_lines=1,
-                elem_id=f"search-{name}", min_width=50,
+                start[name], label=t(f"search.{name}"), placeholder=t(f"search.{name}.hint"),
+                max_lines=1, elem_id=f"search-{name}", min_width=50,
             )  # fmt: skip
     with gr.Row(elem_id="search-buttons"):
         run = _button("run", "run-search", "primary")

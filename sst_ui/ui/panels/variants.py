@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from sst_ui.maths import pareto
+from sst_ui.metrics.registry import SUMMARY
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets import plots
@@ -13,7 +14,6 @@ from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.numbers import number
 from sst_ui.ui.widgets.texts import say, t
 
-SHOWN = ("refusal_rate", "kl_16", "quality")  # the columns of the list
 COST, GAIN = "kl_16", "refusal_rate"  # the axes of the trade-off
 
 
@@ -32,14 +32,14 @@ def create() -> VariantsPanel:
 def render(board: Board) -> str:
     """The list, newest first; a row is a button that brings its settings back."""
     variants, known = board.variants, dict(board.measured)
-    names = (safe(say(board.language, f"variants.{name}")) for name in SHOWN)
+    names = (safe(say(board.language, f"variants.{name}")) for name in SUMMARY)
     head = "".join(f"<span>{name}</span>" for name in names)
     rows = [f'<div class="variant heads"><b></b>{head}</div>']
     for variant in reversed(variants.items):
         found = known.get(variant.name, {})
         cells = "".join(
             f"<span>{number(found[n].edited, found[n].unit) if n in found else '·'}</span>"
-            for n in SHOWN
+            for n in SUMMARY
         )
         current = " current" if variant.name == variants.current else ""
         rows.append(

@@ -11,7 +11,7 @@ import os
 import gradio as gr
 
 from sst_ui import disk
-from sst_ui.errors import UserError, line_of
+from sst_ui.errors import LINE, UserError, line_of
 from sst_ui.ui.services.job_runner import Stopped
 from sst_ui.ui.state.loaded_model import Replaced
 from sst_ui.ui.state.run_store import shared
@@ -19,7 +19,6 @@ from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
 log = logging.getLogger(__name__)
-LINE = 1500  # characters of a message at most
 
 
 def message(error: Exception, language: str) -> str:

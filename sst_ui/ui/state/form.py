@@ -134,6 +134,15 @@ def evaluation(metrics, preset, samples, tokens, judge, labels) -> Evaluation:
     )
 
 
+def measured_by(wanted: Evaluation) -> dict[str, Any]:
+    """The values of the controls of `MEASURING`; the inverse of `evaluation`."""
+    values = (
+        list(wanted.metrics), wanted.preset, wanted.samples or 0, wanted.max_new_tokens or 0,
+        wanted.judge or "", wanted.labels or "",
+    )  # fmt: skip
+    return dict(zip(MEASURING, values, strict=True))
+
+
 def split(recipe: Recipe) -> tuple[Merge | None, Ablation | None]:
     """The recipe's merge and its ablation.
 
@@ -176,12 +185,7 @@ def show(
     kept |= {
         "ablation_on": edit is not None,
         "merge_on": merge is not None,
-        "metrics": list(recipe.evaluation.metrics),
-        "metric_preset": recipe.evaluation.preset,
-        "metric_samples": recipe.evaluation.samples or 0,
-        "metric_tokens": recipe.evaluation.max_new_tokens or 0,
-        "judge": recipe.evaluation.judge or "",
-        "labels": recipe.evaluation.labels or "",
+        **measured_by(recipe.evaluation),
     }
     return Form(**kept), before
 
