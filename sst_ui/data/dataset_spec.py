@@ -43,15 +43,12 @@ class Preset:
         set: field of a prompt -> fixed text, in which {subject} and {topic} are filled in.
         unanswerable: the answer that says that the passage does not hold one.
         shots: worked examples before each question, from `shots_split`.
-        about: language -> what it holds, in a sentence.
     """
 
     title: str
     id: str
     split: str
     columns: Mapping[str, str]
-    about: Mapping[str, str]
-    licence: str
     config: str = ""
     where: Mapping[str, str] = field(default_factory=dict)
     set: Mapping[str, str] = field(default_factory=dict)
@@ -120,20 +117,11 @@ class Spec:
 @cache
 def presets() -> Mapping[str, Preset]:
     """The public data sets that are known by name, `public/...`."""
+    entries = yaml.safe_load((PRESETS / "datasets.yaml").read_text(encoding="utf-8"))
     return {
         PUBLIC + name: build(Preset, entry, f"datasets.yaml: {name}")
-        for name, entry in _datasets()["public"].items()
+        for name, entry in entries["public"].items()
     }
-
-
-def shipped_about() -> Mapping[str, Mapping[str, str]]:
-    """What the sets that come along hold: name -> language -> a sentence."""
-    return _datasets()["shipped"]
-
-
-@cache
-def _datasets() -> Mapping[str, Any]:
-    return yaml.safe_load((PRESETS / "datasets.yaml").read_text(encoding="utf-8"))
 
 
 def parse(text: str, shipped: Mapping[str, Path]) -> Spec:
