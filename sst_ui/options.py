@@ -46,7 +46,7 @@ class ExportOptions:
     format: Format = "adapter"
     rounding: Rounding = "nearest"
     rank: Rank | None = None
-    verify: Annotated[int, Field(ge=0)] = 8
+    verify: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
         schema.check(self)

@@ -19,6 +19,7 @@ from pydantic import Field
 from sst_ui import profiles, schema
 from sst_ui.checked import build
 from sst_ui.errors import UserError, shown, unknown
+from sst_ui.profiles import WIDEST
 from sst_ui.schema import Slider, described
 from sst_ui.yaml_text import LENGTH, parse
 
@@ -30,7 +31,6 @@ GROUPS = {  # kind of linear module -> the role it belongs to; the head belongs 
 }
 FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # several kinds in one matrix
 MODULES = (*GROUPS, "lm_head")  # what an adapter may change
-WIDEST = 1e6  # a bell of that width is the same in every layer
 SEEDS = 2**32 - 1  # the largest seed that torch, numpy and Optuna all take
 LAYERS = 10_000  # more than any model has
 FILE = "recipe.yaml"  # of a run, of an export, and what a window offers for download

@@ -34,6 +34,7 @@ from sst_ui.ui.widgets.texts import say, t
 
 SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
 SOUND = {**vars(ExportOptions()), "rank": 0, "folder": ""}
+VERIFIED = 8  # prompts that the page begins with; a command verifies where it is told to
 SMALL = 256_000_000  # bytes of an export that is offered as one download
 ROUNDED, RANKED = ("model", "gguf"), ("adapter", "mergekit")  # formats with that setting
 
@@ -155,7 +156,7 @@ def create() -> ExportPanel:
             )
             rank = Number(0, label=t("export.rank"), elem_id="export-rank", min_width=90)
             verify = Number(
-                usual.verify, label=t("export.verify"), elem_id="export-verify", min_width=90
+                VERIFIED, label=t("export.verify"), elem_id="export-verify", min_width=90
             )
         folder = gr.Textbox(
             "", label=t("export.folder"), max_lines=1, elem_id="export-folder",

@@ -15,6 +15,7 @@ from sst_ui.maths import kernel
 from sst_ui.maths.merge.parameters import Parameter
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.paths import DEMO
+from sst_ui.profiles import FLAT
 from sst_ui.recipe import FUSED, MODULES, Merge, WeightTable, late
 
 COMMON = ("target", "mode")  # parameters that the recipe has one place for, whatever the method
@@ -98,7 +99,7 @@ def show(spec: Merge) -> dict[str, Any]:
         "safety_weight": weights.strength,
         "shape": SHAPES[weights.width < WIDE],
         "m_peak": weights.peak,
-        "m_width": weights.width if weights.width < WIDE else 0.15,
+        "m_width": weights.width if weights.width < WIDE else kernel.profiles()["default"]["width"],
         "utility_set": spec.utility_prompts,
         "safety_set": spec.safety_prompts,
         "m_samples": spec.samples or 0,
@@ -184,7 +185,7 @@ def _weights(values: Any, base: WeightTable, turned: set[str]) -> WeightTable:
                        for n in ("peak", "width"))  # fmt: skip
         weights = replace(weights, profile="custom", peak=peak, width=width, curve=None)
     elif "shape" in turned:
-        weights = replace(weights, profile="flat", peak=0.5, width=1e6, threshold=0.0, curve=None)
+        weights = replace(weights, profile="flat", **FLAT, curve=None)
     factors = {
         kind: number(f"merge.weights.modules.{kind}", getattr(values, f"f_{kind}"))
         for kind in FACTORS
