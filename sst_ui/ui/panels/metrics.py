@@ -3,8 +3,10 @@
 A row is a button: it opens the prompts and both answers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -57,38 +59,8 @@ def create() -> MetricsPanel:
                 visible=False,
                 min_width=70,
             )
-        start = measured_by(Evaluation())
         with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
-            preset = Radio(
-                [(t(f"preset.{name}"), name) for name in setting("evaluation.preset").choices],
-                value=start["metric_preset"],
-                label=t("metrics.preset"),
-                elem_id="metric-preset",
-            )
-            limit = gr.HTML(elem_id="metric-limits", elem_classes="hint")
-            with gr.Row(elem_classes="pair"):
-                samples = Number(
-                    start["metric_samples"], label=t("metrics.samples"), elem_id="metric-samples"
-                )
-                tokens = Number(
-                    start["metric_tokens"], label=t("metrics.tokens"), elem_id="metric-tokens"
-                )
-            metrics = Dropdown(
-                [(title("en", row.name, row.title), row.name) for row in METRICS],
-                value=start["metrics"],
-                multiselect=True,
-                label=t("metrics.choose"),
-                elem_id="metric-names",
-                allow_custom_value=True,
-            )
-            judge = gr.Textbox(
-                label=t("metrics.judge"),
-                placeholder=t("metrics.judge.hint"),
-                max_lines=1,
-                elem_id="judge",
-            )
-            labels = gr.Textbox(label=t("metrics.labels"), max_lines=1, elem_id="labels-file")
-            upload = prompt_files.create("metrics", ("metrics",), _targets())
+            settings = _settings(measured_by(Evaluation()))
         progress = gr.HTML(elem_id="metrics-progress")
         rows = gr.HTML(render(Board("en", Variants(), {})), elem_id="metrics", js_on_load=CLICKS)
         advice = gr.HTML(elem_id="advice", js_on_load=CLICKS)
@@ -104,10 +76,45 @@ def create() -> MetricsPanel:
                 )
                 for kind in ("csv", "items", "json", "labels")
             )
-    return MetricsPanel(
-        rows, progress, run, cancel, advice, limit, metrics, preset, samples, tokens, judge, labels,
-        upload, files,
-    )  # fmt: skip
+    return MetricsPanel(rows, progress, run, cancel, advice, files=files, **settings)
+
+
+def _settings(start: Mapping[str, Any]) -> dict[str, Any]:
+    """What is measured, on how much; the controls begin with the values of `start`."""
+    made: dict[str, Any] = {
+        "metric_preset": Radio(
+            [(t(f"preset.{name}"), name) for name in setting("evaluation.preset").choices],
+            value=start["metric_preset"],
+            label=t("metrics.preset"),
+            elem_id="metric-preset",
+        ),
+        "limits": gr.HTML(elem_id="metric-limits", elem_classes="hint"),
+    }
+    with gr.Row(elem_classes="pair"):
+        for name in ("samples", "tokens"):
+            made[f"metric_{name}"] = Number(
+                start[f"metric_{name}"], label=t(f"metrics.{name}"), elem_id=f"metric-{name}"
+            )
+    made["metrics"] = Dropdown(
+        [(title("en", row.name, row.title), row.name) for row in METRICS],
+        value=start["metrics"],
+        multiselect=True,
+        label=t("metrics.choose"),
+        elem_id="metric-names",
+        allow_custom_value=True,
+    )
+    made["judge"] = gr.Textbox(
+        start["judge"],
+        label=t("metrics.judge"),
+        placeholder=t("metrics.judge.hint"),
+        max_lines=1,
+        elem_id="judge",
+    )
+    made["labels"] = gr.Textbox(
+        start["labels"], label=t("metrics.labels"), max_lines=1, elem_id="labels-file"
+    )
+    made["upload"] = prompt_files.create("metrics", ("metrics",), _targets())
+    return made
 
 
 def told_limits(language: str, wanted: Evaluation) -> str:
