@@ -220,9 +220,7 @@ def _check(source: Source) -> None:
                 "when opened. Only safetensors are loaded; convert it once, where you trust the "
                 "file: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)."
             )
-        others = [
-            n for n in sorted(files) if n.endswith((".safetensors", ".safetensors.index.json"))
-        ]
+        others = [n for n in sorted(files) if n.endswith(KINDS)]
         there = f", only {others[0]}; rename it if it is the model" if others else ""
         raise UserError(f"{name} has no weights: neither {SINGLE} nor {INDEX} is there{there}.")
     missing = [shard for shard in source.weights() if shard not in files]

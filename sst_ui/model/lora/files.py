@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.model.load import hub
+from sst_ui.model.load.source import ADAPTER as CONFIG
 from sst_ui.model.load.source import Source
 from sst_ui.model.runtime.host import Host
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 FACTOR = re.compile(r"^base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight$")
 BIAS = re.compile(r"^base_model\.model\.(.+)\.lora_B(?:\.default)?\.bias$")  # of `lora_bias`
 COPY = re.compile(r"^(?:base_model\.model\.)?(.+?)(?:\.base_layer)?\.weight$")
