@@ -102,7 +102,7 @@ def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> t
 
 def percentile_interval(resampled: ArrayLike) -> tuple[float, float]:
     """The middle 95 % of the values of a statistic in resamples of its data."""
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    low, high = np.percentile(np.asarray(resampled, dtype=np.float64), [2.5, 97.5])
     return float(low), float(high)
 
 

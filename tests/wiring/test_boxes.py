@@ -196,6 +196,6 @@ def test_no_component_judges_a_value_in_words_of_its_own(page):
 def test_the_numbers_of_chat_and_search_are_checked_at_their_own_boxes():
     assert list(chat_events.problems((1.5, 99, "x"))) == [0, 1, 2]
     assert chat_events.problems((64, 0.7, "")) == {}
-    wrong = {**search_panel.SOUND, "seed": 1.5}
+    wrong = {**search_panel.SOUND, "strategy": "tpe", "seed": 1.5}
     assert list(search_panel.problems("en", *wrong.values())) == ["seed"]
     assert search_panel.problems("en", *search_panel.SOUND.values()) == {}
