@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.metrics.corrections import SIDES
 from sst_ui.metrics.results import MetricResult, Value, Verdict
 from sst_ui.recipe import Merge, Recipe
 
@@ -220,7 +221,7 @@ def _word(item: Any) -> str:
 def _metric(row: Any) -> dict[str, Any]:
     """A metric's row with exactly its fields, each of its kind."""
     sides = {}
-    for side in ("base", "edited"):
+    for side in SIDES:
         found = row[side]
         if found is not None or side == "base":
             found = value(found).to_json()

@@ -216,7 +216,7 @@ def spec(*values: Any) -> SearchSpec:
 def show(made: SearchSpec) -> dict[str, Any]:
     """The controls' values for a search; the inverse of `spec`."""
     values = {name: getattr(made, name) for name in SETTINGS if name != "tokens"}
-    values |= {name: "" for name in ("trials", "minutes", "target") if values[name] is None}
+    values |= {name: "" for name, value in values.items() if value is None}
     return {
         **{name: values.get(name) for name in SETTINGS},
         "objectives": list(made.objectives),
