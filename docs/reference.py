@@ -11,7 +11,7 @@ from sst_ui.maths.merge.registry import METHODS
 from sst_ui.schema import KINDS, Setting, parts, settings
 
 PAGES = {"en": "recipe.md", "ja": "recipe-ja.md"}
-ORDER = ("recipe", "model", "edit", "directions", "weights", "merge", "evaluation",
+ORDER = ("recipe", "model", "edit", "filter", "directions", "weights", "merge", "evaluation",
          "search", "export", "chat")  # fmt: skip
 TEXTS: Mapping[str, Mapping[str, Any]] = {
     "en": {
@@ -26,6 +26,7 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
             "recipe": "At the top",
             "model": "`model`",
             "edit": "`edits`: an ablation",
+            "filter": "`filter` of an ablation with operation `filter`",
             "directions": "`directions` of an ablation",
             "weights": "`weights` of an ablation or a merge",
             "merge": "`edits`: a merge",
@@ -50,6 +51,7 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
             "recipe": "最上位",
             "model": "`model`",
             "edit": "`edits`：除去",
+            "filter": "操作 `filter` の除去の `filter`",
             "directions": "除去の `directions`",
             "weights": "除去・マージの `weights`",
             "merge": "`edits`：マージ",

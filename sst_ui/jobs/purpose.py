@@ -7,7 +7,7 @@ import numpy as np
 
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import Goal
-from sst_ui.model.hooks.live_edits import Edit, RowEdit
+from sst_ui.model.hooks.live_edits import Edit, RowEdit, RowFilter
 from sst_ui.recipe import Ablation, Merge, Recipe
 
 Purpose = Literal["plain", "abliterated", "reinforced", "merged", "both"]
@@ -29,7 +29,7 @@ def goal(edits: tuple[Edit, ...]) -> Goal:
 
     Adapters are merged for safety, so that a merge alone reinforces.
     """
-    tables = [edit.alpha for edit in edits if isinstance(edit, RowEdit)]
+    tables = [edit.alpha for edit in edits if isinstance(edit, RowEdit | RowFilter)]
     return "reinforce" if _reinforces(tables) or (edits and not tables) else "remove"
 
 

@@ -67,7 +67,7 @@ def space(
         rows |= {f"module_{kind}": factors for kind in (*single, *fused)}
         return {name: _span(row) for name, row in rows.items()}
     rows = dict(presets()["ablation"])
-    if not preserving or edit.affine or edit.operation == "add":
+    if not preserving or edit.affine or edit.operation != "ablate":
         rows.pop("norm_preserving")
     if edit.directions.file is not None:
         rows.pop("scope"), rows.pop("layer")
