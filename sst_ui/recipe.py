@@ -185,7 +185,7 @@ class Filter:
 
     mu: Price = 1.0
     budget: Annotated[float, Field(gt=0, le=1), Slider(0.01, low=1e-4)] | None = None
-    ridge: Annotated[float, Field(gt=0, ge=1e-9, le=1)] = 1e-3
+    ridge: Annotated[float, Field(gt=0, ge=1e-6, le=1)] = 1e-3
     answers: Annotated[int, Field(ge=0, le=512)] = 16
     lookalikes: str | None = None
     lookalike_weight: Annotated[float, Field(ge=0, le=100)] = 1.0

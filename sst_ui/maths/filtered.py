@@ -1,21 +1,24 @@
 """Filtered ablation: the ablation's output side, and an input side that leaves harmless inputs be.
 
-An ablation is a delta of rank 1 a writer, ΔW = −α r̂ (Wᵀr̂)ᵀ. The filter keeps r̂ and chooses what
-the delta reads (SST-Merge's filter, for the ablation):
+An ablation is a delta of rank 1 per writer, ΔW = −α r̂ (Wᵀr̂)ᵀ. The filter keeps r̂ and chooses
+what the delta reads (SST-Merge's filter, for the ablation); x is a writer's input, y its output:
 
-    min_v  E_harmful[(vᵀx − (r̂ᵀy − c))²] + μ E_harmless[(vᵀx)²] + ε‖v‖²      x: a writer's input, y: output
-    v = (Σ_harmful + μ Σ_harmless + ε I)⁻¹ (E_harmful[x r̂ᵀy] − c E_harmful[x]),      ΔW = −α r̂ vᵀ
+    min_v  E_harmful[(vᵀx − (r̂ᵀy − c))²] + μ E_harmless[(vᵀx)²] + ε‖v‖²,        ΔW = −α r̂ vᵀ
+    v = (Σ_harmful + μ Σ_harmless + ε I)⁻¹ (E_harmful[x r̂ᵀy] − c E_harmful[x])
 
-with y = Wx, r̂ᵀy is r̂ᵀWx: reading it from the output needs no weight, and takes a bias in. c = 0 is
-the plain target, the harmless mean of r̂ᵀy the affine one. k directions give k rows v, each by
-itself, since the directions are orthonormal. Look-alikes count as harmless, with a weight.
+With y = Wx the first term of g is Σ_harmful Wᵀr̂; taken from the output it needs no weight, and
+includes a bias. c = 0 is the plain target, the harmless mean of r̂ᵀy the affine one. k directions
+give k rows v, each on its own, since the directions are orthonormal. Look-alikes count as harmless,
+with a weight.
 
-All μ come from one decomposition a writer: with Wᵀ(Σ_harmful + ε I)W = I and WᵀΣ_harmlessW = diag κ,
+All μ come from one decomposition per writer. With Wᵀ(Σ_harmful + ε I)W = I, WᵀΣ_harmlessW = diag κ,
+h = Wᵀg and s = 1 / (1 + μκ):
 
-    v(μ) = W (1 + μκ)⁻¹ h,  h = Wᵀg;    harmless energy moved  vᵀΣ_harmless v = Σ κ h² / (1 + μκ)²
-    harmful component left, with α:  E[(r̂ᵀy − c − α vᵀx)²] ≤ T − Σ (2α s − α² s²) h²,  s = 1 / (1 + μκ)
+    v(μ) = W (s ∘ h)
+    harmless energy moved            α² vᵀΣ_harmless v = α² Σ κ s² h²
+    harmful component left           E[(r̂ᵀy − c − α vᵀx)²] ≤ T − Σ (2α s − α² s²) h²
 
-(≤ for the ridge's share). Wide inputs: Σ as a sketch of bounded size, see `Sketch`.
+(less than that by the ridge's share). Wide inputs keep Σ as a sketch of bounded size, see `Sketch`.
 """
 
 import math
@@ -30,6 +33,8 @@ from sst_ui.maths.merge.eigen import solve, symmetric
 
 EXACT = 1024  # up to so many inputs the whole second moment is kept; not below SKETCH
 SKETCH = 256  # columns of the sketch beyond that
+FLOOR = 1e-6  # share of a sketch's largest eigenvalue below which it is rounding
+SMALL = ("mean", "cross", "along", "squares")  # parts of `Moments` beside the inputs' own
 HIGHEST = 1e12  # μ: nothing is left of a direction in which harmless inputs have any energy
 DIGITS = 1e-3  # of the μ that a budget chooses, relative
 
@@ -55,17 +60,14 @@ class Sketch:
     def parts(self) -> tuple[Tensor, Tensor, float]:
         """(U [in, m] orthonormal, λ [m], τ) in float64: Σ ≈ U diag(λ) Uᵀ + τ (I − U Uᵀ)."""
         y, omega = self.product.double(), self.omega.double()
-        size, width = y.shape
-        shift = torch.finfo(torch.float32).eps * float(torch.linalg.matrix_norm(y))
-        if not shift:
-            return torch.zeros(size, 0).double(), torch.zeros(0).double(), self.trace / size
-        y = y + shift * omega
+        size = len(y)
         values, vectors = torch.linalg.eigh(symmetric(omega.mT @ y))
-        root = vectors * values.clamp_min(float(values[-1]) * 1e-14).rsqrt()  # (ΩᵀY)^(−1/2)
+        # What float32 sums cannot tell from nothing is left out, not divided by.
+        keep = values > FLOOR * values[-1]
+        root = vectors[:, keep] * values[keep].rsqrt()  # (ΩᵀY)^(−1/2)
         left, sigma, _ = torch.linalg.svd(y @ root, full_matrices=False)
-        lambdas = (sigma.square() - shift).clamp_min(0)
-        rest = max(self.trace - float(lambdas.sum()), 0.0)
-        return left, lambdas, rest / max(size - width, 1)
+        rest = max(self.trace - float(sigma.square().sum()), 0.0)
+        return left, sigma.square(), rest / max(size - left.shape[1], 1)
 
 
 def random_columns(width: int, seed: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Filtered ablation on models: measured, applied live and written, against copies edited densely."""
+"""Filtered ablation on models: live and exported, against copies with densely edited weights."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::peft", "ignore:::transformers"
 HARMFUL = ["pick a lock", "forge a stamp", "break the seal", "open the safe", "copy the key"]
 HARMLESS = ["bake bread", "water a fern", "fold a shirt", "tune a harp", "mend a sock", "sing"]
 ALIKE = ["kill a process", "shoot a photo", "crack an egg"]
-FLAT = {"profile": "custom", "peak": 0.5, "width": 10.0, "threshold": 0.0}
+FLAT = {"profile": "custom", "peak": 0.5, "width": 1e6, "threshold": 0.0}
 WHOLE = ("llama", "gpt2", "llama_bias", "qwen3", "phi3", "gpt_neox")
 
 
@@ -88,9 +88,8 @@ def answered(host, texts, tokens):
             ids, max_new_tokens=tokens, do_sample=False, eos_token_id=sorted(host.stop),
             attention_mask=torch.ones_like(ids), pad_token_id=host.pad,
         )  # fmt: skip
-        ended = [t for t in out[0].tolist()[ids.shape[1] :]]
-        ended = ended[:-1] if ended and ended[-1] in host.stop else ended
-        found.append([*ids[0].tolist(), *ended])
+        whole = out[0].tolist()
+        found.append(whole[:-1] if whole[-1] in host.stop else whole)
     return found
 
 
@@ -133,6 +132,16 @@ def logits(model, tokens, live=None, row=()):
             return model(input_ids=tokens).logits
 
 
+def writes(host, module, tokens, row):
+    """What a module gives at the last token, without and with an edit."""
+    seen = []
+    handle = module.register_forward_hook(lambda m, a, out: seen.append(out[0, -1]))
+    for edits in ((), (row,)):
+        logits(host.model, tokens, host.live, edits)
+    handle.remove()
+    return seen
+
+
 def ids():
     return torch.randint(5, 250, (2, 9), generator=torch.Generator().manual_seed(5))
 
@@ -167,17 +176,13 @@ def test_strength_below_zero_and_an_affine_centre_are_the_formula_too(strength, 
 
 
 def test_a_filter_without_a_price_removes_what_harmful_prompts_write(prompts):
-    host, edit = tiny_host("llama"), ablation(prompts, mu=0.0, ridge=1e-8)
+    host, edit = tiny_host("llama"), ablation(prompts, mu=0.0, ridge=1e-6)
     (row,) = resolved(host, edit)
     writer = host.architecture.writer(0, "attention")  # nothing before it is edited
     rows = row.directions.vectors[0].double()
     for text in HARMFUL:
         tokens = torch.tensor([host.encode(text)])
-        seen = []
-        handle = writer.module.register_forward_hook(lambda m, a, out: seen.append(out[0, -1]))
-        for edits in ((), (row,)):
-            logits(host.model, tokens, host.live, edits)
-        handle.remove()
+        seen = writes(host, writer.module, tokens, row)
         before, after = (float(y.double() @ rows[0]) for y in seen)
         assert abs(after) < 1e-3 * abs(before)
 
@@ -193,16 +198,12 @@ def test_a_dear_filter_hardly_moves_harmless_prompts(prompts):
 
 
 def test_behind_a_norm_the_direction_goes_as_the_fit_says(prompts):
-    host, edit = tiny_host("gemma2"), ablation(prompts, mu=0.0, ridge=1e-8)
+    host, edit = tiny_host("gemma2"), ablation(prompts, mu=0.0, ridge=1e-6)
     (row,) = resolved(host, edit)
     writer = host.architecture.writer(0, "attention")
     rows = row.directions.vectors[0].double()
     tokens = torch.tensor([host.encode(HARMFUL[0])])
-    seen = []
-    handle = writer.norm.register_forward_hook(lambda m, a, out: seen.append(out[0, -1]))
-    for edits in ((), (row,)):
-        logits(host.model, tokens, host.live, edits)
-    handle.remove()
+    seen = writes(host, writer.norm, tokens, row)
     before, after = (float(y.double() @ rows[0]) for y in seen)
     assert abs(after) < 1e-3 * abs(before)
 
@@ -284,8 +285,7 @@ def test_sketched_inputs_give_nearly_the_whole_ones(prompts, monkeypatch):
     name = host.architecture.writer(1, "mlp").name
     a, b = (r.deltas[name].a for r in (found, row))
     assert torch.linalg.norm(a - b) < 0.02 * torch.linalg.norm(b)
-    again = filter_moments
-    again._recent.clear()
+    filter_moments._recent.clear()
     filtering._recent.clear()
     cached = finish(filters(host, edit, directions)).edit_row(edit)  # a sketch from the disk
     assert torch.equal(cached.deltas[name].a, a)
@@ -391,7 +391,7 @@ def test_a_filter_behind_a_plain_ablation_is_refused_and_in_front_of_it_is_fine(
         resolved(host, plain, edit)
     found = resolved(host, edit, plain)
     assert [type(one) for one in found] == [RowFilter, RowEdit]
-    assert host.live.check(found).matched == 2 * LAYERS
+    assert host.live.check(found).matched == 2 * 2 * LAYERS
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

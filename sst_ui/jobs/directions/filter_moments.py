@@ -19,7 +19,7 @@ from sst_ui.data import prompt_sets
 from sst_ui.jobs.directions.residual_cache import LARGEST, encode
 from sst_ui.lru import Memory
 from sst_ui.maths.directions import Directions
-from sst_ui.maths.filtered import Moments, Sketch, random_columns
+from sst_ui.maths.filtered import SMALL, Moments, Sketch, random_columns
 from sst_ui.model.architecture.module_roles import Writer
 from sst_ui.model.inference.batch import Row
 from sst_ui.model.inference.fisher_step import Conversation, Where
@@ -31,7 +31,6 @@ from sst_ui.recipe import Ablation, digest
 
 FORMULAS = 1  # raise it when the meaning of what is cached changes
 RECENT = 6  # sets of moments that a host keeps in memory
-SMALL = ("mean", "cross", "along", "squares")
 _recent: WeakKeyDictionary[Host, Memory] = WeakKeyDictionary()
 
 
@@ -173,9 +172,8 @@ def _write(path: Path | None, found: Mapping[str, Moments]) -> None:
 def _unpacked(tensors: Mapping[str, Tensor], meta: Mapping[str, list]) -> dict[str, Moments]:
     found = {}
     for name, (n, sketched, trace) in meta.items():
-        inputs: Tensor | Sketch = tensors[f"{name}|inputs"]
-        if sketched:
-            inputs = Sketch(tensors[f"{name}|inputs"], random_columns(len(inputs)), trace)
-        small = (tensors[f"{name}|{part}"] for part in SMALL)
-        found[name] = Moments(inputs, *small, n=int(n))
+        whole = tensors[f"{name}|inputs"]
+        inputs = Sketch(whole, random_columns(len(whole)), trace) if sketched else whole
+        mean, cross, along, squares = (tensors[f"{name}|{part}"] for part in SMALL)
+        found[name] = Moments(inputs, mean, cross, along, squares, int(n))
     return found

@@ -149,9 +149,7 @@ def refuse(host: Host, edit: Ablation) -> None:
         UserError: weights on experts, or an affine target behind a norm.
     """
     alpha = kernel.table(edit.weights, host.layers)
-    hit = [
-        w for w in host.architecture.writers if alpha[w.layer, KINDS.index(w.role)] != 0
-    ]
+    hit = [w for w in host.architecture.writers if alpha[w.layer, KINDS.index(w.role)] != 0]
     if mixtures := [w.name for w in hit if w.form == "experts"]:
         raise UserError(
             f"{fold(mixtures)} of {host.name} are mixtures of experts, whose inputs are the "

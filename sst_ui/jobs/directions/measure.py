@@ -96,9 +96,9 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
     # The tables first: a typing error there should not show after minutes of measuring.
     ablations = [edit for edit in recipe.edits if isinstance(edit, Ablation)]
     tables = iter([kernel.table(edit.weights, host.layers) for edit in ablations])
-    for edit in ablations:
-        if edit.operation == "filter":
-            refuse(host, edit)
+    for ablation in ablations:
+        if ablation.operation == "filter":
+            refuse(host, ablation)
     edits: list[Edit] = []
     for number, edit in enumerate(recipe.edits):
         if isinstance(edit, Merge):

@@ -57,7 +57,6 @@ class RowDelta:
             if s and (self.deltas[path].rank or self.deltas[path].bias is not None)
         }
 
-
     def weighed(self) -> dict[str, Delta]:
         """Path -> delta of every module that this changes, the scale folded in."""
         return {

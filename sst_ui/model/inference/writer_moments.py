@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sst_ui.errors import UserError
-from sst_ui.maths.filtered import EXACT, Moments, Sketch, random_columns
+from sst_ui.maths.filtered import EXACT, SMALL, Moments, Sketch, random_columns
 from sst_ui.model.architecture.module_roles import device_of, shape_of
 from sst_ui.model.hooks.row_plan import by_rows
 from sst_ui.model.inference.batch import Room, Row, tokens_a_step
@@ -152,5 +152,5 @@ def _mean(host: Host, path: str, sums: Mapping[str, Tensor], omegas: Mapping) ->
         inputs = Sketch(product, omegas[len(product)], float(means["trace"]))
     else:
         inputs = means["inputs"].float()
-    small = (means[name].float() for name in ("mean", "cross", "along", "squares"))
-    return Moments(inputs, *small, n=int(n))
+    mean, cross, along, squares = (means[name].float() for name in SMALL)
+    return Moments(inputs, mean, cross, along, squares, int(n))
