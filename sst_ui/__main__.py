@@ -113,6 +113,10 @@ def build_parser() -> Parser:
     for name in MEASURED:
         add(measure, f"directions.{name}", default=setting(f"directions.{name}").default)
     measure.add_argument("--json", action="store_true", help="per-layer analysis as JSON")
+    measure.add_argument(
+        "--filter", action="store_true",
+        help="also collect what operation filter needs, and tell what it is predicted to do",
+    )  # fmt: skip
     measure.set_defaults(command=_measure)
 
     run = commands.add_parser("run", help="carry out a recipe and write its results")
@@ -204,6 +208,7 @@ def _measure(options: argparse.Namespace) -> None:
     spec = _checked(DirectionSpec, "directions", values)
     _writable(options.out)
 
+    from sst_ui.jobs.directions.filtering import tradeoff
     from sst_ui.jobs.directions.measure import measure
     from sst_ui.jobs.export import protected_paths
     from sst_ui.model.runtime.host import load as load_host
@@ -213,22 +218,22 @@ def _measure(options: argparse.Namespace) -> None:
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load_host(model)
-        return (yield from measure(host, spec))
+        directions = yield from measure(host, spec)
+        edit = Ablation(directions=spec, operation="filter")
+        told = (yield from tradeoff(host, edit, directions)) if options.filter else []
+        return directions, told
 
-    directions = with_bar(job())
+    directions, told = with_bar(job())
     directions.save(options.out)
     stats = {name: values.tolist() for name, values in directions.stats.items()}
     if options.json:
         meta = dict(directions.meta)
-        print(streams.to_json({"layers": directions.layers, "meta": meta, **stats}))
+        rows = {"filter": [vars(point) for point in told]} if options.filter else {}
+        print(streams.to_json({"layers": directions.layers, "meta": meta, **stats, **rows}))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("layer", *stats, box=None)
-    for layer in range(directions.layers):
-        table.add_row(str(layer), *(f"{values[layer]:.3f}" for values in stats.values()))
-    Console().print(table)
+    tables.directions(stats, directions.layers)
+    if options.filter:
+        tables.tradeoff(told)
     print(f"saved {options.out}")
 
 
@@ -287,6 +292,7 @@ def _run(options: argparse.Namespace) -> None:
         print(streams.to_json([result.to_json() for result in outcome.results]))
         return
     from sst_ui.model.architecture.discover import fold
+    from sst_ui.model.hooks.low_rank import RowFilter
 
     tables.metrics(outcome.results)
     report = outcome.report
@@ -295,6 +301,9 @@ def _run(options: argparse.Namespace) -> None:
     print(f"largest relative error against the formula: {report.max_error:.1e}")
     for message in report.messages:
         print(f"note: {message}")
+    for edit in outcome.edits:
+        if isinstance(edit, RowFilter):
+            print(edit.summary)
     print(f"recipe {recipe.digest()}: results in {options.out}")
 
 

@@ -6,7 +6,7 @@ The formulas are in `maths/filtered.py`; what they need of the model is collecte
 """
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,6 +28,7 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import KINDS, Ablation
 
 Place = tuple[int, int]  # a writer: layer, index into KINDS
+PRICES = (0.0, 0.1, 1.0, 10.0, 100.0, 1000.0)  # μ of a printed trade-off
 RECENT = 4  # filters that a host keeps in memory
 DELTAS = 512  # solved rows that a set of filters keeps
 _recent: WeakKeyDictionary[Host, Memory] = WeakKeyDictionary()
@@ -51,6 +52,15 @@ class Forecast:
     moved: np.ndarray
     total_removed: float
     total_moved: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """The predicted trade-off at one price, over all edited layers."""
+
+    mu: float
+    removed: float
+    moved: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +116,17 @@ class Filters:
     def edit_row(self, edit: Ablation) -> RowFilter:
         """The edit with this recipe's weights and price."""
         alpha = kernel.table(edit.weights, self.directions.layers)
-        mu = self.price(edit, alpha)
+        told = self.forecast(edit)
         places = _active(alpha)
         return RowFilter(
-            {self.names[p]: self.delta(p, mu) for p in places},
+            {self.names[p]: self.delta(p, told.mu) for p in places},
             {self.names[p]: float(alpha[p]) for p in places},
             directions=self.directions,
             alpha=alpha,
             sources=self.statistics.sources,
+            mu=told.mu,
+            removed=told.total_removed,
+            moved=told.total_moved,
         )
 
     def forecast(self, edit: Ablation) -> Forecast:
@@ -196,6 +209,23 @@ def filters(
         found = Filters(directions, statistics, names, written, *settings)
         memory.put(key, found)
     return found
+
+
+def tradeoff(
+    host: Host, edit: Ablation, directions: Directions
+) -> Generator[Progress, None, list[Point]]:
+    """What an edit is predicted to do at the prices of `PRICES`.
+
+    Raises:
+        UserError: as `filters`.
+    """
+    found = yield from filters(host, edit, directions)
+    points = []
+    for mu in PRICES:
+        priced = replace(edit, filter=replace(edit.filter, mu=mu, budget=None))
+        told = found.forecast(priced)
+        points.append(Point(mu, told.total_removed, told.total_moved))
+    return points
 
 
 def _active(alpha: np.ndarray) -> list[Place]:

@@ -73,11 +73,27 @@ class RowFilter(RowDelta):
         directions: [L, k, d] that it acts along.
         alpha: [L, len(KINDS)] strength of every cell, as of a `RowEdit`.
         sources: names of the prompt sets that it was solved on.
+        mu: the price it was solved at.
+        removed: predicted share of the harmful component that goes.
+        moved: predicted harmless energy that is moved, as a share of what plain ablation moves.
     """
 
     directions: Directions = field(kw_only=True)
     alpha: np.ndarray = field(kw_only=True)
     sources: tuple[str, ...] = field(kw_only=True, default=())
+    mu: float = field(kw_only=True, default=0.0)
+    removed: float = field(kw_only=True, default=0.0)
+    moved: float = field(kw_only=True, default=0.0)
+
+    @property
+    def summary(self) -> str:
+        """What it is predicted to do, in a sentence."""
+        verb = "remove" if self.removed >= 0 else "add"
+        return (
+            f"filter at μ {self.mu:.3g}: predicted to {verb} {abs(self.removed):.1%} of the "
+            f"harmful component and to move {self.moved:.2%} of the harmless energy that plain "
+            "ablation moves."
+        )
 
 
 @dataclass(frozen=True, eq=False)
