@@ -101,12 +101,13 @@ class Path:
     """One writer's filter for every μ.
 
     Attributes:
-        modes: W [in, n]: v(μ) = W (h / (1 + μκ)).
+        modes: W [n, n], in the basis: v(μ) = Q W (h / (1 + μκ)).
         energies: κ [n] >= 0, each mode's harmless energy.
         shares: h [n, k].
         component: T = Σ_k E_harmful[(r̂ᵀy − c)²], what there is to remove.
         plain: Σ_k E_harmless[(r̂ᵀy)²], the harmless energy that a plain ablation moves at α = 1.
         centre: c [k].
+        basis: Q [in, n] orthonormal float32 of a sketched writer, or None for the identity.
     """
 
     modes: Tensor
@@ -115,10 +116,14 @@ class Path:
     component: float
     plain: float
     centre: Tensor
+    basis: Tensor | None = None
 
     def rows(self, mu: float) -> Tensor:
         """vᵀ [k, in] float64."""
-        return (self.modes @ (self.shares * self._passed(mu)[:, None])).mT
+        inner = self.modes @ (self.shares * self._passed(mu)[:, None])  # [n, k]
+        if self.basis is None:
+            return inner.mT
+        return (self.basis @ inner.to(self.basis)).mT.double()
 
     def removed(self, mu: float, alpha: float) -> float:
         """Predicted share of the harmful component that goes, 1 for all of it; negative where a
@@ -178,12 +183,13 @@ def path(
     component = harmful.squares.double() - 2 * centre * harmful.along.double() + centre.square()
     plain = sum(weight * float(m.squares.double().sum()) for m, weight in harmless)
     return Path(
-        modes if basis is None else basis @ modes,
+        modes,
         energies,
         modes.mT @ inner,
         float(component.sum()),
         plain,
         centre,
+        None if basis is None else basis.float(),
     )
 
 
