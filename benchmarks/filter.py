@@ -4,8 +4,8 @@
 
 Demo: the pass over the prompts, the decompositions, any other price; then refusals and divergence
 on held-out prompts beside the plain ablation's. 8B: one writer of each kind of Llama-3.1-8B on
-random inputs of falling energies (no model is loaded; the forward pass itself is not timed), whose
-time and memory count for 32 layers. The sketch is also held against the whole moments of the
+random inputs of falling energies (no model is loaded; the forward passes themselves are not timed),
+whose time and memory count for 32 layers. The subspace is also held against the whole space of the
 narrower writer, by the objective that both minimise.
 """
 
@@ -28,7 +28,7 @@ from benchmarks.peak import Peak
 from sst_ui.jobs.directions.filtering import PRICES, filters
 from sst_ui.jobs.directions.measure import measure, resolve
 from sst_ui.jobs.evaluate.evaluate import evaluate_rows
-from sst_ui.maths.filtered import Moments, Sketch, path, random_columns
+from sst_ui.maths.filtered import Moments, path, random_columns, subspace
 from sst_ui.maths.filtered import Path as Filter
 from sst_ui.model.runtime.host import Host, load
 from sst_ui.progress import finish
@@ -73,15 +73,15 @@ class Wide:
 
     Attributes:
         width: its inputs.
-        collect: seconds to add up the moments of all tokens.
+        collect: seconds to add up the sketches and the moments of all tokens, two passes.
         solve: seconds of its decomposition.
         price: seconds to its rows at another μ.
-        state: bytes of both sets' moments.
+        state: bytes of the basis and of both sets' moments.
         kept: bytes of the decomposition.
         peak: bytes added at the peak.
-        whole: bytes of both second moments without a sketch.
-        excess: objective at the sketch's solution over the whole moments', minus 1, by price; None
-            where the whole is not solved.
+        whole: bytes of both second moments in the whole space.
+        excess: objective at the subspace's solution minus that at the whole space's, as a share of
+            the harmful component, by price; None where the whole is not solved.
     """
 
     width: int
@@ -135,70 +135,82 @@ def effects(host: Host, samples: int) -> list[Row]:
     return done
 
 
-def stream(width: int, tokens: int, seed: int) -> Callable[[], Any]:
-    """Batches of inputs [BATCH, width] whose energies fall as 1 / rank over half the width."""
-    draw = torch.Generator().manual_seed(seed)
+def stream(width: int, tokens: int, seed: int, shift: float = 0.0) -> Callable[[], Any]:
+    """Batches of inputs [BATCH, width] whose energies fall as 1 / rank over half the width; streams
+    of one width share their directions, and one may be shifted."""
+    draw = torch.Generator().manual_seed(width)
     mix = torch.randn(width // 2, width, generator=draw) / width**0.5
     sizes = torch.arange(1, width // 2 + 1).float().rsqrt()
+    apart = shift * torch.randn(width, generator=draw) / width**0.5
 
-    def batches():
+    def batches():  # the same ones whenever asked
+        fresh = torch.Generator().manual_seed(seed)
         for start in range(0, tokens, BATCH):
             count = min(BATCH, tokens - start)
-            yield torch.randn(count, width // 2, generator=draw) * sizes @ mix
+            yield torch.randn(count, width // 2, generator=fresh) * sizes @ mix + apart
 
     return batches
 
 
-def collected(batches: Callable[[], Any], reader: Tensor, sketch: bool) -> tuple[Moments, float]:
-    """The moments of a stream as the hooks add them up, and the seconds that took without the
-    drawing of the inputs."""
+def sketched(batches: Callable[[], Any], width: int) -> tuple[Tensor, float]:
+    """XᵀXΩ of a stream, and the seconds that took without the drawing of the inputs."""
+    omega, total, seconds = random_columns(width), torch.zeros(width, 1).double(), 0.0
+    for x in batches():
+        start = time.perf_counter()
+        total = total + (x.mT @ (x @ omega)).double()
+        seconds += time.perf_counter() - start
+    return total.float(), seconds
+
+
+def collected(
+    batches: Callable[[], Any], reader: Tensor, basis: Tensor | None
+) -> tuple[Moments, float]:
+    """The moments of a stream as the hooks add them up, and the seconds of that."""
     sums: dict[str, Any] = {}
-    n, seconds, omega = 0, 0.0, random_columns(reader.shape[1])
+    n, seconds = 0, 0.0
     for x in batches():
         start = time.perf_counter()
         y = x @ reader.mT
-        parts: dict[str, Any] = {
-            "mean": x.sum(0), "cross": x.mT @ y, "along": y.sum(0), "squares": y.square().sum(0),
-            "trace": x.square().sum(),
+        x = x if basis is None else x @ basis
+        parts = {
+            "inputs": x.mT @ x, "mean": x.sum(0), "cross": x.mT @ y, "along": y.sum(0),
+            "squares": y.square().sum(0),
         }  # fmt: skip
-        parts["inputs"] = x.mT @ (x @ omega) if sketch else x.mT @ x
         for name, value in parts.items():
             value = value.double()
             sums[name] = sums[name] + value if name in sums else value
         n += len(x)
         seconds += time.perf_counter() - start
-    means = {name: (value / n).float() for name, value in sums.items()}
-    inputs: Tensor | Sketch = means["inputs"]
-    if sketch:
-        inputs = Sketch(means["inputs"], omega, float(means["trace"]))
-    rest = (means[name] for name in ("mean", "cross", "along", "squares"))
-    return Moments(inputs, *rest, n), seconds
+    names = ("inputs", "mean", "cross", "along", "squares")
+    return Moments(*((sums[name] / n).float() for name in names), n), seconds
 
 
 def wide(width: int, exact: bool, harmful: int = HARMFUL, harmless: int = HARMLESS) -> Wide:
-    """One writer: its moments from sketches, its decomposition, and how far off it is."""
+    """One writer: its subspace and moments, its decomposition, and how far off it is."""
     draw = torch.Generator().manual_seed(1)
     reader = torch.randn(1, width, generator=draw) / width**0.5  # r̂ᵀW
-    streams = (stream(width, harmful, 2), stream(width, harmless, 3))
+    streams = (stream(width, harmful, 2, shift=2.0), stream(width, harmless, 3))
     peak = Peak(CPU)
-    found = [collected(each, reader, sketch=True) for each in streams]
+    sketches, seconds = zip(*(sketched(each, width) for each in streams), strict=True)
+    bases: list[Tensor] = []
+    finding = timed(CPU, lambda: bases.append(subspace(sketches)))
+    found = [collected(each, reader, bases[0]) for each in streams]
     (h, first), (s, second) = found
     solved: list[Filter] = []
-    solving = timed(CPU, lambda: solved.append(path(h, [(s, 1.0)], RIDGE)))
+    solving = timed(CPU, lambda: solved.append(path(h, [(s, 1.0)], RIDGE, basis=bases[0])))
     pricing = median(timed(CPU, lambda mu=mu: solved[0].rows(mu)) for mu in PRICES)
     added = peak.added()
-    sizes = [m.inputs.product.nbytes for m in (h, s) if isinstance(m.inputs, Sketch)]
     excess = None
     if exact:
-        whole = [collected(each, reader, sketch=False)[0] for each in streams]
+        whole = [collected(each, reader, None)[0] for each in streams]
         excess = compared(solved[0], whole[0], whole[1])
     return Wide(
         width,
-        first + second,
-        solving,
+        sum(seconds) + first + second,
+        finding + solving,
         pricing,
-        sum(sizes),
-        solved[0].modes.nbytes + (0 if solved[0].basis is None else solved[0].basis.nbytes),
+        bases[0].nbytes + h.inputs.nbytes + s.inputs.nbytes,
+        solved[0].modes.nbytes,
         added,
         2 * 4 * width**2,
         excess,
@@ -206,9 +218,8 @@ def wide(width: int, exact: bool, harmful: int = HARMFUL, harmless: int = HARMLE
 
 
 def compared(found: Filter, harmful: Moments, harmless: Moments) -> dict[str, float]:
-    """How much larger the objective is at the sketch's rows than at the whole moments' own."""
-    assert isinstance(harmful.inputs, Tensor)
-    assert isinstance(harmless.inputs, Tensor)
+    """How much larger the objective is at the subspace's rows than at the whole space's own, as a
+    share of the harmful component."""
     sigma, other = harmful.inputs.double(), harmless.inputs.double()
     ridge = RIDGE * float(sigma.diagonal().mean())
     cross, total = harmful.cross.double(), float(harmful.squares.sum())
@@ -217,8 +228,8 @@ def compared(found: Filter, harmful: Moments, harmless: Moments) -> dict[str, fl
         matrix = sigma + mu * other + ridge * torch.eye(len(sigma)).double()
         best = torch.cholesky_solve(cross, torch.linalg.cholesky(matrix))
         mine = found.rows(mu).mT
-        losses = [float(v.mT @ matrix @ v - 2 * v.mT @ cross) + total for v in (mine, best)]
-        excess[f"{mu:g}"] = losses[0] / losses[1] - 1
+        losses = [float(v.mT @ matrix @ v - 2 * v.mT @ cross) for v in (mine, best)]
+        excess[f"{mu:g}"] = (losses[0] - losses[1]) / total
     return excess
 
 
@@ -234,7 +245,7 @@ def markdown(demo: Demo, rows: list[Row], sizes: list[Wide]) -> str:
         cells += ["–" if v is None else f"{v:.3f}" for v in (row.removed, row.moved)]
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
     lines += ["", "| inputs | collect, s | solve, s | another μ, ms | moments, MB "
-              "(whole) | decomposition, MB | peak, MB | objective above the whole's |",
+              "(whole) | decomposition, MB | peak, MB | objective above the whole space's |",
               "|---" * 8 + "|"]  # fmt: skip
     for each in sizes:
         apart = "–"

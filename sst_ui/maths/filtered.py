@@ -18,7 +18,8 @@ h = Wᵀg and s = 1 / (1 + μκ):
     harmless energy moved            α² vᵀΣ_harmless v = α² Σ κ s² h²
     harmful component left           E[(r̂ᵀy − c − α vᵀx)²] ≤ T − Σ (2α s − α² s²) h²
 
-(less than that by the ridge's share). Wide inputs keep Σ as a sketch of bounded size, see `Sketch`.
+(less than that by the ridge's share). A module with many inputs is solved in a subspace of them, in
+which all of this stays exact, see `subspace`.
 """
 
 import math
@@ -31,64 +32,56 @@ from torch import Tensor
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.eigen import solve, symmetric
 
-EXACT = 1024  # up to so many inputs the whole second moment is kept; not below SKETCH
-SKETCH = 256  # columns of the sketch beyond that
-FLOOR = 1e-6  # share of a sketch's largest eigenvalue below which it is rounding
+EXACT = 1024  # up to so many inputs the whole space is taken
+SKETCH = 256  # directions of each set of prompts beyond that
+FLOOR = 1e-6  # share of a sketch's largest singular value below which it is rounding
 SMALL = ("mean", "cross", "along", "squares")  # parts of `Moments` beside the inputs' own
 HIGHEST = 1e12  # μ: nothing is left of a direction in which harmless inputs have any energy
 DIGITS = 1e-3  # of the μ that a budget chooses, relative
 
 
-@dataclass(frozen=True, eq=False)
-class Sketch:
-    """A second moment Σ [in, in] by its product with random columns, and its trace.
-
-    Built from a stream in one pass, XᵀXΩ; read as U diag(λ) Uᵀ by the Nyström method (Tropp,
-    Yurtsever, Udell and Cevher 2017, arXiv 1706.05736). What the sketch does not hold of the trace
-    is spread evenly over the directions outside U.
-
-    Attributes:
-        product: ΣΩ [in, m].
-        omega: Ω [in, m].
-        trace: tr Σ.
-    """
-
-    product: Tensor
-    omega: Tensor
-    trace: float
-
-    def parts(self) -> tuple[Tensor, Tensor, float]:
-        """(U [in, m] orthonormal, λ [m], τ) in float64: Σ ≈ U diag(λ) Uᵀ + τ (I − U Uᵀ)."""
-        y, omega = self.product.double(), self.omega.double()
-        size = len(y)
-        values, vectors = torch.linalg.eigh(symmetric(omega.mT @ y))
-        # What float32 sums cannot tell from nothing is left out, not divided by.
-        keep = values > FLOOR * values[-1]
-        root = vectors[:, keep] * values[keep].rsqrt()  # (ΩᵀY)^(−1/2)
-        left, sigma, _ = torch.linalg.svd(y @ root, full_matrices=False)
-        rest = max(self.trace - float(sigma.square().sum()), 0.0)
-        return left, sigma.square(), rest / max(size - left.shape[1], 1)
-
-
 def random_columns(width: int, seed: int = 0) -> Tensor:
-    """Ω [width, m] float32 of a sketch: the same for every writer of that width."""
+    """Ω [width, SKETCH] float32 of a sketch XᵀXΩ, the same for every writer of that width."""
     return torch.randn(width, SKETCH, generator=torch.Generator().manual_seed(seed))
+
+
+def subspace(sketches: Sequence[Tensor]) -> Tensor:
+    """Where a wide writer's filter is looked for: the inputs of most energy of each set of prompts.
+
+    The range of XᵀXΩ (Halko, Martinsson and Tropp 2011). A set of no more than SKETCH tokens is
+    held completely. v is bound to the subspace; what it does to inputs outside of it is nothing, so
+    that energies and components are exact and only the optimum is a little worse.
+
+    Args:
+        sketches: XᵀXΩ [in, m] of each set.
+
+    Returns:
+        Q [in, q] orthonormal float32, q <= m times the number of sets.
+    """
+    parts = []
+    for sketch in sketches:
+        left, sigma, _ = torch.linalg.svd(sketch.double(), full_matrices=False)
+        parts.append(left[:, sigma > FLOOR * sigma[0]])
+    left, sigma, _ = torch.linalg.svd(torch.cat(parts, dim=1), full_matrices=False)
+    return left[:, sigma > FLOOR].float().contiguous()
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
     """What a writer reads and writes on one set of prompts: uncentred means over its tokens.
 
+    x stands for Qᵀx where the writer has a subspace Q; n below is `in`, or its dimension.
+
     Attributes:
-        inputs: Σ = E[x xᵀ], [in, in] or a sketch of it.
-        mean: E[x], [in].
-        cross: E[x (Ry)ᵀ], [in, k].
+        inputs: Σ = E[x xᵀ], [n, n].
+        mean: E[x], [n].
+        cross: E[x (Ry)ᵀ], [n, k].
         along: E[Ry], [k].
         squares: E[(Ry)²], [k].
         n: tokens.
     """
 
-    inputs: Tensor | Sketch
+    inputs: Tensor
     mean: Tensor
     cross: Tensor
     along: Tensor
@@ -107,7 +100,7 @@ class Path:
         component: T = Σ_k E_harmful[(r̂ᵀy − c)²], what there is to remove.
         plain: Σ_k E_harmless[(r̂ᵀy)²], the harmless energy that a plain ablation moves at α = 1.
         centre: c [k].
-        basis: Q [in, n] orthonormal float32 of a sketched writer, or None for the identity.
+        basis: Q [in, n] orthonormal float32, or None for the identity.
     """
 
     modes: Tensor
@@ -149,6 +142,7 @@ def path(
     harmless: Sequence[tuple[Moments, float]],
     ridge: float,
     affine: bool = False,
+    basis: Tensor | None = None,
 ) -> Path:
     """Decompose one writer's moments.
 
@@ -158,6 +152,7 @@ def path(
             prompts', whose mean along the directions is the affine centre.
         ridge: ε in units of the mean diagonal of Σ_harmful, > 0.
         affine: c is the centre, not 0.
+        basis: Q [in, n] in which the moments are, or None for the identity.
 
     Raises:
         UserError: numbers that are not finite, or too small a ridge.
@@ -167,11 +162,10 @@ def path(
         raise UserError("the inputs of a module are not finite; load the model in bfloat16.")
     centre = harmless[0][0].along.double() if affine else torch.zeros(len(harmful.along)).double()
     g = harmful.cross.double() - harmful.mean.double()[:, None] * centre  # [in, k]
-    basis = _basis(sets)
-    bottom = _within(harmful.inputs, basis)
-    top = sum(weight * _within(m.inputs, basis) for m, weight in harmless)
-    assert isinstance(top, Tensor)  # there is one harmless set at least
-    epsilon = ridge * _mean_diagonal(harmful.inputs)
+    bottom = symmetric(harmful.inputs)
+    top = torch.stack([weight * symmetric(m.inputs) for m, weight in harmless]).sum(0)
+    width = len(bottom) if basis is None else len(basis)
+    epsilon = ridge * float(bottom.trace()) / width
     try:
         energies, modes, _ = solve(top, bottom + epsilon * torch.eye(len(bottom)).to(bottom), 0.0)
     except UserError:
@@ -179,17 +173,16 @@ def path(
             f"the harmful prompts' moments are singular at a ridge of {ridge:g}; give a larger "
             "edit.filter ridge, for example 0.0001."
         ) from None
-    inner = g if basis is None else basis.mT @ g
     component = harmful.squares.double() - 2 * centre * harmful.along.double() + centre.square()
     plain = sum(weight * float(m.squares.double().sum()) for m, weight in harmless)
     return Path(
         modes,
         energies,
-        modes.mT @ inner,
+        modes.mT @ g,
         float(component.sum()),
         plain,
         centre,
-        None if basis is None else basis.float(),
+        basis,
     )
 
 
@@ -233,36 +226,3 @@ class Stack:
             middle = (low + high) / 2
             low, high = (low, middle) if self.moved(math.exp(middle)) <= budget else (middle, high)
         return math.exp(high)
-
-
-def _basis(sets: Sequence[Moments]) -> Tensor | None:
-    """[in, q] orthonormal: all that the sketches know apart, and what is asked of them; None where
-    the moments are whole. Outside of it every sketch is a multiple of the identity, and g has no
-    part there, so that the solution lies inside."""
-    sketches = [m.inputs for m in sets if isinstance(m.inputs, Sketch)]
-    if not sketches:
-        return None
-    harmful = sets[0]
-    columns = [*(s.parts()[0] for s in sketches), harmful.cross.double()]
-    columns.append(harmful.mean.double()[:, None])
-    scaled = torch.cat([c / c.norm(dim=0).clamp_min(1e-300) for c in columns], dim=1)
-    left, sigma, _ = torch.linalg.svd(scaled, full_matrices=False)
-    return left[:, : int((sigma > 1e-10 * sigma[0]).sum())]
-
-
-def _mean_diagonal(inputs: Tensor | Sketch) -> float:
-    if isinstance(inputs, Tensor):
-        return float(inputs.diagonal().double().mean())
-    return inputs.trace / len(inputs.product)
-
-
-def _within(inputs: Tensor | Sketch, basis: Tensor | None) -> Tensor:
-    """QᵀΣQ."""
-    if isinstance(inputs, Tensor):
-        exact = symmetric(inputs)
-        return exact if basis is None else basis.mT @ exact @ basis
-    assert basis is not None  # sketches make one
-    left, values, rest = inputs.parts()
-    inner = basis.mT @ left
-    whole = (inner * (values - rest)) @ inner.mT
-    return symmetric(whole + rest * torch.eye(len(whole)).to(whole))

@@ -6,7 +6,7 @@ import torch
 
 from sst_ui.errors import UserError
 from sst_ui.maths import filtered
-from sst_ui.maths.filtered import Moments, Sketch, Stack, path, random_columns
+from sst_ui.maths.filtered import Moments, Stack, path, random_columns, subspace
 
 INP, OUT = 24, 10
 
@@ -163,54 +163,53 @@ def test_inputs_that_are_not_finite_are_refused():
         case.path()
 
 
-def sketched(x, seed=0):
-    """The sketch of samples, and the whole second moment."""
-    whole = x.mT @ x / len(x)
-    omega = random_columns(x.shape[1], seed)
-    return Sketch((whole @ omega.double()).float(), omega, float(whole.trace())), whole
-
-
 def decaying(n, width, rank, seed):
-    """Samples with a few strong directions, many weak ones and a floor."""
+    """Samples whose energies fall as 1 / i² over `rank` directions."""
     basis = torch.linalg.qr(draw(width, rank, seed=seed)).Q
-    sizes = torch.logspace(0.5, -1.5, rank).double()
-    return draw(n, rank, seed=seed + 1) * sizes @ basis.mT + 1e-3 * draw(n, width, seed=seed + 2)
+    sizes = 1 / torch.arange(1, rank + 1).double()
+    return draw(n, rank, seed=seed + 1) * sizes @ basis.mT
 
 
-def test_a_sketch_keeps_the_trace_and_the_strong_directions():
-    x = decaying(500, 600, 100, 30)
-    sketch, whole = sketched(x)
-    left, values, rest = sketch.parts()
-    dense = left * (values - rest) @ left.mT + rest * torch.eye(600).double()
-    assert float(dense.trace()) == pytest.approx(float(whole.trace()), rel=1e-3)
-    assert torch.linalg.matrix_norm(dense - whole, 2) < 1e-3 * torch.linalg.matrix_norm(whole, 2)
+def sketch(x):
+    return (x.mT @ (x @ random_columns(x.shape[1]).double())).float()
 
 
-def test_a_sketch_of_nothing_is_nothing():
-    _, values, rest = sketched(torch.zeros(5, 300).double())[0].parts()
-    assert len(values) == 0
-    assert rest == 0
+def test_a_subspace_holds_few_inputs_completely_and_the_strongest_of_many():
+    few, many = decaying(100, 600, 500, 50), decaying(3000, 600, 500, 60)
+    basis = subspace([sketch(few), sketch(many)]).double()
+    assert basis.shape[1] <= 2 * filtered.SKETCH  # bounded, whatever the width
+    assert torch.allclose(basis.mT @ basis, torch.eye(basis.shape[1]).double(), atol=1e-5)
+    for x, share in ((few, 1 - 1e-6), (many, 0.99)):
+        assert (x @ basis).square().sum() >= share * x.square().sum()
 
 
 @pytest.mark.parametrize("mu", [0.01, 1.0, 100.0])
-def test_wide_inputs_are_solved_from_sketches_nearly_as_well_as_from_whole_moments(mu):
+def test_wide_inputs_are_solved_in_a_subspace_nearly_as_well_and_predicted_exactly(mu):
     width, rows = 600, torch.linalg.qr(draw(OUT, 1, seed=40)).Q.mT
     weight = draw(OUT, width, seed=41)
-    sets, exact = [], []
-    for x in (decaying(150, width, 100, 50), decaying(2000, width, 120, 60)):
-        sketch, whole = sketched(x)
-        y = x @ weight.mT @ rows.mT
-        rest = (x.mean(0), x.mT @ y / len(x), y.mean(0), y.square().mean(0), len(x))
-        sets.append(Moments(sketch, *rest))
-        exact.append(Moments(whole, *rest))
-    wide = path(sets[0], [(sets[1], 1.0)], 1e-3)
-    whole = path(exact[0], [(exact[1], 1.0)], 1e-3)
+    harmful = decaying(150, width, 400, 50) + 0.1 * draw(width, seed=45) / width**0.5
+    harmless = decaying(2000, width, 400, 50 if mu < 1 else 60)
+    basis = subspace([sketch(harmful), sketch(harmless)])
 
-    def loss(row):  # the objective, on the whole moments
-        left = exact[0].squares[0] - 2 * row @ exact[0].cross[:, 0] + row @ exact[0].inputs @ row
-        ridge = 1e-3 * exact[0].inputs.diagonal().mean() * row.square().sum()
-        return float(left + mu * row @ exact[1].inputs @ row + ridge)
+    def moments(x, q):
+        y, n = x @ weight.mT @ rows.mT, len(x)
+        z = x if q is None else x @ q.double()
+        return Moments(z.mT @ z / n, z.mean(0), z.mT @ y / n, y.mean(0), y.square().mean(0), n)
 
-    assert loss(wide.rows(mu)[0]) < 1.05 * loss(whole.rows(mu)[0])
-    assert wide.modes.shape[1] <= 2 * filtered.SKETCH + 2  # bounded, whatever the width
-    assert wide.removed(mu, 1.0) == pytest.approx(whole.removed(mu, 1.0), abs=0.01)
+    wide, whole = (
+        path(moments(harmful, q), [(moments(harmless, q), 1.0)], 1e-3, basis=q)
+        for q in (basis, None)
+    )
+    along = (harmful @ weight.mT @ rows.mT)[:, 0]
+    losses = []
+    for found in (wide, whole):
+        row = found.rows(mu)[0]
+        left = (along - harmful @ row).square().mean()
+        moved = (harmless @ row).square().mean()
+        ridge = 1e-3 * harmful.square().mean() * row.square().sum()
+        losses.append(float(left + mu * moved + ridge))
+        assert found.moved(mu, 1.0) == pytest.approx(float(moved), rel=1e-4)
+        gone = 1 - float(left / along.square().mean())
+        assert gone - 0.01 < found.removed(mu, 1.0) <= gone + 1e-6
+    assert losses[1] <= losses[0] * (1 + 1e-6)
+    assert losses[0] < losses[1] + 0.05 * float(along.square().mean())

@@ -6,7 +6,7 @@ what went into them, beside the merge's.
 
 import json
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -19,18 +19,19 @@ from sst_ui.data import prompt_sets
 from sst_ui.jobs.directions.residual_cache import LARGEST, encode
 from sst_ui.lru import Memory
 from sst_ui.maths.directions import Directions
-from sst_ui.maths.filtered import SMALL, Moments, Sketch, random_columns
+from sst_ui.maths.filtered import EXACT, SMALL, Moments, subspace
 from sst_ui.model.architecture.module_roles import Writer
 from sst_ui.model.inference.batch import Row
 from sst_ui.model.inference.fisher_step import Conversation, Where
 from sst_ui.model.inference.generate import replies
-from sst_ui.model.inference.writer_moments import writer_moments
+from sst_ui.model.inference.writer_moments import input_sketches, writer_moments
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, digest
 
 FORMULAS = 1  # raise it when the meaning of what is cached changes
-RECENT = 6  # sets of moments that a host keeps in memory
+RECENT = 3  # statistics that a host keeps in memory
+TASKS = ("harmful", "harmless", "lookalikes")
 _recent: WeakKeyDictionary[Host, Memory] = WeakKeyDictionary()
 
 
@@ -39,17 +40,35 @@ class Statistics:
     """Moments of every writer that one matrix makes up, by module path.
 
     Attributes:
+        bases: Q [in, q] of the modules with many inputs, see `maths.filtered.subspace`; the moments
+            of those are in it.
         harmful: at the token where the directions were measured.
         harmless, lookalikes: over whole prompts and the answers to them; the latter may be empty.
         sources: names of the prompt sets.
         key: digest of all that went into it.
     """
 
+    bases: Mapping[str, Tensor]
     harmful: Mapping[str, Moments]
     harmless: Mapping[str, Moments]
     lookalikes: Mapping[str, Moments]
     sources: tuple[str, ...]
     key: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt set as it is read.
+
+    Attributes:
+        texts: tokens of each prompt, up to the position that counts.
+        given: the set's own answers, '' for none.
+        where: which tokens count.
+    """
+
+    texts: tuple[tuple[int, ...], ...]
+    given: tuple[str, ...]
+    where: Where
 
 
 def single(host: Host) -> list[Writer]:
@@ -62,6 +81,8 @@ def collect(
 ) -> Generator[Progress, None, Statistics]:
     """The statistics of an edit's prompts, from memory or the cache where they are known.
 
+    Modules of up to EXACT inputs cost one pass over the prompts, wider ones a second.
+
     Args:
         before: the edits that come first in the recipe; the model computes with them.
         identity: of those edits, '' for none.
@@ -69,111 +90,132 @@ def collect(
     Raises:
         UserError: prompt sets that are unknown, empty or too long.
     """
-    spec, answers = edit.directions, edit.filter.answers
-    names = {"harmful": spec.harmful, "harmless": spec.harmless}
-    if edit.filter.lookalikes:
-        names["lookalikes"] = edit.filter.lookalikes
-    found: dict[str, Mapping[str, Moments]] = {"lookalikes": {}}
-    memory, keys = _recent.setdefault(host, Memory(RECENT)), []
-    for task, name in names.items():
-        chosen = prompt_sets.load(name, spec.samples)
-        harmful = task == "harmful"
-        encoded = encode(host, chosen, spec.position if harmful else "template")
-        texts = [list(prompt) for prompt in encoded.prompts]
-        if encoded.positions is not None:
-            ends = encoded.positions
-            texts = [text[: end + 1] for text, end in zip(texts, ends, strict=True)]
-        given = [] if harmful else [p.assistant if not p.choices else "" for p in chosen.prompts]
-        asked = [texts, given, 0 if harmful else answers, harmful]
-        key = digest([FORMULAS, host.digest, directions.digest(), identity, asked])
-        known = memory.get(key)
-        path = cache.place("moments", f"{key}.safetensors") if host.digest else None
-        if known is None:
-            known = _read(path)
-        if known is None:
-            rest: list[tuple[int, ...]] = [(host.pad,)] * len(texts)
-            if not harmful and answers:
-                rest = yield from _answers(host, texts, given, before, answers, task)
-            talks = list(zip(texts, rest, strict=True))
-            where: Where = "response" if harmful else "all"
-            known = yield from _moments(host, directions, talks, where, before, task)
-            _write(path, known)
-        memory.put(key, known)
-        keys.append(key)
-        found[task] = known
-    sets = (found["harmful"], found["harmless"], found["lookalikes"])
-    return Statistics(*sets, sources=tuple(names.values()), key=digest(keys))
+    names = [edit.directions.harmful, edit.directions.harmless, edit.filter.lookalikes]
+    named = {task: name for task, name in zip(TASKS, names, strict=True) if name}
+    asked = {task: _asked(host, edit, task, name) for task, name in named.items()}
+    content = [[task, each.texts, each.given] for task, each in asked.items()]
+    key = digest(
+        [FORMULAS, host.digest, directions.digest(), identity, edit.filter.answers, content]
+    )
+    memory = _recent.setdefault(host, Memory(RECENT))
+    path = cache.place("moments", f"{key}.safetensors") if host.digest else None
+    found = memory.get(key) or _read(path)
+    if found is None:
+        talks = yield from _conversations(host, asked, before, edit.filter.answers)
+        found = yield from _measured(host, directions, asked, talks, before)
+        _write(path, found)
+    memory.put(key, found)
+    return replace(found, sources=tuple(named.values()), key=key)
+
+
+def _asked(host: Host, edit: Ablation, task: str, name: str) -> Asked:
+    chosen = prompt_sets.load(name, edit.directions.samples)
+    if task != "harmful":
+        given = tuple("" if p.choices else p.assistant for p in chosen.prompts)
+        return Asked(encode(host, chosen, "template").prompts, given, "all")
+    encoded = encode(host, chosen, edit.directions.position)
+    texts = encoded.prompts
+    if encoded.positions is not None:
+        ends = encoded.positions
+        texts = tuple(text[: end + 1] for text, end in zip(texts, ends, strict=True))
+    return Asked(texts, ("",) * len(texts), "response")
+
+
+def _conversations(
+    host: Host, asked: Mapping[str, Asked], before: Row, answers: int
+) -> Generator[Progress, None, dict[str, list[Conversation]]]:
+    """The prompts with what follows them. The last token of that is predicted but not read: one
+    more makes all of them count."""
+    found: dict[str, list[Conversation]] = {}
+    for task, each in asked.items():
+        rest: list[tuple[int, ...]] = [()] * len(each.texts)
+        if each.where == "all" and answers:
+            rest = yield from _answers(host, each, before, answers)
+        found[task] = [(t, (*r, host.pad)) for t, r in zip(each.texts, rest, strict=True)]
+    return found
 
 
 def _answers(
-    host: Host,
-    texts: Sequence[list[int]],
-    given: Sequence[str],
-    before: Row,
-    tokens: int,
-    task: str,
+    host: Host, asked: Asked, before: Row, tokens: int
 ) -> Generator[Progress, None, list[tuple[int, ...]]]:
     """What follows each prompt: the set's own answer, or what the model says."""
-    room = max(0, host.context - max(map(len, texts)))
-    asked = [i for i, answer in enumerate(given) if not answer]
-    found = {i: tuple(host.tokens(answer)) for i, answer in enumerate(given) if answer}
-    if asked and (tokens := min(tokens, room)):
-        rows = [before] * len(asked)
-        said = yield from replies(host, [texts[i] for i in asked], rows, tokens, stage="answers")
-        found |= {i: tuple(reply.tokens) for i, reply in zip(asked, said, strict=True)}
-    # the last token of what follows is predicted but not read: one more makes all of them count
-    return [(*found.get(i, ())[: min(tokens, room)], host.pad) for i in range(len(texts))]
+    tokens = min(tokens, max(0, host.context - max(map(len, asked.texts), default=0)))
+    found = {i: tuple(host.tokens(answer)) for i, answer in enumerate(asked.given) if answer}
+    rest = [i for i, answer in enumerate(asked.given) if not answer]
+    if rest and tokens:
+        rows = [before] * len(rest)
+        said = yield from replies(host, [asked.texts[i] for i in rest], rows, tokens)
+        found |= {i: tuple(reply.tokens) for i, reply in zip(rest, said, strict=True)}
+    return [found.get(i, ())[:tokens] for i in range(len(asked.texts))]
 
 
-def _moments(
+def _measured(
     host: Host,
     directions: Directions,
-    talks: Sequence[Conversation],
-    where: Where,
+    asked: Mapping[str, Asked],
+    talks: Mapping[str, Sequence[Conversation]],
     before: Row,
-    task: str,
-) -> Generator[Progress, None, dict[str, Moments]]:
-    readers = {}
-    for writer in single(host):
-        read, _ = writer.sides(directions.vectors[writer.layer].float())
-        readers[writer.name] = read
-    job = writer_moments(host, readers, talks, where, before, stage=f"{task} moments")
-    return (yield from job)
+) -> Generator[Progress, None, Statistics]:
+    writers = single(host)
+    readers = {w.name: w.sides(directions.vectors[w.layer].float())[0] for w in writers}
+    wide = [w.name for w in writers if w.width > EXACT]
+    sketches: dict[str, list[Tensor]] = {path: [] for path in wide}
+    for task in asked if wide else ():
+        where, stage = asked[task].where, f"{task} inputs"
+        looked = yield from input_sketches(host, wide, talks[task], where, before, stage)
+        for path, sketch in looked.items():
+            sketches[path].append(sketch)
+    bases = {}
+    for path in wide:
+        bases[path] = subspace(sketches.pop(path))  # each is freed as it is done
+    found: dict[str, Mapping[str, Moments]] = {"lookalikes": {}}
+    for task, each in asked.items():
+        stage = f"{task} moments"
+        job = writer_moments(host, readers, talks[task], each.where, before, bases, stage)
+        found[task] = yield from job
+    harmful, harmless, lookalikes = (found[task] for task in TASKS)
+    return Statistics(bases, harmful, harmless, lookalikes, (), "")
 
 
-def _read(path: Path | None) -> dict[str, Moments] | None:
+def _read(path: Path | None) -> Statistics | None:
     """What the cache holds; a damaged file counts as nothing."""
     with cache.used(path) as there:
         if path is None or not there:
             return None
         try:
             with safe_open(path, "pt") as file:
-                meta = json.loads((file.metadata() or {})["writers"])
-            return _unpacked(load_file(path), meta)
+                counts = json.loads((file.metadata() or {})["tokens"])
+            return _unpacked(load_file(path), counts)
         except Exception:
             return None
 
 
-def _write(path: Path | None, found: Mapping[str, Moments]) -> None:
-    tensors: dict[str, Tensor] = {}
-    meta = {}
-    for name, moments in found.items():
-        sketched = isinstance(moments.inputs, Sketch)
-        whole = moments.inputs.product if isinstance(moments.inputs, Sketch) else moments.inputs
-        tensors[f"{name}|inputs"] = whole.contiguous()
-        tensors |= {f"{name}|{part}": getattr(moments, part).contiguous() for part in SMALL}
-        trace = moments.inputs.trace if isinstance(moments.inputs, Sketch) else 0.0
-        meta[name] = [moments.n, sketched, trace]
+def _write(path: Path | None, found: Statistics) -> None:
+    tensors = {f"basis|{name}": basis for name, basis in found.bases.items()}
+    counts: dict[str, dict[str, int]] = {}
+    for task in TASKS:
+        counts[task] = {name: moments.n for name, moments in getattr(found, task).items()}
+        for name, moments in getattr(found, task).items():
+            parts = {part: getattr(moments, part) for part in ("inputs", *SMALL)}
+            tensors |= {f"{task}|{name}|{part}": x.contiguous() for part, x in parts.items()}
     if sum(tensor.nbytes for tensor in tensors.values()) <= LARGEST:
-        said = {"writers": json.dumps(meta)}
+        said = {"tokens": json.dumps(counts)}
         cache.keep(path, lambda part: save_file(tensors, part, said))
 
 
-def _unpacked(tensors: Mapping[str, Tensor], meta: Mapping[str, list]) -> dict[str, Moments]:
-    found = {}
-    for name, (n, sketched, trace) in meta.items():
-        whole = tensors[f"{name}|inputs"]
-        inputs = Sketch(whole, random_columns(len(whole)), trace) if sketched else whole
-        mean, cross, along, squares = (tensors[f"{name}|{part}"] for part in SMALL)
-        found[name] = Moments(inputs, mean, cross, along, squares, int(n))
-    return found
+def _unpacked(tensors: Mapping[str, Tensor], counts: Mapping[str, Mapping[str, int]]) -> Statistics:
+    def moments(task: str, name: str, n: int) -> Moments:
+        inputs, mean, cross, along, squares = (
+            tensors[f"{task}|{name}|{part}"] for part in ("inputs", *SMALL)
+        )
+        return Moments(inputs, mean, cross, along, squares, n)
+
+    harmful, harmless, lookalikes = (
+        {name: moments(task, name, n) for name, n in counts[task].items()} for task in TASKS
+    )
+    bases = {
+        name.removeprefix("basis|"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("basis|")
+    }
+    return Statistics(bases, harmful, harmless, lookalikes, (), "")

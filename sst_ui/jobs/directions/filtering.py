@@ -94,7 +94,9 @@ class Filters:
             harmless = [(known.harmless[name], 1.0)]
             if known.lookalikes:
                 harmless.append((known.lookalikes[name], self.lookalike_weight))
-            self._paths[place] = path(known.harmful[name], harmless, self.ridge, self.affine)
+            self._paths[place] = path(
+                known.harmful[name], harmless, self.ridge, self.affine, known.bases.get(name)
+            )
         return self._paths[place]
 
     def delta(self, place: Place, mu: float) -> Delta:
