@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sst_ui.maths.statistics import wilson
 from sst_ui.metrics.results import NOTHING, Value
-from sst_ui.metrics.text.refusal_phrases import Label
+from sst_ui.metrics.text.labels import Label
 from sst_ui.paths import PRESETS
 
 ALL = "all"

@@ -204,7 +204,7 @@ def test_metrics_json_holds_what_the_issue_says():
 def test_every_item_shows_the_prompt_both_answers_and_their_labels():
     item = run("refusal_rate", answers(1, 1), answers(0, 1)).items[0]
     assert (item.prompt, item.base, item.edited) == ("prompt 0", REFUSAL, ANSWER)
-    assert (item.base_label, item.edited_label) == ("refused", "complied")
+    assert (item.base_label, item.edited_label) == ("refused", "delivered")
     assert (item.base_score, item.edited_score, item.topic) == (1.0, 0.0, "a")
 
 

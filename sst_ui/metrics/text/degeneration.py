@@ -1,4 +1,4 @@
-"""Degenerate answers: empty, or going round in circles."""
+"""Degenerate answers: empty, going round in circles, or never ending."""
 
 import re
 import zlib
@@ -9,9 +9,15 @@ COMPRESSION = 5.0  # plain English of a few hundred characters compresses about 
 REPEATS = 0.5  # share of four-word pieces that were there before
 
 
-def is_degenerate(text: str) -> bool:
-    """Empty (no letter or digit) or looping."""
-    return not any(c.isalnum() for c in text) or is_looping(text)
+def is_degenerate(text: str, ended: bool = True) -> bool:
+    """Empty (no letter or digit), looping, or never ending.
+
+    Never ending: cut off by the length limit (`ended` False) after a second half that only
+    repeats. A long answer alone is not broken.
+    """
+    if not any(c.isalnum() for c in text) or is_looping(text):
+        return True
+    return not ended and is_looping(text[len(text) // 2 :])
 
 
 def is_looping(text: str) -> bool:
