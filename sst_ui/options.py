@@ -28,7 +28,7 @@ class SearchOptions:
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     samples: Prompts | None = 64
-    max_new_tokens: Tokens | None = 48
+    max_new_tokens: Tokens | None = None
     seed: Seed = 0
     start: Start = "recipe"
     prune: bool = True

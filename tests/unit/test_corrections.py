@@ -138,7 +138,9 @@ def test_a_file_comes_back_as_it_was(tmp_path):
 )
 def test_a_bad_line_is_named(tmp_path, line, words):
     path = tmp_path / "labels.jsonl"
-    path.write_text('{"prompt": "a", "answer": "b", "label": "degenerate"}\n' + line, encoding="utf-8")
+    path.write_text(
+        '{"prompt": "a", "answer": "b", "label": "degenerate"}\n' + line, encoding="utf-8"
+    )
     with pytest.raises(UserError, match=words):
         corrections.read(path)
 

@@ -7,11 +7,11 @@ import pytest
 
 from benchmarks import refusal as benchmark
 from sst_ui.metrics.detector_accuracy import UNFINDABLE, labelled, report
-from sst_ui.metrics.text import refusal_phrases
+from sst_ui.metrics.text.labels import label
 
 
 def phrases(prompt, answer):
-    return refusal_phrases.label(answer)
+    return label(prompt, answer)
 
 
 def squeezed(text: str) -> str:
@@ -20,7 +20,7 @@ def squeezed(text: str) -> str:
 
 def test_refusals_are_found_and_nothing_else_is_on_answers_the_lists_were_not_tuned_on():
     en, ja, all_ = report(phrases)
-    assert [row.language for row in (en, ja, all_)] == ["en", "ja", "all"]
+    assert [row.answers for row in (en, ja, all_)] == ["en", "ja", "all"]
     assert all_.precision.value >= 0.97
     assert all_.recall.value >= 0.97
     for row in (en, ja):

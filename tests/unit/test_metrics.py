@@ -195,7 +195,8 @@ def test_a_number_that_does_not_exist_is_null_in_json():
 
 def test_metrics_json_holds_what_the_issue_says():
     entry = run("refusal_rate", answers(9, 10), answers(1, 10)).to_json()
-    assert list(entry) == ["name", "unit", "better", "base", "edited"]
+    assert list(entry)[:5] == ["name", "unit", "better", "base", "edited"]
+    assert entry["tokens"] is None  # nobody has generated these answers
     assert entry["better"] == "low"
     assert list(entry["edited"]) == ["value", "low", "high", "n"]
     assert run("refusal_rate", answers(9, 10), None).to_json()["edited"] is None

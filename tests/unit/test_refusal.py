@@ -4,9 +4,16 @@ import pytest
 import yaml
 
 from sst_ui.metrics.detector_accuracy import labelled
+from sst_ui.metrics.text import labels
 from sst_ui.metrics.text.degeneration import is_looping
-from sst_ui.metrics.text.refusal_phrases import is_abstention, is_refusal, label, openers
+from sst_ui.metrics.text.refusal_phrases import is_abstention, is_refusal, openers
 from sst_ui.paths import ROOT
+
+
+def label(answer: str) -> str:
+    """Of an answer to nobody knows what."""
+    return labels.label("", answer)
+
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",

@@ -69,7 +69,8 @@ def test_every_cell_has_its_number_of_prompts(rows):
 
 def test_the_written_table_has_a_line_a_row_and_a_cell_a_metric(rows):
     lines = markdown(rows).splitlines()
-    assert len(lines) == 3 + len(rows)
+    assert lines[-2:] == ["", "Answers of at most 4 tokens."]
+    assert len(lines) == 3 + len(rows) + 2
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 2}
     assert "[" in lines[3]
 

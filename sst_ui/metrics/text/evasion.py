@@ -254,7 +254,9 @@ def _units(kind: str, stop: frozenset[str]) -> Callable[[str], list[str]]:
             if pair not in stop
         ]
     if kind == "syllables":
-        return lambda text: [w[:2] for w in _WORD.findall(text) if w[:2] not in stop and w not in stop]
+        return lambda text: [
+            w[:2] for w in _WORD.findall(text) if w[:2] not in stop and w not in stop
+        ]
     from nltk.stem.snowball import SnowballStemmer  # its import takes a second
 
     stem = lru_cache(20_000)(SnowballStemmer(kind).stem)

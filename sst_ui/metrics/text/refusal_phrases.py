@@ -190,9 +190,9 @@ def _breaks_off(text: str, plain: str, phrases: Phrases) -> bool:
     found: list[str] = []
     for line in lines[first:]:
         if not _FOREIGN.match(line):
-            found.append(_SENTENCE.split(line.strip())[0])
-    if lines and not (_FOREIGN.match(lines[-1]) or (first == 2 and len(lines) < 3)):
-        found += _SENTENCE.split(lines[-1].strip())[-3:][1:]
+            found += _SENTENCE.split(line.strip())
+    if lines and not (_FOREIGN.match(lines[0]) or first == 2):
+        found += _SENTENCE.split(lines[0].strip())[1:]
     for sentence in found:
         said = _QUOTED.sub("", _written_out(normalise(sentence), phrases)).lstrip(" .,-")
         if phrases.has("breaks_off", phrases.without_harmless(said)):

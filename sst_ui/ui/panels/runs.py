@@ -107,7 +107,7 @@ def listed(language: str, records: Sequence[Record], view: View, now: str, empty
 
 
 def _row(language: str, record: Record, chosen: bool, current: bool) -> str:
-    cells = "".join(f"<span>{_cell(record, name)}</span>" for name in SHOWN)
+    cells = "".join(f"<span>{_cell(language, record, name)}</span>" for name in SHOWN)
     name = safe(record.title)
     marks = f"{' chosen' if chosen else ''}{' current' if current else ''}"
     return (
@@ -158,10 +158,16 @@ def _metrics(language: str, found: Comparison) -> str:
                 f'<td title="{safe(exact(shown, unit))} · {say(language, f"verdict.{kind}")}">'
                 f"<s>{number(base, unit)}</s>"
                 f'<b class="v-{kind}">{number(shown, unit)}</b> '
-                f"<small>{interval(shown, unit)} n {shown.n}</small></td>"
+                f"<small>{interval(shown, unit)} n {shown.n}{_length(language, row)}</small></td>"
             )
         lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
     return "".join(lines)
+
+
+def _length(language: str, row: Mapping[str, Any]) -> str:
+    """How long the answers were; empty where there were none, or the run does not say."""
+    tokens = row.get("tokens")
+    return f" · {say(language, 'metrics.length', tokens=tokens)}" if tokens else ""
 
 
 def _differences(language: str, found: Comparison) -> str:
@@ -174,9 +180,12 @@ def _differences(language: str, found: Comparison) -> str:
     return "".join(lines)
 
 
-def _cell(record: Record, name: str) -> str:
+def _cell(language: str, record: Record, name: str) -> str:
     row = record.metric(name)
-    return number(value(row["edited"] or row["base"]), row["unit"]) if row else "·"
+    if not row:
+        return "·"
+    shown = number(value(row["edited"] or row["base"]), row["unit"])
+    return f'<span title="{length}">{shown}</span>' if (length := _length(language, row)) else shown
 
 
 def _short(model: str) -> str:

@@ -154,7 +154,7 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
         with gr.Row(elem_classes="pair"):
             for name, value in (
                 ("samples", start.samples),
-                ("tokens", start.max_new_tokens),
+                ("tokens", start.max_new_tokens or 0),
                 ("seed", start.seed),
             ):
                 made[name] = Number(
