@@ -59,9 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.figure:
         options.figure.write_text(svg(figure(rows), 980, 400), encoding="utf-8")
     shown = rows if options.full else [*rows[:3], *(best(rows, m) for m in GRID if has(rows, m))]
-    print(
-        f"{table(shown)}\n\nAnswers of at most {TOKENS} tokens.\n\n{reached(reach)}\n\n{verdict(rows)}"
-    )
+    length = f"Answers of at most {TOKENS} tokens."
+    print(f"{table(shown)}\n\n{length}\n\n{reached(reach)}\n\n{verdict(rows)}")
     return 0
 
 

@@ -32,7 +32,8 @@ STRATEGIES = {
     "tpe": "many settings at once (TPE)",
 }
 HELD_OUT = {
-    "refusal_rate": "refusals", "delivered": "delivered", "kl_16": "KL, 16 tokens", "quality": "quality kept",
+    "refusal_rate": "refusals", "delivered": "delivered", "kl_16": "KL, 16 tokens",
+    "quality": "quality kept",
 }  # fmt: skip
 TOKENS = 128  # of an answer on the held-out prompts
 

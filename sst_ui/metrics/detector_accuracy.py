@@ -1,4 +1,4 @@
-"""Precision and recall of whoever labels answers, on those that people labelled (presets/labels)."""
+"""Precision and recall of labels, on answers that people labelled (presets/labels)."""
 
 import json
 import math

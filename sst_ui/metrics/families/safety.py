@@ -1,5 +1,6 @@
-"""What becomes of requests: refused, evaded, degenerate or delivered, where that is asked for, where
-it is not, and under jailbreaks.
+"""What becomes of requests: refused, evaded, degenerate or delivered.
+
+Where refusing is asked for, where it is not, and under jailbreaks.
 
 The four shares of one prompt set add up to 1.
 """

@@ -181,7 +181,8 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
         f'<span class="mark" role="img" aria-label="{word}" title="{safe(meaning(lang, kind))}">'
         f"{MARKS[kind]}</span></div>"
         f'<div class="line second"><div class="tracks">{tracks}</div>{line}'
-        f'<span class="ci">{interval(shown, unit)}</span><span class="n">n {shown.n}{length(lang, result)}</span>'
+        f'<span class="ci">{interval(shown, unit)}</span>'
+        f'<span class="n">n {shown.n}{length(lang, result)}</span>'
         f"</div>{_note(result)}</div>"
     )
 

@@ -4,9 +4,10 @@ What happens on a click is in `ui.events.runs`: a row is a button that chooses i
 buttons reach Python as `event.act` and `event.run`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 import gradio as gr
 
