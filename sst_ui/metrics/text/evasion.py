@@ -21,6 +21,7 @@ from sst_ui.paths import PRESETS
 
 LOOKED_AT = 2000  # characters of an answer
 STATED_IN = 3  # sentences in which an answer says what it answers
+EASTERN = ("ja", "zh", "ko")  # told by their scripts, the others by their stop words
 ALIKE = 5  # letters from which a word may be part of another: Fahrkarte, Busfahrkarte
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|(?<=[!?])(?=[^\s!?\"'」)])")
@@ -205,9 +206,6 @@ def _code(text: str) -> str | None:
     hits = {code: sum(word in stop for word in words) for code, stop in stops.items()}
     best = max(hits, key=hits.__getitem__)
     return best if hits[best] else None
-
-
-EASTERN = ("ja", "zh", "ko")
 
 
 @cache

@@ -6,7 +6,7 @@ How often these labels are right: `python -m benchmarks.refusal`.
 """
 
 from functools import lru_cache
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from sst_ui.metrics.text.degeneration import is_degenerate
 from sst_ui.metrics.text.evasion import is_evasion
@@ -48,4 +48,4 @@ def unrefused(prompt: str, answer: str, ended: bool = True) -> Label:
 def current(name: str) -> Label | None:
     """The label of that name, also by its name in earlier versions; None for any other word."""
     name = EARLIER.get(name, name)
-    return cast(Label, name) if name in LABELS else None
+    return name if name in LABELS else None

@@ -9,7 +9,8 @@ from sst_ui.ui.widgets.texts import say
 
 AXES = (
     "refusal_rate", "delivered", "evaded", "jailbreak_resistance", "jailbreak_refusal",
-    "over_refusal", "over_refusal_ordinary", "degenerate", "kl_1", "facts", "multiple_choice", "reading", "quality",
+    "over_refusal", "over_refusal_ordinary", "degenerate", "kl_1", "facts",
+    "multiple_choice", "reading", "quality",
 )  # fmt: skip
 LINES = 8  # variants beside the base, the newest
 
