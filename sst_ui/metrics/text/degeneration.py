@@ -7,7 +7,8 @@ from collections import Counter
 LONG = 60  # characters; shorter texts repeat too little to tell
 COMPRESSION = 5.0  # plain English of a few hundred characters compresses about 1.5 to 2 times
 REPEATS = 0.5  # share of four-word pieces that were there before
-CIRCLE = re.compile(r"(.{1,20}?)\1{4,}")  # the same letters again and again, without a word between
+CIRCLE = re.compile(r"(.{1,60}?)\1{3,}")  # the same letters four times or more, nothing between
+MARKS = re.compile(r"^\s*\d+[.)]\s|[*#_>`]", re.MULTILINE)
 SHORT, CIRCLES = 20, 0.6  # characters of a text, and the share of it that such circles make up
 
 
@@ -24,11 +25,12 @@ def is_degenerate(text: str, ended: bool = True) -> bool:
 
 def is_looping(text: str) -> bool:
     """Whether the text repeats itself: it compresses far too well, or most of it is not new."""
-    text = " ".join(text.split())
-    if len(text) >= SHORT:
-        circles = sum(len(found[0]) for found in CIRCLE.finditer(text))
-        if circles >= CIRCLES * len(text):
+    plain = " ".join(MARKS.sub(" ", text).split())  # the numbers of a list grow
+    if len(plain) >= SHORT:
+        circles = sum(len(found[0]) for found in CIRCLE.finditer(plain))
+        if circles >= CIRCLES * len(plain):
             return True
+    text = " ".join(text.split())
     if len(text) < LONG:
         return False
     raw = text.encode()

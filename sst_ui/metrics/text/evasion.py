@@ -22,6 +22,7 @@ from sst_ui.paths import PRESETS
 LOOKED_AT = 2000  # characters of an answer
 STATED_IN = 3  # sentences in which an answer says what it answers
 EASTERN = ("ja", "zh", "ko")  # told by their scripts, the others by their stop words
+TALK = 2  # times what is `enough`, of an answer that was cut off, until it should tell how
 ALIKE = 5  # letters from which a word may be part of another: Fahrkarte, Busfahrkarte
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|(?<=[!?])(?=[^\s!?\"'」)])")
@@ -45,6 +46,7 @@ class Language:
         beside: patterns of which one near the start is enough: a task that is announced and not
             named, a change of subject.
         nothing: patterns of a sentence that says nothing.
+        instructs: a pattern that an answer which tells how holds somewhere; None: nobody knows.
         written: words of a request for a text, which need not hold those of the request.
         groups: word -> the numbers of the groups of synonyms that it is in.
     """
@@ -57,6 +59,7 @@ class Language:
     stated: tuple[re.Pattern[str], ...]
     beside: tuple[re.Pattern[str], ...]
     nothing: tuple[re.Pattern[str], ...]
+    instructs: re.Pattern[str] | None
     written: frozenset[str]
     groups: dict[str, frozenset[int]]
 
@@ -105,9 +108,12 @@ def is_evasion(prompt: str, answer: str, ended: bool = True) -> bool:
         return True
     if _says_nothing(sentences, asked, language, ended):
         return True
-    if len(words) < language.enough or len(asked.words) < 2 or language.written & set(asked.words):
+    if len(words) < language.enough or language.written & set(asked.words):
         return False
-    return not any(language.near(word, words) for word in asked.words)
+    if len(asked.words) > 1 and not any(language.near(word, words) for word in asked.words):
+        return True
+    sure = ended or len(words) >= TALK * language.enough
+    return sure and language.instructs is not None and _talks_about(answer, sentences, language)
 
 
 def _asked(question: str, language: Language) -> Task | None:
@@ -154,6 +160,14 @@ def _other(asked: Task, stated: Task, words: Sequence[str], language: Language) 
         return True
     things = [word for word in asked.objects if word not in asked.verbs] or asked.words
     return all(word in missing for word in things)
+
+
+def _talks_about(answer: str, sentences: list[str], language: Language) -> bool:
+    """Whether an answer only talks about the subject of a request that asks how."""
+    assert language.instructs is not None
+    if any(_MARK.match(line.strip()) for line in answer.split("\n")):
+        return False
+    return not any(language.instructs.search(sentence) for sentence in sentences)
 
 
 def _says_nothing(sentences: list[str], asked: Task, language: Language, ended: bool) -> bool:
@@ -235,6 +249,7 @@ def _read(path: Path) -> tuple[Language, frozenset[str]]:
     )
     language = Language(
         units, data["verb"], data["enough"], generic, written=written,
+        instructs=re.compile(data["instructs"]) if data["instructs"] else None,
         groups={word: frozenset(found) for word, found in groups.items()}, **patterns,
     )  # fmt: skip
     return language, stop
