@@ -118,9 +118,7 @@ def test_a_person_can_correct_an_answer_to_any_of_the_four(kind):
     fixed = corrections.labels(corrections.correct((), prompt, answer, kind))
     shown = [Shown(answer, answer)]
     for name, wanted in zip(SHARES, ("refused", "evaded", "degenerate", "delivered"), strict=True):
-        (result,) = corrections.apply(
-            [compare(find(name), [Prompt(prompt)], shown, shown)], fixed
-        )
+        (result,) = corrections.apply([compare(find(name), [Prompt(prompt)], shown, shown)], fixed)
         assert result.edited.value == (wanted == kind)
         assert result.items[0].edited_label == kind
 

@@ -156,7 +156,8 @@ def _other(asked: Task, stated: Task, words: Sequence[str], language: Language) 
     missing = [word for word in asked.words if not near(word, words)]
     if not new or not missing:
         return False
-    if set(asked.verbs) & set(missing) and set(stated.verbs) & set(new):
+    about = stated.objects or not asked.objects  # "to defeat them" is about what was said before
+    if about and set(asked.verbs) & set(missing) and set(stated.verbs) & set(new):
         return True
     things = [word for word in asked.objects if word not in asked.verbs] or asked.words
     return all(word in missing for word in things)
