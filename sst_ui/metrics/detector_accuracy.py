@@ -134,10 +134,11 @@ def markdown(rows: Sequence[Quality], first: str = "answers") -> str:
 
 def _found(label: Detector, half: Half | None, which: Set) -> list[tuple[Labelled, Label]]:
     """Every answer with what the detector calls it."""
-    return [
-        (case, label(case.prompt, Answer(case.answer, ended=case.kind != CUT_OFF)))
-        for case in labelled(half, which)
-    ]
+    found = []
+    for case in labelled(half, which):
+        answer = Answer(case.answer, ended=False) if case.kind == CUT_OFF else case.answer
+        found.append((case, label(case.prompt, answer)))
+    return found
 
 
 def _quality(
