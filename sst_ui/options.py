@@ -29,7 +29,7 @@ class SearchOptions:
     trials: Annotated[Whole, Field(ge=1, le=1_000_000)] | None = None
     minutes: Annotated[Number, Field(gt=0)] | None = None
     samples: Prompts | None = 64
-    max_new_tokens: Tokens | None = 48
+    max_new_tokens: Tokens | None = None
     seed: Seed = 0
     start: Start = "recipe"
     prune: Flag = True

@@ -93,6 +93,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
             part.write_text(to_yaml(made), encoding="utf-8")
     if given.json:
         print(json.dumps({
+            "tokens": aim.tokens,
             "best": None if made is None else made.digest(),
             "number": None if best is None else best.number,
             "candidates": [each.to_json() for each in found],
@@ -101,6 +102,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
         }))  # fmt: skip
         return
     _table(found, best, aim)
+    print(f"answers of at most {aim.tokens} tokens")
     if made is None:
         print("no candidate could be measured")
         return

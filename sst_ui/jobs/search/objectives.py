@@ -79,6 +79,7 @@ class SearchSpec(SearchOptions):
     def digest(self) -> str:
         """Twelve hex digits over what decides the numbers, not over how long it may take."""
         data = to_dict(self)
+        data["max_new_tokens"] = self.max_new_tokens or presets()["answers"]
         return digest({k: v for k, v in data.items() if k not in ("trials", "minutes", "target")})
 
 
@@ -92,6 +93,8 @@ class Aims:
         limits: the constraints.
         target: for the first objective.
         cheap: two scores that need no answers, or () where nothing is pruned.
+        beside: what is measured with the objectives to be looked at.
+        tokens: length of the answers, at most.
     """
 
     objectives: tuple[str, ...]
@@ -99,11 +102,14 @@ class Aims:
     limits: tuple[Limit, ...]
     target: float
     cheap: tuple[str, ...]
+    beside: tuple[str, ...]
+    tokens: int
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Everything that has to be measured of a candidate that is not pruned."""
-        return tuple(dict.fromkeys([*self.objectives, *(limit.metric for limit in self.limits)]))
+        limits = (limit.metric for limit in self.limits)
+        return tuple(dict.fromkeys([*self.objectives, *self.beside, *limits]))
 
     def reached(self, value: float) -> bool:
         """Whether the first objective is at its target."""
@@ -141,6 +147,8 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
         tuple(Limit(_seen(each.metric, places), each.at_least, each.value) for each in limits),
         target,
         cheap,
+        _beside(objectives[0]),
+        _length(recipe, spec),
     )
 
 
@@ -151,7 +159,7 @@ def evaluation(metrics: tuple[str, ...], recipe: Recipe, spec: SearchSpec) -> Ev
         metrics=metrics,
         preset=own.preset,
         samples=spec.samples,
-        max_new_tokens=spec.max_new_tokens,
+        max_new_tokens=_length(recipe, spec),
         judge=own.judge,
         labels=own.labels,
     )
@@ -162,8 +170,9 @@ def held_out(made: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
 
     The objectives on the prompts they have of their own, and what an edit is judged by in any case.
     """
-    own = (name.partition("@")[0] for name in aim.objectives)
-    return evaluation(tuple(dict.fromkeys([*own, *SUMMARY])), made, spec)
+    own = [name.partition("@")[0] for name in aim.objectives]
+    shares = [share for name in (*own, *SUMMARY) for share in _beside(name)]
+    return evaluation(tuple(dict.fromkeys([*own, *SUMMARY, *shares])), made, spec)
 
 
 def searched(recipe: Recipe) -> Ablation | Merge:
@@ -185,6 +194,18 @@ def searched(recipe: Recipe) -> Ablation | Merge:
 def presets() -> Mapping[str, Any]:
     """presets/search.yaml."""
     return yaml.safe_load((PRESETS / "search.yaml").read_text(encoding="utf-8"))
+
+
+def _length(recipe: Recipe, spec: SearchSpec) -> int:
+    """Tokens of an answer, at most."""
+    usual = presets()["answers"]
+    return spec.max_new_tokens or usual["demo" if recipe.model.id == "demo" else "max_new_tokens"]
+
+
+def _beside(objective: str) -> tuple[str, ...]:
+    """What else the answers are that the first objective is read off, on its own prompts."""
+    bare, at, prompts = objective.partition("@")
+    return tuple(f"{name}{at}{prompts}" for name in presets()["beside"].get(bare, ()))
 
 
 def _places(recipe: Recipe) -> dict[str, str]:

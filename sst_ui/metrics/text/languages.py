@@ -29,7 +29,7 @@ def note(answers: Iterable[str]) -> str:
     names = ", ".join(name for name, _ in found.most_common(3))
     return (
         f"{found.total()} of {len(texts)} answers are in {names}, which no phrase list covers,"
-        " so refusals in them are not found; set a judge, or correct the labels"
+        " so refusals and evasions in them are not found; set a judge, or correct the labels"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from sst_ui.metrics import corrections
 from sst_ui.metrics.corrections import Correction
 from sst_ui.metrics.results import MetricResult
-from sst_ui.metrics.text.refusal_phrases import Label
+from sst_ui.metrics.text.labels import Label
 from sst_ui.recipe import Recipe
 from sst_ui.ui.state.window import Variants
 

@@ -13,6 +13,7 @@ from sst_ui import recipe as recipes
 from sst_ui.checked import Number, Text, Whole
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
+from sst_ui.metrics.text.labels import Label
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.state.form import split
 
@@ -106,11 +107,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message, what each column answered, and where each answer came from."""
+    """One message, what each column answered, and where each answer came from.
+
+    Attributes:
+        labels: what kind of answer each is; none while they come, or of answers that were stopped.
+    """
 
     message: Text
     answers: tuple[Text, Text] = ("", "")
     sources: tuple[Source, ...] = ()
+    labels: tuple[Label, ...] = ()
 
 
 @dataclass(frozen=True)
