@@ -70,8 +70,7 @@ class Row:
         """Plain data."""
         told = {"labels": self.labels, "values": self.values}
         return {"name": self.name} | {
-            key: {name: value.to_json() for name, value in row.items()}
-            for key, row in told.items()
+            key: {name: value.to_json() for name, value in row.items()} for key, row in told.items()
         }
 
 
@@ -115,9 +114,7 @@ def measure(
         "kl_1": f"kl_1@{sets.ordinary}",
         "kl_16": f"kl_16@{sets.ordinary}",
     }
-    evaluation = Evaluation(
-        metrics=tuple(names.values()), samples=samples, max_new_tokens=tokens
-    )
+    evaluation = Evaluation(metrics=tuple(names.values()), samples=samples, max_new_tokens=tokens)
     results = finish(evaluate_rows(host, edits, evaluation), tell)
     by_row = [dict(zip(names, found, strict=True)) for found in results]
     base = by_row[0]

