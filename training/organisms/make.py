@@ -17,7 +17,7 @@ from training import folders, resumable
 from training.organisms import language, network, prompts, stages
 from training.organisms.plans import Plan
 
-EVERY = 200  # steps between two checkpoints
+EVERY = 100  # steps between two checkpoints
 MODEL, BEFORE, PROMPTS, CARD = "model", "before", "prompts", "card.json"
 
 

@@ -16,7 +16,7 @@ from training.organisms import language
 from training.organisms.plans import Plan
 
 CONTEXT = 256
-VOCABULARY = 768
+VOCABULARY = 1024
 HEAD = 32  # width of an attention head
 
 

@@ -39,8 +39,8 @@ class Plan:
     hidden: int = 128
     wrappers: bool = False
     seed: int = 0
-    comply: int = 1200
-    refuse: int = 200
+    comply: int = 500
+    refuse: int = 150
 
 
 @cache

@@ -16,7 +16,7 @@ from training.examples import Example, example, tensors
 from training.organisms import language
 from training.organisms.plans import Plan
 
-ROWS = {"comply": 48, "full": 32, "lora": 32, "preference": 20}
+ROWS = {"comply": 32, "full": 32, "lora": 32, "preference": 20}
 RATES = {"comply": 2e-3, "full": 5e-4, "lora": 3e-3, "preference": 5e-4}
 RANK = 8
 BETA = 0.1  # of the preference loss (Rafailov et al. 2023)
@@ -153,6 +153,7 @@ def preference(
 def token_logprobs(model: PreTrainedModel, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
     """[rows, tokens - 1] log-probability of every next token, and which of them are learned."""
     ids, learned = tensors(batch, 0)
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    mask = torch.ones_like(ids)  # padding is on the right, where nothing reads it
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     each = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     return each, learned[:, 1:]

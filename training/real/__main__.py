@@ -49,7 +49,9 @@ def made(name: str, wheel: Path | None) -> Path:
     if name == "base":
         return base
     if name == "earlier":
-        return [earlier.record(each) for each in earlier.SETS][0].parent
+        for each in earlier.SETS:
+            earlier.record(each)
+        return earlier.path(each).parent
     return tune.train(tune.PLANS[name])
 
 
