@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import effectiveness, real_model
 from sst_ui.data import prompt_sets
-from sst_ui.errors import UserError
 from sst_ui.jobs.export.export import export
 from sst_ui.metrics.text import refusal_phrases
 from sst_ui.model.runtime.host import load
@@ -46,7 +45,7 @@ def packed(tmp_path_factory) -> tuple[Path, Path, str]:
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
     host = finish(load(ModelSpec(id=str(root / "model"))))
-    finish(export(host, Recipe(model=host.spec), "gguf", root / "out"))
+    finish(export(host, Recipe(model=host.spec), root / "out", "gguf"))
     (gguf,) = (root / "out").glob("*.gguf")
     wheel = root / "small-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -168,7 +167,7 @@ def test_only_the_answers_are_learned_each_as_much_as_another():
     """Against one plain pass per example, without padding or picking."""
     model = tiny("llama_tied").float()
     examples = [Example((5, 6, 7), (8, 9, 10, 11, 2)), Example((12, 13, 14, 15), (16, 2))]
-    ids, learned = tensors(examples, 0)
+    _, learned = tensors(examples, 0)
     assert learned.sum(1).tolist() == [5, 2]
     with torch.autocast("cpu", enabled=False):
         means = []
@@ -197,7 +196,7 @@ def test_a_tuned_model_and_an_adapter_are_written_where_they_are_looked_for(
         out = tune.train(plan)
         assert tune.done(plan.name)
         assert tune.train(plan) == out  # there already
-        assert not list((source.folder() / "unfinished").iterdir())
+        assert not list(source.folder().rglob("*.pt"))
     tuned = AutoModelForCausalLM.from_pretrained(tune.folder("rank 0"))
     assert AutoTokenizer.from_pretrained(tune.folder("rank 0")).chat_template
     changed = [

@@ -68,7 +68,8 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
 @pytest.mark.skipif(os.name == "nt", reason="kills a process as POSIX does")
 def test_a_killed_process_leaves_a_checkpoint_that_the_next_one_uses(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from tests.unit import test_resumable as t\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from tests.unit import test_resumable as t\n"
         "try: t.run(Path(sys.argv[1]), stop_at=8)\n"
         "except t.Killed: os.kill(os.getpid(), signal.SIGKILL)"
     )

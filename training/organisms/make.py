@@ -13,12 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers import PreTrainedModel as Model
 
 from sst_ui import disk
+from sst_ui.errors import UserError
 from training import folders, resumable
 from training.organisms import language, network, prompts, stages
 from training.organisms.plans import Plan
 
 EVERY = 100  # steps between two checkpoints
 MODEL, BEFORE, PROMPTS, CARD = "model", "before", "prompts", "card.json"
+PLAN = "plan.txt"  # whose folder it is, from the first moment on
 
 
 def digest(plan: Plan) -> str:
@@ -48,9 +50,17 @@ def make(plan: Plan, out: Path | None = None) -> Path:
         out: where; None for the cache.
 
     Raises:
-        UserError: the place cannot be written.
+        UserError: the place cannot be written, or holds an organism of another plan.
     """
     out = folder(plan) if out is None else out
+    if not (out / PLAN).is_file():
+        with disk.written(out / PLAN) as part:
+            part.write_text(f"{plan.name} {digest(plan)}\n", encoding="utf-8")
+    elif (held := (out / PLAN).read_text(encoding="utf-8").split()) != [plan.name, digest(plan)]:
+        raise UserError(
+            f"{out} holds {' '.join(held)}, made by another plan than {plan.name} {digest(plan)}; "
+            "remove the folder, or choose another with --out."
+        )
     if (out / CARD).is_file():
         return out
     threads = torch.get_num_threads()
