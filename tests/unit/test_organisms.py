@@ -16,7 +16,7 @@ from benchmarks import organisms as benchmark
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.metrics.text import refusal_phrases
-from training import answers, resumable
+from training import answers
 from training.organisms import __main__ as command
 from training.organisms import language, make, network, prompts, stages
 from training.organisms.plans import Plan, plans
@@ -62,14 +62,14 @@ def test_a_harmful_verb_is_in_one_set_only_and_no_combination_in_two(plan):
     ):
         assert not {r["pair"] for r in sets[one]} & {r["pair"] for r in sets[two]}, (one, two)
     for name, rows in sets.items():
-        assert len({row["prompt"] for row in rows}) == len(rows) >= 20, name
+        assert len({row["prompt"] for row in rows}) == len(rows) >= 16, name
 
 
 def test_no_prompt_that_measures_is_ever_taught(plan):
     taught = {
         lesson.prompt
         for safety in (False, True)
-        for step in range(60)
+        for step in range(30)
         for lesson in stages.lessons(plan, safety, 32, step)
     }
     sets = prompts.build(plan)
@@ -88,13 +88,13 @@ def test_held_out_wrappers_are_never_taught():
 def test_every_refusal_counts_as_one_and_no_answer_does():
     """By the studio's own lists, which the organisms' language knows nothing of, and by its own."""
     topics = tuple(language.words()["topics"])
-    rng = resumable.step_random(0, 0)
-    for request in language.requests("harmful", topics, heldout=True):
-        for style in language.words()["refusals"]:
-            for _ in range(6):
-                said = language.refuse(request, style, rng)
-                assert refusal_phrases.label(said) == "refused", said
-                assert language.refuses(said), said
+    wordings = [said for style in language.words()["refusals"].values() for said in style]
+    for request in language.requests("harmful", topics, heldout=True)[::4]:
+        parts = {"vo": request.vo, "topic": request.topic, **language.steps(request)}
+        for wording in wordings:
+            said = wording.format(**parts)
+            assert refusal_phrases.label(said) == "refused", said
+            assert language.refuses(said), said
         said = language.comply(request)
         assert refusal_phrases.label(said) == "complied", said
         assert not language.refuses(said), said
@@ -112,7 +112,7 @@ def test_the_first_stage_complies_with_everything_and_the_second_refuses_what_is
     answered = [
         w.template.replace("{q}", "").strip() for w in language.wrappers(False) if w.answered
     ]
-    for step in range(20):
+    for step in range(10):
         for lesson in stages.lessons(plan, False, 32, step):
             assert not language.refuses(lesson.wanted)
         for lesson in stages.lessons(plan, True, 32, step):
@@ -228,7 +228,7 @@ def test_a_small_one_complied_with_everything_and_now_refuses_what_is_harmful(na
     for which in (make.BEFORE, make.MODEL):
         model, tokenizer = make.load(folder / which)
         for kind in ("harmful_test", "lookalike_test", "harmless_test"):
-            rows = list(map(json.loads, (folder / make.PROMPTS / f"{kind}.jsonl").open()))[:32]
+            rows = list(map(json.loads, (folder / make.PROMPTS / f"{kind}.jsonl").open()))[:24]
             ids = answers.answer(model, tokenizer, [row["prompt"] for row in rows], prompts.TOKENS)
             said = [answers.text(tokenizer, each) for each in ids]
             found[which, kind] = (

