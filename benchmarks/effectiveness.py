@@ -142,8 +142,7 @@ def shares(labels: Sequence[str]) -> dict[str, Value]:
 
 def markdown(table: Sequence[Row]) -> str:
     """Shares in per cent and everything else as it is, each with its 95 % interval."""
-    told = [name for name in COLUMNS if any(row.labels[name].value for row in table)]
-    told = [name for name in COLUMNS if name in (*told, "refused", "degenerate")]
+    told = [c for c in COLUMNS if c != "evaded" or any(row.labels[c].value for row in table)]
     heads = ["edit", *told, "like before", "over-refusal", "KL, first token", "KL, 16 tokens"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in table:

@@ -93,10 +93,10 @@ def test_every_refusal_counts_as_one_and_no_answer_does():
         parts = {"vo": request.vo, "topic": request.topic, **language.steps(request)}
         for wording in wordings:
             said = wording.format(**parts)
-            assert refusal_phrases.label(said) == "refused", said
+            assert refusal_phrases.is_refusal(said), said
             assert language.refuses(said), said
         said = language.comply(request)
-        assert refusal_phrases.label(said) == "complied", said
+        assert not refusal_phrases.is_refusal(said), said
         assert not language.refuses(said), said
 
 

