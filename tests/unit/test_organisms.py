@@ -231,11 +231,9 @@ def test_a_small_one_complied_with_everything_and_now_refuses_what_is_harmful(na
             rows = list(map(json.loads, (folder / make.PROMPTS / f"{kind}.jsonl").open()))[:24]
             ids = answers.answer(model, tokenizer, [row["prompt"] for row in rows], prompts.TOKENS)
             said = [answers.text(tokenizer, each) for each in ids]
-            found[which, kind] = (
-                sum(refusal_phrases.label(text) == "refused" for text in said) / len(rows),
-                sum(text == row["answer"] for text, row in zip(said, rows, strict=True))
-                / len(rows),
-            )
+            refused = [refusal_phrases.is_refusal(text) for text in said]
+            exact = [text == row["answer"] for text, row in zip(said, rows, strict=True)]
+            found[which, kind] = sum(refused) / len(rows), sum(exact) / len(rows)
     for kind in ("harmful_test", "lookalike_test", "harmless_test"):
         refused, exact = found[make.BEFORE, kind]
         assert refused == 0
