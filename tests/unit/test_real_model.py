@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import effectiveness, real_model
+from benchmarks import effectiveness, merging, real_model
 from sst_ui.data import prompt_sets
 from sst_ui.jobs.export.export import export
 from sst_ui.metrics.text import refusal_phrases
@@ -22,7 +22,7 @@ from training import answers
 from training.demo import text as demo
 from training.examples import Example, tensors
 from training.real import __main__ as command
-from training.real import lessons, source, tune
+from training.real import lessons, merge_sets, source, tune
 
 # asked before the tests have a cache of their own
 BASE, REFUSING = source.base(), tune.folder("refusing")
@@ -210,12 +210,30 @@ def test_a_tuned_model_and_an_adapter_are_written_where_they_are_looked_for(
     assert config["base_model_name_or_path"] == str(source.base())
 
 
+def test_what_a_merge_reads_was_taught_and_measures_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("SST_CACHE", str(tmp_path))
+    folder = merge_sets.write()
+    held = {
+        words(p.user)
+        for name in (*lessons.HELD_OUT, "demo/repliqa")
+        for p in prompt_sets.load(name).prompts
+    }
+    for name in merge_sets.NAMES:
+        rows = prompt_sets.load(str(folder / f"{name}.jsonl")).prompts
+        assert len(rows) == merge_sets.ROWS
+        assert all(row.assistant for row in rows)
+        assert not {words(row.user) for row in rows} & held
+
+
 # The benchmark
 
 
-def test_the_benchmark_says_which_command_brings_what_is_missing(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("module", [merging, real_model])
+def test_a_benchmark_says_which_command_brings_what_is_missing(
+    module, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("SST_CACHE", str(tmp_path / "none"))
-    assert real_model.main(["--prompts", "2"]) == 2
+    assert module.main(["--pair", "real"] if module is merging else []) == 2
     assert capsys.readouterr().err.strip().endswith(source.COMMAND)
 
 
