@@ -91,7 +91,7 @@ def test_a_push_is_private_shows_where_it_is_and_where_it_went(chromium, tmp_pat
         status = page.locator("#export-status")
         push(page, "ada/edited")
         expect(status).to_contain_text("Export first")
-        push(page, "not a valid repository name")
+        push(page, "no name")
         expect(page.locator("#hub-repo .said")).to_contain_text("USER/NAME")
         exported(page)
         hub.accounts = {}
