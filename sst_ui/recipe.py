@@ -56,6 +56,7 @@ Estimator = Literal["mean_difference", "projected", "whitened", "random"]
 Scope = Literal["per_layer", "single"]
 Position = Literal["template", "instruction"]
 Operation = Literal["ablate", "add"]
+AffineAt = Literal["prompt_end", "everywhere"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Size = Literal["quick", "standard", "full"]
@@ -186,6 +187,7 @@ class Ablation:
     operation: Operation = "ablate"
     norm_preserving: bool = False
     affine: bool = False
+    affine_at: AffineAt = "prompt_end"
 
     def __post_init__(self) -> None:
         schema.check(self)

@@ -15,6 +15,7 @@ from sst_ui import cache
 from sst_ui.data.prompt_sets import Prompt, PromptSet
 from sst_ui.data.prompt_sets import load as load_prompts
 from sst_ui.errors import UserError
+from sst_ui.jobs.directions.neutral_points import at_prompt_end, everywhere
 from sst_ui.jobs.directions.residual_cache import Encoded, captured, check_fits, encode
 from sst_ui.jobs.merge.merge import merge
 from sst_ui.maths import kernel
@@ -100,6 +101,11 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
             edits.append((yield from merge(host, edit)).live)
             continue
         directions = yield from measure(host, edit.directions)
+        centre = None
+        if edit.affine and edit.affine_at == "everywhere":
+            centre = yield from everywhere(host, edit.directions, directions)
+        elif edit.affine:
+            directions = yield from at_prompt_end(host, edit.directions, directions)
         edits.append(
             RowEdit(
                 directions,
@@ -107,6 +113,7 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
                 norm_preserving=edit.norm_preserving,
                 affine=edit.affine,
                 operation=edit.operation,
+                centre=centre,
             )
         )
     return tuple(edits)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.maths import kernel
@@ -21,7 +23,7 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.model.weights import tensor_edits
 from sst_ui.model.weights.streaming_writer import Rounding, write_model
 from sst_ui.progress import Progress
-from sst_ui.recipe import Ablation, Recipe
+from sst_ui.recipe import KINDS, Ablation, Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,12 @@ def pretended(host: Host, recipe: Recipe) -> tuple[RowEdit, ...]:
     """The recipe's ablations along random directions: enough to tell what a format can hold,
     before minutes go into measuring the real ones."""
     shape = (host.layers, host.hidden)
+
+    def centre(edit: Ablation) -> Tensor | None:
+        if not edit.affine or edit.affine_at == "prompt_end":
+            return None
+        return torch.zeros(host.layers, len(KINDS), edit.directions.k)
+
     return tuple(
         RowEdit(
             random(*shape, edit.directions.k, 0),
@@ -67,6 +75,7 @@ def pretended(host: Host, recipe: Recipe) -> tuple[RowEdit, ...]:
             norm_preserving=edit.norm_preserving,
             affine=edit.affine,
             operation=edit.operation,
+            centre=centre(edit),
         )
         for edit in recipe.edits
         if isinstance(edit, Ablation)
@@ -142,4 +151,9 @@ def model(job: Job, folder: Path) -> Generator[Progress, None, Made]:
     ]
     if done.untied:
         notes.append("The head was tied to the embedding and has weights of its own now.")
+    if done.flags:
+        notes.append(
+            f"config.json says {' and '.join(f'{flag}: true' for flag in done.flags)} now, for the "
+            "biases that the affine edit needs; the other biases that come with it are zero."
+        )
     return Made(tuple(notes))

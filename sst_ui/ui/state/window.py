@@ -147,6 +147,7 @@ def title(recipe: Recipe) -> str:
         marks = [edit.weights.profile, f"×{edit.weights.strength:g}"]
         marks += [edit.operation] if edit.operation != "ablate" else []
         marks += ["affine"] if edit.affine else []
+        marks += ["everywhere"] if edit.affine and edit.affine_at == "everywhere" else []
         marks += ["random"] if edit.directions.estimator == "random" else []
         parts.append(" ".join(marks))
     return " + ".join(parts).replace("-", "−") or "base"
