@@ -29,6 +29,7 @@ TURNED = {  # another position of every control
     "operation": "add",
     "norm_preserving": True,
     "affine": True,
+    "affine_at": "everywhere",
     "estimator": "whitened",
     "k": 3,
     "scope": "single",

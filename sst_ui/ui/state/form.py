@@ -29,8 +29,8 @@ WAYS = ("operation", "norm_preserving", "affine")  # exclude one another where n
 
 ABLATION = (
     "ablation_on", "profile", "strength", "peak", "width", "threshold", "attention", "mlp",
-    "operation", "norm_preserving", "affine", "estimator", "k", "scope", "layer", "winsorize",
-    "position", "shrinkage", "seed", "samples", "harmful", "harmless", "file",
+    "operation", "norm_preserving", "affine", "affine_at", "estimator", "k", "scope", "layer",
+    "winsorize", "position", "shrinkage", "seed", "samples", "harmful", "harmless", "file",
 )  # fmt: skip
 # Every control that is part of a recipe: as components in `build`, as values in handlers.
 Form = namedtuple("Form", (*ABLATION, *MEASURING, *merge_form.FIELDS))
@@ -108,6 +108,7 @@ def ablation(values: Form, extras: Extras) -> Ablation:
         operation=values.operation,
         norm_preserving=bool(values.norm_preserving),
         affine=bool(values.affine),
+        affine_at=values.affine_at,
     )
 
 
@@ -200,6 +201,7 @@ def _shown(edit: Ablation) -> dict[str, Any]:
         "operation": edit.operation,
         "norm_preserving": edit.norm_preserving,
         "affine": edit.affine,
+        "affine_at": edit.affine_at,
         "estimator": directions.estimator,
         "k": directions.k,
         "scope": directions.scope,
