@@ -251,6 +251,23 @@ def _granted(
     Raises:
         UserError: an affine edit that acts at one token; a writer that cannot have a bias.
     """
+    bare = without_bias(edits, architecture)
+    found = given(architecture, bare)
+    if found is None or found.sizes is None:
+        raise UserError(
+            f"an affine edit needs a bias at what each module writes; {fold(bare)} of "
+            f"{architecture.model_type} have none, and no setting of its config.json gives them "
+            "one. Export an adapter (format adapter), which brings its own."
+        )
+    return found.flags, found.sizes
+
+
+def without_bias(edits: Sequence[Edit], architecture: Architecture) -> list[str]:
+    """The modules that an affine edit needs a bias of and that have none.
+
+    Raises:
+        UserError: an affine edit that acts at one token, or on a mixture of experts.
+    """
     rows = [edit for edit in edits if isinstance(edit, RowEdit) and edit.affine]
     if any(edit.at_end and edit.alpha.any() for edit in rows):
         raise UserError(
@@ -270,14 +287,7 @@ def _granted(
             )
         if writer.tensors[0].bias is None:
             bare.append(writer.name)
-    found = given(architecture, bare)
-    if found is None or found.sizes is None:
-        raise UserError(
-            f"an affine edit needs a bias at what each module writes; {fold(bare)} of "
-            f"{architecture.model_type} have none, and no setting of its config.json gives them "
-            "one. Export an adapter (format adapter), which brings its own."
-        )
-    return found.flags, found.sizes
+    return bare
 
 def _present(name: str, places: Places, change: Change, model: nn.Module) -> Places:
     """The tensors a parameter is made of, all there and of the right kind."""
