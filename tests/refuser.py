@@ -153,7 +153,7 @@ def _tokenizer() -> Words:
     known = dict.fromkeys((*MARKS, *(word for word in words if word != "{}")))
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, "<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.decoder = decoders.WordPiece(prefix="", cleanup=False)
+    backend.decoder = decoders.WordPiece(cleanup=False)
     backend.add_special_tokens(list(MARKS))
     tokenizer = Words(tokenizer_object=backend, pad_token="<pad>", eos_token="<|end|>")
     tokenizer.chat_template = TEMPLATE

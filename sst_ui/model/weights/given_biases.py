@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 from transformers.utils import logging
@@ -55,11 +56,17 @@ def given(architecture: Architecture, modules: Sequence[str]) -> Given | None:
     return None
 
 
+def with_flags(config: Any, flags: Sequence[str]) -> Any:
+    """A copy of a model's configuration in which these settings are true."""
+    config = copy.deepcopy(config)
+    for flag in flags:
+        setattr(config.get_text_config(), flag, True)
+    return config
+
+
 def _built(architecture: Architecture, flags: Sequence[str]) -> dict[str, int]:
     """Parameter -> how many numbers, of a decoder without numbers that has these settings."""
-    config = copy.deepcopy(architecture.decoder.config)
-    for flag in flags:
-        setattr(config, flag, True)
+    config = with_flags(architecture.decoder.config, flags)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -165,7 +165,7 @@ def check(edits: Sequence[Edit], architecture: Architecture) -> None:
     Raises:
         UserError: an affine edit or an addition that no bias can hold.
     """
-    _granted(edits, architecture)
+    granted(edits, architecture)
     parts = (_ablations, _shifts, _biases)
     for _ in (found for part in parts for found in part(edits, architecture)):
         pass
@@ -215,7 +215,7 @@ def alterations(
         for _, stored in _present(name, places, change, model):
             if twin is not change:
                 changes[stored.name] = change
-    flags, sizes = _granted(edits, architecture)
+    flags, sizes = granted(edits, architecture)
     added = tuple(_new(name, size, without, located) for name, size in sizes.items())
     return Alterations(changes, untied, twin, head in found, added, flags)
 
@@ -242,7 +242,7 @@ def _new(
     return Added(beside.name, stored, Change(last=True, bias=True, links=links.get(name, ())))
 
 
-def _granted(
+def granted(
     edits: Sequence[Edit], architecture: Architecture
 ) -> tuple[tuple[str, ...], Mapping[str, int]]:
     """Settings of config.json that give every writer of an affine edit its bias, and the length of
