@@ -1,7 +1,7 @@
 """A small Llama that learned to comply with everything and then to refuse some verbs.
 
 Trained in about a minute with nothing but examples: no direction, no edit and no measurement is in
-the loop. Its answers are whole sentences of more than 40 tokens, so that an edit which gets only the
+the loop. Its answers are sentences of more than 40 tokens, so that an edit which gets only the
 first words right does not pass. A token is a word.
 """
 

@@ -66,7 +66,9 @@ def outputs(host, texts):
             for kind, name in enumerate(names[family]):
                 handles.append(
                     block.get_submodule(name).register_forward_hook(
-                        lambda m, a, output, place=(layer, kind): seen.update({place: output[0]})
+                        lambda m, a, output, place=(layer, kind), seen=seen: seen.update(
+                            {place: output[0]}
+                        )
                     )
                 )
         with torch.no_grad():

@@ -3,8 +3,8 @@
 What an ablation or a delta does to what a module writes is measured by running the module. What
 that is worth in the model is measured on the residual stream: the model is run over a few random
 tokens with the edit, and what every layer adds must have (1 − α) of the component along r̂ that its
-writers would have given on the same input (of its distance to the centre, where there is one). The expected values are computed here from the formula,
-in float64, not with the code that edits.
+writers would have given on the same input, and α of the target of an affine edit. The expected
+values are computed here from the formula, in float64, not with the code that edits.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the writers write on average over some conversations: one forward pass, no weight is read."""
+"""What the writers write on average over some texts: one forward pass, no weight is read."""
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack

@@ -39,6 +39,7 @@ from sst_ui.recipe import KINDS
 ENDS = (*PLAIN_ENDS, "mistral", "phi3", "qwen2", "qwen3")
 MODEL = "Export the whole model (format model)"
 
+
 @dataclass(frozen=True, eq=False)
 class Lowered:
     """Low-rank changes that do what the edits do.
@@ -60,7 +61,8 @@ def check(host: Host, edits: Sequence[Edit], rank: int | None = None) -> None:
     """Refuse what no adapter can hold, before anything is computed.
 
     Raises:
-        UserError: an affine edit that acts at one token; norm preservation without a rank; an edit of experts.
+        UserError: an affine edit that acts at one token; norm preservation without a rank; an edit
+            of experts.
     """
     if rank is not None and rank < 1:
         raise UserError(f"the rank is {rank}; it must be 1 or more.")

@@ -32,9 +32,9 @@ BLOCK = 1 << 18  # numbers worked on at a time: 1 MiB in float32, for the cache'
 PLAIN_ENDS = ("gpt2", "gpt_neox", "llama")
 
 EVERYWHERE = (
-    "An affine edit can be exported with affine_at 'everywhere' (an ablation and a bias), as far as "
-    "it does what you want there; or export a plain ablation (affine: false), or keep the recipe "
-    "and run it in the studio."
+    "With affine_at 'everywhere' it is an ablation and a bias, which can be exported; see whether "
+    "it does what you want. Or export a plain ablation (affine: false), or keep the recipe and run "
+    "it in the studio."
 )
 
 
@@ -220,9 +220,7 @@ def alterations(
     return Alterations(changes, untied, twin, head in found, added, flags)
 
 
-def _new(
-    name: str, size: int, links: Mapping[str, tuple[Link, ...]], located: Located
-) -> Added:
+def _new(name: str, size: int, links: Mapping[str, tuple[Link, ...]], located: Located) -> Added:
     """A bias that a setting brings along: of a module that is edited, or zeros."""
     places = located.get(f"{name.removesuffix('.bias')}.weight", ())
     if len(places) != 1 or not (beside := places[0][1]).name.endswith("weight"):
@@ -288,6 +286,7 @@ def without_bias(edits: Sequence[Edit], architecture: Architecture) -> list[str]
         if writer.tensors[0].bias is None:
             bare.append(writer.name)
     return bare
+
 
 def _present(name: str, places: Places, change: Change, model: nn.Module) -> Places:
     """The tensors a parameter is made of, all there and of the right kind."""
