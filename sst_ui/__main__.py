@@ -105,11 +105,11 @@ def build_parser() -> Parser:
             each(own)
         own.set_defaults(command=run)
 
-    command("kernel", _kernel, "print a weight kernel, one value a layer", _kernel_options)
+    command("kernel", _kernel, "print a weight kernel, one value per layer", _kernel_options)
     command("measure", _measure, "measure refusal directions and save them",
             _model_options, _measure_options)  # fmt: skip
     command("run", _run, "carry out a recipe and write its results", _recipe_file, _run_options)
-    command("search", _search, "try a grid of kernels and keep the best",
+    command("search", _search, "try many settings and keep the best",
             _recipe_file, searching.options, _other_model)  # fmt: skip
     command("evaluate", _evaluate, "measure a recipe's metrics",
             _recipe_file, evaluating.options, _other_model)  # fmt: skip

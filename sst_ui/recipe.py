@@ -60,6 +60,7 @@ Estimator = Literal["mean_difference", "projected", "whitened", "random"]
 Scope = Literal["per_layer", "single"]
 Position = Literal["template", "instruction"]
 Operation = Literal["ablate", "add", "filter"]
+AffineAt = Literal["prompt_end", "everywhere"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Size = Literal["quick", "standard", "full"]
@@ -213,6 +214,7 @@ class Ablation(Checked):
     operation: Operation = "ablate"
     norm_preserving: Flag = False
     affine: Flag = False
+    affine_at: AffineAt = "prompt_end"
     filter: Filter = field(default_factory=Filter)
 
     def __post_init__(self) -> None:

@@ -101,8 +101,10 @@ def overview() -> list[Setting]:
 
 def _title(name: str, recipe: Recipe) -> str:
     edit = recipe.edits[0]
-    affine = isinstance(edit, Ablation) and edit.affine
-    return f"{name}, {edit.weights.strength:g}{', affine' if affine else ''}"
+    affine = ""
+    if isinstance(edit, Ablation) and edit.affine:
+        affine = ", affine" if edit.affine_at == "prompt_end" else ", affine everywhere"
+    return f"{name}, {edit.weights.strength:g}{affine}"
 
 
 def sweep(

@@ -255,7 +255,8 @@ def test_answers_are_those_of_full_passes_whatever_cache_a_family_wants(name, ti
         for step in steps:
             if number not in step:
                 break
-            wanted = logits(host.model, torch.tensor([given]), host.live, [row])[0, -1]
+            tail = len(given) - len(prompt) + 1
+            wanted = logits(host.model, torch.tensor([given]), host.live, [row], tail)[0, -1]
             assert int(wanted.argmax()) == step[number]
             given.append(step[number])
     assert steps

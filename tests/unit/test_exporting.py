@@ -234,13 +234,24 @@ def test_wrong_options_are_refused_before_anything_is_written(host, tmp_path, op
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("format", ["adapter", "model", "gguf"])
+def test_an_affine_edit_at_every_token_leaves_as_it_was_in_the_studio(
+    host, tmp_path, format, in_process
+):
+    recipe = Recipe(edits=(Ablation(affine=True, affine_at="everywhere"),))
+    done = finish(export(host, recipe, tmp_path / "out", format, verify=4))
+    assert done.verification.ok
+    assert done.verification.max_logit_error < (1e-5 if format == "adapter" else 0.02)
+    assert "affine (everywhere)" in (done.folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_an_affine_edit_is_refused_before_anything_is_measured(host, tmp_path, format, monkeypatch):
     def measured(*_):
         raise AssertionError("directions were measured")
 
     monkeypatch.setattr("sst_ui.jobs.export.export.resolve", measured)
-    with pytest.raises(UserError, match="affine"):
+    with pytest.raises(UserError, match="'prompt_end' acts at one token"):
         finish(export(host, Recipe(edits=(Ablation(affine=True),)), tmp_path / "x", format))
     assert not any(tmp_path.iterdir())
 

@@ -29,6 +29,7 @@ TURNED = {  # another position of every control
     "operation": "add",
     "norm_preserving": True,
     "affine": True,
+    "affine_at": "everywhere",
     "filter_goal": "budget",
     "filter_budget": 0.2,
     "filter_mu": 30.0,

@@ -16,6 +16,7 @@ from sst_ui.data.prompt_sets import Prompt, PromptSet
 from sst_ui.data.prompt_sets import load as load_prompts
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.filtering import filters, refuse
+from sst_ui.jobs.directions.neutral_points import at_prompt_end, everywhere
 from sst_ui.jobs.directions.residual_cache import Encoded, captured, check_fits, encode
 from sst_ui.jobs.merge.merge import merge
 from sst_ui.maths import kernel
@@ -111,6 +112,11 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
             found = yield from filters(host, edit, directions, tuple(edits), identity)
             edits.append(found.edit_row(edit))
             continue
+        centre = None
+        if edit.affine and edit.affine_at == "everywhere":
+            centre = yield from everywhere(host, edit.directions, directions)
+        elif edit.affine:
+            directions = yield from at_prompt_end(host, edit.directions, directions)
         edits.append(
             RowEdit(
                 directions,
@@ -118,6 +124,7 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
                 norm_preserving=edit.norm_preserving,
                 affine=edit.affine,
                 operation=edit.operation,
+                centre=centre,
             )
         )
     return tuple(edits)

@@ -117,9 +117,8 @@ def text(host: Host, task: Task, rows: list[Row]) -> Reader:
     for group in _groups(host, task.tokens, len(rows), columns=longest):
         yield Progress(task.title, done, len(task.tokens))
         texts = [task.tokens[i] for i in group for _ in rows]
-        distributions = teacher_forced(
-            host, [ids[:1] for ids in texts], [ids[1:] for ids in texts], rows * len(group)
-        )
+        begun, rest = [ids[:1] for ids in texts], [ids[1:] for ids in texts]
+        distributions = teacher_forced(host, begun, rest, rows * len(group), plain=True)
         for place, distribution in enumerate(distributions):  # [tokens - 1, vocabulary]
             _sound(distribution)
             i, r = group[place // len(rows)], place % len(rows)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.filtering import refuse
@@ -24,7 +26,7 @@ from sst_ui.model.weights import tensor_edits
 from sst_ui.model.weights.streaming_writer import write_model
 from sst_ui.options import Rounding
 from sst_ui.progress import Progress
-from sst_ui.recipe import Ablation, Recipe
+from sst_ui.recipe import KINDS, Ablation, Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,15 @@ def _pretended(host: Host, edit: Ablation) -> RowEdit | RowFilter:
         norm_preserving=edit.norm_preserving,
         affine=edit.affine,
         operation=edit.operation,
+        centre=_no_centre(host, edit),
     )
+
+
+def _no_centre(host: Host, edit: Ablation) -> Tensor | None:
+    """A centre of zeros [L, kinds, k] where the edit has one."""
+    if not edit.affine or edit.affine_at == "prompt_end":
+        return None
+    return torch.zeros(host.layers, len(KINDS), edit.directions.k)
 
 
 def check_adapter(host: Host, recipe: Recipe, rank: int | None) -> None:
@@ -153,4 +163,9 @@ def model(job: Job, folder: Path) -> Generator[Progress, None, Made]:
     ]
     if done.untied:
         notes.append("The head was tied to the embedding and now has its own weights.")
+    if done.flags:
+        notes.append(
+            f"config.json says {' and '.join(f'{flag}: true' for flag in done.flags)} now, for the "
+            "biases that the affine edit needs; the other biases that come with it are zero."
+        )
     return Made(tuple(notes))

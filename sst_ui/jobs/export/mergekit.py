@@ -21,8 +21,16 @@ from typing import Any
 import yaml
 
 from sst_ui.errors import UserError
-from sst_ui.jobs.export.formats import Job, Made, adapter_files, check_adapter, check_model
+from sst_ui.jobs.export.formats import (
+    Job,
+    Made,
+    adapter_files,
+    check_adapter,
+    check_model,
+    pretended,
+)
 from sst_ui.jobs.merge.merge import SUMS, by_part, settings, table
+from sst_ui.model.architecture.discover import fold
 from sst_ui.model.hooks.low_rank import RowDelta
 from sst_ui.model.load.source import is_local, open_source
 from sst_ui.model.lora.adapters import read_adapter
@@ -85,6 +93,11 @@ def check(host: Host, recipe: Recipe, rank: int | None) -> None:
     if unspoken(host, recipe):
         check_adapter(host, recipe, rank)
         check_model(host, recipe)  # mergekit puts the adapter into the weights, biases included
+        if bare := tensor_edits.without_bias(pretended(host, recipe), host.architecture):
+            raise UserError(
+                f"an affine edit needs a bias at what each module writes, and mergekit gives "
+                f"{fold(bare)} none. Export format model or adapter instead."
+            )
 
 
 def write(job: Job, folder: Path) -> Generator[Progress, None, Made]:

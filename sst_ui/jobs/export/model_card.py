@@ -180,7 +180,8 @@ def _edit(edit: Ablation | Merge) -> str:
     d = edit.directions
     options = [f"{d.k} direction{'s' if d.k > 1 else ''} per layer ({d.estimator})"]
     options += [f"from `{d.harmful}` and `{d.harmless}`", f"strength {edit.weights.strength:g}"]
-    options += ["norm preserving"] * edit.norm_preserving + ["affine"] * edit.affine
+    options += ["norm preserving"] * edit.norm_preserving
+    options += [f"affine ({edit.affine_at.replace('_', ' ')})"] * edit.affine
     options += _filter(edit.filter) if edit.operation == "filter" else []
     return f"{edit.operation}: {', '.join(options)}"
 

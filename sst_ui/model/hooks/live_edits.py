@@ -130,7 +130,7 @@ class LiveEdits:
                         group = streams.setdefault(place, {})
                     else:
                         group = writes.setdefault(place, {})
-                    group.setdefault(key, []).append((row, *terms))
+                    group.setdefault((*key, edit.at_end), []).append((row, *terms))
             if any(edit.norm_preserving for edit in ablations):
                 for writer, chain in self._chains(ablations, added[row]):
                     chains.setdefault(writer, []).append((row, chain))
@@ -184,7 +184,7 @@ class LiveEdits:
             plan = self._plan
             if plan is None or not (ops := plan.inputs.get(place)):
                 return None
-            return (run(ops, args[0], plan.at(place[0])), *args[1:])
+            return (run(ops, args[0], plan.at(place[0]), plan.tails), *args[1:])
 
         return hook
 
@@ -195,7 +195,8 @@ class LiveEdits:
             plan = self._plan
             if plan is None or not (ops := getattr(plan, part).get(place)):
                 return None
-            return with_stream(output, run(ops, stream_of(output), plan.at(layer)))
+            x = run(ops, stream_of(output), plan.at(layer), plan.tails)
+            return with_stream(output, x)
 
         return hook
 
@@ -212,22 +213,22 @@ class LiveEdits:
         k = edit.directions.k
         if not edit.on_residual:
             for layer, kind in zip(*edit.alpha.nonzero(), strict=True):
-                yield (int(layer), int(kind)), ([float(edit.alpha[layer, kind])] * k, None)
+                alpha, target = float(edit.alpha[layer, kind]), edit.target(layer, kind)
+                offset = None if target is None else [-alpha * t for t in target.tolist()]
+                yield (int(layer), int(kind)), ([alpha] * k, offset)
             return
-        alpha, shifts = edit.per_layer(), edit.shifts()
-        for layer in alpha.nonzero()[0].tolist():
+        strength, shifts = edit.per_layer(), edit.shifts()
+        for layer in strength.nonzero()[0].tolist():
             if edit.operation == "add":
                 yield layer, (None, [float(shifts[layer])] + [0.0] * (k - 1))
             else:
                 neutral = edit.directions.neutral[layer].tolist()
-                yield (
-                    layer,
-                    ([float(alpha[layer])] * k, [-float(alpha[layer]) * t for t in neutral]),
-                )
+                alpha = float(strength[layer])
+                yield layer, ([alpha] * k, [-alpha * t for t in neutral])
 
     def _ops(self, place: Place | int, group: dict, size: int) -> tuple[Op, ...]:
         ops = []
-        for (_, directions), members in sorted(group.items(), key=lambda item: item[0][0]):
+        for (_, directions, at_end), members in sorted(group.items(), key=lambda i: i[0][0]):
             basis, write = self._sides(directions, place)
             rows = tuple(row for row, *_ in members)
             zero = [0.0] * directions.k
@@ -238,7 +239,7 @@ class LiveEdits:
                 stacked.append(basis.new_tensor(table)[:, None] if some else None)
             factor, offset = stacked
             index = index_of(rows, size, basis.device)
-            ops.append(Op(rows, index, basis, factor, offset, write))
+            ops.append(Op(rows, index, basis, factor, offset, write, at_end))
         return tuple(ops)
 
     def _sides(self, directions: Directions, place: Place | int) -> tuple[Tensor, Tensor | None]:

@@ -36,7 +36,7 @@ class Step:
         self.keep = max(len(response) for _, response in conversations)
         length = self.batch.ids.shape[1]
         column = torch.arange(length, device=host.device)
-        lengths = [len(response) for _, response in conversations]
+        self.lengths = lengths = [len(response) for _, response in conversations]
         sizes = torch.tensor(lengths, device=host.device)[:, None]
         self.predicts = column >= length - sizes  # [rows, length] output predicts the response
         counted = self.predicts if where == "response" else self.batch.mask.bool()
@@ -56,7 +56,7 @@ class Step:
             dice: a random stream per conversation to draw labels from; None for the response's.
         """
         host, gradients = self.host, mode != "input"
-        plan = host.live.compile([shift] * len(self.conversations))
+        plan = host.live.compile([shift] * len(self.conversations)).ending(self.lengths)
         inputs = arguments(host, self.batch, self.keep)
         # Our hooks exist in our own turn only: nobody else's forward pass can meet them.
         with host.step(plan), torch.inference_mode(not gradients):
@@ -73,7 +73,7 @@ class Step:
         Args:
             edited: hooks see what a module writes with its edits, not what its own weights write.
         """
-        plan = self.host.live.compile([shift] * len(self.conversations))
+        plan = self.host.live.compile([shift] * len(self.conversations)).ending(self.lengths)
         with self.host.step(plan), torch.inference_mode(), ExitStack() as stack:
             for path, hook in hooks.items():
                 module = self.host.architecture.matrices[path]

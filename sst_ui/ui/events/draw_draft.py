@@ -235,6 +235,8 @@ def fill(controls: Controls, recipe: Recipe, now: Draft | None = None) -> tuple[
         component, value = getattr(controls.form, name), getattr(form, name)
         if name in WAYS:
             updates[component] = gr.update(value=value, interactive=able[name])
+        elif name == "affine_at":
+            updates[component] = gr.update(value=value, visible=bool(form.affine))
         elif isinstance(component, gr.Slider):  # files may go further than the dial
             low, high = min(component.minimum, value), max(component.maximum, value)
             updates[component] = gr.Slider(minimum=low, maximum=high, value=value)

@@ -102,7 +102,7 @@ def connect(editor: Editor, apply: ApplyBar, language: gr.State, engine: Engine)
     gr.on(
         [c.input for c in ways],
         **call(partial(settle, sound), language, *ways),
-        outputs=ways,
+        outputs=[*ways, form.affine_at],
         **LIVE,
     )
 
@@ -176,9 +176,10 @@ def unsound(editor: Editor, sound: Form, draft: Draft) -> dict:
 
 
 def settle(sound: Form, language: str, *chosen: object) -> list:
-    """Switch off the ways that exclude what is chosen."""
+    """Switch off the ways that exclude what is chosen, and ask where an affine edit acts."""
     values = sound._replace(**dict(zip(WAYS, chosen, strict=True)))
-    return [gr.update(interactive=able) for able in free(values).values()]
+    able = [gr.update(interactive=able) for able in free(values).values()]
+    return [*able, gr.update(visible=bool(values.affine))]
 
 
 def _numbers() -> str:

@@ -38,6 +38,7 @@ class WeightsPanel:
     operation: gr.Radio
     norm_preserving: gr.Checkbox
     affine: gr.Checkbox
+    affine_at: gr.Radio
     filter_goal: gr.Radio
     filter_budget: gr.Number
     filter_mu: gr.Number
@@ -123,6 +124,13 @@ def create_weights() -> WeightsPanel:
                 start.norm_preserving, label=t("weights.norm_preserving"), elem_id="norm-preserving"
             )
             affine = gr.Checkbox(start.affine, label=t("weights.affine"), elem_id="affine")
+        affine_at = Radio(
+            _choices("affine_at", setting("edit.affine_at").choices),
+            value=start.affine_at,
+            label=t("weights.affine_at"),
+            visible=start.affine,
+            elem_id="affine-at",
+        )
         notes = gr.HTML(elem_id="notes")
     return WeightsPanel(
         ablation_on,
@@ -136,6 +144,7 @@ def create_weights() -> WeightsPanel:
         operation,
         norm_preserving,
         affine,
+        affine_at,
         goal,
         numbers["filter_budget"],
         numbers["filter_mu"],

@@ -32,9 +32,10 @@ FILTER_GOALS = ("price", "budget")
 FILTER_BUDGET = 0.01  # where the slider starts
 ABLATION = (
     "ablation_on", "profile", "strength", "peak", "width", "threshold", "attention", "mlp",
-    "operation", "norm_preserving", "affine", "filter_goal", "filter_budget", "filter_mu",
-    "lookalikes", "lookalike_weight", "filter_answers", "filter_ridge", "estimator", "k", "scope",
-    "layer", "winsorize", "position", "shrinkage", "seed", "samples", "harmful", "harmless", "file",
+    "operation", "norm_preserving", "affine", "affine_at", "filter_goal", "filter_budget",
+    "filter_mu", "lookalikes", "lookalike_weight", "filter_answers", "filter_ridge", "estimator",
+    "k", "scope", "layer", "winsorize", "position", "shrinkage", "seed", "samples", "harmful",
+    "harmless", "file",
 )  # fmt: skip
 
 
@@ -123,6 +124,7 @@ def ablation(values: Form, extras: Extras) -> Ablation:
         operation=values.operation,
         norm_preserving=bool(values.norm_preserving),
         affine=bool(values.affine),
+        affine_at=values.affine_at,
         filter=_filter(values),
     )
 
@@ -241,6 +243,7 @@ def _shown(edit: Ablation) -> dict[str, Any]:
         "operation": edit.operation,
         "norm_preserving": edit.norm_preserving,
         "affine": edit.affine,
+        "affine_at": edit.affine_at,
         "filter_goal": FILTER_GOALS[filtered.budget is not None],
         "filter_budget": FILTER_BUDGET if filtered.budget is None else filtered.budget,
         "filter_mu": filtered.mu,

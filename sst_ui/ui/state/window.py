@@ -161,6 +161,7 @@ def title(recipe: Recipe) -> str:
             price, budget = edit.filter.mu, edit.filter.budget
             marks.append(f"μ {price:g}" if budget is None else f"≤{budget:.2g}")
         marks += ["affine"] if edit.affine else []
+        marks += ["everywhere"] if edit.affine and edit.affine_at == "everywhere" else []
         marks += ["random"] if edit.directions.estimator == "random" else []
         parts.append(" ".join(marks))
     return " + ".join(parts).replace("-", "−") or "base"
