@@ -94,7 +94,7 @@ def build_parser() -> Parser:
     """Every command with its options."""
     parser = Parser(
         prog=program(),
-        description="SST Studio without a screen.",
+        description="SST Studio on the command line.",
         epilog="The page, and nothing else: sst-studio [--host HOST] [--port PORT] [--model MODEL]",
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
@@ -328,7 +328,7 @@ def _chat(options: argparse.Namespace) -> None:
 
     host, edits = with_bar(job())
     console = Console()
-    console.print("[dim]One message a line. /clear starts anew, /exit or Ctrl+D leaves.[/dim]")
+    console.print("[dim]One message per line. /clear starts anew, /exit or Ctrl+D leaves.[/dim]")
     names, rows = ("base", "edited"), [(), edits]
     histories: list[list[dict[str, str]]] = [[], []]
 
