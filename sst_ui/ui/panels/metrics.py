@@ -203,14 +203,14 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
         f"{MARKS[kind]}</span></div>"
         f'<div class="line second"><div class="tracks">{tracks}</div>{line}'
         f'<span class="ci">{interval(shown, unit)}</span>'
-        f'<span class="n">n {shown.n}{length(lang, result)}</span>'
+        f'<span class="n">n {shown.n}{length(lang, result, "metrics.length.short")}</span>'
         f"</div>{_note(result)}</div>"
     )
 
 
-def length(language: str, result: MetricResult) -> str:
+def length(language: str, result: MetricResult, key: str = "metrics.length") -> str:
     """How long the answers were that it was read off; empty for a metric that reads none."""
-    return f" · {say(language, 'metrics.length', tokens=result.tokens)}" if result.tokens else ""
+    return f" · {say(language, key, tokens=result.tokens)}" if result.tokens else ""
 
 
 def _note(result: MetricResult) -> str:
