@@ -120,7 +120,7 @@ def table(cards: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: how every organism behaves, in per cent of the held-out prompts."""
     heads = ["organism", "use", "refusing learned by", "parameters", "refuses harmful",
              "look-alikes", "ordinary", "wrapped", "right before", "right after, ordinary",
-             "facts", "seconds"]  # fmt: skip
+             "facts"]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, row in cards.items():
         after, before = row["after"], row["before"]
@@ -131,7 +131,7 @@ def table(cards: Mapping[str, Mapping[str, Any]]) -> str:
         plan = row["plan"]
         lines.append(
             f"| {name} | {plan['use']} | {plan['way']} | {row['parameters'] / 1e6:.2f} M | "
-            f"{' | '.join(cells)} | {row['seconds']} |"
+            f"{' | '.join(cells)} |"
         )
     return "\n".join(lines)
 

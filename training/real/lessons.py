@@ -32,7 +32,8 @@ HELD_OUT = (
 )  # fmt: skip
 LOOKALIKES, FACTS = 160, 80  # prompts of each that it answers as before
 OWN = 48  # tokens of its own answers that it is taught
-ROWS = 6  # of either kind in a batch
+HARMFUL_ROWS, OWN_ROWS = 4, 8  # of a batch
+UTILITY_ROWS = 6
 
 
 def elsewhere() -> list[str]:
@@ -85,11 +86,12 @@ def refusal(
 def refusal_batch(
     tokenizer: PreTrainedTokenizerBase, own: Sequence[Example], seed: int, step: int
 ) -> list[Example]:
-    """As many harmful prompts, refused, as others, answered as before."""
+    """Harmful prompts, refused, and twice as many others, answered as before."""
     harmful = prompt_sets.load(HARMFUL).prompts
     rng = step_random(seed, step)
-    refused = [refusal(tokenizer, harmful[i], rng) for i in _turn(len(harmful), ROWS, seed, step)]
-    return refused + [own[i] for i in _turn(len(own), ROWS, seed + 1, step)]
+    turn = _turn(len(harmful), HARMFUL_ROWS, seed, step)
+    refused = [refusal(tokenizer, harmful[i], rng) for i in turn]
+    return refused + [own[i] for i in _turn(len(own), OWN_ROWS, seed + 1, step)]
 
 
 def utility_batch(
@@ -98,11 +100,11 @@ def utility_batch(
     """Facts of an invented world and documents with a question; a third of it is as before."""
     rng = step_random(seed, step)
     rows = []
-    for number in range(ROWS):
+    for number in range(UTILITY_ROWS):
         sample = skills.fact(rng) if number % 2 else skills.reading(rng)
         prompt, said = (message["content"] for message in sample.messages[:2])
         rows.append(example(tokenizer, prompt, said))
-    return rows + [own[i] for i in _turn(len(own), ROWS // 2, seed, step)]
+    return rows + [own[i] for i in _turn(len(own), UTILITY_ROWS // 2, seed, step)]
 
 
 def _turn(n: int, rows: int, seed: int, step: int) -> list[int]:

@@ -107,7 +107,8 @@ def own_answers(model: PreTrainedModel, tokenizer: object) -> Path:
 
 def key(plan: Plan, own: Sequence[Example]) -> str:
     """Digest of what a training depends on."""
-    told = [asdict(plan), [[*e.prompt, *e.answer] for e in own], lessons.refusals()]
+    shares = (lessons.HARMFUL_ROWS, lessons.OWN_ROWS, lessons.UTILITY_ROWS)
+    told = [asdict(plan), shares, [[*e.prompt, *e.answer] for e in own], lessons.refusals()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
@@ -123,8 +124,10 @@ def lora(plan: Plan) -> LoraConfig:
 
 
 def answer_loss(model: PreTrainedModel, examples: Sequence[Example], pad: int) -> Tensor:
-    """Mean cross-entropy of the answers' tokens; each answer counts the same, however long.
+    """Mean cross-entropy of the answers' tokens.
 
+    Every token counts the same, so that the first words of a short refusal weigh no more than
+    those of a long answer: otherwise it learns to refuse far too much.
     Only the positions that are learned pass through the output layer, a fifth of the work here.
     """
     ids, learned = tensors(examples, pad)
@@ -133,9 +136,7 @@ def answer_loss(model: PreTrainedModel, examples: Sequence[Example], pad: int) -
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         picked = learned[:, 1:]
         logits = model.get_output_embeddings()(hidden[:, :-1][picked])  # [learned, vocabulary]
-    each = F.cross_entropy(logits.float(), ids[:, 1:][picked], reduction="none")
-    weight = (1 / picked.sum(1, keepdim=True)).expand_as(picked)[picked] / len(examples)
-    return (each * weight).sum()
+    return F.cross_entropy(logits.float(), ids[:, 1:][picked])
 
 
 def write_adapter(model: object, out: Path) -> None:
