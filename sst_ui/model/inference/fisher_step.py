@@ -39,6 +39,7 @@ class Step:
         lengths = [len(response) for _, response in conversations]
         sizes = torch.tensor(lengths, device=host.device)[:, None]
         self.predicts = column >= length - sizes  # [rows, length] output predicts the response
+        self.decides = column == length - sizes  # the last token of each prompt
         counted = self.predicts if where == "response" else self.batch.mask.bool()
         self.counted = counted & (self.batch.positions >= SINKS)
 
