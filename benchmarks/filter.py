@@ -137,8 +137,8 @@ def effects(host: Host, samples: int) -> list[Row]:
 
 
 def stream(width: int, tokens: int, seed: int, shift: float = 0.0) -> Callable[[], Any]:
-    """Batches of inputs [BATCH, width] whose energies fall as 1 / i over RANK directions or half the
-    width; streams of one width share their directions, and one may be shifted."""
+    """Batches of inputs [BATCH, width] whose energies fall as 1 / i over RANK directions or half
+    the width; streams of one width share their directions, and one may be shifted."""
     draw, rank = torch.Generator().manual_seed(width), min(width // 2, RANK)
     mix = torch.randn(rank, width, generator=draw) / width**0.5
     sizes = torch.arange(1, rank + 1).float().rsqrt()

@@ -83,28 +83,11 @@ def writer_moments(
     Raises:
         UserError: no conversation or one that is too long; numbers that are not finite.
     """
-    modules = host.architecture.matrices
-
-    def reading(path: str, reader: Tensor) -> Read:
-        rows = reader.mT.to(device_of(modules[path]))
+    reads = {}
+    for path, reader in readers.items():
+        device = device_of(host.architecture.matrices[path])
         basis = None if bases is None else bases.get(path)
-        basis = None if basis is None else basis.to(rows.device)
-
-        def read(x: Tensor, y: Tensor, w: Tensor) -> dict[str, Tensor]:
-            along = y @ rows.to(y)  # [tokens, k]
-            x = x if basis is None else x @ basis.to(x)
-            weighed = (w * x).mT
-            return {
-                "inputs": weighed @ x,
-                "mean": weighed.sum(1),
-                "cross": weighed @ along,
-                "along": (w * along).sum(0),
-                "squares": (w * along.square()).sum(0),
-            }
-
-        return read
-
-    reads = {path: reading(path, reader) for path, reader in readers.items()}
+        reads[path] = _reading(reader.mT.to(device), None if basis is None else basis.to(device))
     job = _summed(host, reads, conversations, where, shift, deciding, stage)
     sums = yield from job
     found = {}
@@ -114,6 +97,29 @@ def writer_moments(
         mean, cross, along, squares = (means[name] for name in SMALL)
         found[path] = Moments(means["inputs"], mean, cross, along, squares, int(n))
     return found
+
+
+def _reading(rows: Tensor, basis: Tensor | None) -> Read:
+    """The sums of one writer's moments.
+
+    Args:
+        rows: Rᵀ [out, k], on its device.
+        basis: Q [in, q] there, or None.
+    """
+
+    def read(x: Tensor, y: Tensor, w: Tensor) -> dict[str, Tensor]:
+        along = y @ rows.to(y)  # [tokens, k]
+        x = x if basis is None else x @ basis.to(x)
+        weighed = (w * x).mT
+        return {
+            "inputs": weighed @ x,
+            "mean": weighed.sum(1),
+            "cross": weighed @ along,
+            "along": (w * along).sum(0),
+            "squares": (w * along.square()).sum(0),
+        }
+
+    return read
 
 
 def _summed(

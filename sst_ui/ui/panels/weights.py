@@ -136,8 +136,7 @@ def create_weights() -> WeightsPanel:
         norm_preserving,
         affine,
         goal,
-        numbers["filter_budget"],
-        numbers["filter_mu"],
+        *numbers.values(),  # budget, μ
         filtered,
         notes,
     )
@@ -232,22 +231,7 @@ def create_direction() -> DirectionPanel:
             allow_custom_value=True,
             elem_id="harmless",
         )
-        lookalikes = Dropdown(
-            ["", *sets],
-            value=start.lookalikes,
-            label=t("filter.lookalikes"),
-            allow_custom_value=True,
-            elem_id="lookalikes",
-        )
-        with gr.Row(elem_classes="factors"):
-            lookalike_weight, answers, ridge = (
-                Number(getattr(start, key), label=t(f"filter.{name}"), elem_id=key, min_width=50)
-                for key, name in (
-                    ("lookalike_weight", "lookalike_weight"),
-                    ("filter_answers", "answers"),
-                    ("filter_ridge", "ridge"),
-                )
-            )
+        lookalikes, (lookalike_weight, answers, ridge) = _filter_data(start, sets)
         file = gr.Textbox(label=t("direction.file"), max_lines=1, elem_id="directions-file")
         upload = prompt_files.create("direction", ("harmful", "harmless"))
         measure = gr.Button(t("direction.measure"), size="sm", elem_id="measure")
@@ -271,6 +255,26 @@ def create_direction() -> DirectionPanel:
         measure,
         upload,
     )
+
+
+def _filter_data(start: Form, sets: list[str]) -> tuple[Dropdown, list[Number]]:
+    """What a filter leaves alone beside the harmless prompts: look-alikes; their weight, answer
+    tokens and ridge."""
+    lookalikes = Dropdown(
+        ["", *sets],
+        value=start.lookalikes,
+        label=t("filter.lookalikes"),
+        allow_custom_value=True,
+        elem_id="lookalikes",
+    )
+    names = {"lookalike_weight": "lookalike_weight", "filter_answers": "answers",
+             "filter_ridge": "ridge"}  # fmt: skip
+    with gr.Row(elem_classes="factors"):
+        numbers = [
+            Number(getattr(start, key), label=t(f"filter.{name}"), elem_id=key, min_width=50)
+            for key, name in names.items()
+        ]
+    return lookalikes, numbers
 
 
 def create_apply() -> ApplyBar:
