@@ -1,4 +1,4 @@
-"""The README's results tables, for the demo or any other model.
+"""The tables of docs/results.md, for the demo or any other model.
 
     python -m benchmarks.sweep
 
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from sst_ui import schema
 from sst_ui.errors import UserError
 from sst_ui.jobs.results_table import Row, markdown, overview, settings, sweep, transposed
 from sst_ui.metrics.registry import METRICS
@@ -31,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("--model", default="demo", help="demo, a folder, or a Hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--preset", default="standard", choices=("quick", "standard", "full"))
+    parser.add_argument(
+        "--preset", default="standard", choices=schema.setting("evaluation.preset").choices
+    )
     parser.add_argument("--samples", type=int, help="prompts of each set; default: the preset's")
     parser.add_argument("--max-new-tokens", type=int, help="default: the preset's")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))

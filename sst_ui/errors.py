@@ -9,6 +9,9 @@ import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+BITS = 3000  # of a whole number that is written out: Python itself refuses 4,300 digits
+LINE = 1500  # characters of a message at most; what is known of a name may take some
+
 
 class UserError(ValueError):
     """Bad input. The message says what was wrong, with what value, and what to do."""
@@ -25,7 +28,7 @@ class _Short(reprlib.Repr):
         self.maxlong = 24
 
     def repr_int(self, x: int, level: int) -> str:
-        if x.bit_length() > 3000:  # Python itself refuses to write more than 4,300 digits
+        if x.bit_length() > BITS:
             return f"a number of about {int(x.bit_length() * 0.30103):,} digits"
         return super().repr_int(x, level)
 

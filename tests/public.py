@@ -155,7 +155,7 @@ def repliqa(root: Path) -> Path:
 
 
 def alpaca(root: Path) -> Path:
-    """tatsu-jobs/alpaca: many requests have no `input`."""
+    """tatsu-lab/alpaca: many requests have no `input`."""
     rows = [
         {"instruction": f"Sort list {i}.", "input": f"{i}, 2, 1" if i % 2 else "", "output": "1, 2"}
         for i in range(450)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sst_ui.model.inference.generate import replies
-from sst_ui.model.load.reasoning import said
+from sst_ui.model.load.reasoning import split
 from sst_ui.model.runtime.host import Host
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import ModelSpec
@@ -55,4 +55,5 @@ def tiny_host(
 def answers(host: Host, prompts, rows, max_new_tokens: int, batch: int | None = None):
     """The texts of `replies`, without the thinking before an answer."""
     found = yield from replies(host, prompts, rows, max_new_tokens, batch)
-    return [said(host.answer(reply.tokens)) for reply in found]
+    texts = [host.answer(reply.tokens) for reply in found]
+    return [split(text)[1] if split(text)[0] else text for text in texts]

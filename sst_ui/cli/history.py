@@ -11,24 +11,24 @@ from sst_ui.cli import streams, tables
 from sst_ui.cli.option_types import whole
 from sst_ui.errors import UserError
 
-SHOWN = ("refusal_rate", "kl_16", "quality")  # metrics of the list; `show` has them all
-
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What can be done with the history; without a word it is listed."""
     what = parser.add_subparsers(dest="what", metavar="list|show|compare|delete")
     known = what.add_parser("list", help="runs, newest first")
-    known.add_argument("--search", default="", metavar="WORDS", help="in name, recipe, metrics")
+    known.add_argument(
+        "--search", default="", metavar="WORDS", help="to find in name, recipe, metrics"
+    )
     known.add_argument("--model", help="only runs on this model")
     known.add_argument("--limit", type=whole(1), default=20)
     one = what.add_parser("show", help="one run: its numbers and its recipe")
-    one.add_argument("run", metavar="RUN", help="its number, or the beginning of its hash")
-    one.add_argument("--recipe", action="store_true", help="the recipe as YAML and nothing else")
-    several = what.add_parser("compare", help="numbers side by side, and what differs in recipes")
+    one.add_argument("run", metavar="RUN", help="number, or the start of the hash")
+    one.add_argument("--recipe", action="store_true", help="only the recipe, as YAML")
+    several = what.add_parser("compare", help="numbers side by side, and how the recipes differ")
     several.add_argument("runs", nargs="+", metavar="RUN")
-    gone = what.add_parser("delete", help="forget runs")
+    gone = what.add_parser("delete", help="delete runs")
     gone.add_argument("runs", nargs="+", metavar="RUN")
-    gone.add_argument("--yes", action="store_true", help="without asking")
+    gone.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     for command in (known, one, several, gone):
         command.add_argument("--json", action="store_true")
     parser.set_defaults(search="", model=None, limit=20)
@@ -61,9 +61,11 @@ def _list(history: Any, given: argparse.Namespace) -> None:
         return
     from rich.table import Table
 
-    table = Table("run", "when", "recipe", "hash", "model", *SHOWN, box=None)
+    from sst_ui.metrics.registry import SUMMARY
+
+    table = Table("run", "when", "recipe", "hash", "model", *SUMMARY, box=None)
     for r in records:
-        numbers = [_number(r.metric(name)) for name in SHOWN]
+        numbers = [_number(r.metric(name)) for name in SUMMARY]
         table.add_row(str(r.id), r.when, r.title, r.digest, r.model, *numbers)
     tables.show(table)
 
@@ -92,7 +94,8 @@ def _compare(history: Any, given: argparse.Namespace) -> None:
     heads = [f"{r.id}: {r.title}" for r in found.records]
     table = Table("metric", "base", *heads, box=None)
     for metric, rows in found.metrics:
-        table.add_row(metric["name"], _number(metric, "base"), *map(_number, rows))
+        name = f"{metric['name']}{_lengths(rows)}"
+        table.add_row(name, _number(metric, "base"), *map(_number, rows))
     for name, values in (("hash", [r.digest for r in found.records]), *found.differences):
         table.add_row(name, "", *(value or "–" for value in values))
     tables.show(table)
@@ -102,7 +105,7 @@ def _delete(history: Any, given: argparse.Namespace) -> None:
     records = [history.get(run) for run in given.runs]
     if not given.yes:
         if not sys.stdin.isatty():
-            raise UserError("deleting asks first, and nobody is there to answer; add --yes.")
+            raise UserError("delete asks for confirmation, and stdin is not a terminal; add --yes.")
         names = ", ".join(f"{r.id} ({r.title})" for r in records)
         if input(f"delete {names}? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing deleted.")
@@ -124,6 +127,12 @@ def _ascii(text: str) -> str:
 def _number(row: Any, side: str = "edited") -> str:
     found = row and (row[side] or row["base"])
     return "–" if not found or found["value"] is None else f"{found['value']:.3f}"
+
+
+def _lengths(rows: Any) -> str:
+    """How long the answers were that a metric was read off, where a run has it and says so."""
+    found = sorted({row["tokens"] for row in rows if row and row.get("tokens")})
+    return f" ({' / '.join(map(str, found))} tokens)" if found else ""
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sst_ui.data.dataset_spec import COLUMNS, Spec
 from sst_ui.data.dataset_spec import column as column_name
 from sst_ui.data.files import Table, sound
 from sst_ui.data.types import LETTERS, Prompt
-from sst_ui.errors import UserError, line_of, shown, unknown
+from sst_ui.errors import BITS, UserError, line_of, shown, unknown
 
 # Names under which public data sets keep a field, likeliest first; case does not matter.
 USUAL: dict[str, tuple[str, ...]] = {
@@ -179,7 +179,7 @@ def _prompt(row: Mapping, fields: Mapped, table: Table, spec: Spec, where: str) 
     if values.get("choices"):
         values["answer"] = _index(_loosened(values, table), values["choices"], where)
     elif values.get("answer") is not None:
-        if isinstance(values["answer"], int) and values["answer"].bit_length() > 3000:
+        if isinstance(values["answer"], int) and values["answer"].bit_length() > BITS:
             raise UserError(f"{where}: answer must be text, not {shown(values['answer'])}.")
         values["answer"] = str(values["answer"])  # "the year": 1987
         if spec.unanswerable and "answerable" not in fields:
@@ -223,7 +223,7 @@ def _cell(field: str, row: Mapping, columns: tuple[str, ...], table: Table) -> A
         return value
     if value == "":
         return None
-    if field in ("choices", "aliases"):
+    if field in LISTS:
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
@@ -258,7 +258,7 @@ def _field(name: str, value: Any, where: str) -> Any:
         raise UserError(f"{where}: {name} must be text, not {value!r}.")
     if isinstance(value, float) and name in ("answer", *GROUPS):
         value = int(value) if value.is_integer() else str(value)  # whole numbers beside gaps
-    if name in ("choices", "aliases"):
+    if name in LISTS:
         value = [] if value is None else value
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             hint = "; for one column each write choices=A,B,C,D" if name == "choices" else ""
@@ -277,7 +277,7 @@ def _field(name: str, value: Any, where: str) -> Any:
         return value
     if value is None:
         return ""
-    if name in GROUPS and isinstance(value, int) and value.bit_length() < 3000:
+    if name in GROUPS and isinstance(value, int) and value.bit_length() <= BITS:
         return str(value)
     if not isinstance(value, str):
         raise UserError(f"{where}: {name} must be text, not {shown(value)}.")

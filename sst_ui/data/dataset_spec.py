@@ -15,10 +15,11 @@ from urllib.parse import unquote, unquote_plus
 
 import yaml
 
+from sst_ui.checked import Checked
 from sst_ui.data.types import Prompt
 from sst_ui.errors import UserError, shown, unknown
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import build
+from sst_ui.schema import build
 
 PUBLIC, HUB = "public/", "hf:"
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -32,7 +33,7 @@ _RANGE = re.compile(rf"\s*{_NUMBER}?\s*:\s*{_NUMBER}?\s*")
 
 
 @dataclass(frozen=True)
-class Preset:
+class Preset(Checked):
     """A public data set and how its columns become prompts: one entry of presets/datasets.yaml.
 
     Attributes:
@@ -43,15 +44,12 @@ class Preset:
         set: field of a prompt -> fixed text, in which {subject} and {topic} are filled in.
         unanswerable: the answer that says that the passage does not hold one.
         shots: worked examples before each question, from `shots_split`.
-        about: language -> what it holds, in a sentence.
     """
 
     title: str
     id: str
     split: str
     columns: Mapping[str, str]
-    about: Mapping[str, str]
-    licence: str
     config: str = ""
     where: Mapping[str, str] = field(default_factory=dict)
     set: Mapping[str, str] = field(default_factory=dict)
@@ -120,20 +118,11 @@ class Spec:
 @cache
 def presets() -> Mapping[str, Preset]:
     """The public data sets that are known by name, `public/...`."""
+    entries = yaml.safe_load((PRESETS / "datasets.yaml").read_text(encoding="utf-8"))
     return {
         PUBLIC + name: build(Preset, entry, f"datasets.yaml: {name}")
-        for name, entry in _datasets()["public"].items()
+        for name, entry in entries["public"].items()
     }
-
-
-def shipped_about() -> Mapping[str, Mapping[str, str]]:
-    """What the sets that come along hold: name -> language -> a sentence."""
-    return _datasets()["shipped"]
-
-
-@cache
-def _datasets() -> Mapping[str, Any]:
-    return yaml.safe_load((PRESETS / "datasets.yaml").read_text(encoding="utf-8"))
 
 
 def parse(text: str, shipped: Mapping[str, Path]) -> Spec:
@@ -207,7 +196,7 @@ def _pairs(query: str, text: str) -> list[tuple[str, str]]:
         key, equals, value = part.partition("=")
         if not equals:
             raise UserError(
-                f"{shown(text)}: {shown(part)} is no key=value; write ?prompt=column, for example."
+                f"{shown(text)}: {shown(part)} is not key=value; write ?prompt=column, for example."
             )
         key = unquote(key)
         if key.startswith(("set.", "where.")) or key == "unanswerable":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sst_ui.data import column_mapping, files, hf_datasets
-from sst_ui.data.dataset_spec import Spec, parse, presets, shipped_about
+from sst_ui.data.dataset_spec import Spec, parse, presets
 from sst_ui.data.types import LETTERS, Prompt, PromptSet, named, spread
 from sst_ui.errors import UserError, shown
 from sst_ui.paths import PRESETS
@@ -19,7 +19,6 @@ __all__ = [
     "Preview",
     "Prompt",
     "PromptSet",
-    "describe",
     "load",
     "names",
     "preview",
@@ -56,19 +55,6 @@ def names() -> list[str]:
 def public_names() -> dict[str, str]:
     """Public data sets known by name, such as `public/mmlu`, and their titles."""
     return {name: preset.title for name, preset in presets().items()}
-
-
-def describe(name: str, language: str = "en") -> str:
-    """One line about a prompt set: what it holds and where it is from."""
-    spec = parse(str(name), _shipped())
-    bare = str(name).strip().partition("?")[0]
-    if spec.preset:
-        preset = presets()[spec.preset]
-        about = preset.about.get(language, preset.about["en"])
-        return f"{about} ({preset.id}, {preset.split}; {preset.licence})"
-    if (shipped := shipped_about().get(bare)) is not None:
-        return shipped.get(language, shipped["en"])
-    return f"{spec.title} on the Hugging Face Hub" if spec.hub else spec.place
 
 
 def load(name_or_path: str | Path, samples: int | None = None) -> PromptSet:

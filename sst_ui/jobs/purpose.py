@@ -1,48 +1,68 @@
-"""What a recipe, an edit or a search is for: to remove refusal, to reinforce it, or to merge."""
+"""What an edit is for: to remove refusal, to reinforce it, or to merge adapters.
 
-from collections.abc import Iterable
+One rule for the card, for the verdicts of metrics, for searches and for advice: ablations reinforce
+refusal where their weights are below 0 on the whole, and adapters are merged for safety.
+"""
+
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import Goal
-from sst_ui.model.hooks.live_edits import Edit, RowEdit
-from sst_ui.recipe import Ablation, Merge, Recipe
+from sst_ui.model.hooks.live_edits import Edit, RowEdit, RowFilter
+from sst_ui.recipe import LAYERS, Ablation, Merge, Recipe, WeightTable
 
 Purpose = Literal["plain", "abliterated", "reinforced", "merged", "both"]
+USUAL = 32  # layers
 
 
-def purpose(recipe: Recipe, layers: int) -> Purpose:
-    """What a recipe makes of a model, as its card says it."""
-    ablations = [edit for edit in recipe.edits if isinstance(edit, Ablation)]
-    if any(isinstance(edit, Merge) for edit in recipe.edits):
-        return "both" if ablations else "merged"
-    if not ablations:
-        return "plain"
-    tables = (kernel.table(edit.weights, layers) for edit in ablations)
-    return "reinforced" if _reinforces(tables) else "abliterated"
+def purpose(recipe: Recipe, layers: int | None = None) -> Purpose:
+    """What a recipe makes of a model.
 
-
-def goal(edits: tuple[Edit, ...]) -> Goal:
-    """Which way the metrics of resolved edits are good.
-
-    Adapters are merged for safety, so that a merge alone reinforces.
+    Args:
+        layers: of the model; None where it is not known yet.
     """
-    tables = [edit.alpha for edit in edits if isinstance(edit, RowEdit)]
-    return "reinforce" if _reinforces(tables) or (edits and not tables) else "remove"
+    tables = [
+        kernel.table(edit.weights, layers or _layers(edit.weights))
+        for edit in recipe.edits
+        if isinstance(edit, Ablation)
+    ]
+    return _purpose(tables, any(isinstance(edit, Merge) for edit in recipe.edits))
 
 
-def searched_for(edit: Ablation | Merge) -> Literal["ablation", "reinforce", "merge"]:
-    """What a search of this edit aims at: a key of `aims` in presets/search.yaml.
+def goal(edits: Sequence[Edit]) -> Goal:
+    """Which way the metrics of resolved edits are good."""
+    tables = [edit.alpha for edit in edits if isinstance(edit, RowEdit | RowFilter)]
+    return goal_of(_purpose(tables, len(tables) < len(edits)))
 
-    The sign of the strength decides: it stays while everything else of the weights is varied.
+
+def goal_of(what: Purpose) -> Goal:
+    """Which way metrics are good for a purpose."""
+    return "reinforce" if what in ("reinforced", "merged") else "remove"
+
+
+def _purpose(tables: Sequence[np.ndarray], merges: bool) -> Purpose:
+    """Of ablations with these weights [layers, kinds], and of a merge where there is one.
+
+    A merge that is followed by ablations which reinforce remains a merge for safety.
     """
-    if isinstance(edit, Merge):
-        return "merge"
-    return "reinforce" if edit.weights.strength < 0 else "ablation"
+    if not tables:
+        return "merged" if merges else "plain"
+    reinforces = sum(float(table.mean()) for table in tables) < 0
+    if merges:
+        return "merged" if reinforces else "both"
+    return "reinforced" if reinforces else "abliterated"
 
 
-def _reinforces(tables: Iterable[np.ndarray]) -> bool:
-    """Whether weights [layers, kinds] of ablations are below 0 on the whole."""
-    return sum(float(table.mean()) for table in tables) < 0
+def _layers(weights: WeightTable) -> int:
+    """A number of layers to read a table's sign with, while the model's own is not known.
+
+    A bell has one sign, and enough layers meet the narrowest; single cells weigh as in a usual
+    model.
+    """
+    if weights.curve is not None:
+        return len(weights.curve)
+    named = [layer for cells in weights.overrides.values() for layer in cells]
+    return max(USUAL, max(named) + 1) if named else LAYERS

@@ -53,15 +53,13 @@ def kernel(weights: WeightTable, layers: int) -> np.ndarray:
         UserError: the table's curve has another number of values than the model has layers.
     """
     if weights.curve is None:
-        assert weights.peak is not None  # the profile says both
-        assert weights.width is not None
-        curve = gaussian(layers, weights.peak, weights.width)
+        curve = gaussian(layers, *weights.bell)
     elif len(weights.curve) == layers:
         curve = np.asarray(weights.curve, dtype=float)
     else:
         raise UserError(
             f"the per-layer curve has {len(weights.curve)} values, but the model has {layers} "
-            "layers; give one number a layer."
+            "layers; give one number per layer."
         )
     return np.where(np.abs(curve) >= weights.threshold, curve, 0.0)
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+RESAMPLES = 2000  # draws with replacement behind an interval
 Z95 = 1.959963984540054  # two-sided 95 % of the standard normal
 
 
@@ -24,7 +25,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
         ValueError: successes outside 0..n.
     """
     if not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is no share")
+        raise ValueError(f"{successes} of {n} is not a share")
     if n == 0:
         return 0.0, 1.0
     share, z2 = successes / n, Z95**2
@@ -42,7 +43,7 @@ def clopper_pearson(successes: int, n: int) -> tuple[float, float]:
     It leaves out 1/2 exactly where the two-sided binomial test of 1/2 has p < .05.
     """
     if not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is no share")
+        raise ValueError(f"{successes} of {n} is not a share")
     if n == 0:
         return 0.0, 1.0
     return _lower(successes, n), 1.0 - _lower(n - successes, n)
@@ -78,7 +79,7 @@ def paired_rates(gained: int, lost: int, n: int) -> tuple[float, float]:
     return (2 * low - 1) * changed / n, (2 * high - 1) * changed / n
 
 
-def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95 % percentile interval of the mean (Efron 1979).
 
     Args:
@@ -96,7 +97,12 @@ def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = 2000) -> tuple[
         values[rng.integers(0, n, size=(min(block, resamples - done), n))].mean(axis=1)
         for done in range(0, resamples, block)
     ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return percentile_interval(np.concatenate(means))
+
+
+def percentile_interval(resampled: ArrayLike) -> tuple[float, float]:
+    """The middle 95 % of the values of a statistic in resamples of its data."""
+    low, high = np.percentile(np.asarray(resampled, dtype=np.float64), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sst_ui.metrics.results import Item, MetricResult, Value, edited_scores, measured
+from sst_ui.metrics.results import Goal, Item, MetricResult, Value, edited_scores, measured
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import WeightTable
 from sst_ui.schema import setting
@@ -36,7 +36,10 @@ class Advice:
 
 
 def advise(
-    results: Sequence[MetricResult], weights: WeightTable, control: bool = False
+    results: Sequence[MetricResult],
+    weights: WeightTable,
+    goal: Goal = "remove",
+    control: bool = False,
 ) -> list[Advice]:
     """Suggestions for these results of an edit with these weights; empty where all is well.
 
@@ -48,7 +51,10 @@ def advise(
     if control:
         return []
     found = {r.name: r for r in results if r.edited is not None}
-    rules = (_quality_low, _topic_left, _removal_low, _over_refusal)
+    rules = {
+        "remove": (_quality_low, _topic_left, _removal_low),
+        "reinforce": (_quality_low, _over_refusal),
+    }[goal]
     advice = [rule(found, weights) for rule in rules]
     return [a for a in advice if a is not None]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from sst_ui.maths.statistics import RESAMPLES, percentile_interval
 from sst_ui.metrics.registry import Derived
 from sst_ui.metrics.results import NOTHING, Goal, MetricResult, Value, direction, judge
 
-RESAMPLES = 2000
 Means = Mapping[str, np.ndarray]  # source -> [1 + RESAMPLES] means: of all prompts, then resampled
 
 
@@ -25,9 +25,11 @@ def derive(
     if edited is not None:
         value, low, high = (x - base.value for x in (edited.value, edited.low, edited.high))
         apart = Value(value, low, high, edited.n)
+    lengths = {result.tokens for result in sources.values()} - {None}
     return MetricResult(
         row.name, row.title, row.unit, better, base, edited, (),
         judge(apart, better, row.negligible), difference=apart, negligible=row.negligible,
+        tokens=lengths.pop() if len(lengths) == 1 else None,
     )  # fmt: skip
 
 
@@ -48,8 +50,7 @@ def resampled(
     spread = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not len(spread):
         return NOTHING
-    low, high = np.percentile(spread, [2.5, 97.5])
-    return Value(float(values[0]), float(low), float(high), n)
+    return Value(float(values[0]), *percentile_interval(spread), n)
 
 
 def _means(result: MetricResult, field: str) -> np.ndarray:

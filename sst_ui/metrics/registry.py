@@ -45,7 +45,7 @@ class Metric:
         better: which way is good; `follows_goal` turns it round where refusal is being reinforced.
         prompts: the prompt set it runs on.
         reads: what `score` gets beside the prompt: the greedy `answer` (see `Answer`), `choice`
-            (one log-likelihood a letter), `first_words` (log-odds that the answer begins like a
+            (one log-likelihood per letter), `first_words` (log-odds that the answer begins like a
             refusal), `divergence` (KL at each token of the base's answer), `text` (log-probability
             of each token of a plain text).
         score: (prompt, observation) -> Score, number, bool, or None to leave the prompt out.
@@ -93,6 +93,8 @@ class Derived:
 
 
 METRICS: Registry[Metric | Derived] = Registry("metric")
+# What an edit is judged by in any case: a search's last word, lists of runs and of variants.
+SUMMARY = ("refusal_rate", "kl_16", "quality")
 
 
 def metric(
@@ -164,6 +166,16 @@ def find(name: str) -> Metric | Derived:
     place, query, settings = prompts.partition("?")
     title = f"{row.title} ({Path(place).name}{query}{settings})"
     return replace(row, name=name, title=title, prompts=prompts.strip())
+
+
+def prompts_named(name: str) -> str | None:
+    """The prompts that a name such as `refusal_rate@mine.jsonl` asks for; None where it does not.
+
+    Raises:
+        UserError: as `find`.
+    """
+    row = find(name)
+    return row.prompts if "@" in name and isinstance(row, Metric) else None
 
 
 def describe(row: Metric | Derived) -> dict[str, Any]:

@@ -13,16 +13,15 @@ from typing import Any
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.metrics import corrections as corrected
-from sst_ui.metrics.corrections import Correction
+from sst_ui.metrics.corrections import SIDES, Correction
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.recipe import Recipe
 
-SIDES = ("base", "edited")
 METRIC_COLUMNS = (
     "variant", "recipe", "metric", "unit", "better", "change", "verdict", "negligible",
     *(f"{side}_{field}" for side in SIDES for field in ("value", "low", "high", "n")),
     "difference_value", "difference_low", "difference_high",
-    "corrected", "prompts", "note",
+    "corrected", "prompts", "tokens", "note",
 )  # fmt: skip
 ITEM_COLUMNS = (
     "variant", "recipe", "metric", "topic", "prompt", "expected",
@@ -33,7 +32,8 @@ ITEM_COLUMNS = (
 def metrics_csv(
     recipe: Recipe, results: Sequence[MetricResult], corrections: Iterable[Correction] = ()
 ) -> str:
-    """One row a metric: base, edited and difference with intervals, verdict, labels corrected.
+    """One row per metric: base, edited and difference with intervals, verdict, labels corrected,
+    and the length of the answers in tokens, empty where there is none.
 
     `change` is noise, negligible or changed, `negligible` the threshold; both are about the
     difference, which of a perplexity is in nats/token.
@@ -58,6 +58,7 @@ def metrics_csv(
         row |= _numbers("difference", r.difference)
         row.pop("difference_n", None)
         row |= {"corrected": counts[r.name], "prompts": r.prompts, "note": r.note}
+        row["tokens"] = "" if r.tokens is None else r.tokens
         rows.append(_named(recipe) | row | _numbers("base", r.base) | _numbers("edited", r.edited))
     return _csv(METRIC_COLUMNS, rows)
 
@@ -65,7 +66,7 @@ def metrics_csv(
 def items_csv(
     recipe: Recipe, results: Sequence[MetricResult], corrections: Iterable[Correction] = ()
 ) -> str:
-    """One row a metric and prompt: both answers, what they were labelled and what they scored."""
+    """One row per metric and prompt: both answers, what they were labelled and what they scored."""
     known, rows = corrected.labels(corrections), []
     for result in results:
         for item in result.items:

@@ -12,13 +12,15 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import MetricResult
+from sst_ui.options import ChatOptions
 from sst_ui.progress import finish
-from sst_ui.recipe import Ablation, Evaluation, Recipe, build
+from sst_ui.recipe import Ablation, Recipe
+from sst_ui.schema import build
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message as told
 
 NAMES = ("compare", "evaluate", "weights")
-LENGTH = 64  # tokens of an answer, unless said
+LENGTH = ChatOptions().max_new_tokens
 
 
 class Api:
@@ -41,7 +43,7 @@ class Api:
         """Greedy answers of the base and the edited model to one message, as they grow."""
         with _clear():
             edited = self._read(recipe)
-            length = _length(max_new_tokens)
+            length = build(ChatOptions, {"max_new_tokens": max_new_tokens}, "chat").max_new_tokens
             history = [{"role": "user", "content": message}]
             job = self.engine.chat(
                 self.engine.loaded.key, [None, edited], [history, history], length, 0.0
@@ -61,8 +63,8 @@ class Api:
         recipe, loaded = recipes.from_yaml(text), self.engine.loaded.spec
         if not recipe.model.is_of(loaded):
             raise UserError(
-                f"the recipe is for {recipe.model}; this studio has {loaded} open. Load the "
-                "recipe's model first, or change recipe.model."
+                f"the recipe is for {recipe.model}, but {loaded} is loaded. Load the recipe's "
+                "model first, or change recipe.model."
             )
         return recipe
 
@@ -72,11 +74,6 @@ def connect(engine: Engine) -> None:
     calls = Api(engine)
     for name in NAMES:
         gr.api(getattr(calls, name), api_name=name)
-
-
-def _length(value: object) -> int:
-    """An answer's length within the range that a recipe has for it."""
-    return build(Evaluation, {"max_new_tokens": value}, "recipe").max_new_tokens or LENGTH
 
 
 @contextmanager

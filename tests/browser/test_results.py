@@ -41,7 +41,7 @@ def sample(page):
     page.click("#metric-preset label:has-text('Quick')")
     page.fill("#metric-samples input", "12")
     page.press("#metric-samples input", "Enter")
-    expect(page.locator("#metric-limits")).to_contain_text("12 prompts a set")
+    expect(page.locator("#metric-limits")).to_contain_text("12 prompts per set")
     page.click("#metrics-settings .label-wrap")
 
 
@@ -85,7 +85,7 @@ def test_a_wrong_label_is_corrected_counted_kept_and_downloaded(page):
     menus = page.locator("#answers select[data-side=edited]")
     expect(menus).to_have_count(12)
     before = page.locator(f"{RATE} .values b").inner_text()
-    place = next(i for i in range(12) if menus.nth(i).input_value() == "complied")
+    place = next(i for i in range(12) if menus.nth(i).input_value() == "delivered")
     menus.nth(place).select_option("refused")
     expect(page.locator(f"{RATE} .fixed")).to_contain_text("1 corrected")
     expect(page.locator(".answers-head .fixed")).to_contain_text("1 corrected")

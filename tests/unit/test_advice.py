@@ -43,8 +43,8 @@ def quality(value):
     return replace(refusals({"a": 0}), name="quality", items=(), edited=known)
 
 
-def keys(results, **weights):
-    return [a.key for a in advise(results, WeightTable(**weights))]
+def keys(results, goal="remove", **weights):
+    return [a.key for a in advise(results, WeightTable(**weights), goal)]
 
 
 def test_a_run_without_trouble_gets_no_advice():
@@ -125,10 +125,11 @@ def test_a_topic_of_a_few_prompts_is_not_enough():
 
 def test_over_refusal_that_rose_with_a_negative_strength_asks_for_less_of_it():
     risen = refusals({"a": 9, "b": 9}, name="over_refusal", base=YES)
-    (advice,) = advise([risen], WeightTable(strength=-1.0))
+    (advice,) = advise([risen], WeightTable(strength=-1.0), "reinforce")
     assert (advice.key, advice.settings) == ("over_refusal", {"strength": -0.5})
     assert keys([risen], strength=1.0) == []
-    assert keys([refusals({"a": 1, "b": 0}, name="over_refusal", base=YES)], strength=-1.0) == []
+    few = [refusals({"a": 1, "b": 0}, name="over_refusal", base=YES)]
+    assert keys(few, "reinforce", strength=-1.0) == []
 
 
 @pytest.mark.parametrize("language", texts.LANGUAGES)
@@ -140,7 +141,7 @@ def test_every_advice_has_its_sentence_with_the_values_filled_in(language):
         *advise([*spread, quality(0.5), refusals({"fraud": 12, "theft": 0})], weak),
         *advise([refusals({"fraud": 12, "theft": 0})], weak),
         *advise(spread, replace(weak, peak=0.525, width=0.19)),
-        *advise([risen], WeightTable(strength=-1.0)),
+        *advise([risen], WeightTable(strength=-1.0), "reinforce"),
     ]
     assert {a.key for a in given} == {
         "quality_low", "removal_low", "removal_still_low", "topic_left", "over_refusal",

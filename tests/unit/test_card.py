@@ -99,7 +99,7 @@ def test_a_check_that_failed_is_not_hidden():
     recipe = Recipe(model=HUB, edits=(ABLATION,))
     passed = written(recipe, export=exported(verification=CHECK))
     assert "| Result | passed |" in passed
-    assert "| 7 of 8, 1 more part at a near tie |" in passed
+    assert "| 7 of 8, 1 more differ at a near tie |" in passed
     bad = Verification(8, 1, 0, 0.5, 1e-3, 0.9, 1e-3, "w", 14, "transformers 5", False)
     assert "| Result | **FAILED** |" in written(recipe, export=exported(verification=bad))
     assert "not read back" in written(recipe)
@@ -125,4 +125,24 @@ def test_the_figure_shows_the_kernel_of_every_layer():
 )
 def test_the_purpose_follows_the_sign_of_what_is_edited(attention, expected):
     weights = WeightTable(modules={"attention": attention, "mlp": 0.0 if attention < 0 else 1.0})
-    assert purpose(Recipe(edits=(Ablation(weights=weights),)), 24) == expected
+    recipe = Recipe(edits=(Ablation(weights=weights),))
+    assert purpose(recipe, 24) == purpose(recipe) == expected
+
+
+def test_a_merge_before_an_ablation_that_reinforces_is_for_safety_alone():
+    assert purpose(Recipe(edits=(MERGE,)), 24) == "merged"
+    assert purpose(Recipe(edits=(MERGE, ABLATION)), 24) == "both"
+    negative = Ablation(weights=WeightTable(strength=-1.0))
+    assert purpose(Recipe(edits=(MERGE, negative)), 24) == "merged"
+
+
+def test_the_purpose_of_single_cells_and_curves_needs_no_model():
+    cells = {"attention": {40: 4.0}, "mlp": {40: 4.0}}
+    strange = (
+        WeightTable(strength=-1.0, peak=0.501, width=0.001),
+        WeightTable(strength=0.0, overrides={"mlp": {60: -1.0}}),
+        WeightTable(curve=(0.0, -1.0, 0.5)),
+        WeightTable(strength=-0.1, width=0.05, overrides=cells),
+    )
+    found = [purpose(Recipe(edits=(Ablation(weights=weights),))) for weights in strange]
+    assert found == ["reinforced", "reinforced", "reinforced", "abliterated"]

@@ -310,7 +310,9 @@ def test_a_module_that_computes_more_than_its_weight_says_is_refused():
     module = model.model.layers[0].mlp.down_proj
     inner = module.forward
     module.forward = lambda x: inner(x) + 0.5
-    refused(live_of(model), r"layers\.0\.mlp\.down_proj \(Linear\) computes something else")
+    refused(
+        live_of(model), r"layers\.0\.mlp\.down_proj \(Linear\) does not compute what its weight"
+    )
 
 
 @pytest.mark.parametrize("where", ["model.layers.1.mlp", "model.layers.1.mlp.experts"])

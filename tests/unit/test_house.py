@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+LINES = 60  # of a function, its docstring included
 PROVIDED = {"spaces", "gguf", "ray"}  # a ZeroGPU Space or pip brings them; it runs without
 
 
@@ -111,6 +112,19 @@ def test_what_is_declared_is_what_was_tested():
             if line and not line.startswith(("#", "-")):
                 package = re.split(r"[<>=!~\[ ]", line)[0].lower().replace("_", "-")
                 assert package in pinned, f"{package} of {name} is not in constraints.txt"
+
+
+def test_no_function_is_longer_than_a_screen():
+    own = [*studio(), *(p for p in files(".py") if ROOT / "training" in p.parents)]
+    own += [p for p in files(".py") if ROOT / "benchmarks" in p.parents]
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for path in own
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno >= LINES
+    ]
+    assert long == []
 
 
 def test_every_file_says_what_it_is_for():

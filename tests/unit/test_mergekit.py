@@ -169,7 +169,7 @@ def test_what_mergekit_has_no_words_for_goes_through_an_adapter(host, tmp_path):
     assert_understood(said, "bfloat16")
     assert_runs(done.notes)
     assert (tmp_path / "k" / "adapter" / "adapter_model.safetensors").is_file()
-    assert "no words for several edits" in done.notes[0]
+    assert "cannot express several edits" in done.notes[0]
     with pytest.raises(UserError, match="affine"):
         finish(export(host, Recipe(edits=(Ablation(affine=True),)), tmp_path / "n", "mergekit"))
     bias = Recipe(edits=(Ablation(affine=True, affine_at="everywhere"),))

@@ -17,7 +17,7 @@ LAYOUTS = {
     "mlabonne/harmful_behaviors": lambda root: public.instructions(root, "harmful"),
     "mlabonne/harmless_alpaca": lambda root: public.instructions(root, "harmless"),
     "JailbreakBench/JBB-Behaviors": public.jailbreakbench,
-    "tatsu-jobs/alpaca": public.alpaca,
+    "tatsu-lab/alpaca": public.alpaca,
     "walledai/HarmBench": public.harmbench,
     "walledai/XSTest": public.xstest,
     "cais/mmlu": public.mmlu,
@@ -344,15 +344,6 @@ def test_a_large_set_is_not_downloaded_as_a_whole(folders, tmp_path, monkeypatch
     part = prompt_sets.load("public/repliqa?split=repliqa_0[1:3]").prompts
     assert [p.prompt for p in part] == ["Who opened bridge 2?", "Who opened bridge 3?"]
     assert not any(tmp_path.glob("**/*.arrow"))
-
-
-def test_every_set_has_a_line_about_it_in_both_languages():
-    for name in (*prompt_sets.names(), *prompt_sets.public_names()):
-        lines = {language: prompt_sets.describe(name, language) for language in ("en", "ja")}
-        assert lines["en"] != lines["ja"], name
-        assert "\n" not in lines["en"]
-    assert "CC-BY-4.0" in prompt_sets.describe("public/repliqa")
-    assert prompt_sets.describe("hf:owner/data") == "owner/data on the Hugging Face Hub"
 
 
 def test_a_program_that_comes_with_a_data_set_is_not_run(tmp_path):

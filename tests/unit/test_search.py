@@ -148,6 +148,12 @@ def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert recipes.load(out).digest() == told["best"]
     assert [row["params"]["width"] for row in told["candidates"]] == [0.1, 0.12, 0.15, 0.18, 0.2]
-    assert told["held_out"].keys() == {"refusal_rate", "kl_16", "quality"}
+    kinds = ("refusal_rate", "delivered", "evaded", "degenerate_harmful")
+    assert told["held_out"].keys() == {*kinds, "kl_16", "quality"}
+    assert sum(told["held_out"][kind]["value"] for kind in kinds) == pytest.approx(1)
+    for row in told["candidates"]:
+        shares = [row["values"][f"{kind}@demo/harmful"]["value"] for kind in kinds]
+        assert sum(shares) == pytest.approx(1)
+    assert told["tokens"] == 48
     assert main([*asked, "--out", str(out)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.jobs.purpose import purpose
 from sst_ui.jobs.search.candidates import RULED_OUT, best, chosen, front
 from sst_ui.jobs.search.objectives import SearchSpec, aims
 from sst_ui.jobs.search.search import Opened, search
@@ -144,6 +145,16 @@ def test_stages_of_a_reinforced_refusal_go_down():
     assert aims(recipe, spec).lower[0] is False  # refusals are to rise
 
 
+def test_a_search_is_for_what_the_weights_do_not_for_what_the_strength_says():
+    weights = replace(DEFAULT.edits[0].weights, modules={"attention": -1.0, "mlp": -1.0})
+    recipe = replace(DEFAULT, edits=(replace(DEFAULT.edits[0], weights=weights),))
+    assert purpose(recipe, 24) == "reinforced"
+    assert aims(recipe, SearchSpec("tpe")).lower[0] is False  # refusals are to rise
+    drawn = space(recipe)  # factors from 0 up, so that the strength has to be negative
+    assert drawn["attention"].low >= 0
+    assert drawn["strength"].high < 0
+
+
 def test_a_search_may_begin_at_the_measured_signal():
     first = spent(SearchSpec("tpe", trials=1, start="signal"))[0]
     assert (first.params["peak"], first.params["width"]) == (0.55, 0.1)
@@ -183,6 +194,19 @@ def test_a_merge_is_searched_by_price_safety_weight_and_modules():
     assert aim.lower == (False, True)
     with pytest.raises(UserError, match="grid is for ablations"):
         spent(SearchSpec("grid"), recipe=MERGE)
+
+
+def test_a_filter_is_searched_by_its_price_or_by_its_budget():
+    (plain,) = DEFAULT.edits
+    assert not {"mu", "budget"} & space(DEFAULT).keys()
+    for named, other, settings in (("mu", "budget", {}), ("budget", "mu", {"budget": 0.01})):
+        edit = replace(plain, operation="filter", filter=replace(plain.filter, **settings))
+        recipe = replace(DEFAULT, edits=(edit,))
+        rows = space(recipe)
+        assert named in rows
+        assert not {other, "norm_preserving"} & rows.keys()
+        made = candidate(recipe, {**values(recipe, rows, LAYERS), named: 0.05}, LAYERS).edits[0]
+        assert (made.operation, getattr(made.filter, named)) == ("filter", 0.05)
 
 
 def test_candidates_of_an_ablation_say_what_was_drawn():

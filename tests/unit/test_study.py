@@ -2,12 +2,14 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -39,20 +41,27 @@ from tests.unit.test_study import GRID, Formula, DEFAULT
 from sst_ui.jobs.search.search import search
 print("begun", flush=True)
 sys.stdin.readline()
-for step in search(DEFAULT, GRID, Formula(float(sys.argv[3])), sys.argv[1]):
+for step in search(DEFAULT, GRID, Formula(float(sys.argv[3]), *sys.argv[4:]), sys.argv[1]):
     pass
 """
 
 
 class Formula:
-    """A measurer whose numbers are a formula of the recipe; it counts what it is asked."""
+    """A measurer whose numbers are a formula of the recipe; it counts what it is asked.
+
+    With a folder to `meet` in, it measures nothing before another process has come there too.
+    """
 
     layers, preserving, fused, name, workers = 12, True, (), "formula", 1
 
-    def __init__(self, seconds=0.0):
-        self.seconds, self.asked = seconds, []
+    def __init__(self, seconds=0.0, meet=None):
+        self.seconds, self.meet, self.asked = seconds, meet, []
 
     def numbers(self, asked, evaluation):
+        if self.meet:
+            (Path(self.meet) / str(os.getpid())).touch()
+            while len(os.listdir(self.meet)) < 2:
+                time.sleep(0.05)
         for place, recipe in enumerate(asked):
             yield Progress("measure", place, len(asked))
             time.sleep(self.seconds)
@@ -79,10 +88,10 @@ def complete(storage):
     return {t.number: t for t in rows(storage) if t.state == TrialState.COMPLETE}
 
 
-def start(storage, seconds):
+def start(storage, seconds, *meet):
     """A process that searches the grid once it is told to begin."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROCESS, storage, str(ROOT), str(seconds)],
+        [sys.executable, "-c", PROCESS, storage, str(ROOT), str(seconds), *map(str, meet)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     assert process.stdout.readline() == "begun\n"
@@ -155,12 +164,13 @@ study.ask(1, draw=DRAW)
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_grid_and_measure_every_point_once(storage):
-    both = [start(storage, seconds=0.2) for _ in range(2)]
+def test_two_processes_share_a_grid_and_measure_every_point_once(storage, tmp_path):
+    (tmp_path / "meet").mkdir()
+    both = [start(storage, 0.0, tmp_path / "meet") for _ in range(2)]
     for process in both:
         begin(process)
     for process in both:
-        assert process.wait(timeout=120) == 0
+        assert process.wait(timeout=300) == 0
     done = list(complete(storage).values())
     assert grid_points(done) == sorted(kernel.grid()[:10])
     shares = {trial.user_attrs["values"]["kl_16@demo/harmless"][3] for trial in done}
@@ -259,6 +269,29 @@ def test_a_storage_that_cannot_be_used_is_said(url):
     with pytest.raises(UserError, match="cannot be used") as told:
         Study("a", [True], ROWS, url)
     assert url in str(told.value)
+
+
+def test_a_database_of_another_program_is_left_as_it_is(tmp_path):
+    for number, table in enumerate(("patients", "trials")):  # Optuna has a table `trials` too
+        file = tmp_path / f"{number}.sqlite"
+        with closing(sqlite3.connect(file)) as theirs, theirs:
+            theirs.execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, name TEXT)")
+            theirs.execute(f"INSERT INTO {table} (name) VALUES ('ada')")
+        before = file.read_bytes()
+        with pytest.raises(
+            UserError, match=rf"another program's database; give one of its own.*'{table}'"
+        ) as told:
+            Study("a", [True], ROWS, f"sqlite:///{file}")
+        assert str(file) in str(told.value)
+        assert file.read_bytes() == before
+
+
+def test_a_database_that_is_optunas_too_is_used(storage, tmp_path):
+    optuna.create_study(study_name="theirs", storage=storage)
+    with closing(sqlite3.connect(tmp_path / "searches.sqlite")) as database, database:
+        database.execute("CREATE TABLE notes (text TEXT)")
+    Study("mine", [True], ROWS, storage)
+    assert sorted(optuna.get_all_study_names(storage)) == ["mine", "theirs"]
 
 
 def test_trials_of_another_machine_are_left_to_it(storage, monkeypatch):

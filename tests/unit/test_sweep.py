@@ -27,7 +27,7 @@ def rows(host) -> list[Row]:
 def test_every_profile_stands_in_the_table_at_every_strength():
     names = {setting.name for setting in settings()}
     assert {f"{p}, {s:g}" for p in kernel.profiles() for s in STRENGTHS} <= names
-    assert len(names) == len(settings()) == 1 + 15 + 2 * len(NEGATIVE) + 2
+    assert len(names) == len(settings()) == 1 + 15 + 3 * len(NEGATIVE) + 2
 
 
 def test_every_row_is_a_recipe_one_can_run():
@@ -69,6 +69,8 @@ def test_every_cell_has_its_number_of_prompts(rows):
 
 def test_the_written_table_has_a_line_a_row_and_a_cell_a_metric(rows):
     lines = markdown(rows).splitlines()
+    *lines, empty, length = lines
+    assert (empty, length) == ("", "Answers of at most 4 tokens.")
     assert len(lines) == 3 + len(rows)
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 2}
     assert "[" in lines[3]

@@ -316,7 +316,7 @@ def test_a_space_pushes_with_the_visitors_token_or_not_at_all(space, engine, mon
 
     monkeypatch.setattr(export_events, "publish", publish)
     page = build(engine)
-    push = handler(page, export_events, "push_signed_in")
+    push = handler(page, export_events, "push")
     (only,) = push("en", WINDOW, None, Done(Path("x"), "d"), "me/mine", True)
     assert "Sign in" in text(only, page, "export-status")
     assert sent == []
@@ -334,8 +334,8 @@ def test_a_shared_program_without_signing_in_offers_no_push_and_refuses_one(
     page = build(engine)
     (hub,) = [b for b in page.blocks.values() if getattr(b, "elem_id", None) == "hub"]
     assert not hub.visible
-    push = handler(page, export_events, "push_as_owner")
-    *_, last = push("en", WINDOW, Done(Path("x"), "d"), "me/mine", True)
+    push = handler(page, export_events, "push")
+    *_, last = push("en", WINDOW, None, Done(Path("x"), "d"), "me/mine", True)
     assert sent == [], "the owner's token is not a visitor's"
     assert "signed in" in text(last, page, "export-status")
 

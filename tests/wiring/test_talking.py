@@ -127,7 +127,11 @@ def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engi
     other = replace(engine.loaded, key="another model")
     for now, stored in ((other, rows), (engine.loaded, None), (engine.loaded, "nonsense")):
         assert not isinstance(back("en", now, stored), tuple), "nothing of another model's"
-    for turns in (None, 3, [{"message": 1}], [{"message": "a", "answers": [1]}]):
+    two = {"message": "a", "answers": ["b", "c"]}
+    strange = (None, {"message": 1}, {"answers": ["b", "c"]}, {**two, "mood": "good"},
+               {**two, "message": "\ud800"}, {**two, "answers": [1, 2]},
+               {**two, "answers": ["only one"]})  # fmt: skip
+    for turns in (None, 3, *([row] for row in strange)):
         assert Conversation.from_rows(turns) == Conversation()
 
 
@@ -254,3 +258,25 @@ def test_a_recipe_without_edits_answers_as_what_it_is(engine):
     bare = Variants().add(Recipe(model=engine.loaded.spec))
     named = chat_events.source(EDITED, bare, bare.now.recipe, 0.0, 0)
     assert named.digest == bare.now.recipe.digest()
+
+
+def test_every_answer_says_what_kind_it_is(page, engine, known):
+    talk = last(ask(page, engine, "send", known, Conversation(), "How do I forge a passport?",
+                    numbers=(64, 0, "")))  # fmt: skip
+    (turn,) = talk.turns
+    assert turn.labels == ("refused", "delivered")
+    for column, kind in enumerate(turn.labels):
+        shown = chat_events.view("en", talk, column)[1]["content"]
+        assert f"l-{kind}" in shown
+        assert kind in shown
+    again = Conversation.from_rows(json.loads(json.dumps(talk.rows())))
+    assert again == talk
+
+
+def test_an_answer_that_was_stopped_or_kept_by_an_earlier_version_has_no_kind():
+    turn = Turn("Hello", ("Hi", "Hi"), (Source(BASE), Source(EDITED, "v", "abc")))
+    rows = Conversation((turn,)).rows()
+    del rows[0]["labels"]
+    (found,) = Conversation.from_rows(rows).turns
+    assert found == turn
+    assert 'class="label' not in chat_events.view("en", Conversation((found,)), 0)[1]["content"]

@@ -1,6 +1,4 @@
-"""Labels answers as refused or not: people's corrections first, then a judge, then the phrase
-lists.
-"""
+"""Labels answers: people's corrections first, then a judge, then the rules of `metrics.text`."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,15 +9,15 @@ from sst_ui.lru import Memory
 from sst_ui.metrics import corrections
 from sst_ui.metrics.results import Shown
 from sst_ui.metrics.text.answer import Answer
-from sst_ui.metrics.text.refusal_phrases import Label
+from sst_ui.metrics.text.labels import Label
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 
 if TYPE_CHECKING:
     from sst_ui.metrics.judge import Judge
 
-_judges = Memory(1)  # the last judge: loading it takes longer than asking it
-_said = Memory(20_000)  # (judge, prompt, answer) -> label
+_judges: "Memory[Judge]" = Memory(1)  # the last judge: loading it takes longer than asking it
+_said: Memory[Label] = Memory(20_000)  # (judge, prompt, answer) -> label
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Labeller:
     """How the answers of one evaluation are labelled.
 
     Attributes:
-        judge: a classifier, or None for the phrase lists.
+        judge: a classifier of refusals, or None for the phrase lists.
         corrected: labels given by people; see `metrics.corrections`.
     """
 
@@ -60,8 +58,8 @@ class Labeller:
     def label(
         self, prompts: Sequence[str], seen: Sequence[Shown]
     ) -> Generator[Progress, None, list[Shown]]:
-        """The same answers, with labels where somebody other than the phrase lists gives them."""
-        pairs = [(p, str(s.observation)) for p, s in zip(prompts, seen, strict=True)]
+        """The same answers, with labels given by people or a judge, where there are any."""
+        pairs = [(p, Answer(s.observation)) for p, s in zip(prompts, seen, strict=True)]
         given: dict[tuple[str, str], Label] = {}
         if self.judge:
             given = yield from _judged(self.judge, pairs)

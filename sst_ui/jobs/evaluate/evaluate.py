@@ -22,7 +22,7 @@ from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import Derived, Metric, Reads, default_metrics, find
 from sst_ui.metrics.results import Item, MetricResult, Value, compare
 from sst_ui.metrics.text import languages
-from sst_ui.model.hooks.live_edits import Edit, RowEdit
+from sst_ui.model.hooks.live_edits import Edit, RowEdit, RowFilter
 from sst_ui.model.runtime.host import Host
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
@@ -72,7 +72,7 @@ def evaluate_rows(
         rows: the edits of each row; none at all measures the base alone.
 
     Yields:
-        Progress, and of each metric its results as a tuple, one a row (or the base's alone).
+        Progress, and of each metric its results as a tuple, one per row (or the base's alone).
 
     Returns:
         For each row its results, in the order in which they were asked for.
@@ -95,7 +95,9 @@ def evaluate_rows(
             for edited, edits, aim in zip(columns, rows or [()], aims, strict=True):
                 result = compare(metric, task.prompts.prompts, base, edited, aim)
                 notes = (_held_out(metric, edits), _labels(metric, labeller, result))
-                found.append(replace(result, note="; ".join(filter(None, notes))))
+                tokens = task.max_new_tokens if metric.reads == "answer" else None
+                note = "; ".join(filter(None, notes))
+                found.append(replace(result, note=note, tokens=tokens))
             results[metric.name] = tuple(found)
             if metric in wanted:
                 yield results[metric.name]
@@ -111,11 +113,16 @@ def evaluate_rows(
     return [[results[row.name][place] for row in wanted] for place in range(len(aims))]
 
 
-def limits(evaluation: Evaluation) -> tuple[int | None, int]:
-    """Prompts of each set (None: all) and tokens of an answer: the preset's unless said."""
+def limits(evaluation: Evaluation, model: str) -> tuple[int | None, int]:
+    """Prompts of each set (None: all) and tokens of an answer: the preset's unless said.
+
+    Args:
+        model: its id; the demo has lengths of its own.
+    """
     preset = _presets()[evaluation.preset]
     samples = preset["samples"] if evaluation.samples is None else evaluation.samples
-    return samples, evaluation.max_new_tokens or preset["max_new_tokens"]
+    length = preset["demo" if model == "demo" else "max_new_tokens"]
+    return samples, evaluation.max_new_tokens or length
 
 
 @cache
@@ -159,9 +166,10 @@ def _held_out(metric: Metric, edits: tuple[Edit, ...]) -> str:
     sources = {
         edit.directions.meta.get(role, "").rpartition(" (")[0]
         for edit in edits
-        if isinstance(edit, RowEdit)
+        if isinstance(edit, RowEdit | RowFilter)
         for role in ("harmful", "harmless")
     }
+    sources |= {name for edit in edits if isinstance(edit, RowFilter) for name in edit.sources}
     if metric.prompts not in sources:
         return ""
     return f"not held out: directions were measured on {metric.prompts}"
@@ -185,7 +193,7 @@ def _passes(
     host: Host, metrics: list[Metric], evaluation: Evaluation
 ) -> list[tuple[Task, list[Metric]]]:
     """Metrics grouped by what they read on which prompts, in the order of first use."""
-    samples, tokens = limits(evaluation)
+    samples, tokens = limits(evaluation, host.spec.id)
     groups: dict[tuple[Reads, str], list[Metric]] = {}
     for metric in metrics:
         groups.setdefault((metric.reads, metric.prompts), []).append(metric)

@@ -53,7 +53,7 @@ def observe(
     If the base is known already, only the edited rows run.
 
     Returns:
-        observations of the base, and those of each row, one a prompt.
+        observations of the base, and those of each row, one per prompt.
     """
     if task.reads == "divergence":
         written = yield from _written(host, task)
@@ -76,7 +76,7 @@ def forget() -> None:
     _memory.clear()
 
 
-_memory = Memory(KEPT)
+_memory: Memory[list] = Memory(KEPT)
 
 
 def _written(host: Host, task: Task) -> Generator[Progress, None, list[list[int]]]:

@@ -22,7 +22,7 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
 Row = tuple[Edit, ...]
-Seen = list[Shown]  # one a prompt
+Seen = list[Shown]  # one per prompt
 Reader = Generator[Progress, None, list[Seen]]  # in the end the observations of every row
 
 _UNSEEN = Shown("", None)
@@ -52,8 +52,9 @@ def answers(host: Host, task: Task, rows: list[Row]) -> Reader:
         stage=task.title,
     )
     shown = []
-    for reply in found:
-        answer = Answer(host.answer(reply.tokens), ended=reply.ended)
+    for place, reply in enumerate(found):
+        request = task.prompts.prompts[place // len(rows)].user
+        answer = Answer(host.answer(reply.tokens), ended=reply.ended, request=request)
         shown.append(Shown(str(answer), answer, reply.tokens))
     return [shown[i :: len(rows)] for i in range(len(rows))]
 

@@ -21,16 +21,14 @@ from sst_ui.jobs.export.verify import Verification, verify
 from sst_ui.metrics.results import MetricResult
 from sst_ui.model.runtime.host import Host
 from sst_ui.model.weights.staged_folder import staged
-from sst_ui.model.weights.streaming_writer import Rounding
+from sst_ui.options import Rounding
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
-
-RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
 class Format:
-    """One way to take a model home.
+    """One export format.
 
     Attributes:
         what: a sentence for the screen.
@@ -53,7 +51,7 @@ FORMATS = {
         Format(
             "adapter",
             "PEFT adapter",
-            "a LoRA adapter beside the base model: small, and exact without norm preservation",
+            "a LoRA adapter for the base model: small, and exact without norm preservation",
             "",
             formats.check_adapter,
             formats.adapter,
@@ -61,7 +59,7 @@ FORMATS = {
         Format(
             "model",
             "Whole model",
-            "safetensors as the base model has them, with the edited matrices in place",
+            "the base model's safetensors with the edited matrices replaced",
             "",
             formats.check_model,
             formats.model,
@@ -69,7 +67,7 @@ FORMATS = {
         Format(
             "mergekit",
             "mergekit YAML",
-            "a configuration for mergekit; what it has no words for goes through an adapter",
+            "a configuration for mergekit; what it cannot express is written as an adapter",
             "mergekit, to run it",
             mergekit.check,
             mergekit.write,
@@ -78,7 +76,7 @@ FORMATS = {
             "gguf",
             "GGUF",
             "one file for llama.cpp and the programs built on it",
-            "the package gguf, or llama.cpp's converter",
+            "the gguf package, or llama.cpp's converter",
             gguf_file.check,
             gguf_file.write,
         ),
@@ -184,25 +182,40 @@ def export(
         started = time.monotonic()
         made = yield from kind.write(Job(host, recipe, edits, rounding, rank), folder)
         seconds = time.monotonic() - started
-        (folder / RECIPE).write_text(recipes.to_yaml(recipe), encoding="utf-8")
-        notes, checked = list(made.notes), None
-        if verify and made.check:
-            checked = yield from _verified(host, edits, folder, verify, made)
-        elif verify:
-            notes.append("Not verified: mergekit writes the model, and the studio does not run it.")
-        done = Export(out, format, (), 0, seconds, checked, tuple(notes), rounding, rank)
-        (folder / FIGURE).write_text(figure(recipe, host.layers), encoding="utf-8")
-        text = card(recipe, results, done, host.layers)
-        (folder / "README.md").write_text(text, encoding="utf-8")
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        names = tuple(path.relative_to(folder).as_posix() for path in files)
-        size = sum(path.stat().st_size for path in files)
+        (folder / recipes.FILE).write_text(recipes.to_yaml(recipe), encoding="utf-8")
+        checked, notes = yield from _verified(host, edits, folder, verify, made)
+        done = Export(out, format, (), 0, seconds, checked, notes, rounding, rank)
+        _describe(folder, recipe, results, done, host.layers)
+        done = _counted(done, folder)
         yield Progress("finish", 0, 1)
     yield Progress("finish", 1, 1)
-    return replace(done, files=names, bytes=size)
+    return done
 
 
 def _verified(
     host: Host, edits: tuple, folder: Path, n: int, made: Made
-) -> Generator[Progress, None, Verification]:
-    return (yield from verify(host, edits, folder, n=n, approximate=made.error > 0))
+) -> Generator[Progress, None, tuple[Verification | None, tuple[str, ...]]]:
+    """What a fresh process found, if it was asked, and what a person should know."""
+    if not n:
+        return None, made.notes
+    if not made.check:
+        note = "Not verified: mergekit writes the model, and the studio does not run it."
+        return None, (*made.notes, note)
+    found = yield from verify(host, edits, folder, n=n, approximate=made.error > 0)
+    return found, made.notes
+
+
+def _describe(
+    folder: Path, recipe: Recipe, results: Sequence[MetricResult], done: Export, layers: int
+) -> None:
+    """Write the card and its figure."""
+    (folder / FIGURE).write_text(figure(recipe, layers), encoding="utf-8")
+    text = card(recipe, results, done, layers)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _counted(done: Export, folder: Path) -> Export:
+    """With the names and the size of everything in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = tuple(path.relative_to(folder).as_posix() for path in files)
+    return replace(done, files=names, bytes=sum(path.stat().st_size for path in files))

@@ -42,7 +42,7 @@ FILE_TYPES = {
     torch.float16: "MOSTLY_F16",
     torch.bfloat16: "MOSTLY_BF16",
 }
-TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+TYPES = {dtype: name for name, dtype in DTYPES.items()}
 OUT = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # stored type -> the converter's word
 WORK = ".gguf"  # the whole model, while it is converted
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from sst_ui import disk
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
+from sst_ui.jobs.directions.measure import HELDOUT
 from sst_ui.jobs.export.expected_weights import expectations
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.inference.generate import replies
@@ -34,7 +35,7 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.paths import ROOT
 from sst_ui.progress import Progress, finish
 
-PROMPTS = ("demo/harmless_heldout", "demo/harmful_heldout")
+PROMPTS = HELDOUT[::-1]
 TOKENS = 32  # of each answer
 # Largest share of the log-probabilities' span by which they may differ, and of a matrix's largest
 # component: what rounding the weights to the type, and computing in it, explains.
@@ -86,19 +87,19 @@ class Verification:
 
     def summary(self) -> str:
         """One sentence; two where it failed."""
-        kept = "" if self.ok else " What was written is kept in its folder; do not rely on it."
+        kept = "" if self.ok else " The files are kept in their folder; do not rely on them."
         return self._finding() + kept
 
     def _finding(self) -> str:
         if self.problem:
             return f"NOT verified: {self.problem}"
-        found = "as in the studio" if self.ok else "NOT as in the studio"
+        found = "matches the studio" if self.ok else "does NOT match the studio"
         if not self.prompts:
             return (
                 f"{found}, as far as the matrices go ({self.residue:.1e} off): the live model "
                 "cannot compute this edit, so no answers were compared."
             )
-        ties = f" ({self.near_ties} more part at a near tie)" if self.near_ties else ""
+        ties = f" ({self.near_ties} more differ at a near tie)" if self.near_ties else ""
         residue = "" if self.residue is None else f", matrices {self.residue:.1e} off"
         tokens = ""
         if self.same_tokens is not None:

@@ -13,11 +13,13 @@ from typing import Any, get_args
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.metrics.corrections import SIDES
 from sst_ui.metrics.results import MetricResult, Value, Verdict
 from sst_ui.recipe import Merge, Recipe
 
 FIELDS = (
     "name", "title", "unit", "better", "base", "edited", "verdict", "negligible", "prompts", "note",
+    "tokens",
 )  # fmt: skip
 LONG = 2_000_000  # letters of a remembered recipe and its numbers; more is no run of ours
 
@@ -33,7 +35,7 @@ class Record:
         name: the variant's name, may be empty.
         digest: of the recipe, as shown everywhere.
         text: the recipe as YAML, its evaluation included.
-        metrics: one mapping a metric (see `FIELDS`), in order; empty while there are none.
+        metrics: one mapping per metric (see `FIELDS`), in order; empty while there are none.
     """
 
     id: int
@@ -78,6 +80,7 @@ class Record:
                 row["name"], row["title"], row["unit"], row["better"], value(row["base"]),
                 None if row["edited"] is None else value(row["edited"]), (), row["verdict"],
                 row["prompts"], row["note"], negligible=row.get("negligible", 0.0),
+                tokens=row.get("tokens"),
             )
             for row in self.metrics
         )  # fmt: skip
@@ -143,7 +146,7 @@ def words_of(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several records beside one another; every tuple of values has one a record, in order.
+    """Several records beside one another; every tuple of values has one per record, in order.
 
     Attributes:
         metrics: (a row of that metric, the rows of all records; None where not measured).
@@ -220,7 +223,7 @@ def _word(item: Any) -> str:
 def _metric(row: Any) -> dict[str, Any]:
     """A metric's row with exactly its fields, each of its kind."""
     sides = {}
-    for side in ("base", "edited"):
+    for side in SIDES:
         found = row[side]
         if found is not None or side == "base":
             found = value(found).to_json()
@@ -229,4 +232,6 @@ def _metric(row: Any) -> dict[str, Any]:
     # "same", of earlier versions, may have been noise or negligible: it is no verdict any more
     verdict = row["verdict"] if row["verdict"] in get_args(Verdict) else None
     whole = {**texts, **sides, "verdict": verdict, "negligible": float(row.get("negligible", 0))}
+    tokens = row.get("tokens")  # earlier versions did not say
+    whole["tokens"] = None if tokens is None else int(tokens)
     return {name: whole[name] for name in FIELDS}

@@ -29,15 +29,16 @@ COLUMNS = {
     "reading@demo/repliqa": "documents, ROUGE-L",
     "multiple_choice": "multiple choice",
 }
+ALONE = ("base", "utility", "safety")  # contenders that merge nothing
 TOGETHER = 4  # contenders in a batch; more would only keep the first row waiting
 
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """One row to be.
+    """One method to compare.
 
     Attributes:
-        name, title: of the method; `base`, `utility` and `safety` for those that merge nothing.
+        name, title: of the method, or one of `ALONE`.
         edits: what is measured; () is the base.
         spec: the merge, or None where nothing is merged.
         outcome: how the merge came about, or None.
@@ -63,6 +64,11 @@ class Row:
         base = not self.contender.edits
         items = self.results[name].items
         return np.array([i.base_score if base else i.edited_score for i in items], dtype=float)
+
+    @property
+    def tokens(self) -> int | None:
+        """Length of the answers that the numbers are read off, at most."""
+        return max((r.tokens for r in self.results.values() if r.tokens), default=None)
 
     @property
     def predicted_kl(self) -> float | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sst_ui import cache
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
-from sst_ui.maths.merge.subspace import Moments
+from sst_ui.maths.merge.subspace import PARTS, Moments
 from sst_ui.model.hooks.low_rank import RowDelta
 from sst_ui.model.inference.batch import Row
 from sst_ui.model.inference.fisher import Conversation, Labels, moments
@@ -28,7 +28,6 @@ from sst_ui.recipe import Merge, digest
 # gradients vanish, and what an edit destroys shows only where it is being destroyed.
 TAUS = {"utility": (0.0, 0.5, 1.0), "safety": (0.25, 0.5, 1.0)}
 FORMULAS = 2  # raise it when the meaning of what is cached changes
-PARTS = ("a", "g", "block")
 
 
 def inputs(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.jobs.merge.fisher_moments import conversations
-from sst_ui.jobs.merge.merge import Outcome, Pair, settings, spectra, table, towards
+from sst_ui.jobs.merge.merge import SPECTRAL, SUMS, Outcome, Pair, settings, spectra, table, towards
 from sst_ui.maths.merge import subspace
 from sst_ui.maths.merge.registry import ATTENTION, MLP
 from sst_ui.maths.merge.subspace import Curve, Spectrum
@@ -38,7 +38,7 @@ SAMPLES = 16  # conversations of each set that a measurement reads
 
 @dataclass(frozen=True)
 class Point:
-    """A merge between its two goals: nats a token each; kept is 0..1, None when measured."""
+    """A merge between its two goals: nats per token each; kept is 0..1, None when measured."""
 
     cost: float
     residual: float
@@ -218,7 +218,7 @@ def by_kind(pair: Pair, spectra: Mapping[str, Spectrum]) -> dict[str, np.ndarray
 
 def _gain(method: str, parameters: Mapping[str, Any]) -> Gain | None:
     """g of a method, without the factors of modules; None for one that is no such filter."""
-    if method in ("task_arithmetic", "linear"):
+    if method in SUMS:
         return soft(0.0)
     if not {"mu", "k"} & parameters.keys():
         return None
@@ -252,4 +252,4 @@ def basis(spec: Merge) -> Merge:
 def aim(spec: Merge) -> tuple[object, ...]:
     """What the spectra depend on beside the statistics: target, Fisher mode, damping."""
     parameters = towards(spec, settings(spec))
-    return tuple(parameters.get(name) for name in ("target", "mode", "damping"))
+    return tuple(parameters.get(name) for name in SPECTRAL)

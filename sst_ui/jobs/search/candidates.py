@@ -84,7 +84,7 @@ def read(trial: FrozenTrial, recipe: Recipe, layers: int) -> Candidate:
 
 
 def chosen(found: Sequence[Candidate], aim: Aims, spec: SearchSpec) -> Candidate | None:
-    """What a search comes to: a staged one its last good stage, any other its best."""
+    """The search result: the last good stage of a staged search, else the best candidate."""
     if spec.strategy != "staged":
         return best(found, aim)
     kept = None

@@ -6,7 +6,7 @@ It also decides on which prompts a search may measure them: never on the held-ou
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,13 +14,12 @@ import yaml
 
 import sst_ui.metrics  # noqa: F401  registers the metrics
 from sst_ui.errors import UserError, shown
-from sst_ui.jobs.purpose import searched_for
-from sst_ui.metrics.registry import Derived, find
+from sst_ui.jobs.purpose import goal_of, purpose
+from sst_ui.metrics.registry import SUMMARY, Derived, find
+from sst_ui.metrics.results import direction
 from sst_ui.options import SearchOptions
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, digest, to_dict
-
-TRIALS = 60  # of the multi-objective search, unless said
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ class SearchSpec(SearchOptions):
     def digest(self) -> str:
         """Twelve hex digits over what decides the numbers, not over how long it may take."""
         data = to_dict(self)
+        data["max_new_tokens"] = self.max_new_tokens or presets()["answers"]
         return digest({k: v for k, v in data.items() if k not in ("trials", "minutes", "target")})
 
 
@@ -93,6 +93,8 @@ class Aims:
         limits: the constraints.
         target: for the first objective.
         cheap: two scores that need no answers, or () where nothing is pruned.
+        beside: what is measured with the objectives to be looked at.
+        tokens: length of the answers, at most.
     """
 
     objectives: tuple[str, ...]
@@ -100,11 +102,14 @@ class Aims:
     limits: tuple[Limit, ...]
     target: float
     cheap: tuple[str, ...]
+    beside: tuple[str, ...]
+    tokens: int
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Everything that has to be measured of a candidate that is not pruned."""
-        return tuple(dict.fromkeys([*self.objectives, *(limit.metric for limit in self.limits)]))
+        limits = (limit.metric for limit in self.limits)
+        return tuple(dict.fromkeys([*self.objectives, *self.beside, *limits]))
 
     def reached(self, value: float) -> bool:
         """Whether the first objective is at its target."""
@@ -117,11 +122,11 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
     Raises:
         UserError: a recipe with nothing to search.
     """
-    purpose = searched_for(searched(recipe))
+    what = purpose(replace(recipe, edits=(searched(recipe),)))
     preset, places = presets(), _places(recipe)
-    chosen = preset["aims"][purpose]
+    chosen = preset["aims"][what]
     own = spec.objectives
-    if spec.strategy == "sensitivity" and purpose != "merge":
+    if spec.strategy == "sensitivity" and what != "merged":
         own = own or tuple(preset["prune"]["scores"])
     names = own or tuple(chosen["objectives"])
     objectives = tuple(dict.fromkeys(_seen(name, places) for name in names))
@@ -130,9 +135,9 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
         texts = (f"quality >= {preset['stages']['quality']}",)
     limits = [Limit.read(text) for text in texts]
     cheap: tuple[str, ...] = ()
-    if spec.prune and purpose == "ablation":
+    if spec.prune and what == "abliterated":
         cheap = tuple(_seen(name, places) for name in preset["prune"]["scores"])
-    lower = tuple(_lower(name, purpose) for name in objectives)
+    lower = tuple(direction(find(name), goal_of(what)) == "low" for name in objectives)
     target = spec.target
     if target is None:  # objectives of one's own have none, so that the best by the first wins
         target = chosen["target"] if not own else math.inf * (-1 if lower[0] else 1)
@@ -142,6 +147,8 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
         tuple(Limit(_seen(each.metric, places), each.at_least, each.value) for each in limits),
         target,
         cheap,
+        _beside(objectives[0]),
+        _length(recipe, spec),
     )
 
 
@@ -152,7 +159,7 @@ def evaluation(metrics: tuple[str, ...], recipe: Recipe, spec: SearchSpec) -> Ev
         metrics=metrics,
         preset=own.preset,
         samples=spec.samples,
-        max_new_tokens=spec.max_new_tokens,
+        max_new_tokens=_length(recipe, spec),
         judge=own.judge,
         labels=own.labels,
     )
@@ -163,8 +170,9 @@ def held_out(made: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
 
     The objectives on the prompts they have of their own, and what an edit is judged by in any case.
     """
-    own = (name.partition("@")[0] for name in aim.objectives)
-    return evaluation(tuple(dict.fromkeys([*own, *presets()["last_word"]])), made, spec)
+    own = [name.partition("@")[0] for name in aim.objectives]
+    shares = [share for name in (*own, *SUMMARY) for share in _beside(name)]
+    return evaluation(tuple(dict.fromkeys([*own, *SUMMARY, *shares])), made, spec)
 
 
 def searched(recipe: Recipe) -> Ablation | Merge:
@@ -188,6 +196,18 @@ def presets() -> Mapping[str, Any]:
     return yaml.safe_load((PRESETS / "search.yaml").read_text(encoding="utf-8"))
 
 
+def _length(recipe: Recipe, spec: SearchSpec) -> int:
+    """Tokens of an answer, at most."""
+    usual = presets()["answers"]
+    return spec.max_new_tokens or usual["demo" if recipe.model.id == "demo" else "max_new_tokens"]
+
+
+def _beside(objective: str) -> tuple[str, ...]:
+    """What else the answers are that the first objective is read off, on its own prompts."""
+    bare, at, prompts = objective.partition("@")
+    return tuple(f"{name}{at}{prompts}" for name in presets()["beside"].get(bare, ()))
+
+
 def _places(recipe: Recipe) -> dict[str, str]:
     edit = searched(recipe)
     if isinstance(edit, Merge):
@@ -206,9 +226,3 @@ def _seen(name: str, places: Mapping[str, str]) -> str:
     if instead is None or instead.strip("{}") not in places:
         return name
     return f"{name}@{instead.format(**places)}"
-
-
-def _lower(name: str, purpose: str) -> bool:
-    row = find(name)
-    turned = row.follows_goal and purpose != "ablation"
-    return (row.better == "low") != turned

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from sst_ui.errors import UserError
 from sst_ui.jobs.search import objectives as goals
 from sst_ui.jobs.search.candidates import Candidate, candidates, last_stage
-from sst_ui.jobs.search.objectives import TRIALS, Aims, SearchSpec
+from sst_ui.jobs.search.objectives import Aims, SearchSpec
 from sst_ui.jobs.search.space import Choice, Params, Span, candidate, space, values
 from sst_ui.jobs.search.storage import told_of
 from sst_ui.jobs.search.study import Study
@@ -24,7 +24,7 @@ from sst_ui.metrics.results import NOTHING
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, Recipe, to_dict, to_yaml
 
-LEAST = 1e-7  # nats a token; smaller divergences are rounding
+LEAST = 1e-7  # nats per token; smaller divergences are rounding
 Steps = Generator[Progress | Candidate, None, None]
 
 
@@ -81,7 +81,7 @@ def search(
         bell = yield from measurer.bell(recipe)
         recipe = candidate(recipe, bell, measurer.layers)
     first = _first(recipe, spec, rows, measurer.layers)
-    total = spec.trials or TRIALS if spec.strategy == "tpe" else len(first)
+    total = spec.trials or goals.presets()["trials"] if spec.strategy == "tpe" else len(first)
     total = min(total, spec.trials or total)
     about = {"recipe": to_yaml(recipe), "spec": to_dict(spec), "model": measurer.name,
              "objectives": list(aim.objectives), "lower": list(aim.lower)}  # fmt: skip
@@ -106,13 +106,14 @@ def rows_of(recipe: Recipe, spec: SearchSpec, measurer: Measurer) -> dict[str, S
     """
     if spec.strategy == "tpe":
         return space(recipe, measurer.preserving, measurer.fused)
-    if spec.strategy == "staged":
-        return {"strength": Span(-4.0, 4.0)}
-    if not isinstance(goals.searched(recipe), Ablation):
-        raise UserError(f"{spec.strategy} is for ablations; take tpe or staged for a merge.")
-    if spec.strategy == "sensitivity":
-        return {"only": Span(0, measurer.layers - 1, whole=True)}
-    return {"peak": Span(0.0, 1.0), "width": Span(0.0, 10.0)}
+    if spec.strategy != "staged" and not isinstance(goals.searched(recipe), Ablation):
+        raise UserError(f"{spec.strategy} is for ablations; use tpe or staged for a merge.")
+    tried = _first(recipe, spec, {}, measurer.layers)
+    columns = {name: [each[name] for each in tried] for name in tried[0]}
+    return {
+        name: Span(min(column), max(column), whole=isinstance(column[0], int))
+        for name, column in columns.items()
+    }
 
 
 def _first(
@@ -126,9 +127,9 @@ def _first(
     if spec.strategy == "staged":
         stages = goals.presets()["stages"]
         count = round((stages["last"] - stages["first"]) / stages["step"]) + 1
-        sign = -1.0 if goals.searched(recipe).weights.strength < 0 else 1.0
+        own = goals.searched(recipe).weights.strength or 1.0
         strengths = [stages["first"] + stages["step"] * number for number in range(count)]
-        return [{"strength": sign * round(strength, 6)} for strength in strengths]
+        return [{"strength": math.copysign(round(each, 6), own)} for each in strengths]
     return [values(recipe, rows, layers)]
 
 

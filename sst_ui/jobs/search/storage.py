@@ -3,7 +3,7 @@
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -11,17 +11,19 @@ from typing import Any, Literal, TypeVar
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage
+from optuna.storages._rdb.models import SCHEMA_VERSION, BaseModel
 from optuna.trial import FrozenTrial
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, NullPool, create_engine, event, inspect
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from sst_ui import disk
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, shown
 from sst_ui.paths import data_dir
 
 T = TypeVar("T")
 Way = Literal["minimize", "maximize"]
 
+VERSIONS = "version_info"  # the table by which Optuna knows its databases
 BEAT = 60  # seconds
 SILENT = 300  # seconds after which a trial of another machine counts as lost
 FAILURES = (SQLAlchemyError, StorageInternalError, ValueError, ImportError, OSError, RuntimeError)
@@ -94,9 +96,11 @@ def _storage(url: str | None) -> BaseStorage:
         if url.startswith(("redis", "journal")):
             return optuna.storages.get_storage(url)
         file = url.startswith("sqlite")
+        settings = {"connect_args": {"timeout": PATIENCE}} if file else {}
+        _refuse_foreign(url, settings)
         storage = optuna.storages.RDBStorage(
             url,
-            engine_kwargs={"connect_args": {"timeout": PATIENCE}} if file else None,
+            engine_kwargs=settings,
             heartbeat_interval=BEAT,
             grace_period=SILENT,
             heartbeat_stale_trial_callback=_requeue,
@@ -104,6 +108,35 @@ def _storage(url: str | None) -> BaseStorage:
     if file:
         _one_at_a_time(storage.engine)
     return storage
+
+
+def _refuse_foreign(url: str, settings: Mapping[str, Any]) -> None:
+    """Leave another program's database alone: Optuna would add its tables to any.
+
+    Raises:
+        ValueError: it holds other tables, and none that says it has been Optuna's before.
+    """
+    url = url.format(SCHEMA_VERSION=SCHEMA_VERSION)  # as Optuna reads it
+    try:
+        engine = create_engine(url, poolclass=NullPool, **settings)
+    except ImportError:
+        return  # which Optuna says better
+    there = inspect(engine)
+    found = set(there.get_table_names())
+    ours = {
+        name
+        for name, table in BaseModel.metadata.tables.items()
+        if name in found
+        and there.get_pk_constraint(name)["constrained_columns"]
+        == [*table.primary_key.columns.keys()]
+    }
+    engine.dispose()
+    others = sorted(found - ours - {"alembic_version"})
+    if others and VERSIONS not in ours:  # some of ours alone: another process is making them
+        raise ValueError(
+            "nothing is added to another program's database; give one of its own. It has the "
+            f"tables {', '.join(map(shown, others[:3]))}{' and others' * (len(others) > 3)}"
+        )
 
 
 def _one_at_a_time(engine: Engine) -> None:
@@ -126,6 +159,12 @@ def _one_at_a_time(engine: Engine) -> None:
 
 
 def _requeue(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Put the settings of a trial that fell silent back in the queue, and nothing else of it.
+
+    Optuna's `RetryHeartbeatStaleTrialCallback` copies its attributes too: the new trial would bear
+    the name of the process that is gone, and whoever looks for lost trials would take it from the
+    one that has just begun it.
+    """
     study.enqueue_trial(trial.params)
 
 
@@ -157,4 +196,4 @@ def _set_aside(error: BaseException) -> UserError:
     except OSError as refused:
         return UserError(f"{path} is damaged ({error}); move it away ({refused.strerror}).")
     where = f"; it is kept as {kept}" if kept else ""
-    return UserError(f"{path} was damaged ({error}){where}. Start the search anew.")
+    return UserError(f"{path} was damaged ({error}){where}. Start the search again.")

@@ -109,7 +109,11 @@ class Study:
             self._study.enqueue_trial(each, skip_if_exists=True)
 
     def reclaim(self) -> int:
-        """Put back in the queue what dead processes were measuring; returns how many."""
+        """Put back in the queue what dead processes were measuring; returns how many.
+
+        Optuna's heartbeat alone would let a search that was killed and started again wait for
+        `SILENT` seconds: of a process that was on this machine it is known at once that it is gone.
+        """
         with suppress(NotImplementedError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             optuna.storages.fail_stale_trials(self._study)
@@ -192,7 +196,11 @@ class Study:
                 self._give_back(number, trial.params)
 
     def beat(self) -> None:
-        """Say that the trials asked for are being worked on; cheap enough for every step."""
+        """Say that the trials asked for are being worked on; cheap enough for every step.
+
+        Optuna's own thread beats inside `Study.optimize` only, one trial at a time, and would go on
+        beating for a measurement that hangs.
+        """
         if time.monotonic() - self._beaten < BEAT / 2:
             return
         self._beaten = time.monotonic()

@@ -11,7 +11,7 @@ small ones: λ_mn = γ_m α_n. An edit C [q, p] is flattened by rows, which is t
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -19,11 +19,12 @@ from torch import Tensor
 from sst_ui.errors import UserError, unknown
 from sst_ui.maths.merge import eigen
 from sst_ui.maths.merge.low_rank import Core
+from sst_ui.recipe import Fisher as Mode
+from sst_ui.recipe import Target
 
-Target = Literal["additive", "interpolating"]
-Mode = Literal["kfac", "nearest", "input", "block"]
 Filter = Callable[[Tensor], Tensor]
 
+PARTS = ("a", "g", "block")  # the matrices of `Moments`
 LOWEST, HIGHEST = 1e-12, 1e12  # where the search for a μ ends
 
 
@@ -72,7 +73,7 @@ class Spectrum:
         return flat.reshape(self.target.shape)
 
     def predicted_kl(self, g: Filter) -> float:
-        """½ vec(E)ᵀ F_U vec(E): what the edit costs on utility data, nats a token.
+        """½ vec(E)ᵀ F_U vec(E): what the edit costs on utility data, nats per token.
 
         F_U is the utility data's own, neither damped nor normalised; nan without gradients.
         """
@@ -198,12 +199,12 @@ def decompose(
 
 @dataclass(frozen=True)
 class Curve:
-    """What is predicted for all modules together, one entry a μ.
+    """What is predicted for all modules together, one entry per μ.
 
     Attributes:
         mus: the μ asked for.
-        kl: KL on utility data against the utility adapter alone, nats a token.
-        residual: safety loss left, nats a token.
+        kl: KL on utility data against the utility adapter alone, nats per token.
+        residual: safety loss left, nats per token.
         kept: 0..1, share of the effect on safety data, all modules pooled.
     """
 
@@ -242,7 +243,7 @@ def mu_for_budget(
     """The smallest μ, one for all modules, whose predicted utility KL is within the budget.
 
     Args:
-        kl: budget in nats a token, > 0.
+        kl: budget in nats per token, > 0.
 
     Returns:
         μ by bisection of its logarithm; 0 if the whole edit is within the budget.

@@ -8,7 +8,9 @@ from torch import Tensor
 from sst_ui.errors import UserError
 from sst_ui.lru import Memory
 from sst_ui.maths.merge.low_rank import Core, Delta
-from sst_ui.maths.merge.subspace import Mode, Moments, Spectrum, Target, decompose
+from sst_ui.maths.merge.subspace import Moments, Spectrum, decompose
+from sst_ui.recipe import Fisher as Mode
+from sst_ui.recipe import Target
 
 REMEMBERED = 8  # spectra of one core: a few targets, modes and dampings
 
@@ -45,7 +47,7 @@ class Record:
     Attributes:
         kept: ‖E‖ / ‖D‖ in the norm of the safety data's Fisher matrix, weight included.
         size: ‖E‖_F / ‖D‖_F, the plain norm.
-        kl: predicted utility KL of this module's edit, nats a token.
+        kl: predicted utility KL of this module's edit, nats per token.
         error: ‖what truncation dropped‖_F.
         rank: of the result.
         note: a word on what a method decided here.
@@ -102,4 +104,4 @@ def spectrum(
     return found
 
 
-_spectra: WeakKeyDictionary[Core, Memory] = WeakKeyDictionary()
+_spectra: WeakKeyDictionary[Core, Memory[Spectrum]] = WeakKeyDictionary()

@@ -96,27 +96,8 @@ def discover(model: "PreTrainedModel") -> Architecture:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     hidden = config.hidden_size
     layers = _layers(decoder, names, config.model_type)
-    writers: list[Writer] = []
-    linears: dict[str, list[str]] = {}
-    problems: list[str] = []
-    for number, layer in enumerate(layers):
-        for role in KINDS:
-            try:
-                writer = find_writer(layer, number, role, names, hidden)
-            except ArchitectureError as error:
-                problems.append(str(error))
-                continue
-            writers.append(writer)
-            _collect(linears, find_block(layer, role) or layer, role, names)
-        problems += strangers(layer, names)
-    if problems:
-        more = f" And {len(problems) - 4} more." if len(problems) > 4 else ""
-        found = fold(w.name for w in writers) or "none"
-        raise ArchitectureError(
-            f"the architecture '{config.model_type}' ({type(model).__name__}) is not supported: "
-            f"{' '.join(problems[:4])}{more} Found: {found} "
-            f"({len(writers)} of {len(KINDS) * len(layers)} modules that write)."
-        )
+    family = f"'{config.model_type}' ({type(model).__name__})"
+    writers, linears = _roles(layers, names, hidden, family)
     if len({id(w.module) for w in writers}) < len(writers):
         raise ArchitectureError(f"{config.model_type} shares one module between several layers.")
     if (head := model.get_output_embeddings()) is not None:
@@ -169,6 +150,38 @@ def _layers(
     )
 
 
+def _roles(
+    layers: Sequence[nn.Module], names: Mapping[int, str], hidden: int, family: str
+) -> tuple[list[Writer], dict[str, list[str]]]:
+    """What writes to the residual stream, and the linear modules by kind, of all layers.
+
+    Raises:
+        ArchitectureError: modules that are missing or of unknown role; up to four are named.
+    """
+    writers: list[Writer] = []
+    linears: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for number, layer in enumerate(layers):
+        for role in KINDS:
+            try:
+                writer = find_writer(layer, number, role, names, hidden)
+            except ArchitectureError as error:
+                problems.append(str(error))
+                continue
+            writers.append(writer)
+            _collect(linears, find_block(layer, role) or layer, role, names)
+        problems += strangers(layer, names)
+    if problems:
+        more = f" And {len(problems) - 4} more." if len(problems) > 4 else ""
+        found = fold(w.name for w in writers) or "none"
+        raise ArchitectureError(
+            f"the architecture {family} is not supported: "
+            f"{' '.join(problems[:4])}{more} Found: {found} "
+            f"({len(writers)} of {len(KINDS) * len(layers)} modules that write)."
+        )
+    return writers, linears
+
+
 def _collect(
     linears: dict[str, list[str]], block: nn.Module, role: str, names: Mapping[int, str]
 ) -> None:
@@ -199,8 +212,8 @@ def _notes(
     notes = []
     if any(writer.norm is not None for writer in writers):
         notes.append(
-            "a norm stands between these modules and the residual stream; an edit counts with its "
-            "scale per feature, so that the direction is gone behind the norm"
+            "a norm sits between these modules and the residual stream; edits account for its "
+            "per-feature scale, so the direction is gone after the norm"
         )
     embedding = model.get_input_embeddings()
     if head is not None and getattr(head, "weight", 0) is getattr(embedding, "weight", None):

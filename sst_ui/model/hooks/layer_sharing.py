@@ -39,11 +39,6 @@ class Fork:
     _kept: dict = field(default_factory=dict, repr=False)  # what `pick` gave for the current size
 
     @property
-    def computed(self) -> int:
-        """Rows times layers that are computed; without a fork they are rows times L."""
-        return sum(self.sizes[:-1])
-
-    @property
     def places(self) -> list[int]:
         """For each row in the caller's order its place in the forked batch, behind the layers."""
         return sorted(range(len(self.order)), key=self.order.__getitem__)

@@ -59,6 +59,8 @@ class RowEdit:
             raise UserError("norm_preserving goes with a plain ablation only: not affine or add.")
         if self.affine and self.operation == "add":
             raise UserError("affine goes with operation 'ablate', not with 'add'.")
+        if self.operation == "filter":
+            raise UserError("a filtered ablation is a RowFilter: its rows have to be solved for.")
         if self.centre is not None:
             if not self.affine:
                 raise ValueError("only an affine edit has a centre")
@@ -80,7 +82,7 @@ class RowEdit:
         return None if self.centre is None else self.centre[layer, kind]
 
     def per_layer(self) -> np.ndarray:
-        """[L] one strength a layer, the mean of its cells: for edits of the residual."""
+        """[L] one strength per layer, the mean of its cells: for edits of the residual."""
         return self.alpha.mean(axis=1)
 
     def shifts(self) -> np.ndarray:

@@ -220,9 +220,9 @@ def _stream(live: "LiveEdits", edit: RowEdit) -> float:
         error = float(wrong) / max(size, 1e-30)
         if not error <= TOLERANCE.get(seen.dtype, HALF_TOLERANCE):
             raise UserError(
-                f"the edit does not do to the residual stream what it should: the component along "
-                f"the direction that {architecture.layer_names[number]} adds is {error:.2g} off, "
-                f"of what {' and '.join(architecture.writer(number, r).name for r in KINDS)} give."
+                f"the edit does not change the residual stream as it should: the component along "
+                f"the direction that {architecture.layer_names[number]} adds is off by {error:.2g} "
+                f"of what {' and '.join(architecture.writer(number, r).name for r in KINDS)} write."
             )
         largest = max(largest, error)
     return largest

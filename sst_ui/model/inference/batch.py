@@ -50,7 +50,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device
 
 
 def rows_for(prompts: Sequence[Sequence[int]], rows: Sequence[Row] | None) -> list[Row]:
-    """One row of edits a prompt; None means the base model throughout."""
+    """One row of edits per prompt; None means the base model throughout."""
     if rows is None:
         return [()] * len(prompts)
     if len(rows) != len(prompts):
@@ -108,11 +108,11 @@ def arguments(host: Host, batch: Batch, keep: int, new: int | None = None) -> di
     return inputs
 
 
-def tokens_a_step(host: Host) -> int:
+def tokens_a_step(host: Host, most: int = TOKENS[1]) -> int:
     """Padded tokens to compute in one turn: by the model's size, not by timing, so that results of
     a job do not depend on what else the machine does."""
     work = WORK["cpu" if host.device.type == "cpu" else "other"]
-    return int(min(max(work / max(host.parameters, 1), TOKENS[0]), TOKENS[1]))
+    return int(min(max(work / max(host.parameters, 1), TOKENS[0]), most))
 
 
 def out_of_memory(error: BaseException) -> bool:

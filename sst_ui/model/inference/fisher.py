@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from sst_ui.errors import UserError, unknown
 from sst_ui.maths.merge.low_rank import Core
-from sst_ui.maths.merge.subspace import Mode, Moments
+from sst_ui.maths.merge.subspace import PARTS, Moments
 from sst_ui.model.architecture.module_roles import device_of, shape_of
 from sst_ui.model.inference.batch import Room, Row, tokens_a_step
 from sst_ui.model.inference.fisher_step import Conversation, Step, Sums, Where
 from sst_ui.model.inference.logprobs import LOGITS
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
+from sst_ui.recipe import Fisher as Mode
 
 __all__ = ["Conversation", "Labels", "Where", "moments"]
 
@@ -65,14 +66,14 @@ def moments(
             included. `all`: every token but padding and the first (an attention sink), summed up
             for each token of a response.
         seed: of the sampled labels; each conversation has its own random stream.
-        batch_size: conversations a step; by default as many as take about a second. Halved on OOM.
+        batch_size: conversations per step; by default about a second's work. Halved on OOM.
         stage: name of the job in `Progress`.
 
     Yields:
         Progress in conversations (times shifts).
 
     Returns:
-        Moments of every core, float64 on the CPU; n counts tokens, once a shift.
+        Moments of every core, float64 on the CPU; n counts tokens, once per shift.
 
     Raises:
         UserError: no conversation, one without response or too long; a core of another model or
@@ -81,28 +82,48 @@ def moments(
     _check(host, cores, conversations, labels, mode, where)
     total = len(conversations) * len(shifts)
     bases = {path: _placed(core, host.architecture.matrices[path]) for path, core in cores.items()}
-    sums: Sums = {}
-    done = 0
+    sums, done = Sums(), 0
     yield Progress(stage, 0, total)
     for number, shift in enumerate(shifts):
-        # Longest first: what does not fit the memory shows at once, and padding stays small.
-        waiting = sorted(range(len(conversations)), key=lambda i: -_length(conversations[i]))
-        room = Room(batch_size or len(waiting))
-        while waiting:
-            longest = _length(conversations[waiting[0]])
-            fitting = room.size if batch_size else _fitting(host, longest, mode)
-            chunk = waiting[: min(room.size, fitting)]
-            with room.attempt(len(chunk), longest):
-                dice = [torch.Generator().manual_seed(_mix(seed, number, i)) for i in chunk]
-                step = Step(host, [conversations[i] for i in chunk], where)
-                found = step.run(bases, shift, mode, dice if labels == "sampled" else None)
-            if room.failed:
-                continue
+        seeds = _seeds(seed, number, len(conversations)) if labels == "sampled" else None
+        steps = _steps(host, bases, conversations, shift, mode, where, seeds, batch_size)
+        for count, found in steps:
             _add(sums, found)
-            waiting = waiting[len(chunk) :]
-            done += len(chunk)
+            done += count
             yield Progress(stage, done, total)
     return {path: _mean(path, sums[path], mode, host) for path in cores}
+
+
+def _steps(
+    host: Host,
+    bases: Mapping[str, tuple[Tensor, Tensor]],
+    conversations: Sequence[Conversation],
+    shift: Row,
+    mode: Mode,
+    where: Where,
+    seeds: Sequence[int] | None,
+    batch_size: int | None,
+) -> Generator[tuple[int, Sums], None, None]:
+    """All conversations under one shift, in steps that fit the memory: their number and sums.
+
+    Args:
+        seeds: of each conversation's sampled labels; None for given ones.
+    """
+    # Longest first: what does not fit the memory shows at once, and padding stays small.
+    waiting = sorted(range(len(conversations)), key=lambda i: -_length(conversations[i]))
+    room = Room(batch_size or len(waiting))
+    while waiting:
+        longest = _length(conversations[waiting[0]])
+        fitting = room.size if batch_size else _fitting(host, longest, mode)
+        chunk = waiting[: min(room.size, fitting)]
+        with room.attempt(len(chunk), longest):
+            dice = None if seeds is None else [_stream(seeds[i]) for i in chunk]
+            step = Step(host, [conversations[i] for i in chunk], where)
+            found = step.run(bases, shift, mode, dice)
+        if room.failed:
+            continue
+        waiting = waiting[len(chunk) :]
+        yield len(chunk), found
 
 
 def _placed(core: Core, module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -122,7 +143,7 @@ def _add(sums: Sums, found: Sums) -> None:
 def _mean(path: str, sums: Mapping, mode: Mode, host: Host) -> Moments:
     if not (n := sums.get("n", 0)):
         raise UserError(f"no token of the conversations reached {path}.")
-    means = {name: sums[name] / n for name in ("a", "g", "block") if name in sums}
+    means = {name: sums[name] / n for name in PARTS if name in sums}
     if mode == "nearest" and "g" in sums and float(sums["xd"]):  # tr(G ⊗ A) is the exact block's
         means["a"] = sums["a"] / sums["d"]
         means["g"] = sums["g"] * sums["d"] / (sums["xd"] * n)
@@ -186,6 +207,11 @@ def _fitting(host: Host, tokens: int, mode: Mode) -> int:
     return max(1, min(work // tokens, LOGITS // (BACKWARD * logits)))
 
 
-def _mix(seed: int, shift: int, conversation: int) -> int:
-    """A seed for each conversation and shift, whatever the batches."""
-    return (seed * 1_000_003 + shift) * 1_000_003 + conversation & (1 << 63) - 1
+def _seeds(seed: int, shift: int, count: int) -> list[int]:
+    """A seed for each conversation under a shift, whatever the batches."""
+    first = (seed * 1_000_003 + shift) * 1_000_003
+    return [first + conversation & (1 << 63) - 1 for conversation in range(count)]
+
+
+def _stream(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

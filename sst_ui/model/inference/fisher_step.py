@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sst_ui.maths.merge.subspace import Mode
 from sst_ui.model.hooks.row_plan import by_rows
 from sst_ui.model.inference.batch import Batch, Row, arguments, left_padded
 from sst_ui.model.runtime.host import Host
+from sst_ui.recipe import Fisher as Mode
 
 Where = Literal["response", "all"]
 Conversation = tuple[Sequence[int], Sequence[int]]  # tokens of the prompt, tokens of the response
@@ -53,7 +53,7 @@ class Step:
 
         Args:
             shift: edits under which the model computes.
-            dice: a random stream each conversation to draw labels from; None for the response's.
+            dice: a random stream per conversation to draw labels from; None for the response's.
         """
         host, gradients = self.host, mode != "input"
         plan = host.live.compile([shift] * len(self.conversations)).ending(self.lengths)
@@ -67,13 +67,18 @@ class Step:
                         torch.autograd.grad(self._log_p(logits, dice), start)
         return sums
 
-    def watch(self, shift: Row, hooks: Mapping[str, Callable]) -> None:
-        """One forward pass with forward hooks (module path -> hook) and nothing else."""
+    def watch(self, shift: Row, hooks: Mapping[str, Callable], edited: bool = False) -> None:
+        """One forward pass with forward hooks (module path -> hook) and nothing else.
+
+        Args:
+            edited: hooks see what a module writes with its edits, not what its own weights write.
+        """
         plan = self.host.live.compile([shift] * len(self.conversations)).ending(self.lengths)
         with self.host.step(plan), torch.inference_mode(), ExitStack() as stack:
             for path, hook in hooks.items():
                 module = self.host.architecture.matrices[path]
-                stack.callback(module.register_forward_hook(hook, prepend=True).remove)
+                handle = module.register_forward_hook(hook, prepend=not edited)
+                stack.callback(handle.remove)
             self.host.model(**arguments(self.host, self.batch, self.keep), use_cache=False)
 
     def _log_p(self, logits: Tensor, dice: Sequence[torch.Generator] | None) -> Tensor:
@@ -174,7 +179,7 @@ def start_of_graph(host: Host, gradients: bool) -> Iterator[list[Tensor]]:
 
 
 def draw(logs: Tensor, die: torch.Generator) -> Tensor:
-    """[tokens] labels from [tokens, vocabulary] log-probabilities, one uniform number a token."""
+    """[tokens] labels from [tokens, vocabulary] log-probabilities, one uniform number per token."""
     total = logs.exp().cumsum(-1)
     uniform = torch.rand(len(logs), 1, generator=die).to(total) * total[:, -1:]
     return torch.searchsorted(total, uniform, right=True)[:, 0].clamp(max=logs.shape[-1] - 1)

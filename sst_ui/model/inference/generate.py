@@ -1,7 +1,7 @@
 """Token by token: our own decoding loop, with an edit per row.
 
-The loop is a generator that gives one column of tokens a step; whoever closes it stops it, and
-between two steps the model is free for everybody else.
+The loop is a generator that gives one column of tokens per step; closing it stops it, and
+between two steps the model is free for other work.
 """
 
 import time
@@ -42,7 +42,7 @@ def generate(
         max_new_tokens: longest continuation; the end of the context ends a row too.
         temperature: 0 is greedy.
         seed: every row draws from its own copy of this random stream: neighbours do not matter, and
-            columns of a comparison differ by their edit alone. A list gives one seed a row.
+            columns of a comparison differ by their edit alone. A list gives one seed per row.
         top_p: sample from the smallest set of tokens with this probability.
 
     Yields:
@@ -55,33 +55,17 @@ def generate(
     rows = rows_for(prompts, rows)
     if not prompts:
         return
-    for prompt in prompts:
-        if not 0 < len(prompt) < host.context:
-            raise UserError(
-                f"a prompt has {len(prompt)} tokens; {host.name} reads 1 to {host.context - 1}."
-            )
-    # 1. All rows start together, padded on the left so that they end in the same column. What they
-    # share (layers under the edits, a beginning) is computed once.
-    cache = fresh_cache(host)
-    begun = start(host, prompts, rows, cache=cache)
-    first: Prefill | None = begun
-    batch, plan = begun.batch, begun.plan
-    active = list(range(len(prompts)))
+    _check_lengths(host, prompts)
+    # 1. All rows start together.
+    running = _Running(host, prompts, rows)
     lengths = [len(prompt) for prompt in prompts]
     seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     dice = [torch.Generator().manual_seed(s) for s in seeds]
-    new = begun.new  # the prefill computes every column, later steps only the last
     for _ in range(max_new_tokens):
         # 2. One forward pass in turn with everybody else; logits [active, vocabulary].
-        logits = forward(host, batch, plan, keep=1, cache=cache, new=new)[:, -1].float()
-        if first is not None:
-            logits, batch, plan, first = first.finish(logits), first.whole, first.each, None
-        if bool(logits.amax(-1).isnan().any()):
-            raise UserError(
-                "the edited model computes NaN; lower the strength, or load it in float32."
-            )
-        chosen = pick(logits, temperature, top_p, [dice[row] for row in active])
-        # 3. Rows that end leave the batch, with their part of the cache and of the plan.
+        active = running.active
+        chosen = pick(running.logits(), temperature, top_p, [dice[row] for row in active])
+        # 3. Rows that end leave the batch.
         stay = [i for i, token in enumerate(chosen) if token not in host.stop]
         column = {active[i]: chosen[i] for i in stay}
         if column:
@@ -92,29 +76,89 @@ def generate(
         if not stay:
             return
         if len(stay) < len(active):
-            index = torch.tensor(stay, device=host.device)
-            # reorder_cache, since batch_select_indices is missing from linear attention layers
-            if cache is not None:
-                cache.reorder_cache(index)
-            batch = Batch(batch.ids[index], batch.mask[index])
-            plan = plan.select(stay)
-            active, chosen = [active[i] for i in stay], [chosen[i] for i in stay]
+            running.keep(stay)
         # 4. The chosen tokens become the next column.
-        fresh = torch.tensor(chosen, device=host.device)[:, None]  # [active, 1]
-        batch = Batch(
-            torch.cat([batch.ids, fresh], 1), torch.cat([batch.mask, torch.ones_like(fresh)], 1)
+        running.append([chosen[i] for i in stay])
+
+
+class _Running:
+    """The rows that have not ended: tokens, cache and edits.
+
+    Attributes:
+        active: their numbers among the prompts.
+    """
+
+    def __init__(self, host: Host, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> None:
+        """Pad on the left, so that all rows end in the same column.
+
+        What they share (layers under the edits, a beginning) is computed once.
+        """
+        self.active = list(range(len(prompts)))
+        self._host, self._cache = host, fresh_cache(host)
+        begun = start(host, prompts, rows, cache=self._cache)
+        self._first: Prefill | None = begun
+        self._batch, self._plan = begun.batch, begun.plan
+        self._new = begun.new  # the prefill computes every column, later steps only the last
+
+    def logits(self) -> Tensor:
+        """[active, vocabulary] float32 for the next token, by one forward pass.
+
+        Raises:
+            UserError: the edited model computes no numbers any more.
+        """
+        computed = forward(
+            self._host, self._batch, self._plan, keep=1, cache=self._cache, new=self._new
         )
-        new = None if cache is None else 1
+        logits = computed[:, -1].float()
+        if (first := self._first) is not None:
+            logits = first.finish(logits)
+            self._batch, self._plan, self._first = first.whole, first.each, None
+        if bool(logits.amax(-1).isnan().any()):
+            raise UserError(
+                "the edited model computes NaN; lower the strength, or load it in float32."
+            )
+        return logits
+
+    def keep(self, stay: Sequence[int]) -> None:
+        """Drop the other rows, with their part of the cache and of the plan.
+
+        Args:
+            stay: places in `active`.
+        """
+        index = torch.tensor(stay, device=self._host.device)
+        # reorder_cache, since batch_select_indices is missing from linear attention layers
+        if self._cache is not None:
+            self._cache.reorder_cache(index)
+        self._batch = Batch(self._batch.ids[index], self._batch.mask[index])
+        self._plan = self._plan.select(stay)
+        self.active = [self.active[i] for i in stay]
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Add a column, one token for each active row."""
+        ids, mask = self._batch.ids, self._batch.mask
+        fresh = torch.tensor(tokens, device=self._host.device)[:, None]  # [active, 1]
+        self._batch = Batch(
+            torch.cat([ids, fresh], 1), torch.cat([mask, torch.ones_like(fresh)], 1)
+        )
+        self._new = None if self._cache is None else 1
+
+
+def _check_lengths(host: Host, prompts: Sequence[Sequence[int]]) -> None:
+    for prompt in prompts:
+        if not 0 < len(prompt) < host.context:
+            raise UserError(
+                f"a prompt has {len(prompt)} tokens; {host.name} reads 1 to {host.context - 1}."
+            )
 
 
 def pick(
     logits: Tensor, temperature: float, top_p: float, dice: Sequence[torch.Generator]
 ) -> list[int]:
-    """Choose a token a row: the largest logit, or a draw with one uniform number a row.
+    """Choose one token per row: the largest logit, or a draw with one uniform number per row.
 
     Args:
         logits: [rows, vocabulary] float32.
-        dice: one random generator a row, so that neighbours do not change a row's draw.
+        dice: one random generator per row, so that neighbours do not change a row's draw.
     """
     if temperature <= 0:
         return logits.argmax(-1).tolist()

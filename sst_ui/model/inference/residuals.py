@@ -14,15 +14,12 @@ from torch import Tensor, nn
 
 from sst_ui.errors import UserError
 from sst_ui.model.hooks.row_plan import stream_of
-from sst_ui.model.inference.batch import Room, Row, left_padded, rows_for
+from sst_ui.model.inference.batch import Room, Row, left_padded, rows_for, tokens_a_step
 from sst_ui.model.load.chat_template import Message
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
-# About a second of work a step, so that a chat which runs meanwhile is not held up: floating point
-# operations of a small machine and of an accelerator, divided by the model's parameters below.
-WORK = {"cpu": 1e11, "other": 1e14}
-TOKENS = {"cpu": (64, 512), "other": (64, 8192)}  # bounds; a CPU's caches like small batches
+CPU = 512  # tokens a step at most there: its caches like small batches
 
 
 def residuals(
@@ -42,7 +39,7 @@ def residuals(
         prompts: token lists, at most `host.context` long.
         positions: index of the wanted token in each prompt; None for the last.
         rows: edits of each prompt, None for the base model.
-        batch_size: prompts a step; by default as many as take about a second. Halved on OOM.
+        batch_size: prompts per step; by default as many as take about a second. Halved on OOM.
         stage: name of the job in `Progress`.
 
     Yields:
@@ -130,7 +127,7 @@ def _forward(
 
 @contextmanager
 def _last_tokens(host: Host) -> Iterator[list[Tensor]]:
-    """Collect each layer's output at the last column, [batch, d] a layer, in layer order."""
+    """Collect each layer's output at the last column, [batch, d] per layer, in layer order."""
     collected: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -154,7 +151,4 @@ def _upto(prompt: Sequence[int], position: int) -> Sequence[int]:
 
 
 def _tokens(host: Host) -> int:
-    """Padded tokens a step, from the model's size alone: timing would make results vary."""
-    kind = "cpu" if host.device.type == "cpu" else "other"
-    low, high = TOKENS[kind]
-    return int(min(max(WORK[kind] / max(host.parameters, 1), low), high))
+    return tokens_a_step(host, CPU) if host.device.type == "cpu" else tokens_a_step(host)

@@ -5,7 +5,7 @@ run.
 import hashlib
 import importlib.util
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,7 @@ def read_model(
     """
     tokenizer = _tokenizer(spec, folder)
     dtype = getattr(torch, report.dtype)
-    settings: dict[str, Any] = {"dtype": dtype}
-    if report.device == SEVERAL:
-        settings["device_map"] = spec.device  # several devices: accelerate divides the layers
-    elif report.device != "cpu":
-        settings["device_map"] = {"": report.device}
-    if spec.quantization != "none":
-        settings["quantization_config"] = _bitsandbytes(spec, dtype)
+    settings = _settings(spec, report, dtype)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would report about keys is said here
@@ -93,7 +87,30 @@ def read_model(
         raise UserError(f"{spec.id} cannot be loaded: {_short(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
-    # transformers fills what a checkpoint lacks with random numbers and goes on
+    _refuse_incomplete(spec, info)
+    if report.device == "cpu" and spec.quantization == "none":
+        _own(model)
+    return model, tokenizer, _unused(spec, model, sorted(info["unexpected_keys"]))
+
+
+def _settings(spec: ModelSpec, report: Report, dtype: torch.dtype) -> dict[str, Any]:
+    """Where the model goes and in which numbers, as arguments of `from_pretrained`."""
+    settings: dict[str, Any] = {"dtype": dtype}
+    if report.device == SEVERAL:
+        settings["device_map"] = spec.device  # several devices: accelerate divides the layers
+    elif report.device != "cpu":
+        settings["device_map"] = {"": report.device}
+    if spec.quantization != "none":
+        settings["quantization_config"] = _bitsandbytes(spec, dtype)
+    return settings
+
+
+def _refuse_incomplete(spec: ModelSpec, info: Mapping[str, Any]) -> None:
+    """transformers fills what a checkpoint lacks with random numbers and goes on; this does not.
+
+    Args:
+        info: `from_pretrained`'s loading info.
+    """
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{spec.id} lacks {len(missing)} of its weights, for example {missing[0]}: the "
@@ -105,9 +122,6 @@ def read_model(
             f"{len(wrong)} weights of {spec.id} have another shape than its config.json says, for "
             f"example {name}: {list(there)}, not {list(wanted)}."
         )
-    if report.device == "cpu" and spec.quantization == "none":
-        _own(model)
-    return model, tokenizer, _unused(spec, model, sorted(info["unexpected_keys"]))
 
 
 def _own(model: Any) -> None:

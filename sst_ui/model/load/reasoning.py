@@ -54,12 +54,6 @@ def split(text: str) -> tuple[str, str]:
     return "\n\n".join(filter(None, (thought.strip() for thought in thoughts))), answer.strip()
 
 
-def said(text: str) -> str:
-    """The answer alone; a text without reasoning is left as it is, spaces included."""
-    answer = _parts(text)[1]
-    return text if answer == text else answer.strip()
-
-
 def shown(text: str) -> str:
     """The same text with its reasoning in one `<think>` block, whatever the model's own marks are.
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -39,10 +39,9 @@ from sst_ui.model.weights.stored_tensors import (
     write_header,
 )
 from sst_ui.model.weights.tensor_edits import Added, Alterations, Change, alterations
+from sst_ui.options import Rounding
 from sst_ui.progress import Progress
 from sst_ui.recipe import ModelSpec
-
-Rounding = Literal["nearest", "stochastic"]
 
 PIECE = 1 << 25  # bytes copied between two signs of progress
 CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSOCK, errno.EPERM}
@@ -123,13 +122,18 @@ def write_model(
     written += _settings(folder, entry, out, plan)
     written += carry(spec, out)
     yield Progress("write", total, total)
+    return _report(plan, shards, out, written)
+
+
+def _report(
+    plan: Alterations, shards: Sequence[Shard], out: Path, written: Sequence[str]
+) -> Rewritten:
     fresh = [added.stored.name for added in plan.added]
-    changed = (*plan.changes, *([plan.untied[0]] if plan.untied else []), *fresh)
     touched = sum(s.bytes for shard in shards for s in shard.tensors if s.name in plan.changes)
     return Rewritten(
         files=tuple(written),
         bytes=sum((out / name).stat().st_size for name in written),
-        changed=changed,
+        changed=(*plan.changes, *([plan.untied[0]] if plan.untied else []), *fresh),
         copied=sum(shard.end for shard in shards) - touched,
         untied=plan.untie,
         flags=plan.flags,

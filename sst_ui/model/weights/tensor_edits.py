@@ -33,8 +33,8 @@ PLAIN_ENDS = ("gpt2", "gpt_neox", "llama")
 
 EVERYWHERE = (
     "With affine_at 'everywhere' it is an ablation and a bias, which can be exported; see whether "
-    "it does what you want. Or export a plain ablation (affine: false), or keep the recipe and run "
-    "it in the studio."
+    "it does what you want. Or use operation 'filter', whose affine centre needs no bias, or a "
+    "plain ablation (affine: false); or keep the recipe and run it in the studio."
 )
 
 
@@ -216,8 +216,8 @@ def alterations(
             if twin is not change:
                 changes[stored.name] = change
     flags, sizes = granted(edits, architecture)
-    added = tuple(_new(name, size, without, located) for name, size in sizes.items())
-    return Alterations(changes, untied, twin, head in found, added, flags)
+    fresh = tuple(_new(name, size, without, located) for name, size in sizes.items())
+    return Alterations(changes, untied, twin, head in found, fresh, flags)
 
 
 def _new(name: str, size: int, links: Mapping[str, tuple[Link, ...]], located: Located) -> Added:

@@ -8,8 +8,9 @@ from functools import partial
 
 import gradio as gr
 
+from sst_ui.jobs.purpose import goal_of, purpose
 from sst_ui.metrics.advice import Advice, advise
-from sst_ui.recipe import Ablation
+from sst_ui.recipe import SHAPE, Ablation, Recipe
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw
 from sst_ui.ui.services.engine import Engine
@@ -18,14 +19,16 @@ from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.texts import say
 
-SHAPE = ("peak", "width", "threshold")
 SETTABLE = ("profile", "strength", *SHAPE)
 
 
 def of(board: Board) -> list[Advice]:
     """Advice on the current variant's metrics."""
     edit = _ablation(board)
-    return [] if edit is None else advise(board.now, edit.weights, _control(edit))
+    if edit is None:
+        return []
+    aim = goal_of(purpose(Recipe(edits=(edit,))))
+    return advise(board.now, edit.weights, aim, _control(edit))
 
 
 def _ablation(board: Board) -> Ablation | None:

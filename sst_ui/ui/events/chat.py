@@ -15,11 +15,14 @@ import gradio as gr
 from sst_ui.errors import UserError
 from sst_ui.jobs.chat import new_seed
 from sst_ui.jobs.merge.compare_methods import utility_only
-from sst_ui.recipe import check_seed
+from sst_ui.metrics.text.labels import Label, label
+from sst_ui.options import ChatOptions
+from sst_ui.recipe import Recipe
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.panels.answers import chip
 from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
 from sst_ui.ui.panels.session import Session
-from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.engine import Answering, Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.state.form import split
 from sst_ui.ui.state.loaded_model import Loaded
@@ -31,7 +34,7 @@ from sst_ui.ui.widgets.texts import say
 
 PACE = 0.1  # seconds between two updates of the screen, at least: a browser draws each of them
 SHARE = 4  # ... and this many times what an update takes, so that a busy machine sends fewer
-LENGTHS, HEATS = (1, 4096), (0, 2)  # tokens of an answer, temperature
+SOUND = (ChatOptions().max_new_tokens, ChatOptions().temperature, "")  # what the boxes begin with
 
 
 def view(language: str, conversation: Conversation, column: int) -> list[dict[str, str]]:
@@ -43,14 +46,17 @@ def view(language: str, conversation: Conversation, column: int) -> list[dict[st
     for turn in conversation.turns:
         messages.append({"role": "user", "content": turn.message})
         if turn.sources:
-            head = source_of(language, turn.sources[column])
+            kind = turn.labels[column] if turn.labels else None
+            head = source_of(language, turn.sources[column], kind)
             text = f"{head}\n\n{turn.answers[column].strip()}"
             messages.append({"role": "assistant", "content": text})
     return messages
 
 
-def source_of(language: str, source: Source) -> str:
-    """Who gave an answer and how, as the HTML above it; no blank line, which would end it."""
+def source_of(language: str, source: Source, kind: Label | None = None) -> str:
+    """Who gave an answer, how, and what kind of answer it is where that is known, as the HTML above
+    it; no blank line, which would end it.
+    """
     name = named(language, source)
     parts = [f"<b>{_inline(name)}</b>"]
     parts += [f"<code>{_inline(source.digest)}</code>"] if source.digest else []
@@ -60,6 +66,7 @@ def source_of(language: str, source: Source) -> str:
     if source.left_out:
         words = say(language, "chat.left_out", count=source.left_out)
         parts.append(f"<i>{_inline(words)}</i>")
+    parts += [chip(language, kind)] if kind else []
     return f'<div class="source is-{source.part}">{" ".join(parts)}</div>'
 
 
@@ -78,7 +85,7 @@ def _inline(text: str) -> str:
 def choices(language: str, variants: Variants) -> list[tuple[str, str]]:
     """What a column can answer as: the base, the current variant, or any earlier one.
 
-    Of a variant that merges also the utility adapter alone, and the merge without the ablation.
+    For variants with a merge, also the utility adapter alone, and the merge without the ablation.
     """
     edited = say(language, "answers.edited")
     found = [(say(language, "chat.base"), BASE)]
@@ -94,21 +101,23 @@ def choices(language: str, variants: Variants) -> list[tuple[str, str]]:
     return [*found, (edited, EDITED), *named]
 
 
-def recipe_of(choice: str, variants: Variants):
+def recipe_of(choice: str, variants: Variants) -> Recipe | None:
     """The recipe a picker's value stands for; None is the base."""
     now = variants.now.recipe if variants.now else None
     if choice == EDITED:
         return now
     if choice in (UTILITY, MERGED):
         merge, _ = split(now) if now else (None, None)
-        if merge is None:
+        if now is None or merge is None:
             return None
         return replace(now, edits=(utility_only(merge) if choice == UTILITY else merge,))
     found = variants.get(choice.removeprefix("variant:"))
     return found.recipe if found else None
 
 
-def source(choice: str, variants: Variants, recipe, temperature: float, seed: int) -> Source:
+def source(
+    choice: str, variants: Variants, recipe: Recipe | None, temperature: float, seed: int
+) -> Source:
     """Where an answer comes from that a column with this picked gives now; None is the base."""
     if recipe is None:
         return Source(BASE, temperature=temperature, seed=seed)
@@ -117,32 +126,30 @@ def source(choice: str, variants: Variants, recipe, temperature: float, seed: in
     return Source(part, named.name if named else "", recipe.digest(), temperature, seed)
 
 
-def drawn(tokens, temperature, seed) -> tuple[int, float, int]:
+def drawn(tokens: Any, temperature: Any, seed: Any) -> tuple[int, float, int]:
     """How an answer is drawn, as the three boxes say; an empty seed is a new one each time.
 
     Raises:
         UserError: a number that is missing or out of range.
     """
-    limits = {"tokens": LENGTHS, "temperature": HEATS}
-    values = {
-        "tokens": whole("chat.tokens", tokens),
-        "temperature": number("chat.temperature", temperature),
-    }
-    for name, (low, high) in limits.items():
-        if not low <= values[name] <= high:
-            raise UserError(f"chat.{name} is {values[name]:.12g}; it must be {low} to {high}.")
     typed = str("" if seed is None else seed).strip()
-    chosen = int(whole("chat.seed", typed)) if typed else new_seed()
-    check_seed("chat.seed", chosen)
-    return int(values["tokens"]), values["temperature"], chosen
+    said = ChatOptions(
+        whole("chat.max_new_tokens", tokens),
+        number("chat.temperature", temperature),
+        whole("chat.seed", typed) if typed else None,
+    )
+    chosen = new_seed() if said.seed is None else said.seed
+    return said.max_new_tokens, said.temperature, chosen
 
 
 def problems(values: Sequence) -> dict[int, str]:
     """Place among the three boxes -> what is wrong with its number."""
-    sound, found = (1, 0.0, ""), {}
+    found: dict[int, str] = {}
     for place, value in enumerate(values):
+        tried: list[Any] = list(SOUND)  # but for this one
+        tried[place] = value
         try:
-            drawn(*sound[:place], value, *sound[place + 1 :])
+            drawn(*tried)
         except UserError as error:
             found[place] = str(error)
     return found
@@ -165,7 +172,16 @@ class Asked:
     numbers: tuple
 
     @classmethod
-    def of(cls, language, loaded, variants, talk, left, right, *numbers) -> "Asked":
+    def of(
+        cls,
+        language: str,
+        loaded: Loaded,
+        variants: Variants,
+        talk: Conversation,
+        left: str,
+        right: str,
+        *numbers: Any,
+    ) -> "Asked":
         """From the values of the components that `connect` lists."""
         return cls(language, loaded, variants, talk, (left, right), numbers)
 
@@ -207,7 +223,7 @@ class Screen:
         }
 
 
-def restore(panel: ChatPanel, session: Session, opened) -> None:
+def restore(panel: ChatPanel, session: Session, opened: Any) -> None:
     """After a reload: the chat with this model goes on, every answer under its own recipe.
 
     Args:
@@ -220,7 +236,7 @@ def restore(panel: ChatPanel, session: Session, opened) -> None:
     )
 
 
-def back(language: str, now: Loaded, rows: object):
+def back(language: str, now: Loaded, rows: object) -> Any:
     """The chat that the browser kept, if it was with this model."""
     if not isinstance(rows, dict) or rows.get("model") != now.key or not now.key:
         return gr.skip()
@@ -263,7 +279,7 @@ def _answering(screen: Screen, session: Session, engine: Engine) -> list:
          *panel.pickers, *numbers],
         Asked.of,
     )  # fmt: skip
-    options = {
+    options: dict[str, Any] = {
         **PRIVATE,
         "outputs": screen.outputs,
         "concurrency_id": "chat",
@@ -349,7 +365,13 @@ class _Growing:
 
 
 def _stream(
-    screen: Screen, engine: Engine, mine, asked: Asked, tokens: int, heat: float, seed: int
+    screen: Screen,
+    engine: Engine,
+    mine: Answering,
+    asked: Asked,
+    tokens: int,
+    heat: float,
+    seed: int,
 ) -> Iterator[dict]:
     lang, known, key = asked.language, asked.variants, asked.loaded.key
     recipes = [recipe_of(choice, known) for choice in asked.picked]
@@ -377,6 +399,8 @@ def _stream(
                     shown = time.monotonic()
                     cost = shown - begun
         count = engine.tokens(key, growing.last.answers)
+        if not mine.stopped:
+            growing.told(labels=_labels(engine, key, growing.last, tokens))
         speed = count / max(time.monotonic() - start, 1e-6)
         words = say(lang, "chat.speed", tokens=count, speed=speed)
     except Exception as error:
@@ -385,6 +409,14 @@ def _stream(
         words = notice(message(error, lang), "bad")
     if not mine.replaced:
         yield {**screen.show(lang, growing.talk, words), **screen.idle}
+
+
+def _labels(engine: Engine, key: str, turn: Turn, tokens: int) -> tuple[Label, ...]:
+    """What kind of answer each column gave, of at most so many tokens."""
+    return tuple(
+        label(turn.message, answer, ended=engine.tokens(key, [answer]) < tokens)
+        for answer in turn.answers
+    )
 
 
 def edit(
@@ -412,7 +444,7 @@ def stop(screen: Screen, engine: Engine, language: str, request: gr.Request) -> 
     return screen.idle
 
 
-def measure(engine: Engine, language: str, now: Loaded, known: Variants, talk: Conversation):
+def measure(engine: Engine, language: str, now: Loaded, known: Variants, talk: Conversation) -> Any:
     """The probe of the last message."""
     if known.now is None or not talk.turns:
         return gr.skip()

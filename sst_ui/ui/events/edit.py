@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -26,13 +27,12 @@ from sst_ui.ui.state.merge_form import FACTORS
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-LIVE = {  # a dragged slider: only the newest position counts, nothing spins
+LIVE: dict[str, Any] = {  # a dragged slider: only the newest position counts, nothing spins
     "trigger_mode": "always_last",
     "show_progress": "hidden",
     "concurrency_limit": None,
     "api_visibility": "private",
 }
-SHAPES = ("peak", "width", "threshold")  # what a profile writes
 ABLATED, MERGED = ("harmful", "harmless"), ("utility_set", "safety_set")  # prompts that are read
 
 
@@ -53,8 +53,8 @@ def _wrong(form: Form, sound: Form, with_prompts: bool, draft: Draft, *more: obj
         layer = f"directions.layer is {values.layer:.12g}"
         found["layer"] = f"{layer}, but the model's layers are 0 to {last}."
     if with_prompts and not found:
-        read = () if (values.file or "").strip() or not values.ablation_on else ABLATED
-        read += MERGED if values.merge_on else ()
+        measured = values.ablation_on and not (values.file or "").strip()
+        read = (*(ABLATED if measured else ()), *(MERGED if values.merge_on else ()))
         for name in read:
             try:
                 prompt_sets.load(getattr(values, name))
@@ -72,7 +72,7 @@ def connect(editor: Editor, apply: ApplyBar, language: gr.State, engine: Engine)
     form, drawn = controls.form, drawing.outputs
     check = checker(engine, form)
     sound, _ = show(engine.first_recipe())
-    shapes = [getattr(form, name) for name in SHAPES]
+    shapes = [getattr(form, name) for name in recipes.SHAPE]
     gr.on(
         [c.input for c in shapes],
         **call(partial(reshape, editor, engine), draft, check=check),
@@ -107,10 +107,12 @@ def connect(editor: Editor, apply: ApplyBar, language: gr.State, engine: Engine)
     )
 
 
-def connect_others(editor: Editor, signal: gr.Radio, engine: Engine) -> None:
-    """Wire the controls that only have to be drawn: neither shapes nor the merge's."""
+def connect_others(editor: Editor, signal: gr.Dropdown, engine: Engine) -> None:
+    """Wire the controls that only have to be drawn: neither shapes nor the merge's, nor those that
+    a slider of decades stands beside."""
     form, merge = editor.controls.form, editor.controls.merge
-    special = [getattr(form, name) for name in ("profile", *SHAPES)]
+    beside = editor.controls.filter.decades
+    special = [getattr(form, name) for name in ("profile", *recipes.SHAPE, *beside)]
     mine = [*special, *merge.controls.values()]
     gr.on(
         [*[c.input for c in form if c not in mine], signal.input],
@@ -143,7 +145,7 @@ def pick_profile(editor: Editor, sound: Form, engine: Engine, draft: Draft) -> d
     """
     drawing, form = editor.drawing, editor.controls.form
     if draft.form.profile != "custom":
-        numbers = {name: getattr(sound, name) for name in SHAPES}
+        numbers = {name: getattr(sound, name) for name in recipes.SHAPE}
         extras = replace(draft.extras, curve=None)
         draft = replace(draft, form=draft.form._replace(**numbers), extras=extras)
     try:
@@ -169,7 +171,7 @@ def unsound(editor: Editor, sound: Form, draft: Draft) -> dict:
     found = wrong(draft.form, draft.extras, draft.loaded.spec, sound)
     if not found:  # mended meanwhile: the event of the newer value draws it
         return {}
-    profile = {editor.controls.form.profile: "custom"} if {*SHAPES} & {*found} else {}
+    profile = {editor.controls.form.profile: "custom"} if {*recipes.SHAPE} & {*found} else {}
     return {**draw_draft.dirty(editor.drawing, draft.language), **profile}
 
 
@@ -183,12 +185,11 @@ def settle(sound: Form, language: str, *chosen: object) -> list:
 def _numbers() -> str:
     """The named profiles' peak, width and threshold, as the page writes them: JSON."""
     named = kernel.profiles().items()
-    return json.dumps({name: [numbers[key] for key in SHAPES] for name, numbers in named})
+    return json.dumps({name: [numbers[key] for key in recipes.SHAPE] for name, numbers in named})
 
 
-def usable(draft: Draft, recipe: recipes.Recipe) -> recipes.Recipe:
-    """The recipe, if this window can show it: this model and its layers, edits as in `split`."""
-    lang, loaded = draft.language, draft.loaded
+def usable(lang: str, loaded: Loaded, recipe: recipes.Recipe) -> recipes.Recipe:
+    """The recipe, if a window can show it: this model and its layers, edits as in `split`."""
     if not recipe.model.is_of(loaded.spec):
         raise UserError(
             say(lang, "recipe.other_model", model=str(recipe.model), loaded=str(loaded.spec))
@@ -205,7 +206,7 @@ def _named(recipe: recipes.Recipe, loaded: Loaded) -> recipes.Recipe:
     """The recipe, `custom` where it claims the loaded model's own profile and has other numbers."""
     own = kernel.recommended(loaded.spec.id, loaded.parameters)[1:]
 
-    def told(edit):
+    def told(edit: recipes.Ablation | recipes.Merge) -> recipes.Ablation | recipes.Merge:
         weights = edit.weights
         if weights.profile != "model" or own == (weights.peak, weights.width):
             return edit

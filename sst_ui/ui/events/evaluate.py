@@ -16,7 +16,7 @@ import gradio as gr
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.metrics import corrections
-from sst_ui.metrics.registry import find
+from sst_ui.metrics.registry import prompts_named
 from sst_ui.metrics.results import MetricResult
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
@@ -29,15 +29,14 @@ from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
-from sst_ui.ui.state.form import MEASURING, evaluation
+from sst_ui.ui.state.form import MEASURING, evaluation, measured_by
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.html import Clock, notice
 from sst_ui.ui.widgets.texts import say
 
 CANCELLED = ":cancelled"  # mark of a job that ends with a word, beside its own name
-PACE = 0.5  # seconds between two updates of the progress bar
-SOUND = dict(zip(MEASURING, ((), "standard", 0, 0, "", ""), strict=True))
+SOUND = measured_by(Evaluation())  # what the controls begin with
 
 
 def check_settings(
@@ -47,21 +46,17 @@ def check_settings(
     wrong = {}
     for control, name, value in zip(controls, MEASURING, settings, strict=True):
         try:
-            _look(evaluation(**{_argument(n): v for n, v in (SOUND | {name: value}).items()}))
+            _look(evaluation(*(SOUND | {name: value}).values()))
         except UserError as error:
             wrong[control] = message(error, language)
     return wrong
 
 
-def _argument(name: str) -> str:
-    return name.removeprefix("metric_")
-
-
 def _look(wanted: Evaluation) -> None:
     """Read the files that the settings name, so that a bad one is said before anything runs."""
     for name in wanted.metrics:
-        if "@" in name:
-            prompt_sets.load(find(name).prompts)
+        if (named := prompts_named(name)) is not None:
+            prompt_sets.load(named)
     if wanted.labels:
         corrections.read(wanted.labels)
 
@@ -159,7 +154,9 @@ def _rows(
     mine: str,
 ) -> Generator[dict, None, Board | None]:
     """Drive the job; returns the board with all of its rows, None for a job that did not end."""
-    recipe, found, shown = board.variants.now.recipe, [], 0.0
+    assert board.variants.now is not None  # it is what is measured
+    recipe, shown = board.variants.now.recipe, 0.0
+    found: list[MetricResult] = []
     digest, clock, heard = recipe.digest(), Clock(), job_runner.Told()
     try:
         with closing(engine.evaluate(loaded.key, recipe, wanted)) as job:
@@ -175,7 +172,7 @@ def _rows(
                     board = replace(board, results={**board.results, digest: tuple(found)})
                     rows = metrics.render(board, pending=True)
                     yield {panel.rows: rows, session.results: board.results}
-                elif isinstance(part, Progress) and time.monotonic() - shown >= PACE:
+                elif isinstance(part, Progress) and time.monotonic() - shown >= job_runner.PACE:
                     shown = time.monotonic()
                     yield {panel.progress: clock.bar(board.language, part)}
     except Exception as error:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from sst_ui import disk
 from sst_ui.errors import UserError
+from sst_ui.jobs.export.export import Export
 from sst_ui.jobs.export.push import push as publish
 from sst_ui.metrics.result_files import stem
 from sst_ui.metrics.results import MetricResult
+from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
 from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
 from sst_ui.ui.panels import export as export_panel
@@ -31,7 +34,7 @@ from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-JOB = {**PRIVATE, "concurrency_id": "exports", "concurrency_limit": 2}
+JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "exports", "concurrency_limit": 2}
 
 
 def connect(panel: ExportPanel, board: Reads, session: Session, engine: Engine) -> None:
@@ -52,7 +55,6 @@ def connect(panel: ExportPanel, board: Reads, session: Session, engine: Engine) 
         outputs=[*buttons, panel.done, panel.download],
         **JOB,
     )  # fmt: skip
-    push = push_signed_in if export_panel.access() == "oauth" else push_as_owner
     panel.push.click(
         **call(
             partial(push, panel, engine),
@@ -141,6 +143,8 @@ def _results(engine: Engine, board: Board, rows: list) -> Sequence[MetricResult]
     """The card's metrics: this window's, else those of an earlier run."""
     if board.now:
         return board.now
+    if board.variants.now is None:
+        return ()
     digest = board.variants.now.recipe.digest()
     with suppress(UserError):
         for record in Shelf.of(engine.history, rows).list(digest):
@@ -149,7 +153,7 @@ def _results(engine: Engine, board: Board, rows: list) -> Sequence[MetricResult]
     return ()
 
 
-def push_signed_in(
+def push(
     panel: ExportPanel,
     engine: Engine,
     language: str,
@@ -159,44 +163,21 @@ def push_signed_in(
     request: gr.Request,
     token: gr.OAuthToken | None,
 ) -> Iterator[dict]:
-    """With the visitor's own token; the Space's is never used in its place."""
-    if token is None:
-        yield {panel.status: notice(say(language, "hub.sign_in"), "bad")}
+    """Send the export to the Hub: with a visitor's own token, else with the user's.
+
+    Where others can come in, the token of this program is its owner's and never used: visitors sign
+    in, or cannot push at all.
+    """
+    if token is None and shared():
+        key = "hub.sign_in" if export_panel.access() == "oauth" else "hub.shared"
+        yield {panel.status: notice(say(language, key), "bad")}
         return
-    yield from _send(panel, engine, language, done, repo, private, request, token.token)
-
-
-def push_as_owner(
-    panel: ExportPanel,
-    engine: Engine,
-    language: str,
-    done: Done,
-    repo: str,
-    private: bool,
-    request: gr.Request,
-) -> Iterator[dict]:
-    """With the user's own token; where others can come in it would be the owner's."""
-    if shared():
-        yield {panel.status: notice(say(language, "hub.shared"), "bad")}
-        return
-    yield from _send(panel, engine, language, done, repo, private, request, None)
-
-
-def _send(
-    panel: ExportPanel,
-    engine: Engine,
-    language: str,
-    done: Done,
-    repo: str,
-    private: bool,
-    request: gr.Request,
-    token: str | None,
-) -> Iterator[dict]:
     stopped = engine.begin(job_runner.name("export", request))
     try:
         if done.folder is None:
             raise UserError(say(language, "hub.nothing"))
-        job = publish(done.folder, repo.strip(), private=private, token=token)
+        mine = None if token is None else token.token
+        job = publish(done.folder, repo.strip(), private=private, token=mine)
         sent = yield from _watched(panel, language, job, stopped)
     except Exception as error:
         yield {panel.status: told(error, language), **_idle(panel)}
@@ -221,7 +202,12 @@ def stop(engine: Engine, language: str, request: gr.Request) -> dict:
     return gr.update(interactive=False)
 
 
-def _watched(panel: ExportPanel, language: str, job: Generator, stopped: Callable[[], bool]):
+def _watched(
+    panel: ExportPanel,
+    language: str,
+    job: Generator[Progress, None, Any],
+    stopped: Callable[[], bool],
+) -> Generator[dict, None, Any]:
     """Drive a job under its bar; the result comes back from `yield from`."""
     return job_runner.watched(
         language, job, lambda shown: {panel.status: shown, **_busy(panel)}, stopped=stopped
@@ -244,7 +230,7 @@ def _idle(panel: ExportPanel) -> dict:
     }
 
 
-def report(language: str, recipe: Recipe, done) -> str:
+def report(language: str, recipe: Recipe, done: Export) -> str:
     """What was written, in a line; where, and what to know, under it."""
     size = f"{done.bytes / 1e6:,.1f} MB"
     text = say(language, "export.done", digest=recipe.digest(), size=size, seconds=done.seconds)

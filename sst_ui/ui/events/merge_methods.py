@@ -6,8 +6,10 @@ from functools import partial
 
 import gradio as gr
 
-from sst_ui.jobs.merge.compare_methods import COLUMNS
+from sst_ui.jobs.merge.compare_methods import ALONE, COLUMNS
+from sst_ui.jobs.purpose import goal_of
 from sst_ui.metrics.registry import find
+from sst_ui.metrics.results import direction
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.events.binding import PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
@@ -16,13 +18,10 @@ from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import told
 from sst_ui.ui.services.merge_forecasts import Line
-from sst_ui.ui.state.form import evaluation, measuring
+from sst_ui.ui.state.form import evaluation, measuring, split
 from sst_ui.ui.widgets.html import CLICKS, notice, safe
 from sst_ui.ui.widgets.numbers import exact, number
 from sst_ui.ui.widgets.texts import has, say, t
-
-AIMS = ("refusal_rate",)  # what a merge adds on purpose, and an ablation removes
-ALONE = ("base", "utility", "safety")  # lines that merge nothing
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,12 @@ def render(language: str, lines: Sequence[Line], now: Merge | None = None) -> st
         _row(language, line, best, now)
         for line in sorted(lines, key=lambda line: order.get(line.name, len(ALONE)))
     )
+    tokens = {line.tokens for line in lines if line.tokens is not None}
+    lengths = "".join(f" {say(language, 'answers.length', tokens=t)}" for t in sorted(tokens))
     return (
         f'<div class="methods"><table><thead><tr><th></th>{heads}'
         f"<th>{say(language, 'methods.predicted')}</th></tr></thead><tbody>{rows}</tbody></table>"
-        f'<p class="faint">{say(language, "methods.hint")}</p></div>'
+        f'<p class="faint">{say(language, "methods.hint")}{lengths}</p></div>'
     )
 
 
@@ -72,8 +73,8 @@ def _row(language: str, line: Line, best: dict, now: Merge | None) -> str:
         value, unit = values.get(name), find(name).unit
         shown = "·" if value is None else number(value, unit)
         tip = "" if value is None else f"{exact(value, unit)} · n {value.n}"
-        merged = value is not None and line.name not in ALONE
-        top = ' class="best"' if merged and value.value == best[name] else ""
+        first = value is not None and line.name not in ALONE and value.value == best[name]
+        top = ' class="best"' if first else ""
         cells += f'<td{top} title="{safe(tip)}">{shown}</td>'
     kl = "·" if line.predicted is None else f"{line.predicted:.2g}"
     title = say(language, f"methods.{line.name}") if line.name in ALONE else line.title
@@ -92,7 +93,7 @@ def _heading(language: str, name: str) -> str:
 def _best(name: str, lines: Sequence[Line]) -> float | None:
     values = [dict(line.values).get(name) for line in lines if line.name not in ALONE]
     found = [value.value for value in values if value is not None]
-    choose = max if name in AIMS or find(name).better == "high" else min
+    choose = max if direction(find(name), goal_of("merged")) == "high" else min
     return choose(found) if found else None
 
 
@@ -129,7 +130,8 @@ def run(
 ) -> Iterator[dict]:
     """Measure all methods, line by line."""
     stopped = engine.begin(job_runner.name("methods", request))
-    lang, lines = draft.language, ()
+    lang = draft.language
+    lines: tuple[Line, ...] = ()
     busy = {
         panel.cancel: gr.update(visible=True, interactive=True),
         panel.run: gr.update(visible=False),
@@ -143,7 +145,8 @@ def run(
 
     try:
         on = draft.form._replace(merge_on=True)
-        spec = replace(draft, form=on).recipe().edits[0]
+        spec, _ = split(replace(draft, form=on).recipe())
+        assert spec is not None  # it is switched on
         wanted = replace(evaluation(*measuring(draft.form)), metrics=())
         yield {panel.table: render(lang, ()), known: (), **busy}
         yield from job_runner.watched(

@@ -6,6 +6,8 @@ import gradio as gr
 
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
+from sst_ui.options import ChatOptions
+from sst_ui.schema import setting
 from sst_ui.ui.widgets.inputs import Dropdown, Number
 from sst_ui.ui.widgets.texts import t
 
@@ -39,13 +41,9 @@ class ChatPanel:
 
 
 def create() -> ChatPanel:
-    pickers, columns = [], []
     with gr.Row(elem_id="columns"):
-        for side, value in (("left", BASE), ("right", EDITED)):
-            with gr.Column(min_width=200, elem_classes=f"side {side}"):
-                picker, column = _column(side, value)
-                pickers.append(picker)
-                columns.append(column)
+        picker_left, left = _column("left", BASE)
+        picker_right, right = _column("right", EDITED)
     with gr.Row(elem_id="examples"):
         examples = tuple(_example(*row) for row in EXAMPLES)
     with gr.Row(elem_id="ask"):
@@ -68,15 +66,19 @@ def create() -> ChatPanel:
         edit = gr.Button(t("chat.edit"), size="sm", elem_id="edit", min_width=50)
         clear = gr.Button(t("chat.clear"), size="sm", elem_id="clear", min_width=50)
         status = gr.HTML(elem_id="chat-status")
-        tokens = Number(64, label=t("chat.tokens"), elem_id="tokens")
-        temperature = Number(0, label=t("chat.temperature"), step=0.1, elem_id="temperature")
+        usual = ChatOptions()
+        tokens = Number(usual.max_new_tokens, label=t("chat.tokens"), elem_id="tokens")
+        temperature = Number(
+            usual.temperature, label=t("chat.temperature"), elem_id="temperature",
+            step=setting("chat.temperature").slider.step,
+        )  # fmt: skip
         seed = gr.Textbox(  # a number may be left out, which gr.Number makes a 0
             "", label=t("chat.seed"), placeholder=t("chat.seed.new"), max_lines=1,
             elem_id="chat-seed",
         )  # fmt: skip
     return ChatPanel(
-        tuple(pickers),
-        tuple(columns),
+        (picker_left, picker_right),
+        (left, right),
         examples,
         box,
         send,
@@ -93,25 +95,26 @@ def create() -> ChatPanel:
 
 def _column(side: str, value: str) -> tuple[gr.Dropdown, gr.Chatbot]:
     """One side: who answers there, and the conversation with it."""
-    picker = Dropdown(
-        [(t("chat.base"), BASE), (t("answers.edited"), EDITED)],
-        value=value,
-        label=t(f"chat.{side}"),  # read out by screen readers
-        show_label=False,
-        container=False,
-        elem_id=f"picker-{side}",
-        filterable=False,
-    )
-    column = gr.Chatbot(
-        show_label=False,
-        container=False,
-        elem_id=f"chat-{side}",
-        height="100%",
-        buttons=["copy"],
-        feedback_options=None,
-        layout="bubble",
-        placeholder=t("chat.hello") if side == "left" else " ",
-    )
+    with gr.Column(min_width=200, elem_classes=f"side {side}"):
+        picker = Dropdown(
+            [(t("chat.base"), BASE), (t("answers.edited"), EDITED)],
+            value=value,
+            label=t(f"chat.{side}"),  # read out by screen readers
+            show_label=False,
+            container=False,
+            elem_id=f"picker-{side}",
+            filterable=False,
+        )
+        column = gr.Chatbot(
+            show_label=False,
+            container=False,
+            elem_id=f"chat-{side}",
+            height="100%",
+            buttons=["copy"],
+            feedback_options=None,
+            layout="bubble",
+            placeholder=t("chat.hello") if side == "left" else " ",
+        )
     return picker, column
 
 

@@ -1,5 +1,9 @@
 """All variants over the main metrics in one figure."""
 
+from collections.abc import Mapping, Sequence
+
+from plotly.graph_objects import Figure
+
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
@@ -8,14 +12,15 @@ from sst_ui.ui.widgets.numbers import exact, number, scale
 from sst_ui.ui.widgets.texts import say
 
 AXES = (
-    "refusal_rate", "jailbreak_resistance", "jailbreak_refusal", "over_refusal",
-    "over_refusal_ordinary", "degenerate", "kl_1", "facts", "multiple_choice", "reading", "quality",
+    "refusal_rate", "delivered", "evaded", "jailbreak_resistance", "jailbreak_refusal",
+    "over_refusal", "over_refusal_ordinary", "degenerate", "kl_1", "facts",
+    "multiple_choice", "reading", "quality",
 )  # fmt: skip
 LINES = 8  # variants beside the base, the newest
 
 
-def figure(board: Board):
-    """One line a variant, and the base; a sentence while nothing was measured."""
+def figure(board: Board) -> Figure:
+    """One line per variant, and the base; a sentence while nothing was measured."""
     lang, known = board.language, _shown(board)
     now = dict(known).get(board.variants.current) or (known[-1][1] if known else {})
     axes = [now[name] for name in AXES if name in now and now[name].edited is not None]
@@ -35,7 +40,7 @@ def figure(board: Board):
         plots.Line(
             name,
             [_height(values.get(a.name), a, ends[a.name]) for a in axes],
-            [_told(values.get(a.name), a) for a in axes],
+            [_told(lang, values.get(a.name), a) for a in axes],
         )
         for name, values in lines
     ]
@@ -50,7 +55,7 @@ def _shown(board: Board) -> list[tuple[str, dict[str, MetricResult]]]:
     return kept if not mine or mine[0] in kept else [mine[0], *kept[1:]]
 
 
-def _end(name: str, known) -> float:
+def _end(name: str, known: Sequence[tuple[str, Mapping[str, MetricResult]]]) -> float:
     results = [found[name] for _, found in known if name in found]
     return scale(results[0].unit, [v for r in results for v in (r.base, r.edited)])
 
@@ -70,5 +75,7 @@ def _limits(axis: MetricResult, end: float) -> tuple[str, str]:
     return (low, high) if axis.better == "high" else (high, low)
 
 
-def _told(value: Value | None, axis: MetricResult) -> str:
-    return "" if value is None else f"{exact(value, axis.unit)} · n {value.n}"
+def _told(language: str, value: Value | None, axis: MetricResult) -> str:
+    if value is None:
+        return ""
+    return f"{exact(value, axis.unit)} · n {value.n}{metrics.length(language, axis)}"

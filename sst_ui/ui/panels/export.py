@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from huggingface_hub import get_token
@@ -27,17 +28,16 @@ from sst_ui.program import program
 from sst_ui.recipe import Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.state.merge_form import whole
-from sst_ui.ui.state.run_store import shared
+from sst_ui.ui.state.run_store import LIFE, shared
 from sst_ui.ui.widgets.html import safe
 from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio
 from sst_ui.ui.widgets.texts import say, t
 
 SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
 SOUND = {**vars(ExportOptions()), "rank": 0, "folder": ""}
+VERIFIED = 8  # prompts that the page begins with; a command verifies where it is told to
 SMALL = 256_000_000  # bytes of an export that is offered as one download
-VERIFIED = 8  # prompts, unless said otherwise
 ROUNDED, RANKED = ("model", "gguf"), ("adapter", "mergekit")  # formats with that setting
-LIFE = 3600  # seconds that a Space keeps a visitor's export
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Wanted(ExportOptions):
     folder: str = ""
 
     @classmethod
-    def of(cls, format, rounding, rank, verify, folder) -> "Wanted":
+    def of(cls, format: Any, rounding: Any, rank: Any, verify: Any, folder: Any) -> "Wanted":
         """From the values of `ExportPanel.settings`.
 
         Raises:
@@ -139,28 +139,26 @@ def create() -> ExportPanel:
     with gr.Column(elem_id="export", min_width=220):
         gr.HTML(t("export.title"), elem_classes="title")
         what = gr.HTML(elem_id="export-what")
+        usual = ExportOptions()
         format = Dropdown(
             [(t(f"format.{name}"), name) for name in setting("export.format").choices],
-            value="adapter",
+            value=usual.format,
             label=t("export.format"),
             elem_id="export-format",
         )
-        hint = gr.HTML(hinted("en", "adapter"), elem_id="export-hint", elem_classes="hint")
+        hint = gr.HTML(hinted("en", usual.format), elem_id="export-hint", elem_classes="hint")
         with gr.Row(elem_classes="pair"):
             rounding = Radio(
                 [(t(f"rounding.{name}"), name) for name in setting("export.rounding").choices],
-                value="nearest",
+                value=usual.rounding,
                 label=t("export.rounding"),
                 elem_id="export-rounding",
                 visible=False,
             )
-            rank = Number(
-                0, label=t("export.rank"), elem_id="export-rank", min_width=90
-            )  # fmt: skip
+            rank = Number(0, label=t("export.rank"), elem_id="export-rank", min_width=90)
             verify = Number(
-                VERIFIED, label=t("export.verify"), elem_id="export-verify",
-                min_width=90,
-            )  # fmt: skip
+                VERIFIED, label=t("export.verify"), elem_id="export-verify", min_width=90
+            )
         folder = gr.Textbox(
             "", label=t("export.folder"), max_lines=1, elem_id="export-folder",
             visible=not shared(),
@@ -193,7 +191,7 @@ def create() -> ExportPanel:
 
 
 def _hub() -> tuple[gr.Column, gr.Textbox, gr.Checkbox, gr.Button]:
-    """What is needed to push; not there where nobody has a token."""
+    """What is needed to push; hidden without a token."""
     with gr.Column(visible=bool(access()), elem_id="hub") as hub:
         if access() == "oauth":
             gr.LoginButton(size="sm", elem_id="hub-login")
@@ -233,9 +231,9 @@ def command(recipe: Recipe, wanted: Wanted) -> str:
     elif path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     words = ["export", "recipe.yaml", "--format", wanted.format, "--out", str(path)]
-    words += ["--rounding", wanted.rounding] if wanted.rounding != "nearest" else []
-    words += ["--rank", str(wanted.rank)] if wanted.rank else []
-    words += ["--verify", str(wanted.verify)] if wanted.verify else []
+    for name in ("rounding", "rank", "verify"):
+        value = getattr(wanted, name)
+        words += [f"--{name}", str(value)] if value != getattr(ExportOptions, name) else []
     return f"{program()} {shlex.join(words)}"
 
 
@@ -267,7 +265,7 @@ def check_repo(name: str) -> None:
     try:
         validate_repo_id(name)
     except ValueError as error:
-        raise UserError(f"{name!r} is no name for a repository: write USER/NAME.") from error
+        raise UserError(f"{name!r} is not a valid repository name: write USER/NAME.") from error
 
 
 def archive(folder: Path, name: str) -> Path:

@@ -4,9 +4,8 @@ The controls of the methods' own parameters are made from `maths.merge.registry.
 that is added brings its controls, their ranges and words along.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -19,7 +18,7 @@ from sst_ui.schema import setting
 from sst_ui.ui.state import merge_form
 from sst_ui.ui.state.merge_form import FACTORS, GOALS, SHAPES, dials, own, priced
 from sst_ui.ui.widgets.html import safe
-from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, Slider, dial
+from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, Slider, decade, dial, wide
 from sst_ui.ui.widgets.texts import has, say, t
 
 LOWEST = 1e-5  # where a slider of decades begins; a number may be typed below it
@@ -39,65 +38,22 @@ class MergePanel:
     predict: gr.Button
 
 
+@dataclass(frozen=True)
+class _Dials:
+    """What a part of the panel adds: as in `MergePanel`."""
+
+    controls: dict[str, Any] = field(default_factory=dict)
+    decades: dict[str, gr.Slider] = field(default_factory=dict)
+    rows: dict[str, gr.Row] = field(default_factory=dict)
+
+
 def create() -> MergePanel:
     base = merge_form.first()
     values = merge_form.show(base)
-    made: dict[str, Any] = {}
-    rows, decades = {}, {}
-    sets = [*prompt_sets.names(), *prompt_sets.public_names()]
     with gr.Group(elem_id="merge-panel", elem_classes="panel"):
-        with gr.Row(elem_classes="head"):
-            gr.HTML(t("section.merge"), elem_classes="title")
-            made["merge_on"] = gr.Checkbox(
-                False, label=t("edit.on"), elem_id="merge_on", container=False, min_width=90
-            )
-        with gr.Row(elem_classes="pair"):
-            for name in ("utility", "safety"):
-                made[name] = Dropdown(
-                    merge_form.shipped(),
-                    value=values[name],
-                    label=t(f"merge.{name}"),
-                    allow_custom_value=True,
-                    elem_id=name,
-                )
-        made["method"] = Dropdown(
-            [(m.title, m.name) for m in METHODS],
-            value=base.method,
-            label=t("merge.method"),
-            elem_id="method",
-        )
-        hint = gr.HTML(told("en", base.method), elem_id="method-hint", elem_classes="hint")
-        with gr.Row(elem_classes="one") as rows["goal"]:
-            made["goal"] = Radio(
-                [(t(f"merge.goal.{name}"), name) for name in GOALS],
-                value=values["goal"],
-                label=t("merge.goal"),
-                show_label=False,
-                elem_id="goal",
-            )
-        ends = setting("merge.budget").slider
-        rows["budget"], decades["budget"], made["budget"] = _wide(
-            "budget", t("merge.budget"), (ends.low, ends.high), values["budget"], True
-        )
-        mine = own(base.method)
-        for name, row in dials().items():
-            key, visible = f"p_{name}", name in mine and name != "mu"
-            label = t(f"dial.{name}") if has(f"dial.{name}") else row.what
-            if _is_wide(row):
-                ends = (max(row.low, LOWEST if row.log else 1), min(row.high, HIGHEST))
-                rows[key], decades[key], made[key] = _wide(key, label, ends, values[key], visible)
-                continue
-            with gr.Row(elem_classes="one", visible=visible) as rows[key]:
-                if row.kind == "choice":
-                    made[key] = Radio(
-                        list(row.choices), value=values[key], label=label, elem_id=key
-                    )
-                else:
-                    made[key] = Slider(
-                        row.low, row.high, values[key], step=row.step, label=label, buttons=[],
-                        elem_id=key,
-                    )  # fmt: skip
-        made["safety_weight"] = dial(  # a merge takes no safety away
+        adapters, hint = _adapters(values)
+        dialled = _goal_and_parameters(values)
+        safety_weight = dial(  # a merge takes no safety away
             "weights.strength", values["safety_weight"], t("merge.safety_weight"), low=0,
             elem_id="safety_weight",
         )  # fmt: skip
@@ -105,42 +61,122 @@ def create() -> MergePanel:
             readout = gr.HTML(elem_id="merge-readout")
             predict = gr.Button(t("merge.predict"), size="sm", elem_id="predict", min_width=60)
     with gr.Accordion(t("section.merge_weights"), open=False, elem_id="merge-weights"):
-        made["shape"] = Radio(
+        weights, bell = _weights(values)
+    with gr.Accordion(t("section.merge_data"), open=False, elem_id="merge-data"):
+        data = _data(values)
+    made = {**adapters, **dialled.controls, "safety_weight": safety_weight, **weights, **data}
+    return MergePanel(made, dialled.decades, dialled.rows, bell, hint, readout, predict)
+
+
+def _adapters(values: Mapping[str, Any]) -> tuple[dict[str, Any], gr.HTML]:
+    """What is merged and how, and what the method does in words."""
+    made: dict[str, Any] = {}
+    with gr.Row(elem_classes="head"):
+        gr.HTML(t("section.merge"), elem_classes="title")
+        made["merge_on"] = gr.Checkbox(
+            False, label=t("edit.on"), elem_id="merge_on", container=False, min_width=90
+        )
+    with gr.Row(elem_classes="pair"):
+        for name in ("utility", "safety"):
+            made[name] = Dropdown(
+                merge_form.shipped(),
+                value=values[name],
+                label=t(f"merge.{name}"),
+                allow_custom_value=True,
+                elem_id=name,
+            )
+    made["method"] = Dropdown(
+        [(m.title, m.name) for m in METHODS],
+        value=values["method"],
+        label=t("merge.method"),
+        elem_id="method",
+    )
+    hint = gr.HTML(told("en", values["method"]), elem_id="method-hint", elem_classes="hint")
+    return made, hint
+
+
+def _goal_and_parameters(values: Mapping[str, Any]) -> _Dials:
+    """How far the merge goes: within a budget, or by the parameters of its method."""
+    found = _Dials()
+    with gr.Row(elem_classes="one") as found.rows["goal"]:
+        found.controls["goal"] = Radio(
+            [(t(f"merge.goal.{name}"), name) for name in GOALS],
+            value=values["goal"],
+            label=t("merge.goal"),
+            show_label=False,
+            elem_id="goal",
+        )
+    ends = setting("merge.budget").slider
+    _wide(found, "budget", t("merge.budget"), (ends.low, ends.high), values["budget"], True)
+    mine = own(values["method"])
+    for name, row in dials().items():
+        _parameter(found, row, values[f"p_{name}"], visible=name in mine and name != "mu")
+    return found
+
+
+def _parameter(found: _Dials, row: Parameter, value: Any, visible: bool) -> None:
+    """The control of a method's parameter: choices, a slider, or one of decades."""
+    key = f"p_{row.name}"
+    label = t(f"dial.{row.name}") if has(f"dial.{row.name}") else row.what
+    if _is_wide(row):
+        ends = (max(row.low, LOWEST if row.log else 1), min(row.high, HIGHEST))
+        _wide(found, key, label, ends, value, visible)
+        return
+    with gr.Row(elem_classes="one", visible=visible) as found.rows[key]:
+        if row.kind == "choice":
+            found.controls[key] = Radio(list(row.choices), value=value, label=label, elem_id=key)
+        else:
+            found.controls[key] = Slider(
+                row.low, row.high, value, step=row.step, label=label, buttons=[], elem_id=key
+            )
+
+
+def _weights(values: Mapping[str, Any]) -> tuple[dict[str, Any], gr.Row]:
+    """How strongly each layer and kind of module is merged, and the row of the bell's shape."""
+    made: dict[str, Any] = {
+        "shape": Radio(
             [(t(f"merge.shape.{name}"), name) for name in SHAPES],
             value=values["shape"],
             label=t("merge.shape"),
             elem_id="shape",
         )
-        with gr.Row(elem_classes="pair", visible=False) as bell:
-            for name in ("peak", "width"):
-                key, label = f"m_{name}", t(f"weights.{name}")
-                made[key] = dial(f"weights.{name}", values[key], label, elem_id=key)
-        for group in (FACTORS[:4], FACTORS[4:]):
-            with gr.Row(elem_classes="factors"):
-                for kind in group:
-                    made[f"f_{kind}"] = Number(
-                        values[f"f_{kind}"], label=f"{kind} ×", step=0.1, elem_id=f"f_{kind}",
-                        min_width=50,
-                    )  # fmt: skip
-    with gr.Accordion(t("section.merge_data"), open=False, elem_id="merge-data"):
-        for name in ("utility_set", "safety_set"):
-            made[name] = Dropdown(
-                sets, value=values[name], label=t(f"merge.{name}"), allow_custom_value=True,
-                elem_id=name,
-            )  # fmt: skip
-        with gr.Row(elem_classes="pair"):
-            for name in ("m_samples", "rank"):
-                made[name] = Number(0, label=t(f"merge.{name}"), elem_id=name)
-        for name in ("target", "fisher"):
-            made[name] = Radio(
-                [(t(f"merge.{name}.{word}"), word) for word in setting(f"merge.{name}").choices],
-                value=values[name],
-                label=t(f"merge.{name}"),
-                elem_id=name,
-            )
-        made["inputs"] = Number(values["inputs"], label=t("merge.inputs"), elem_id="inputs")
-        made["unaligned"] = gr.Textbox(label=t("merge.unaligned"), max_lines=1, elem_id="unaligned")
-    return MergePanel(made, decades, rows, bell, hint, readout, predict)
+    }
+    with gr.Row(elem_classes="pair", visible=False) as bell:
+        for name in ("peak", "width"):
+            key, label = f"m_{name}", t(f"weights.{name}")
+            made[key] = dial(f"weights.{name}", values[key], label, elem_id=key)
+    for group in (FACTORS[:4], FACTORS[4:]):
+        with gr.Row(elem_classes="factors"):
+            for kind in group:
+                made[f"f_{kind}"] = Number(
+                    values[f"f_{kind}"], label=f"{kind} ×", elem_id=f"f_{kind}", min_width=50,
+                    step=setting("weights.modules").slider.step,
+                )  # fmt: skip
+    return made, bell
+
+
+def _data(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the method learns the tasks from, and what it makes of that."""
+    made: dict[str, Any] = {}
+    sets = [*prompt_sets.names(), *prompt_sets.public_names()]
+    for name in ("utility_set", "safety_set"):
+        made[name] = Dropdown(
+            sets, value=values[name], label=t(f"merge.{name}"), allow_custom_value=True,
+            elem_id=name,
+        )  # fmt: skip
+    with gr.Row(elem_classes="pair"):
+        for name in ("m_samples", "rank"):
+            made[name] = Number(0, label=t(f"merge.{name}"), elem_id=name)
+    for name in ("target", "fisher"):
+        made[name] = Radio(
+            [(t(f"merge.{name}.{word}"), word) for word in setting(f"merge.{name}").choices],
+            value=values[name],
+            label=t(f"merge.{name}"),
+            elem_id=name,
+        )
+    made["inputs"] = Number(values["inputs"], label=t("merge.inputs"), elem_id="inputs")
+    made["unaligned"] = gr.Textbox(label=t("merge.unaligned"), max_lines=1, elem_id="unaligned")
+    return made
 
 
 def _is_wide(row: Parameter) -> bool:
@@ -148,25 +184,12 @@ def _is_wide(row: Parameter) -> bool:
     return row.log or (row.kind == "int" and row.high >= 1000 and row.name != "seed")
 
 
-def _wide(name: str, label, ends: tuple[float, float], value: float, visible: bool):
-    """A slider of decades with the number itself beside it; the number is the form's control."""
-    low, high = (math.log10(end) for end in ends)
-    with gr.Row(elem_classes="wide", visible=visible) as row:
-        slider = Slider(
-            low, high, decade(value, low, high), step=0.01, label=label, buttons=[],
-            elem_id=f"{name}-decades", scale=4, min_width=120,
-        )  # fmt: skip
-        number = Number(
-            value, label=label, show_label=False, container=False, elem_id=name, scale=1,
-            min_width=96,
-        )  # fmt: skip
-    return row, slider, number
-
-
-def decade(value: Any, low: float, high: float) -> float:
-    """Where a slider of decades stands for a number; at its end for what lies beyond."""
-    number = float(value) if isinstance(value, int | float) and value > 0 else 0.0
-    return round(min(max(math.log10(number) if number else low, low), high), 2)
+def _wide(
+    found: _Dials, name: str, label: Any, ends: tuple[float, float], value: float, visible: bool
+) -> None:
+    found.rows[name], found.decades[name], found.controls[name] = wide(
+        name, label, ends, value, visible
+    )
 
 
 def dialled(name: str, place: float) -> float:
@@ -201,7 +224,7 @@ def shown(panel: MergePanel, spec_method: str, goal: str, shape: str) -> dict:
     return updates
 
 
-def places(panel: MergePanel, form: Any) -> dict:
+def places(panel: Any, form: Any) -> dict:
     """The sliders of decades where the form's numbers say."""
     return {
         slider: decade(getattr(form, name), slider.minimum, slider.maximum)

@@ -4,21 +4,21 @@ What happens on a click is in `ui.events.runs`: a row is a button that chooses i
 buttons reach Python as `event.act` and `event.run`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 import gradio as gr
 
 from sst_ui.errors import UserError
 from sst_ui.jobs.history.records import Comparison, Record, compare, value
+from sst_ui.metrics.registry import SUMMARY
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.numbers import exact, interval, number
 from sst_ui.ui.widgets.texts import say, t
-
-SHOWN = ("refusal_rate", "kl_16", "quality")  # metrics of the list, as in the variants
 
 ACTS = """
 const act = (event) => {
@@ -89,7 +89,9 @@ def create() -> RunsPanel:
     return RunsPanel(search, both, delete, undo, back, status, table)
 
 
-def listed(language: str, records: Sequence[Record], view: View, now: str, empty="none") -> str:
+def listed(
+    language: str, records: Sequence[Record], view: View, now: str, empty: str = "none"
+) -> str:
     """The list, newest first.
 
     Args:
@@ -98,7 +100,7 @@ def listed(language: str, records: Sequence[Record], view: View, now: str, empty
     """
     if not records:
         return f'<p class="empty">{say(language, f"runs.{empty}")}</p>'
-    names = [safe(say(language, f"variants.{name}")) for name in SHOWN]
+    names = [safe(say(language, f"variants.{name}")) for name in SUMMARY]
     heads = [say(language, f"runs.{name}") for name in ("recipe", "model", "when")]
     head = "".join(f"<span>{name}</span>" for name in (*heads, *names))
     rows = [f'<div class="run heads"><i></i>{head}<span></span></div>']
@@ -107,7 +109,7 @@ def listed(language: str, records: Sequence[Record], view: View, now: str, empty
 
 
 def _row(language: str, record: Record, chosen: bool, current: bool) -> str:
-    cells = "".join(f"<span>{_cell(record, name)}</span>" for name in SHOWN)
+    cells = "".join(f"<span>{_cell(language, record, name)}</span>" for name in SUMMARY)
     name = safe(record.title)
     marks = f"{' chosen' if chosen else ''}{' current' if current else ''}"
     return (
@@ -158,10 +160,16 @@ def _metrics(language: str, found: Comparison) -> str:
                 f'<td title="{safe(exact(shown, unit))} · {say(language, f"verdict.{kind}")}">'
                 f"<s>{number(base, unit)}</s>"
                 f'<b class="v-{kind}">{number(shown, unit)}</b> '
-                f"<small>{interval(shown, unit)} n {shown.n}</small></td>"
+                f"<small>{interval(shown, unit)} n {shown.n}{_length(language, row)}</small></td>"
             )
         lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
     return "".join(lines)
+
+
+def _length(language: str, row: Mapping[str, Any]) -> str:
+    """How long the answers were; empty where there were none, or the run does not say."""
+    tokens = row.get("tokens")
+    return f" · {say(language, 'metrics.length', tokens=tokens)}" if tokens else ""
 
 
 def _differences(language: str, found: Comparison) -> str:
@@ -174,9 +182,12 @@ def _differences(language: str, found: Comparison) -> str:
     return "".join(lines)
 
 
-def _cell(record: Record, name: str) -> str:
+def _cell(language: str, record: Record, name: str) -> str:
     row = record.metric(name)
-    return number(value(row["edited"] or row["base"]), row["unit"]) if row else "·"
+    if not row:
+        return "·"
+    shown = number(value(row["edited"] or row["base"]), row["unit"])
+    return f'<span title="{length}">{shown}</span>' if (length := _length(language, row)) else shown
 
 
 def _short(model: str) -> str:

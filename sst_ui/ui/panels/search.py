@@ -7,21 +7,21 @@ look like in `search_plots`.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.jobs.search.objectives import Limit, SearchSpec, aims
-from sst_ui.metrics.registry import METRICS, find
+from sst_ui.metrics.registry import METRICS, find, prompts_named
 from sst_ui.recipe import Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import search_table
 from sst_ui.ui.panels.metrics import title
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.state.merge_form import number, whole
-from sst_ui.ui.state.run_store import shared
+from sst_ui.ui.state.run_store import LIFE, shared
 from sst_ui.ui.state.search_results import Found
 from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.html import CLICKS, safe
@@ -40,8 +40,8 @@ SETTINGS = (
     "seed", "start", "prune",
 )  # fmt: skip
 VIEWS = ("own", "front", "importance")  # own: the figure that the strategy has for itself
-SOUND = dict(zip(SETTINGS, ("tpe", (), "", "", 0, 0, "", "", 0, "recipe", True), strict=True))
-LIFE = 3600  # seconds that a shared program keeps what a window found
+Buttons = tuple[gr.Button, gr.Button, gr.Button, gr.Button]  # run, pause, resume, stop
+Variant = Literal["primary", "secondary", "stop"]
 KEPT = 3  # candidates that become variants, unless said otherwise
 
 
@@ -74,7 +74,7 @@ class SearchPanel:
 def create() -> SearchPanel:
     with gr.Row(elem_id="search-row"):
         with gr.Column(elem_id="search-settings", min_width=220):
-            settings, hint, buttons, status = _settings()
+            settings, hint, (run, pause, resume, stop), status = _settings()
         with gr.Column(elem_id="search-found", min_width=260):
             progress = gr.HTML(elem_id="search-progress")
             with gr.Row(elem_id="search-views"):
@@ -110,17 +110,17 @@ def create() -> SearchPanel:
             )
     found = gr.State(Found(), time_to_live=LIFE if shared() else None, delete_callback=Found.remove)
     return SearchPanel(
-        settings, hint, *buttons, status, progress, view, metric, plot, table, use, keep, count,
-        check, cancel, told, found, gr.State(""),
+        settings, hint, run, pause, resume, stop, status, progress, view, metric, plot, table, use,
+        keep, count, check, cancel, told, found, gr.State(""),
     )  # fmt: skip
 
 
-def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
+def _settings() -> tuple[dict[str, Any], gr.HTML, Buttons, gr.HTML]:
     made: dict[str, Any] = {}
-    start = SearchSpec()
+    start = SOUND
     made["strategy"] = Radio(
         [(t(f"search.{name}"), name) for name in setting("search.strategy").choices],
-        value=start.strategy,
+        value=start["strategy"],
         label=t("search.strategy"),
         show_label=False,
         elem_id="search-strategy",
@@ -128,21 +128,21 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
     hint = gr.HTML(elem_id="search-hint", elem_classes="hint")
     made["objectives"] = Dropdown(
         [(title("en", row.name, row.title), row.name) for row in METRICS],
-        value=[],
+        value=start["objectives"],
         multiselect=True,
         label=t("search.objectives"),
         allow_custom_value=True,
         elem_id="search-objectives",
     )
     made["constraints"] = gr.Textbox(
-        "", label=t("search.constraints"), placeholder="quality >= 0.7", lines=2, max_lines=4,
-        elem_id="search-constraints",
+        start["constraints"], label=t("search.constraints"), placeholder="quality >= 0.7",
+        lines=2, max_lines=4, elem_id="search-constraints",
     )  # fmt: skip
     with gr.Row(elem_classes="pair"):
         for name in ("target", "trials", "minutes"):
             made[name] = gr.Textbox(  # a number may be left out, which gr.Number makes a 0
-                "", label=t(f"search.{name}"), placeholder=t(f"search.{name}.hint"), max_lines=1,
-                elem_id=f"search-{name}", min_width=50,
+                start[name], label=t(f"search.{name}"), placeholder=t(f"search.{name}.hint"),
+                max_lines=1, elem_id=f"search-{name}", min_width=50,
             )  # fmt: skip
     with gr.Row(elem_id="search-buttons"):
         run = _button("run", "run-search", "primary")
@@ -152,28 +152,25 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
     status = gr.HTML(elem_id="search-status")
     with gr.Accordion(t("search.more"), open=False, elem_id="search-more"):
         with gr.Row(elem_classes="pair"):
-            for name, value in (
-                ("samples", start.samples),
-                ("tokens", start.max_new_tokens),
-                ("seed", start.seed),
-            ):
+            for name in ("samples", "tokens", "seed"):
                 made[name] = Number(
-                    value, label=t(f"search.{name}"), elem_id=f"search-{name}",
+                    start[name], label=t(f"search.{name}"), elem_id=f"search-{name}",
                     min_width=50, visible=_there(name, "grid"),
                 )  # fmt: skip
         made["start"] = Radio(
             [(t(f"search.start.{name}"), name) for name in setting("search.start").choices],
-            value=start.start, label=t("search.start"), elem_id="search-start",
+            value=start["start"], label=t("search.start"), elem_id="search-start",
             visible=_there("start", "grid"),
         )  # fmt: skip
         made["prune"] = gr.Checkbox(
-            True, label=t("search.prune"), elem_id="search-prune", visible=_there("prune", "grid")
-        )
+            start["prune"], label=t("search.prune"), elem_id="search-prune",
+            visible=_there("prune", "grid"),
+        )  # fmt: skip
     ordered = {name: made[name] for name in SETTINGS}
-    return ordered, hint, [run, pause, resume, stop], status
+    return ordered, hint, (run, pause, resume, stop), status
 
 
-def _button(name: str, ident: str, variant: str = "secondary", **more: Any) -> gr.Button:
+def _button(name: str, ident: str, variant: Variant = "secondary", **more: Any) -> gr.Button:
     return gr.Button(
         t(f"search.{name}"), size="sm", variant=variant, elem_id=ident, min_width=60, **more
     )
@@ -218,6 +215,22 @@ def spec(*values: Any) -> SearchSpec:
     )
 
 
+def show(made: SearchSpec) -> dict[str, Any]:
+    """The controls' values for a search; the inverse of `spec`."""
+    values = {name: getattr(made, name) for name in SETTINGS if name != "tokens"}
+    values |= {name: "" for name, value in values.items() if value is None}
+    return {
+        **{name: values.get(name) for name in SETTINGS},
+        "objectives": list(made.objectives),
+        "samples": made.samples or 0,
+        "tokens": made.max_new_tokens or 0,
+        "constraints": "\n".join(made.constraints),
+    }
+
+
+SOUND = show(SearchSpec())  # what the controls begin with
+
+
 def _number(name: str, typed: Any) -> float | None:
     text = str("" if typed is None else typed).strip()
     return None if not text else number(f"search.{name}", text)
@@ -237,8 +250,8 @@ def problems(language: str, *values: Any) -> dict[str, str]:
             made = spec(*alone.values())
             limits = (Limit.read(text).metric for text in made.constraints)
             for metric in (*made.objectives, *limits):
-                if "@" in metric:
-                    prompt_sets.load(find(metric).prompts)
+                if (named := prompts_named(metric)) is not None:
+                    prompt_sets.load(named)
         except UserError as error:
             found[name] = message(error, language)
     return found

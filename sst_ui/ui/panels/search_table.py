@@ -49,7 +49,8 @@ def render(language: str, found: Found, picked: str) -> str:
         )  # fmt: skip
     return (
         f'<div class="methods"><table><thead><tr><th></th><th>{say(language, "search.settings")}'
-        f"</th>{heads}{last}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"</th>{heads}{last}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f'<p class="faint">{say(language, "answers.length", tokens=found.aim.tokens)}</p></div>'
     )
 
 
@@ -78,7 +79,10 @@ def named(language: str, found: Found, pick: str) -> str:
 
 
 def _bell(language: str, found: Found) -> str:
-    weights = found.bell[0].edits[-1].weights
+    made = found.bell[0]
+    if made is None:
+        return ""
+    weights = made.edits[-1].weights
     return settings(language, {"peak": weights.peak, "width": weights.width})
 
 

@@ -4,8 +4,11 @@ import math
 from dataclasses import dataclass
 
 import gradio as gr
+from plotly.graph_objects import Figure
 
 from sst_ui.maths import pareto
+from sst_ui.metrics.registry import SUMMARY
+from sst_ui.metrics.results import MetricResult
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets import plots
@@ -13,7 +16,6 @@ from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.numbers import number
 from sst_ui.ui.widgets.texts import say, t
 
-SHOWN = ("refusal_rate", "kl_16", "quality")  # the columns of the list
 COST, GAIN = "kl_16", "refusal_rate"  # the axes of the trade-off
 
 
@@ -32,15 +34,12 @@ def create() -> VariantsPanel:
 def render(board: Board) -> str:
     """The list, newest first; a row is a button that brings its settings back."""
     variants, known = board.variants, dict(board.measured)
-    names = (safe(say(board.language, f"variants.{name}")) for name in SHOWN)
+    names = (safe(say(board.language, f"variants.{name}")) for name in SUMMARY)
     head = "".join(f"<span>{name}</span>" for name in names)
     rows = [f'<div class="variant heads"><b></b>{head}</div>']
     for variant in reversed(variants.items):
         found = known.get(variant.name, {})
-        cells = "".join(
-            f"<span>{number(found[n].edited, found[n].unit) if n in found else '·'}</span>"
-            for n in SHOWN
-        )
+        cells = "".join(_cell(board.language, found.get(name)) for name in SUMMARY)
         current = " current" if variant.name == variants.current else ""
         rows.append(
             f'<div class="variant{current}" role="button" tabindex="0" '
@@ -49,13 +48,24 @@ def render(board: Board) -> str:
     return "".join(rows) if variants.items else ""
 
 
-def tradeoff(board: Board):
-    """Refusals against divergence, one point a variant; a sentence while there is none."""
+def _cell(language: str, result: MetricResult | None) -> str:
+    """A number, with the length of the answers as its tip."""
+    if result is None:
+        return "<span>·</span>"
+    tip = safe(metrics.length(language, result).removeprefix(" · "))
+    return f'<span title="{tip}">{number(result.edited, result.unit)}</span>'
+
+
+def tradeoff(board: Board) -> Figure:
+    """Refusals against divergence, one point per variant; a sentence while there is none."""
     language, points = board.language, [("base", 0.0, math.nan)]
     for name, found in board.measured:
-        if COST in found and GAIN in found and found[COST].edited and found[GAIN].edited:
+        if COST not in found or GAIN not in found:
+            continue
+        cost, gain = found[COST].edited, found[GAIN].edited
+        if cost and gain:
             points[0] = (say(language, "chat.base"), 0.0, found[GAIN].base.value)
-            points.append((name, found[COST].edited.value, found[GAIN].edited.value))
+            points.append((name, cost.value, gain.value))
     if len(points) < 2:
         return plots.empty(say(language, "tradeoff.empty"))
     return plots.tradeoff(

@@ -18,8 +18,7 @@ from sst_ui.recipe import Recipe
 
 SHOWN = 200  # runs in the list
 KEPT = 40  # runs that a browser keeps
-
-
+LIFE = 3600  # seconds that a shared program keeps what a window found or exported
 HERE = ("127.0.0.1", "localhost", "::1")
 
 
