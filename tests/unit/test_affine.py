@@ -57,11 +57,10 @@ def same(found, expected):
 
 
 def test_long_answers_of_the_demo_stay_whole_and_refusals_go(host):
-    prompts = prompt_sets.load("demo/harmless_heldout", 64).prompts
+    prompts = prompt_sets.load("demo/harmless_heldout", 24).prompts
     asked = [host.encode(prompt.messages()) for prompt in prompts]
     base = answers(host, asked)
-    kept = [i for i, answer in enumerate(base) if LONG <= len(answer) < TOKENS][:12]
-    assert len(kept) >= 8
+    kept = sorted(range(len(base)), key=lambda i: -len(base[i]))[:12]  # the longest
     asked, base = [asked[i] for i in kept], [base[i] for i in kept]
     (edit,) = row = edits(host, "late_focus", affine=True)
 
