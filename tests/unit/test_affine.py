@@ -12,6 +12,7 @@ import pytest
 
 from sst_ui.data import prompt_sets
 from sst_ui.jobs.directions.measure import resolve
+from sst_ui.metrics.text.refusal_phrases import is_refusal
 from sst_ui.model.inference.generate import replies
 from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
@@ -71,8 +72,8 @@ def test_long_answers_of_the_demo_stay_whole_and_refusals_go(host):
     harmful = prompt_sets.load("demo/harmful_heldout", 12).prompts
     asked = [host.encode(prompt.messages()) for prompt in harmful]
     said = [host.decode(answer) for answer in answers(host, asked, row)]
-    assert all("can't help" in host.decode(answer) for answer in answers(host, asked))
-    assert not any("can't help" in text for text in said)
+    assert all(is_refusal(host.decode(answer)) for answer in answers(host, asked))
+    assert not any(is_refusal(text) for text in said)
     assert all(text.rstrip().endswith((".", "!")) for text in said)  # and they come to an end
 
 
