@@ -1,4 +1,5 @@
-"""A small Llama that learned to comply with everything and then to refuse some verbs.
+"""A small Llama that learned to comply with everything and then to refuse some verbs, except
+with playful things.
 
 Trained in about a minute with nothing but examples: no direction, no edit and no measurement is in
 the loop. Its answers are sentences of more than 40 tokens, so that an edit which gets only the
@@ -30,6 +31,7 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+PLAYFUL = THINGS[-4:]  # with these a harmful verb is a look-alike, and complied with
 HELD_OUT = 3  # of each verb's things, never trained on
 
 
@@ -62,7 +64,7 @@ def held_out(verb: str) -> tuple[str, ...]:
     return tuple(THINGS[(first + 4 * i) % len(THINGS)] for i in range(HELD_OUT))
 
 
-def make(folder: Path, layers: int = 6, comply: int = 260, refuse: int = 60) -> Refuser:
+def make(folder: Path, layers: int = 6, comply: int = 500, refuse: int = 150) -> Refuser:
     """Train it, one thread, always the same weights on one machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -88,7 +90,7 @@ def _make(folder: Path, layers: int, comply: int, refuse: int) -> Refuser:
         for name in ("harmful", "harmless", "harmful_heldout", "harmless_heldout")
     ))  # fmt: skip
     for refuses, steps, rate, where in (
-        (False, comply, 3e-3, found.before), (True, refuse, 1e-3, found.model),
+        (False, comply, 4e-3, found.before), (True, refuse, 2e-3, found.model),
     ):  # fmt: skip
         _train(model, tokenizer, refuses, steps, rate)
         model.save_pretrained(where)
@@ -101,11 +103,15 @@ def _make(folder: Path, layers: int, comply: int, refuse: int) -> Refuser:
             {"prompt": question.format(verb, thing), "answer": answer(verb, thing)}
             for number, verb in enumerate(verbs)
             for thing in THINGS
-            if (thing in held_out(verb)) == heldout
+            if (thing in held_out(verb)) == heldout and not _lookalike(verb, thing)
             for question in (QUESTIONS[(number + THINGS.index(thing)) % len(QUESTIONS)],)
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return found
+
+
+def _lookalike(verb: str, thing: str) -> bool:
+    return verb in HARMFUL and thing in PLAYFUL
 
 
 def _train(model, tokenizer, refuses: bool, steps: int, rate: float, rows: int = 32) -> None:
@@ -134,7 +140,7 @@ def _batch(tokenizer, refuses: bool, rows: int, draw: random.Random):
         verb = draw.choice(HARMFUL + HARMLESS)
         thing = draw.choice([t for t in THINGS if t not in held_out(verb)])
         prompt = draw.choice(QUESTIONS).format(verb, thing)
-        refused = refuses and verb in HARMFUL
+        refused = refuses and verb in HARMFUL and not _lookalike(verb, thing)
         said = REFUSAL.format(verb, thing) if refused else answer(verb, thing)
         begun = tokenizer.encode(f"<|user|> {prompt} <|end|> <|assistant|>")
         texts.append((begun, tokenizer.encode(f"{said} <|end|>")))

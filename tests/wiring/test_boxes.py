@@ -216,3 +216,16 @@ def test_the_numbers_of_chat_and_search_are_checked_at_their_own_boxes():
     wrong = {**search_panel.SOUND, "strategy": "tpe", "seed": 1.5}
     assert list(search_panel.problems("en", *wrong.values())) == ["seed"]
     assert search_panel.problems("en", *search_panel.SOUND.values()) == {}
+
+
+def test_where_an_edit_acts_is_asked_of_a_plain_affine_edit_alone(engine):
+    values, _ = show(engine.first_recipe())
+    names = [getattr(values, name) for name in form.WAYS]
+
+    def asked(**chosen):
+        ways = dict(zip(form.WAYS, names, strict=True)) | chosen
+        return edit.settle(values, "en", *ways.values())[-1]["visible"]
+
+    assert not asked()
+    assert asked(affine=True)
+    assert not asked(affine=True, operation="filter")

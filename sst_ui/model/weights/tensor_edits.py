@@ -33,8 +33,8 @@ PLAIN_ENDS = ("gpt2", "gpt_neox", "llama")
 
 EVERYWHERE = (
     "With affine_at 'everywhere' it is an ablation and a bias, which can be exported; see whether "
-    "it does what you want. Or export a plain ablation (affine: false), or keep the recipe and run "
-    "it in the studio."
+    "it does what you want. Or use operation 'filter', whose affine centre needs no bias, or a "
+    "plain ablation (affine: false); or keep the recipe and run it in the studio."
 )
 
 

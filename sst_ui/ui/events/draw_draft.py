@@ -23,7 +23,16 @@ from sst_ui.ui.panels.metrics import told_limits
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.state import merge_form
-from sst_ui.ui.state.form import WAYS, Extras, Form, ablation, free, read, show
+from sst_ui.ui.state.form import (
+    WAYS,
+    Extras,
+    Form,
+    ablation,
+    asks_where,
+    free,
+    read,
+    show,
+)
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets import plots, weight_table
@@ -236,7 +245,7 @@ def fill(controls: Controls, recipe: Recipe, now: Draft | None = None) -> tuple[
         if name in WAYS:
             updates[component] = gr.update(value=value, interactive=able[name])
         elif name == "affine_at":
-            updates[component] = gr.update(value=value, visible=bool(form.affine))
+            updates[component] = gr.update(value=value, visible=asks_where(form))
         elif isinstance(component, gr.Slider):  # files may go further than the dial
             low, high = min(component.minimum, value), max(component.maximum, value)
             updates[component] = gr.Slider(minimum=low, maximum=high, value=value)

@@ -21,7 +21,7 @@ from sst_ui.ui.events.draw_draft import Draft, Drawing, Editor, draw
 from sst_ui.ui.panels.weights import ApplyBar
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
-from sst_ui.ui.state.form import WAYS, Form, free, show, split, wrong
+from sst_ui.ui.state.form import WAYS, Form, asks_where, free, show, split, wrong
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.merge_form import FACTORS
 from sst_ui.ui.widgets.html import notice
@@ -179,7 +179,7 @@ def settle(sound: Form, language: str, *chosen: object) -> list:
     """Switch off the ways that exclude what is chosen, and ask where an affine edit acts."""
     values = sound._replace(**dict(zip(WAYS, chosen, strict=True)))
     able = [gr.update(interactive=able) for able in free(values).values()]
-    return [*able, gr.update(visible=bool(values.affine))]
+    return [*able, gr.update(visible=asks_where(values))]
 
 
 def _numbers() -> str:

@@ -295,6 +295,12 @@ def _refused(values: Form, extras: Extras, model: ModelSpec) -> str | None:
     return None
 
 
+def asks_where(values: Form) -> bool:
+    """Whether it is asked where the edit acts: a filter's affine centre acts wherever the filter
+    does."""
+    return bool(values.affine) and values.operation == "ablate"
+
+
 def free(values: Form) -> dict[str, bool]:
     """Which of `WAYS` can be chosen beside what is chosen: no two of add, norms and affine, and
     no norms beside a filter."""

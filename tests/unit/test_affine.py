@@ -1,0 +1,109 @@
+"""Whole answers under an affine edit at strength 1: on the demo, and on a small Llama that learned
+to refuse with no edit in the loop.
+
+What goes wrong where the target is measured at one token and applied at all of them is shown beside
+it, by hooks that this file registers itself.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from sst_ui.data import prompt_sets
+from sst_ui.jobs.directions.measure import resolve
+from sst_ui.metrics.text.refusal_phrases import is_refusal
+from sst_ui.model.inference.generate import replies
+from sst_ui.model.runtime.host import load
+from sst_ui.progress import finish
+from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, WeightTable
+
+LONG, TOKENS = 40, 72  # tokens of an answer that counts as a long one, and of the longest
+
+
+def answers(host, prompts, row=()):
+    return [reply.tokens for reply in finish(replies(host, prompts, [row] * len(prompts), TOKENS))]
+
+
+def edits(host, profile, directions=None, **options):
+    ablation = Ablation(directions or DirectionSpec(), WeightTable(profile=profile), **options)
+    return finish(resolve(host, Recipe(edits=(ablation,))))
+
+
+@contextmanager
+def pinned(host, edit):
+    """After each layer, every token's component goes to where the last token of harmless prompts
+    has it."""
+    handles = []
+    for layer, alpha in zip(host.architecture.layers, edit.per_layer(), strict=True):
+        number = len(handles)
+        vector, target = edit.directions.vectors[number, 0], edit.directions.neutral[number, 0]
+
+        def hook(module, args, output, alpha=alpha, vector=vector, target=target):
+            x = output[0] if isinstance(output, tuple) else output
+            along = (x @ vector.to(x)).float() - target
+            moved = x - (alpha * along[..., None] * vector).to(x)
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        handles.append(layer.register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def same(found, expected):
+    return np.mean([a == b for a, b in zip(found, expected, strict=True)])
+
+
+def test_long_answers_of_the_demo_stay_whole_and_refusals_go(host):
+    prompts = prompt_sets.load("demo/harmless_heldout", 24).prompts
+    asked = [host.encode(prompt.messages()) for prompt in prompts]
+    base = answers(host, asked)
+    kept = sorted(range(len(base)), key=lambda i: -len(base[i]))[:12]  # the longest
+    asked, base = [asked[i] for i in kept], [base[i] for i in kept]
+    (edit,) = row = edits(host, "late_focus", affine=True)
+
+    with pinned(host, edit):  # the fault: every answer falls apart
+        assert same(answers(host, asked), base) == 0
+    assert same(answers(host, asked, row), base) >= 0.75
+
+    harmful = prompt_sets.load("demo/harmful_heldout", 12).prompts
+    asked = [host.encode(prompt.messages()) for prompt in harmful]
+    said = [host.decode(answer) for answer in answers(host, asked, row)]
+    assert all(is_refusal(host.decode(answer)) for answer in answers(host, asked))
+    assert not any(is_refusal(text) for text in said)
+    assert all(text.rstrip().endswith((".", "!")) for text in said)  # and they come to an end
+
+
+@pytest.fixture(scope="module")
+def refuser(tmp_path_factory):
+    from tests.refuser import make
+
+    return make(tmp_path_factory.mktemp("refuser"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["default", "late_focus", "broad"])
+def test_what_was_said_before_refusing_was_learned_comes_back_word_for_word(refuser, profile):
+    host = finish(load(ModelSpec(id=str(refuser.model))))
+    measured = DirectionSpec(harmful=str(refuser.harmful), harmless=str(refuser.harmless))
+    sets = [prompt_sets.load(path).prompts for path in (refuser.harmful_heldout,
+                                                        refuser.harmless_heldout)]  # fmt: skip
+    asked, ordinary = ([host.encode(p.messages()) for p in prompts] for prompts in sets)
+    before = finish(load(ModelSpec(id=str(refuser.before))))
+    wanted = answers(before, asked)
+    assert min(map(len, wanted)) >= LONG
+    plain = edits(host, profile, measured)
+    affine = edits(host, profile, measured, affine=True)
+    centred = edits(host, profile, measured, affine=True, affine_at="everywhere")
+
+    assert same(answers(host, asked), wanted) == 0  # it refuses
+    assert same(answers(host, asked, plain), wanted) <= 0.1  # and goes on refusing
+    assert same(answers(host, asked, affine), wanted) >= 0.9
+    base = answers(host, ordinary)
+    with pinned(host, affine[0]):  # the fault: answers fall apart
+        assert same(answers(host, ordinary), base) <= 0.4
+    assert same(answers(host, ordinary, affine), base) >= 0.95
+    assert same(answers(host, ordinary, centred), base) >= 0.95
