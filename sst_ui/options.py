@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sst_ui import schema
+from sst_ui.errors import UserError, shown
 from sst_ui.recipe import Prompts, Rank, Seed, Tokens
 from sst_ui.schema import Slider, described
 
@@ -28,14 +29,23 @@ class SearchOptions:
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     samples: Prompts | None = 64
-    max_new_tokens: Tokens | None = 48
+    max_new_tokens: Tokens | None = None
     seed: Seed = 0
     start: Start = "recipe"
     prune: bool = True
     round: Annotated[int, Field(ge=1)] = 10
+    patience: Annotated[int, Field(ge=0)] = 30
+    select: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         schema.check(self)
+        for name in ("select", "test"):
+            if len(getattr(self, name)) not in (0, 2):
+                raise UserError(
+                    f"search.{name} is {shown(getattr(self, name))}; give two prompt sets: harmful "
+                    "and harmless, or of a merge safety and utility."
+                )
 
 
 @described("export")

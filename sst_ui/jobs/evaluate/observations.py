@@ -61,7 +61,13 @@ def observe(
     key = (host.digest, task.prompts.digest, task.reads, task.max_new_tokens)
     base = _memory.get(key) if host.digest else None
     asked: list[Row] = ([()] if base is None else []) + list(rows)
-    seen = (yield from observers.READERS[task.reads](host, task, asked)) if asked else []
+    if not asked:
+        seen = []
+    elif task.reads == "beginnings":
+        written = yield from _written(host, task)
+        seen = yield from observers.beginnings(host, task, asked, written)
+    else:
+        seen = yield from observers.READERS[task.reads](host, task, asked)
     if base is None:
         base, *seen = seen
         if host.digest:

@@ -4,9 +4,12 @@ likelihoods.
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from sst_ui.data.prompt_sets import LETTERS, PromptSet
@@ -15,10 +18,11 @@ from sst_ui.metrics.families.divergence import TOKENS, Divergence, kl_by_token
 from sst_ui.metrics.registry import Reads
 from sst_ui.metrics.results import Shown
 from sst_ui.metrics.text.answer import Answer
-from sst_ui.metrics.text.refusal_phrases import openers
+from sst_ui.metrics.text.refusal_phrases import is_refusal, openers
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.inference.generate import logprobs, replies, teacher_forced
 from sst_ui.model.runtime.host import Host
+from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 
 Row = tuple[Edit, ...]
@@ -27,6 +31,7 @@ Reader = Generator[Progress, None, list[Seen]]  # in the end the observations of
 
 _UNSEEN = Shown("", None)
 BYTES = 256 << 20  # of log-probabilities held at a time
+SMOOTH = 1e-6  # added to both probabilities of an odds
 SMALL = 2e8  # parameters; below it a larger batch is faster on a CPU too
 
 
@@ -76,11 +81,8 @@ def first_words(host: Host, task: Task, rows: list[Row]) -> Reader:
 
     p is the probability of all first tokens of the openers in presets/phrases (the refusal score of
     Arditi et al. 2024 with more than one token).
-    Where the first token of an opener is a part of a character, which any Japanese answer may begin
-    with, that opener does not count.
     """
-    found = {token for opener in openers() for token in spellings(host, opener)}
-    ids = sorted(token for token in found if "\ufffd" not in host.template.decode([token]))
+    ids = _openers(host)
 
     def read(i: int, line: Tensor) -> Shown:
         others = line.double().clone()
@@ -89,6 +91,82 @@ def first_words(host: Host, task: Task, rows: list[Row]) -> Reader:
         return Shown(host.decode([int(line.argmax())]), odds)
 
     return (yield from _next_token(host, task, rows, read))
+
+
+def beginnings(host: Host, task: Task, rows: list[Row], written: list[list[int]]) -> Reader:
+    """How likely refusing and answering beginnings are, read teacher-forced: three log-odds, nats.
+
+    (1) That the first token is an opener of refusals. (2) Of a refusing beginning against the
+    likeliest answering one (presets/beginnings.yaml), per token. (3) That an opener follows after
+    that one: an edit may only have put the refusal off. The first and the third are smoothed, so
+    that no prompt counts for more than ln(1 / SMOOTH).
+
+    Args:
+        written: the first tokens of the base's own answers: the refusing beginning where they
+            refuse, for a model is surest of its own refusal.
+    """
+    ids = _openers(host)
+    told = _beginnings()
+    answering = [tuple(host.tokens(text)) for text in told["answering"]]
+    stock = host.tokens(told["refusing"])
+    refusing = [own if is_refusal(host.decode(own)) else stock for own in written]
+    seen: list[Seen] = [[_UNSEEN] * len(task.tokens) for _ in rows]
+    done, side = 0, 1 + len(answering)
+    for group in _groups(host, task.tokens, side * len(rows), columns=TOKENS):
+        yield Progress(task.title, done, len(task.tokens))
+        # a last token that is never read, so that what follows the beginning is predicted
+        forced = [[refusing[i], *([*a, host.pad] for a in answering)] for i in group]
+        distributions = teacher_forced(
+            host,
+            [task.tokens[i] for i in group for _ in range(side * len(rows))],
+            [text for texts in forced for _ in rows for text in texts],
+            [row for _ in group for row in rows for _ in range(side)],
+        )
+        for place in range(0, len(distributions), side):
+            refusal, *others = distributions[place : place + side]  # [tokens, vocabulary]
+            i, r = group[place // (side * len(rows))], place // side % len(rows)
+            for each in (refusal, *others):
+                _sound(each)
+            likely = [_mean(each, text) for each, text in zip(others, answering, strict=True)]
+            after = others[int(np.argmax(likely))][-1]
+            odds = (
+                _odds(refusal[0], ids),
+                _mean(refusal, refusing[i]) - max(likely),
+                _odds(after, ids),
+            )
+            seen[r][i] = Shown(host.decode([int(refusal[0].argmax())]), odds)
+        done += len(group)
+    yield Progress(task.title, done, len(task.tokens))
+    return seen
+
+
+def _openers(host: Host) -> list[int]:
+    """First tokens of the words that refusals begin with.
+
+    Where the first token of an opener is a part of a character, which any Japanese answer may begin
+    with, that opener does not count.
+    """
+    found = {token for opener in openers() for token in spellings(host, opener)}
+    return sorted(token for token in found if "\ufffd" not in host.template.decode([token]))
+
+
+def _mean(distribution: Tensor, text: Sequence[int]) -> float:
+    """Mean log-probability of a text's tokens, nats/token."""
+    index = torch.tensor(text)[:, None]
+    return float(distribution[: len(text)].gather(1, index).double().mean())
+
+
+def _odds(line: Tensor, ids: list[int]) -> float:
+    """Smoothed log-odds of a set of tokens: of a distribution [vocabulary], nats."""
+    others = line.double().clone()
+    others[ids] = -torch.inf
+    inside, outside = line[ids].double().exp().sum(), others.exp().sum()
+    return float(((inside + SMOOTH) / (outside + SMOOTH)).log())
+
+
+@cache
+def _beginnings() -> dict[str, Any]:
+    return yaml.safe_load((PRESETS / "beginnings.yaml").read_text(encoding="utf-8"))
 
 
 def _next_token(
