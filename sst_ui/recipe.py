@@ -126,14 +126,26 @@ class WeightTable:
     threshold: Share | None = None
     strength: Annotated[float, Field(ge=-2, le=2), Slider(0.05, low=-1)] = 1.0
     modules: Mapping[str, Factor] = field(default_factory=lambda: {"attention": 1.0, "mlp": 1.0})
+    peaks: Mapping[str, Share] = field(default_factory=dict)
+    widths: Mapping[str, Width] = field(default_factory=dict)
     curve: tuple[Alpha, ...] | None = None
     overrides: Mapping[str, Mapping[Layer, Alpha]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._take_profile()
-        if strangers := {*self.modules, *self.overrides} - {*KINDS, *MODULES}:
+        if strangers := self.kinds - {*KINDS, *MODULES}:
             raise unknown("module kind", min(strangers), (*KINDS, *MODULES))
         schema.check(self)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of module that have something of their own."""
+        return {*self.modules, *self.peaks, *self.widths, *self.overrides}
+
+    @property
+    def own_bells(self) -> set[str]:
+        """The kinds of module that have a peak or a width of their own."""
+        return {*self.peaks, *self.widths}
 
     def _take_profile(self) -> None:
         """Fill in the profile's numbers; other ones beside its name make the table `custom`."""
@@ -150,7 +162,7 @@ class WeightTable:
         for name in SHAPE:
             object.__setattr__(self, name, given.get(name, own[name]))
         told = self.profile not in known or all(given[n] == own[n] for n in given)
-        if not told or self.curve is not None:
+        if not told or self.curve is not None or self.own_bells:
             object.__setattr__(self, "profile", "custom")
 
 
@@ -191,7 +203,7 @@ class Ablation:
 
     def __post_init__(self) -> None:
         schema.check(self)
-        if unknown_kinds := (set(self.weights.modules) | set(self.weights.overrides)) - set(KINDS):
+        if unknown_kinds := self.weights.kinds - set(KINDS):
             raise unknown("module kind", min(unknown_kinds), KINDS)
         if self.norm_preserving and (self.affine or self.operation == "add"):
             raise UserError(

@@ -1,5 +1,6 @@
 """Evaluations on prompts that are kept apart from others: parts of sets, and none of other sets."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sst_ui.data import prompt_sets
@@ -36,7 +37,7 @@ def prompts(name: str, samples: int | None, evaluation: Evaluation) -> PromptSet
         return prompt_sets.load(name, samples)
     if evaluation.part and name not in evaluation.whole and not prompt_sets.part_of(name):
         name = prompt_sets.in_part(name, evaluation.part)
-    others = [other for other in evaluation.without if other != name]
+    others = evaluation.without
     if not others:
         return prompt_sets.load(name, samples)
     found = prompt_sets.load(name).without(keys(others))
@@ -48,6 +49,6 @@ def prompts(name: str, samples: int | None, evaluation: Evaluation) -> PromptSet
     return found.take(samples)
 
 
-def keys(names: list[str] | tuple[str, ...]) -> set[str]:
+def keys(names: Iterable[str]) -> set[str]:
     """The prompts of these sets, as `Prompt.key` has them."""
     return {prompt.key for name in names for prompt in prompt_sets.load(name).prompts}

@@ -55,7 +55,12 @@ def divided(recipe: Recipe, edit: Ablation | Merge, spec: SearchOptions) -> Reci
     if isinstance(edit, Merge):
         new = replace(edit, safety_prompts=measure["safety"], utility_prompts=measure["utility"])
     elif measure:
-        new = replace(edit, directions=replace(edit.directions, **measure))
+        new = replace(
+            edit,
+            directions=replace(
+                edit.directions, harmful=measure["harmful"], harmless=measure["harmless"]
+            ),
+        )
     else:
         return recipe
     edits = tuple(new if each is edit else each for each in recipe.edits)
@@ -85,7 +90,7 @@ def notes(edit: Ablation | Merge, spec: SearchOptions, tests: tuple[str, ...]) -
     ):
         for name in dict.fromkeys(names):
             whole = prompt_sets.load(name)
-            kept = whole.without(keys([other for other in others if other != name]))
+            kept = whole.without(keys(others))
             gone = len(whole) - len(kept)
             if gone:
                 said.append(f"{gone} of {len(whole)} prompts of {name} are left out, not {what}: "

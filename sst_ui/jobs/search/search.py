@@ -22,7 +22,7 @@ from sst_ui.jobs.search.candidates import (
     still,
 )
 from sst_ui.jobs.search.objectives import Aims, SearchSpec
-from sst_ui.jobs.search.space import Choice, Params, Span, candidate, space, values
+from sst_ui.jobs.search.space import Choice, Params, Span, beginnings, candidate, space
 from sst_ui.jobs.search.storage import told_of
 from sst_ui.jobs.search.study import Study
 from sst_ui.jobs.search.trials import TOGETHER, Measurer, Numbers
@@ -150,7 +150,7 @@ def _first(
         own = goals.searched(recipe).weights.strength or 1.0
         strengths = [stages["first"] + stages["step"] * number for number in range(count)]
         return [{"strength": math.copysign(round(each, 6), own)} for each in strengths]
-    return [values(recipe, rows, layers)]
+    return beginnings(recipe, rows, layers)
 
 
 class _Run:

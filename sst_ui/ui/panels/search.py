@@ -264,9 +264,10 @@ def hinted(language: str, recipe: Recipe | None, wanted: SearchSpec) -> str:
         aim = None
     if aim is None:
         return safe(what)
-    names = ", ".join(title(language, name, find(name).title) for name in aim.objectives)
+    named = (name.partition("@")[0] for name in aim.metrics)  # without their prompts
+    names = ", ".join(title(language, name, find(name).title) for name in named)
     more = say(language, "search.aims", names=names)
     if math.isfinite(aim.target) and "target" in OWN[wanted.strategy]:
-        target = f"{'≤' if aim.lower[0] else '≥'} {aim.target:g}"
+        target = f"{'≤' if aim.falls else '≥'} {aim.target:g}"
         more = say(language, "search.aims.target", names=names, target=target)
     return f"{safe(what)} <em>{safe(more)}</em>"
