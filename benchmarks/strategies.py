@@ -4,7 +4,8 @@
 
 Every search selects on one half of the demo's prompts and measures directions on the other; its
 choice (where the target was missed, the nearest), and the default profile beside it, are then
-measured on held-out prompts, all of them in the same batches. Nothing is kept: each study lives in memory.
+measured on held-out prompts, all of them in the same batches. Nothing is kept: each study lives in
+memory.
 """
 
 import argparse

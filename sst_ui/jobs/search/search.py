@@ -90,7 +90,8 @@ def search(
     if spec.start == "signal":
         if not isinstance(goals.searched(recipe), Ablation):
             raise UserError("a merge has no measured signal to start at; start at the recipe.")
-        bell = yield from measurer.bell(recipe)
+        select = prompts.sets(goals.searched(recipe), spec).select
+        bell = yield from measurer.bell(recipe, (select["harmful"], select["harmless"]))
         recipe = candidate(recipe, bell, measurer.layers)
     first = _first(recipe, spec, rows, measurer.layers)
     total = spec.trials or goals.presets()["trials"] if spec.strategy == "tpe" else len(first)
