@@ -25,6 +25,7 @@ from sst_ui.recipe import (
 from sst_ui.schema import setting
 
 Params = dict[str, Any]
+FILTERED = ("filtered", "filtered_affine")  # ways that have a price
 MEASURED = ("estimator", "k")  # settings of how directions are measured
 
 
@@ -161,12 +162,12 @@ def used(name: str, params: Mapping[str, Any]) -> bool:
     """Whether a setting that was drawn counts beside the others that were."""
     if name == "layer":
         return params.get("scope") == "single"
-    return name != "mu" or params.get("way") == "filtered"
+    return name != "mu" or params.get("way") in FILTERED
 
 
 def _there(way: str, preserving: bool) -> bool:
     """Whether edits can be made in this way."""
-    if way == "filtered":
+    if way in FILTERED:
         return "filter" in setting("edit.operation").choices
     return preserving or way != "norm_preserving"
 
@@ -177,14 +178,13 @@ def _way(old: Ablation, params: Mapping[str, Any]) -> dict[str, Any]:
     if way is None:
         return {}
     fields: dict[str, Any] = {
-        "operation": "filter" if way == "filtered" else "ablate",
+        "operation": "filter" if way in FILTERED else "ablate",
         "norm_preserving": way == "norm_preserving",
-        "affine": way == "affine",
+        "affine": way in ("affine", "filtered_affine"),
     }
-    if way == "filtered":
+    if way in FILTERED:
         found = _filter(old)
         fields["filter"] = replace(found, mu=float(params.get("mu", found.mu)), budget=None)
-        fields["affine"] = old.affine and _own_way(old) == "filtered"
     return fields
 
 
@@ -194,7 +194,7 @@ def _filter(edit: Any) -> Any:
 
 def _own_way(edit: Ablation) -> str:
     if str(edit.operation) == "filter":
-        return "filtered"
+        return "filtered_affine" if edit.affine else "filtered"
     return "norm_preserving" if edit.norm_preserving else "affine" if edit.affine else "plain"
 
 
