@@ -290,3 +290,21 @@ def test_modules_may_have_bells_of_their_own():
     assert recipes.from_yaml(recipes.to_yaml(recipe)) == recipe
     with pytest.raises(UserError, match="module kind"):
         WeightTable(peaks={"mpl": 0.5})
+
+
+@pytest.mark.parametrize("part", ["3/2", "0/2", "half", "1/2/3", "1"])
+def test_a_part_that_there_is_not_is_said(part):
+    with pytest.raises(UserError, match="write part=1/2"):
+        prompt_sets.load(f"demo/harmful?part={part}")
+
+
+def test_parts_are_taken_after_rows_are_chosen():
+    topics = [json.loads(line) for line in (PRESETS / "prompts/demo/harmful.jsonl").open()]
+    fraud = [row["prompt"] for row in topics if row["topic"] == "fraud"]
+    found = [
+        [p.prompt for p in prompt_sets.load(f"demo/harmful?where.topic=fraud&part={n}/3").prompts]
+        for n in (1, 2, 3)
+    ]
+    assert found == [fraud[0::3], fraud[1::3], fraud[2::3]]
+    renamed = prompt_sets.in_part("demo/harmful?part=1/2&where.topic=fraud", "2/2")
+    assert [p.prompt for p in prompt_sets.load(renamed).prompts] == fraud[1::2]
