@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.trial import TrialState
 
@@ -96,15 +97,17 @@ def search(
     first = _first(recipe, spec, rows, measurer.layers)
     total = spec.trials or goals.presets()["trials"] if spec.strategy == "tpe" else len(first)
     total = min(total, spec.trials or total)
-    about = {"recipe": to_yaml(recipe), "spec": to_dict(spec), "model": measurer.name,
-             "objectives": list(aim.objectives), "lower": list(aim.lower)}  # fmt: skip
+    about = {
+        "recipe": to_yaml(recipe),
+        "spec": to_dict(spec),
+        "model": measurer.name,
+        "objectives": list(aim.objectives),
+        "lower": list(aim.lower),
+        "space": sorted(rows),
+    }
     name = name or f"{spec.strategy} {recipe.digest()} {spec.digest()}"
     study = Study(name, aim.lower, rows, storage, spec.seed, about)
-    if study.about.get("objectives") != about["objectives"]:
-        raise UserError(
-            f"the search {name!r} was made with other objectives or other prompts, perhaps by an "
-            "earlier version; its numbers do not compare with new ones. Give another name."
-        )
+    _check_same(study, about)
     opened = Opened(recipe, aim, study, total, notes)
     yield opened
     with told_of(storage):
@@ -117,6 +120,17 @@ def search(
         if spec.strategy != "sensitivity":  # a scan has no finalists: what it finds is a bell
             yield from run.test()
         return candidates(study, recipe, measurer.layers)
+
+
+def _check_same(study: Study, about: Mapping[str, Any]) -> None:
+    """Raises UserError for a study of other objectives, prompts or settings: an earlier version's,
+    or another search's of the same name."""
+    if any(study.about.get(part) != about[part] for part in ("objectives", "space")):
+        raise UserError(
+            f"the search {study.name!r} was made with other objectives, prompts or settings, "
+            "perhaps by an earlier version; its numbers do not compare with new ones. Give another "
+            "name."
+        )
 
 
 def rows_of(recipe: Recipe, spec: SearchSpec, measurer: Measurer) -> dict[str, Span | Choice]:
