@@ -97,14 +97,9 @@ def search(
     first = _first(recipe, spec, rows, measurer.layers)
     total = spec.trials or goals.presets()["trials"] if spec.strategy == "tpe" else len(first)
     total = min(total, spec.trials or total)
-    about = {
-        "recipe": to_yaml(recipe),
-        "spec": to_dict(spec),
-        "model": measurer.name,
-        "objectives": list(aim.objectives),
-        "lower": list(aim.lower),
-        "space": sorted(rows),
-    }
+    about = {"recipe": to_yaml(recipe), "spec": to_dict(spec), "model": measurer.name,
+             "objectives": list(aim.objectives), "lower": list(aim.lower),
+             "space": sorted(rows)}  # fmt: skip
     name = name or f"{spec.strategy} {recipe.digest()} {spec.digest()}"
     study = Study(name, aim.lower, rows, storage, spec.seed, about)
     _check_same(study, about)
