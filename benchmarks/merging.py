@@ -26,6 +26,7 @@ from sst_ui.recipe import Evaluation, Merge, ModelSpec
 from sst_ui.ui.widgets import plots
 
 COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, "#444444", "#b5b5b5"), strict=True))
+TOKENS = 40  # of an answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     suffix = f"_{options.pair}" if options.pair else ""
     spec = Merge(*(str(DEMO / "adapters" / f"{n}{suffix}") for n in ("utility", "safety")))
     size = {"preset": "full"} if options.samples is None else {"samples": options.samples}
-    evaluation = Evaluation(metrics=tuple(COLUMNS), max_new_tokens=40, **size)
+    evaluation = Evaluation(metrics=tuple(COLUMNS), max_new_tokens=TOKENS, **size)
     try:
         if options.load:
             rows = [Measured(**json.loads(line)) for line in options.load.read_text().splitlines()]
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.figure:
         options.figure.write_text(svg(figure(rows), 980, 400), encoding="utf-8")
     shown = rows if options.full else [*rows[:3], *(best(rows, m) for m in GRID if has(rows, m))]
-    print(f"{table(shown)}\n\n{reached(reach)}\n\n{verdict(rows)}")
+    length = f"Answers of at most {TOKENS} tokens."
+    print(f"{table(shown)}\n\n{length}\n\n{reached(reach)}\n\n{verdict(rows)}")
     return 0
 
 

@@ -33,7 +33,11 @@ STRATEGIES = {
     "sensitivity": "each layer alone, bell fitted",
     "tpe": "many settings at once (TPE)",
 }
-HELD_OUT = {"refusal_rate": "refusals", "kl_16": "KL, 16 tokens", "quality": "quality kept"}
+HELD_OUT = {
+    "refusal_rate": "refusals", "delivered": "delivered", "kl_16": "KL, 16 tokens",
+    "quality": "quality kept",
+}  # fmt: skip
+TOKENS = 128  # of an answer on the held-out prompts
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def run(host: Host, start: Recipe, samples: int, trials: int, seed: int) -> list
         seconds = time.perf_counter() - clock
         rows.append((title, _counts(found), seconds, _choice(host, start, spec, found)))
     edits = [finish(resolve(host, recipe)) for *_, recipe in rows]
-    evaluation = Evaluation(metrics=tuple(HELD_OUT), preset="full", max_new_tokens=128)
+    evaluation = Evaluation(metrics=tuple(HELD_OUT), preset="full", max_new_tokens=TOKENS)
     results = finish(evaluate_rows(host, edits, evaluation))
     return [
         Row(*row, {result.name: result.edited for result in found})
@@ -87,7 +91,9 @@ def markdown(rows: list[Row]) -> str:
             cells.append(f"{middle} [{low}, {high}]")
         lines.append(f"| {' | '.join([*cells, row.recipe.name])} |")
     counts = ", ".join(f"{head} {rows[0].values[name].n}" for name, head in HELD_OUT.items())
-    return "\n".join([*lines, "", f"Held-out prompts: {counts}."])
+    return "\n".join(
+        [*lines, "", f"Held-out prompts: {counts}; answers of at most {TOKENS} tokens."]
+    )
 
 
 def _choice(host: Host, start: Recipe, spec: SearchSpec, found: list[Candidate]) -> Recipe:

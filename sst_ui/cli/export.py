@@ -17,7 +17,10 @@ from sst_ui.options import ExportOptions
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe
 
-MEASURED = ("refusal_rate", "over_refusal", "over_refusal_ordinary", "jailbreak_resistance")
+MEASURED = (
+    "refusal_rate", "delivered", "evaded", "degenerate_harmful", "over_refusal",
+    "over_refusal_ordinary", "jailbreak_resistance",
+)  # fmt: skip
 
 
 def options(parser: argparse.ArgumentParser) -> None:

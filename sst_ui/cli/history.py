@@ -92,7 +92,8 @@ def _compare(history: Any, given: argparse.Namespace) -> None:
     heads = [f"{r.id}: {r.title}" for r in found.records]
     table = Table("metric", "base", *heads, box=None)
     for metric, rows in found.metrics:
-        table.add_row(metric["name"], _number(metric, "base"), *map(_number, rows))
+        name = f"{metric['name']}{_lengths(rows)}"
+        table.add_row(name, _number(metric, "base"), *map(_number, rows))
     for name, values in (("hash", [r.digest for r in found.records]), *found.differences):
         table.add_row(name, "", *(value or "–" for value in values))
     tables.show(table)
@@ -124,6 +125,12 @@ def _ascii(text: str) -> str:
 def _number(row: Any, side: str = "edited") -> str:
     found = row and (row[side] or row["base"])
     return "–" if not found or found["value"] is None else f"{found['value']:.3f}"
+
+
+def _lengths(rows: Any) -> str:
+    """How long the answers were that a metric was read off, where a run has it and says so."""
+    found = sorted({row["tokens"] for row in rows if row and row.get("tokens")})
+    return f" ({' / '.join(map(str, found))} tokens)" if found else ""
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -161,6 +161,7 @@ def _data(ended: _Ended) -> dict[str, Any]:
     return {
         "best": None if ended.made is None else ended.made.digest(),
         "number": None if best is None else best.number,
+        "tokens": ended.aim.tokens,
         "target": str(ended.aim) if ended.aim.targeted else None,
         "reached": not ended.missed,
         "nearest": None if near is None else near.number,
@@ -176,6 +177,7 @@ def _print(ended: _Ended, spec: "SearchSpec", out: Path | None) -> None:
     from sst_ui.jobs.search.verdict import missed, numbers
 
     _table(ended.found, ended.best, ended.aim)
+    print(f"answers of at most {ended.aim.tokens} tokens")
     for note in ended.notes:
         print(f"note: {note}")
     if ended.looks > 1:

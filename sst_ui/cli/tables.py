@@ -12,16 +12,20 @@ def value(found: Any) -> str:
 
 
 def metrics(results: Iterable[Any]) -> None:
-    """Print metrics: n, base, edited, their difference, verdict; then what the verdicts mean."""
+    """Print metrics and what their verdicts mean.
+
+    A row has n, the length of the answers, base, edited, their difference, and the verdict.
+    """
     from rich.table import Table
 
     from sst_ui.metrics.results import MEANING
 
-    table = Table("metric", "n", "base", "edited", "difference", "verdict", box=None)
+    table = Table("metric", "n", "tokens", "base", "edited", "difference", "verdict", box=None)
     compared = False
     for result in results:
         numbers = [value(v) for v in (result.base, result.edited, result.difference)]
-        table.add_row(result.name, str(result.base.n), *numbers, verdict(result))
+        tokens = "–" if result.tokens is None else str(result.tokens)
+        table.add_row(result.name, str(result.base.n), tokens, *numbers, verdict(result))
         compared = compared or result.verdict is not None
     show(table)
     if compared:

@@ -20,6 +20,8 @@ NEGATIVE = (-0.5, -1.0, -2.0)
 # Metric -> heading; in the order of the columns.
 COLUMNS = {
     "refusal_rate": "refuses harmful",
+    "evaded": "evades",
+    "delivered": "delivers",
     "over_refusal": "refuses look-alikes",
     "over_refusal_ordinary": "refuses ordinary",
     "jailbreak_resistance": "resists jailbreaks",
@@ -43,16 +45,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: metric -> value with interval and n."""
+    """One row: metric -> value with interval and n; `tokens` is the length of the answers."""
 
     group: str
     name: str
     values: Mapping[str, Value]
+    tokens: int | None = None
 
     def to_json(self) -> dict:
         """Plain data."""
         values = {name: value.to_json() for name, value in self.values.items()}
-        return {"group": self.group, "name": self.name, "values": values}
+        data = {"group": self.group, "name": self.name, "values": values}
+        return data | {"tokens": self.tokens}
 
 
 def settings(ablation: Ablation | None = None) -> list[Setting]:
@@ -125,7 +129,8 @@ def sweep(
         edits = yield from resolve(host, setting.recipe)
         results = yield from evaluate(host, edits, evaluation)
         values = {r.name: r.base if r.edited is None else r.edited for r in results}
-        done.append(Row(setting.group, setting.name, values))
+        tokens = max((r.tokens for r in results if r.tokens), default=None)
+        done.append(Row(setting.group, setting.name, values, tokens))
         yield done[-1]
     yield Progress("table", len(rows), len(rows))
     return done
@@ -139,7 +144,7 @@ def markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [_cell(name, row.values[name]) for name in COLUMNS]
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_length(rows)])
 
 
 def transposed(rows: Sequence[Row]) -> str:
@@ -153,7 +158,13 @@ def transposed(rows: Sequence[Row]) -> str:
             cells = " | ".join(_cell(name, value) for value in values)
             title = METRICS[name].title
             lines.append(f"| {title} {arrow} | *{max(v.n for v in values)}* | {cells} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_length(rows)])
+
+
+def _length(rows: Sequence[Row]) -> list[str]:
+    """How long the answers were, as lines below a table."""
+    found = sorted({row.tokens for row in rows if row.tokens})
+    return ["", f"Answers of at most {' or '.join(map(str, found))} tokens."] if found else []
 
 
 def _counts(rows: Sequence[Row]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from sst_ui import recipe as recipes
 from sst_ui.data.prompt_sets import Prompt
@@ -26,24 +26,26 @@ from sst_ui.metrics.results import (
     measured,
 )
 from sst_ui.metrics.text.answer import Answer
-from sst_ui.metrics.text.refusal_phrases import Label, without_reasoning
+from sst_ui.metrics.text.labels import EARLIER, LABELS, Label, current
+from sst_ui.metrics.text.refusal_phrases import without_reasoning
 
-LABELS: tuple[Label, ...] = get_args(Label)
 FIELDS = ("prompt", "answer", "label")
 SIDES = ("base", "edited")  # of a comparison
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What a person said an answer is."""
+    """What a person said an answer is; earlier versions' names of a label are understood."""
 
     prompt: str
     answer: str
     label: Label
 
     def __post_init__(self) -> None:
-        if self.label not in LABELS:
+        label = current(self.label)
+        if label is None:
             raise unknown("label", self.label, LABELS)
+        object.__setattr__(self, "label", label)
 
 
 @lru_cache(65_536)  # every panel that shows results asks for the same answers
@@ -117,7 +119,7 @@ def from_rows(data: Any) -> tuple[Correction, ...]:
     """What `rows` gave; anything else in it is left out."""
     found = []
     for row in data if isinstance(data, list) else ():
-        if isinstance(row, Mapping) and row.get("label") in LABELS:
+        if isinstance(row, Mapping) and row.get("label") in (*LABELS, *EARLIER):
             prompt, answer = row.get("prompt"), row.get("answer")
             if isinstance(prompt, str) and isinstance(answer, str):
                 found.append(Correction(prompt, answer, row["label"]))

@@ -25,9 +25,11 @@ def derive(
     if edited is not None:
         value, low, high = (x - base.value for x in (edited.value, edited.low, edited.high))
         apart = Value(value, low, high, edited.n)
+    lengths = {result.tokens for result in sources.values()} - {None}
     return MetricResult(
         row.name, row.title, row.unit, better, base, edited, (),
         judge(apart, better, row.negligible), difference=apart, negligible=row.negligible,
+        tokens=lengths.pop() if len(lengths) == 1 else None,
     )  # fmt: skip
 
 

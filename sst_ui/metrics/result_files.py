@@ -21,7 +21,7 @@ METRIC_COLUMNS = (
     "variant", "recipe", "metric", "unit", "better", "change", "verdict", "negligible",
     *(f"{side}_{field}" for side in SIDES for field in ("value", "low", "high", "n")),
     "difference_value", "difference_low", "difference_high",
-    "corrected", "prompts", "note",
+    "corrected", "prompts", "tokens", "note",
 )  # fmt: skip
 ITEM_COLUMNS = (
     "variant", "recipe", "metric", "topic", "prompt", "expected",
@@ -32,7 +32,8 @@ ITEM_COLUMNS = (
 def metrics_csv(
     recipe: Recipe, results: Sequence[MetricResult], corrections: Iterable[Correction] = ()
 ) -> str:
-    """One row a metric: base, edited and difference with intervals, verdict, labels corrected.
+    """One row a metric: base, edited and difference with intervals, verdict, labels corrected, and
+    the length of the answers in tokens, empty where there is none.
 
     `change` is noise, negligible or changed, `negligible` the threshold; both are about the
     difference, which of a perplexity is in nats/token.
@@ -57,6 +58,7 @@ def metrics_csv(
         row |= _numbers("difference", r.difference)
         row.pop("difference_n", None)
         row |= {"corrected": counts[r.name], "prompts": r.prompts, "note": r.note}
+        row["tokens"] = "" if r.tokens is None else r.tokens
         rows.append(_named(recipe) | row | _numbers("base", r.base) | _numbers("edited", r.edited))
     return _csv(METRIC_COLUMNS, rows)
 

@@ -69,6 +69,8 @@ class MetricResult:
         difference: edited − base with its interval, which the verdict is read off; paired for a
             metric of prompts. Of a perplexity in nats/token. None as for `edited`.
         negligible: the threshold of the verdict, in the unit of `difference`.
+        tokens: length of the answers it was read off, at most; None for a metric that reads none,
+            for one made of answers of several lengths, and where an earlier version did not say.
     """
 
     name: str
@@ -83,6 +85,7 @@ class MetricResult:
     note: str = ""
     difference: Value | None = None
     negligible: float = 0.0
+    tokens: int | None = None
 
     @property
     def change(self) -> Change | None:
@@ -107,6 +110,7 @@ class MetricResult:
             "better": self.better,
             "base": self.base.to_json(),
             "edited": None if self.edited is None else self.edited.to_json(),
+            "tokens": self.tokens,
         }
 
     def topics(self) -> dict[str, tuple[Value, Value | None]]:

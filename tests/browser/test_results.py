@@ -85,7 +85,7 @@ def test_a_wrong_label_is_corrected_counted_kept_and_downloaded(page):
     menus = page.locator("#answers select[data-side=edited]")
     expect(menus).to_have_count(12)
     before = page.locator(f"{RATE} .values b").inner_text()
-    place = next(i for i in range(12) if menus.nth(i).input_value() == "complied")
+    place = next(i for i in range(12) if menus.nth(i).input_value() == "delivered")
     menus.nth(place).select_option("refused")
     expect(page.locator(f"{RATE} .fixed")).to_contain_text("1 corrected")
     expect(page.locator(".answers-head .fixed")).to_contain_text("1 corrected")

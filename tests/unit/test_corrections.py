@@ -73,16 +73,16 @@ def test_metrics_that_read_no_label_are_left_alone(results):
 
 def test_resistance_counts_everything_but_compliance():
     resisting = result("jailbreak_resistance", base=NO, edited=YES)
-    nonsense, *_ = corrections.apply([resisting], fixed(4, "looping"))
+    nonsense, *_ = corrections.apply([resisting], fixed(4, "degenerate"))
     assert nonsense.edited.value == 4 / N
-    refusing, *_ = corrections.apply([result("jailbreak_refusal")], fixed(4, "looping"))
+    refusing, *_ = corrections.apply([result("jailbreak_refusal")], fixed(4, "degenerate"))
     assert refusing.edited.value == 0
 
 
 def test_what_counts_as_better_stays_with_the_aim_of_the_edit():
     rate = result(base=YES, edited=NO, goal="reinforce")
     removal = derive(find("removal"), {"refusal_rate": rate}, "reinforce")
-    again = corrections.apply([rate, removal], fixed(1, "complied", NO))
+    again = corrections.apply([rate, removal], fixed(1, "delivered", NO))
     assert again[0].verdict == "better"
     assert [r.better for r in again] == [rate.better, removal.better] == ["high", "low"]
 
@@ -92,7 +92,7 @@ def test_a_base_measured_alone_is_corrected_too():
     alone = replace(
         alone, items=tuple(replace(i, edited=None, edited_score=None) for i in alone.items)
     )
-    again, *_ = corrections.apply([alone], fixed(2, "complied", NO))
+    again, *_ = corrections.apply([alone], fixed(2, "delivered", NO))
     assert again.base.value == 1 - 2 / N
     assert again.edited is None
 
@@ -109,18 +109,18 @@ def test_an_answer_is_known_by_its_text_not_by_its_reasoning():
 
 def test_a_correction_is_replaced_and_taken_back():
     one = corrections.correct((), "p", "a", "refused")
-    two = corrections.correct(one, "p", "a", "empty")
-    assert [c.label for c in two] == ["empty"]
+    two = corrections.correct(one, "p", "a", "degenerate")
+    assert [c.label for c in two] == ["degenerate"]
     assert corrections.correct(two, "p", "a", None) == ()
 
 
 def test_a_file_comes_back_as_it_was(tmp_path):
-    kept = (Correction("頼み\n二行", "答え", "refused"), Correction("p", "a", "looping"))
+    kept = (Correction("頼み\n二行", "答え", "refused"), Correction("p", "a", "degenerate"))
     path = tmp_path / "labels.jsonl"
     path.write_text(corrections.to_jsonl(kept), encoding="utf-8")
     assert corrections.read(path) == corrections.labels(kept)
     assert [json.loads(line)["label"] for line in path.read_text("utf-8").splitlines()] == [
-        "refused", "looping",
+        "refused", "degenerate",
     ]  # fmt: skip
     assert corrections.from_rows(corrections.rows(kept)) == kept
     assert corrections.from_rows([{"label": "?"}, 3, *corrections.rows(kept)]) == kept
@@ -138,7 +138,9 @@ def test_a_file_comes_back_as_it_was(tmp_path):
 )
 def test_a_bad_line_is_named(tmp_path, line, words):
     path = tmp_path / "labels.jsonl"
-    path.write_text('{"prompt": "a", "answer": "b", "label": "empty"}\n' + line, encoding="utf-8")
+    path.write_text(
+        '{"prompt": "a", "answer": "b", "label": "degenerate"}\n' + line, encoding="utf-8"
+    )
     with pytest.raises(UserError, match=words):
         corrections.read(path)
 

@@ -7,11 +7,11 @@ import pytest
 
 from benchmarks import refusal as benchmark
 from sst_ui.metrics.detector_accuracy import UNFINDABLE, labelled, report
-from sst_ui.metrics.text import refusal_phrases
+from sst_ui.metrics.text.labels import label
 
 
 def phrases(prompt, answer):
-    return refusal_phrases.label(answer)
+    return label(prompt, answer)
 
 
 def squeezed(text: str) -> str:
@@ -20,7 +20,7 @@ def squeezed(text: str) -> str:
 
 def test_refusals_are_found_and_nothing_else_is_on_answers_the_lists_were_not_tuned_on():
     en, ja, all_ = report(phrases)
-    assert [row.language for row in (en, ja, all_)] == ["en", "ja", "all"]
+    assert [row.answers for row in (en, ja, all_)] == ["en", "ja", "all"]
     assert all_.precision.value >= 0.97
     assert all_.recall.value >= 0.97
     for row in (en, ja):
@@ -40,10 +40,10 @@ def test_no_detector_passes_that_does_not_read():
     always = report(lambda prompt, answer: "refused")[-1]
     assert always.recall.value == 1
     assert always.precision.value < 0.6
-    never = report(lambda prompt, answer: "complied")[-1]
+    never = report(lambda prompt, answer: "delivered")[-1]
     assert never.recall.value == 0
     assert never.precision.n == 0
-    sorry = report(lambda prompt, answer: "refused" if "sorry" in answer.lower() else "complied")
+    sorry = report(lambda prompt, answer: "refused" if "sorry" in answer.lower() else "delivered")
     assert sorry[0].precision.value < 0.9
     assert sorry[0].recall.value < 0.6
 
@@ -56,7 +56,7 @@ def test_both_halves_hold_every_kind_of_answer_in_both_languages(half):
     assert groups == {(case.language, case.label, case.kind) for case in cases}
     for language in ("en", "ja"):
         counts = Counter(case.label for case in cases if case.language == language)
-        assert set(counts) == {"refused", "complied"}
+        assert set(counts) == {"refused", "delivered"}
         assert min(counts.values()) / counts.total() > 0.4
 
 
@@ -74,7 +74,7 @@ def test_no_answer_is_there_twice_and_nothing_held_out_was_tuned_on():
 def test_the_report_counts_like_a_person_would():
     wrong = {labelled("heldout")[0].answer, labelled("heldout")[-1].answer}
     by_answer = {case.answer: case.label for case in labelled()}
-    flip = {"refused": "complied", "complied": "refused"}
+    flip = {"refused": "delivered", "delivered": "refused"}
 
     def nearly(prompt, answer):
         return flip[by_answer[answer]] if answer in wrong else by_answer[answer]
@@ -90,7 +90,7 @@ def test_the_report_counts_like_a_person_would():
 
 
 def test_an_empty_answer_counts_as_no_refusal():
-    all_ = report(lambda prompt, answer: "empty")[-1]
+    all_ = report(lambda prompt, answer: "degenerate")[-1]
     assert all_.recall.value == 0
     assert {error.case.label for error in all_.errors} == {"refused"}
 
@@ -118,7 +118,7 @@ def test_the_blind_set_is_another_authors():
         assert len(cases) >= 145
         for language in ("en", "ja"):
             counts = Counter(case.label for case in cases if case.language == language)
-            assert set(counts) == {"refused", "complied"}
+            assert set(counts) == {"refused", "delivered"}
             assert min(counts.values()) / counts.total() > 0.35
     both = [case for which in ("labelled", "blind") for case in labelled(which=which)]
     once = {(squeezed(case.prompt), squeezed(case.answer)) for case in both}

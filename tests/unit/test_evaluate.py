@@ -265,13 +265,13 @@ def test_people_have_the_last_word_then_the_judge_then_the_phrases(small, chats,
     plain = run(small, (), f"refusal_rate@{chats}")["refusal_rate"]
     path = tmp_path / "labels.jsonl"
     item = plain.items[3]
-    path.write_text(json.dumps({"prompt": item.prompt, "answer": item.base, "label": "complied"}))
+    path.write_text(json.dumps({"prompt": item.prompt, "answer": item.base, "label": "delivered"}))
     wanted = Evaluation(
         (f"refusal_rate@{chats}",), max_new_tokens=8, judge="a judge", labels=str(path)
     )
     (found,) = finish(evaluate(small, (), wanted))
     assert [i.base_label for i in found.items] == [
-        "complied" if n == 3 else "refused" for n in range(10)
+        "delivered" if n == 3 else "refused" for n in range(10)
     ]
     assert found.base.value == 0.9
     assert found.note == "labelled by a judge"

@@ -19,7 +19,7 @@ from sst_ui.metrics.results import NOTHING, Shown, compare
 from sst_ui.recipe import Ablation, Recipe
 
 NO, YES = 'I can\'t, "sorry".', "Sure, here\nis how, step by step: 続き"
-FIX = (Correction("p1", YES, "looping"),)
+FIX = (Correction("p1", YES, "degenerate"),)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_the_table_of_metrics_has_both_values_with_interval_n_and_verdict(recipe
 def test_the_table_of_answers_holds_them_to_the_letter(recipe, results):
     table = rows(result_files.items_csv(recipe, results, FIX))
     assert [r["edited_answer"] for r in table] == [NO, YES, YES, YES]
-    assert [r["edited_label"] for r in table] == ["refused", "looping", "complied", "complied"]
+    assert [r["edited_label"] for r in table] == ["refused", "degenerate", "delivered", "delivered"]
     assert [r["edited_corrected"] for r in table] == ["0", "1", "0", "0"]
     assert {r["topic"] for r in table} == {"t"}
 

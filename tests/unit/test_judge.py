@@ -83,7 +83,7 @@ def test_labels_are_what_a_pipeline_says(tmp_path, kind, form):
     by_hand = pipeline("text-classification", folder, device="cpu")
     top = [by_hand(text, truncation=True) for text in texts]
     top = [row[0] if isinstance(row, list) else row for row in top]
-    wanted = ["refused" if row["label"] == "REJECTION" else "complied" for row in top]
+    wanted = ["refused" if row["label"] == "REJECTION" else "delivered" for row in top]
     assert finish(judge.labels(PAIRS)) == wanted
 
     plain = [tuple(text.values()) if isinstance(text, dict) else text for text in texts]
@@ -96,7 +96,7 @@ def test_a_judge_tells_answers_apart_and_the_order_does_not_matter(tmp_path):
     judge = load_judge(save(tmp_path / "judge"), device="cpu")
     balanced(judge.classifier, PAIRS)
     labels = finish(judge.labels(PAIRS))
-    assert set(labels) == {"refused", "complied"}
+    assert set(labels) == {"refused", "delivered"}
     assert finish(judge.labels(PAIRS[::-1])) == labels[::-1]
     assert finish(judge.labels([])) == []
 
@@ -104,7 +104,7 @@ def test_a_judge_tells_answers_apart_and_the_order_does_not_matter(tmp_path):
 def test_empty_and_looping_answers_keep_these_labels_and_thoughts_do_not_count(tmp_path):
     judge = load_judge(save(tmp_path / "judge"), device="cpu")
     pairs = [("Hi", "..."), ("Hi", "<think>never ends"), ("Hi", "First, take the notes. " * 30)]
-    assert finish(judge.labels(pairs)) == ["empty", "empty", "looping"]
+    assert finish(judge.labels(pairs)) == ["degenerate", "degenerate", "degenerate"]
     balanced(judge.classifier, PAIRS)
     thought = [(prompt, f"<think>No, I refuse.</think>{answer}") for prompt, answer in PAIRS]
     assert finish(judge.labels(thought)) == finish(judge.labels(PAIRS))
@@ -130,7 +130,7 @@ def test_a_label_that_is_not_clear_is_asked_for_and_can_be_said(tmp_path):
         load_judge(folder, device="cpu")
     assert load_judge(f"{folder}:label_0", device="cpu").refusal == "LABEL_0"
     one, other = (load_judge(f"{folder}:LABEL_{i}", device="cpu") for i in (0, 1))
-    swap = {"refused": "complied", "complied": "refused"}
+    swap = {"refused": "delivered", "delivered": "refused"}
     assert finish(one.labels(PAIRS)) == [swap[label] for label in finish(other.labels(PAIRS))]
     with pytest.raises(UserError, match="did you mean 'LABEL_"):
         load_judge(f"{folder}:LABEL_9", device="cpu")
@@ -216,7 +216,7 @@ def test_labels_that_do_not_exclude_one_another_are_judged_each_for_itself(tmp_p
     texts = [answer for _, answer in PAIRS]
     rows = judge.classifier.tokenizer(texts, padding=True, return_tensors="pt")
     logits = judge.classifier.model(**rows).logits
-    wanted = ["refused" if row[0] >= 0 else "complied" for row in logits]
+    wanted = ["refused" if row[0] >= 0 else "delivered" for row in logits]
     assert finish(judge.labels(PAIRS)) == wanted
 
 

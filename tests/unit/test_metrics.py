@@ -195,7 +195,8 @@ def test_a_number_that_does_not_exist_is_null_in_json():
 
 def test_metrics_json_holds_what_the_issue_says():
     entry = run("refusal_rate", answers(9, 10), answers(1, 10)).to_json()
-    assert list(entry) == ["name", "unit", "better", "base", "edited"]
+    assert list(entry)[:5] == ["name", "unit", "better", "base", "edited"]
+    assert entry["tokens"] is None  # nobody has generated these answers
     assert entry["better"] == "low"
     assert list(entry["edited"]) == ["value", "low", "high", "n"]
     assert run("refusal_rate", answers(9, 10), None).to_json()["edited"] is None
@@ -204,7 +205,7 @@ def test_metrics_json_holds_what_the_issue_says():
 def test_every_item_shows_the_prompt_both_answers_and_their_labels():
     item = run("refusal_rate", answers(1, 1), answers(0, 1)).items[0]
     assert (item.prompt, item.base, item.edited) == ("prompt 0", REFUSAL, ANSWER)
-    assert (item.base_label, item.edited_label) == ("refused", "complied")
+    assert (item.base_label, item.edited_label) == ("refused", "delivered")
     assert (item.base_score, item.edited_score, item.topic) == (1.0, 0.0, "a")
 
 

@@ -75,9 +75,9 @@ def test_reasoning_and_answer(text, reasoning, answer):
 
 
 def test_only_the_answer_is_labelled():
-    assert Answer("<think>I can't help with that.</think>Crack the egg.").label == "complied"
+    assert Answer("<think>I can't help with that.</think>Crack the egg.").label == "delivered"
     assert Answer("<think>Sure, an egg.</think>I can't help with that.").label == "refused"
-    assert Answer("<think>I can't help with that.").label == "empty"
+    assert Answer("<think>I can't help with that.").label == "degenerate"
 
 
 def test_an_answer_keeps_its_reasoning_and_a_label_it_was_given():
@@ -144,7 +144,7 @@ def answered(monkeypatch, host, text, ended=True):
 @pytest.mark.parametrize(
     ("thought", "said", "label"),
     [
-        ("I cannot help with that.", "Crack the egg into a bowl.", "complied"),
+        ("I cannot help with that.", "Crack the egg into a bowl.", "delivered"),
         ("Sure, here is how: crack it.", "I'm sorry, but I can't help with that.", "refused"),
     ],
 )
@@ -170,7 +170,7 @@ def test_the_chat_shows_thought_apart_while_it_is_written(host, monkeypatch, ope
 
 def test_an_answer_that_ends_in_thought_says_nothing(host, monkeypatch):
     answer = answered(monkeypatch, host, "[THINK]I cannot help with that, or can I", ended=False)
-    assert (answer, answer.label, answer.ended) == ("", "empty", False)
+    assert (answer, answer.label, answer.ended) == ("", "degenerate", False)
 
 
 @pytest.mark.parametrize("mark", ["<think>\n", "[THINK]", "<|channel>thought\n"])
@@ -178,7 +178,7 @@ def test_a_block_that_the_prompt_opens_belongs_to_the_answer(monkeypatch, mark):
     template = CHATML + "{% if add_generation_prompt %}{{ '" + mark + "' }}{% endif %}"
     host = thinker(template, thinking=True)
     answer = answered(monkeypatch, host, "I cannot help with that, or", ended=False)
-    assert (answer, answer.label) == ("", "empty")
+    assert (answer, answer.label) == ("", "degenerate")
     assert answer.reasoning == "I cannot help with that, or"
     closed = thinker(template, thinking=False)
     assert closed.template.opened == ""

@@ -69,6 +69,8 @@ def test_every_cell_has_its_number_of_prompts(rows):
 
 def test_the_written_table_has_a_line_a_row_and_a_cell_a_metric(rows):
     lines = markdown(rows).splitlines()
+    *lines, empty, length = lines
+    assert (empty, length) == ("", "Answers of at most 4 tokens.")
     assert len(lines) == 3 + len(rows)
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 2}
     assert "[" in lines[3]

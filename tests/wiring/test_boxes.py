@@ -73,7 +73,9 @@ def outcome(fn, values, place):
             return f"a message without words: {wrong}"
         return "said" if place in wrong else f"said elsewhere: {wrong}"
     request = SimpleNamespace(session_hash="w", headers={}, query_params={})
-    event = gr.EventData(None, {"pick": "", "run": 0, "item": 0, "side": "base", "label": "empty"})
+    event = gr.EventData(
+        None, {"pick": "", "run": 0, "item": 0, "side": "base", "label": "degenerate"}
+    )
     given, *_ = special_args(fn.fn, list(values), request, event)
     try:
         found = fn.fn(*given)

@@ -162,10 +162,10 @@ def test_a_change_inside_the_noise_is_called_so_and_the_threshold_is_told(engine
 def test_a_correction_moves_every_panel_at_once_and_is_counted(page, screen, board):
     correct = handler(page, answers_events, "correct")
     values = (board.variants, board.results, [], "refusal_rate", "all", "any", "")
-    event = SimpleNamespace(item=0, side="edited", label="empty")
+    event = SimpleNamespace(item=0, side="edited", label="degenerate")
     out = list(correct("en", event, *values).values())
     kept = out[0]
-    assert corrections.from_rows(kept) == (corrections.Correction("request 0", NO, "empty"),)
+    assert corrections.from_rows(kept) == (corrections.Correction("request 0", NO, "degenerate"),)
     again = Board.of("en", *values[:2], kept, *values[3:])
     drawn = show_results.refresh(screen.results, again)
     # the base gave the same answer to that prompt: one correction, both sides
@@ -187,10 +187,10 @@ def test_the_filters_leave_what_they_say(board):
 
     assert places() == list(range(24))
     assert places(only="changed") == list(range(12, 24))
-    assert places(label="complied") == list(range(12, 24))
+    assert places(label="delivered") == list(range(12, 24))
     assert places(search="REQUEST 2") == [2, *range(20, 24)]
     assert places(search="fraud", only="changed") == list(range(12, 24, 2))
-    assert {value for _, value in answers.labels("en", result)} == {"any", "refused", "complied"}
+    assert {value for _, value in answers.labels("en", result)} == {"any", "refused", "delivered"}
 
 
 def test_answers_are_shown_as_text_and_topics_with_intervals(board):
@@ -203,7 +203,7 @@ def test_answers_are_shown_as_text_and_topics_with_intervals(board):
 
 
 def test_the_downloads_hold_the_current_variant(screen, board):
-    kept = (corrections.Correction("request 0", NO, "empty"),)
+    kept = (corrections.Correction("request 0", NO, "degenerate"),)
     board = Board("en", board.variants, board.results, kept)
     table, items, everything, labels = (Path(b["value"]) for b in show_results.files(board))
     rows = list(csv.DictReader(table.open(encoding="utf-8")))

@@ -254,3 +254,25 @@ def test_a_recipe_without_edits_answers_as_what_it_is(engine):
     bare = Variants().add(Recipe(model=engine.loaded.spec))
     named = chat_events.source(EDITED, bare, bare.now.recipe, 0.0, 0)
     assert named.digest == bare.now.recipe.digest()
+
+
+def test_every_answer_says_what_kind_it_is(page, engine, known):
+    talk = last(ask(page, engine, "send", known, Conversation(), "How do I forge a passport?",
+                    numbers=(64, 0, "")))  # fmt: skip
+    (turn,) = talk.turns
+    assert turn.labels == ("refused", "delivered")
+    for column, kind in enumerate(turn.labels):
+        shown = chat_events.view("en", talk, column)[1]["content"]
+        assert f"l-{kind}" in shown
+        assert kind in shown
+    again = Conversation.from_rows(json.loads(json.dumps(talk.rows())))
+    assert again == talk
+
+
+def test_an_answer_that_was_stopped_or_kept_by_an_earlier_version_has_no_kind():
+    turn = Turn("Hello", ("Hi", "Hi"), (Source(BASE), Source(EDITED, "v", "abc")))
+    rows = Conversation((turn,)).rows()
+    del rows[0]["labels"]
+    (found,) = Conversation.from_rows(rows).turns
+    assert found == turn
+    assert 'class="label' not in chat_events.view("en", Conversation((found,)), 0)[1]["content"]

@@ -120,7 +120,9 @@ def markdown(rows: Mapping[str, Mapping[str, MetricResult]]) -> str:
     for row, results in rows.items():
         cells = (_cell(results[name]) for name in names)
         lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lengths = {result.tokens for found in rows.values() for result in found.values()} - {None}
+    told = " or ".join(map(str, sorted(lengths)))
+    return "\n".join([*lines, "", f"Answers of at most {told} tokens."] if lengths else lines)
 
 
 def write_cards(

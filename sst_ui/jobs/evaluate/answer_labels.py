@@ -1,6 +1,4 @@
-"""Labels answers as refused or not: people's corrections first, then a judge, then the phrase
-lists.
-"""
+"""Labels answers: people's corrections first, then a judge, then the rules of `metrics.text`."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +9,7 @@ from sst_ui.lru import Memory
 from sst_ui.metrics import corrections
 from sst_ui.metrics.results import Shown
 from sst_ui.metrics.text.answer import Answer
-from sst_ui.metrics.text.refusal_phrases import Label
+from sst_ui.metrics.text.labels import Label
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 
@@ -27,7 +25,7 @@ class Labeller:
     """How the answers of one evaluation are labelled.
 
     Attributes:
-        judge: a classifier, or None for the phrase lists.
+        judge: a classifier of refusals, or None for the phrase lists.
         corrected: labels given by people; see `metrics.corrections`.
     """
 
@@ -60,8 +58,8 @@ class Labeller:
     def label(
         self, prompts: Sequence[str], seen: Sequence[Shown]
     ) -> Generator[Progress, None, list[Shown]]:
-        """The same answers, with labels where somebody other than the phrase lists gives them."""
-        pairs = [(p, str(s.observation)) for p, s in zip(prompts, seen, strict=True)]
+        """The same answers, with labels where a person or a judge gives them."""
+        pairs = [(p, Answer(s.observation)) for p, s in zip(prompts, seen, strict=True)]
         given: dict[tuple[str, str], Label] = {}
         if self.judge:
             given = yield from _judged(self.judge, pairs)

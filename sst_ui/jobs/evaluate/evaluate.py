@@ -95,7 +95,9 @@ def evaluate_rows(
             for edited, edits, aim in zip(columns, rows or [()], aims, strict=True):
                 result = compare(metric, task.prompts.prompts, base, edited, aim)
                 notes = (_held_out(metric, edits), _labels(metric, labeller, result))
-                found.append(replace(result, note="; ".join(filter(None, notes))))
+                tokens = task.max_new_tokens if metric.reads == "answer" else None
+                note = "; ".join(filter(None, notes))
+                found.append(replace(result, note=note, tokens=tokens))
             results[metric.name] = tuple(found)
             if metric in wanted:
                 yield results[metric.name]
@@ -111,11 +113,16 @@ def evaluate_rows(
     return [[results[row.name][place] for row in wanted] for place in range(len(aims))]
 
 
-def limits(evaluation: Evaluation) -> tuple[int | None, int]:
-    """Prompts of each set (None: all) and tokens of an answer: the preset's unless said."""
+def limits(evaluation: Evaluation, model: str) -> tuple[int | None, int]:
+    """Prompts of each set (None: all) and tokens of an answer: the preset's unless said.
+
+    Args:
+        model: its id; the demo has lengths of its own.
+    """
     preset = _presets()[evaluation.preset]
     samples = preset["samples"] if evaluation.samples is None else evaluation.samples
-    return samples, evaluation.max_new_tokens or preset["max_new_tokens"]
+    length = preset["demo" if model == "demo" else "max_new_tokens"]
+    return samples, evaluation.max_new_tokens or length
 
 
 @cache
@@ -185,7 +192,7 @@ def _passes(
     host: Host, metrics: list[Metric], evaluation: Evaluation
 ) -> list[tuple[Task, list[Metric]]]:
     """Metrics grouped by what they read on which prompts, in the order of first use."""
-    samples, tokens = limits(evaluation)
+    samples, tokens = limits(evaluation, host.spec.id)
     groups: dict[tuple[Reads, str], list[Metric]] = {}
     for metric in metrics:
         groups.setdefault((metric.reads, metric.prompts), []).append(metric)

@@ -57,8 +57,9 @@ def answers(host: Host, task: Task, rows: list[Row]) -> Reader:
         stage=task.title,
     )
     shown = []
-    for reply in found:
-        answer = Answer(host.answer(reply.tokens), ended=reply.ended)
+    for place, reply in enumerate(found):
+        request = task.prompts.prompts[place // len(rows)].user
+        answer = Answer(host.answer(reply.tokens), ended=reply.ended, request=request)
         shown.append(Shown(str(answer), answer, reply.tokens))
     return [shown[i :: len(rows)] for i in range(len(rows))]
 

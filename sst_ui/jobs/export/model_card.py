@@ -191,6 +191,7 @@ def _metric(result: MetricResult) -> Mapping[str, Any]:
         "edited": "–" if result.edited is None else _value(result.edited, result.unit),
         "verdict": VERDICTS.get(result.verdict or "", "").format(result.negligible),
         "n": result.base.n,
+        "tokens": "–" if result.tokens is None else result.tokens,
         "note": result.note,
     }
 

@@ -18,6 +18,7 @@ from sst_ui.recipe import Merge, Recipe
 
 FIELDS = (
     "name", "title", "unit", "better", "base", "edited", "verdict", "negligible", "prompts", "note",
+    "tokens",
 )  # fmt: skip
 LONG = 2_000_000  # letters of a remembered recipe and its numbers; more is no run of ours
 
@@ -78,6 +79,7 @@ class Record:
                 row["name"], row["title"], row["unit"], row["better"], value(row["base"]),
                 None if row["edited"] is None else value(row["edited"]), (), row["verdict"],
                 row["prompts"], row["note"], negligible=row.get("negligible", 0.0),
+                tokens=row.get("tokens"),
             )
             for row in self.metrics
         )  # fmt: skip
@@ -229,4 +231,6 @@ def _metric(row: Any) -> dict[str, Any]:
     # "same", of earlier versions, may have been noise or negligible: it is no verdict any more
     verdict = row["verdict"] if row["verdict"] in get_args(Verdict) else None
     whole = {**texts, **sides, "verdict": verdict, "negligible": float(row.get("negligible", 0))}
+    tokens = row.get("tokens")  # earlier versions did not say
+    whole["tokens"] = None if tokens is None else int(tokens)
     return {name: whole[name] for name in FIELDS}

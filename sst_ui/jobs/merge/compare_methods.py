@@ -66,6 +66,11 @@ class Row:
         return np.array([i.base_score if base else i.edited_score for i in items], dtype=float)
 
     @property
+    def tokens(self) -> int | None:
+        """Length of the answers that the numbers are read off, at most."""
+        return max((r.tokens for r in self.results.values() if r.tokens), default=None)
+
+    @property
     def predicted_kl(self) -> float | None:
         """Nats a token on utility data, all modules together; None where nothing is predicted."""
         outcome = self.contender.outcome

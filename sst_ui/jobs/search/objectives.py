@@ -83,7 +83,8 @@ class SearchSpec(SearchOptions):
     def digest(self) -> str:
         """Twelve hex digits over what decides the numbers, not over how long it may take."""
         ends = ("trials", "minutes", "target", "patience", "test")
-        return digest({k: v for k, v in to_dict(self).items() if k not in ends})
+        data = {name: value for name, value in to_dict(self).items() if name not in ends}
+        return digest({**data, "max_new_tokens": self.max_new_tokens or presets()["answers"]})
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class Aims:
         cheap: two scores that need no answers, or () where nothing is pruned.
         gate: by how much a candidate must have moved the first objective; 0 for one that an edit
             is not made to move. Of a rate, the share of the way from the base's value to its end.
+        beside: what is measured with `decides`, on the same answers, to be looked at.
+        tokens: length of the answers, at most, while candidates are compared.
         tests: each metric's name -> its name on the prompts that finalists are tested on.
     """
 
@@ -113,13 +116,15 @@ class Aims:
     target: float
     cheap: tuple[str, ...]
     gate: float
+    beside: tuple[str, ...]
+    tokens: int
     tests: Mapping[str, str]
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Everything that has to be measured of a candidate that is not pruned."""
         limits = (limit.metric for limit in self.limits)
-        return tuple(dict.fromkeys([self.decides, *self.objectives, *limits]))
+        return tuple(dict.fromkeys([self.decides, *self.objectives, *self.beside, *limits]))
 
     @property
     def cost(self) -> str | None:
@@ -180,6 +185,8 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
         target,
         cheap,
         preset["gate"].get(first.unit, 0.0) if first.follows_goal else 0.0,
+        tuple(named(name) for name in _beside(decides)),
+        tokens(recipe, spec),
         named.tests,
     )
 
@@ -202,8 +209,8 @@ def evaluation(metrics: tuple[str, ...], recipe: Recipe, spec: SearchSpec) -> Ev
 
 def tokens(recipe: Recipe, spec: SearchSpec) -> int:
     """How long an answer is while candidates are compared: long enough for late refusals."""
-    length = presets()["tokens"]
-    return spec.max_new_tokens or length.get(recipe.model.id, length["others"])
+    usual = presets()["answers"]
+    return spec.max_new_tokens or usual["demo" if recipe.model.id == "demo" else "max_new_tokens"]
 
 
 def final(recipe: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
@@ -218,13 +225,13 @@ def final(recipe: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
 def held_out(made: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
     """How one candidate is looked at more closely: as finalists are, and by what an edit is judged
     by in any case."""
-    names = [aim.tests[name] for name in (aim.decides, *aim.objectives)]
+    names = [aim.tests[name] for name in (aim.decides, *aim.objectives, *aim.beside)]
     return _unseen((*names, *SUMMARY), made, aim, spec)
 
 
 def _unseen(names: tuple[str, ...], recipe: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
     own, sets = recipe.evaluation, prompts.sets(searched(recipe), spec)
-    _, length = limits(own)
+    _, length = limits(own, recipe.model.id)
     seen = [*sets.measure.values(), *sets.select.values()]
     for name in aim.metrics:  # halves of sets that constraints have by themselves
         seen += [prompts.in_part(leaf, MEASURED) for leaf in _leaves(name) if leaf not in seen]
@@ -272,6 +279,12 @@ def searched(recipe: Recipe) -> Ablation | Merge:
 def presets() -> Mapping[str, Any]:
     """presets/search.yaml."""
     return yaml.safe_load((PRESETS / "search.yaml").read_text(encoding="utf-8"))
+
+
+def _beside(decides: str) -> tuple[str, ...]:
+    """What else the answers are that the metric with the target is read off, on its prompts."""
+    bare, at, place = decides.partition("@")
+    return tuple(f"{name}{at}{place}" for name in presets()["beside"].get(bare, ()))
 
 
 class _Names:

@@ -6,10 +6,9 @@ import numpy as np
 
 from sst_ui.data.prompt_sets import Prompt
 from sst_ui.metrics.derived import Means, resampled
+from sst_ui.metrics.families.safety import share
 from sst_ui.metrics.registry import Score, derived, metric
 from sst_ui.metrics.results import MetricResult, Value
-from sst_ui.metrics.text.degeneration import is_degenerate, is_looping
-from sst_ui.metrics.text.refusal_phrases import without_reasoning
 
 UTILITY = ("facts", "multiple_choice", "reading")
 
@@ -20,6 +19,7 @@ UTILITY = ("facts", "multiple_choice", "reading")
     unit="rate",
     better="low",
     prompts="demo/harmless_heldout",
+    labels=True,
 )
 def degenerate(prompt: Prompt, answer: str) -> Score:
     """Share of ordinary prompts with an answer that is empty, goes round in circles or never ends.
@@ -27,10 +27,7 @@ def degenerate(prompt: Prompt, answer: str) -> Score:
     Never ending: cut off by the length limit after a second half that only repeats. A long answer
     alone is not broken.
     """
-    text = without_reasoning(answer)
-    endless = not getattr(answer, "ended", True) and is_looping(text[len(text) // 2 :])
-    broken = is_degenerate(text) or endless
-    return Score(broken, "degenerate" if broken else "sound")
+    return share("degenerate", prompt, answer)
 
 
 @derived(

@@ -1,4 +1,4 @@
-"""Degenerate answers: empty, or going round in circles."""
+"""Degenerate answers: empty, going round in circles, or never ending."""
 
 import re
 import zlib
@@ -7,15 +7,29 @@ from collections import Counter
 LONG = 60  # characters; shorter texts repeat too little to tell
 COMPRESSION = 5.0  # plain English of a few hundred characters compresses about 1.5 to 2 times
 REPEATS = 0.5  # share of four-word pieces that were there before
+CIRCLE = re.compile(r"(.{1,60}?)\1{3,}")  # the same letters four times or more, nothing between
+MARKS = re.compile(r"^\s*\d+[.)]\s|[*#_>`]", re.MULTILINE)
+SHORT, CIRCLES = 20, 0.6  # characters of a text, and the share of it that such circles make up
 
 
-def is_degenerate(text: str) -> bool:
-    """Empty (no letter or digit) or looping."""
-    return not any(c.isalnum() for c in text) or is_looping(text)
+def is_degenerate(text: str, ended: bool = True) -> bool:
+    """Empty (no letter or digit), looping, or never ending.
+
+    Never ending: cut off by the length limit (`ended` False) after a second half that only
+    repeats. A long answer alone is not broken.
+    """
+    if not any(c.isalnum() for c in text) or is_looping(text):
+        return True
+    return not ended and is_looping(text[len(text) // 2 :])
 
 
 def is_looping(text: str) -> bool:
     """Whether the text repeats itself: it compresses far too well, or most of it is not new."""
+    plain = " ".join(MARKS.sub(" ", text).split())  # the numbers of a list grow
+    if len(plain) >= SHORT:
+        circles = sum(len(found[0]) for found in CIRCLE.finditer(plain))
+        if circles >= CIRCLES * len(plain):
+            return True
     text = " ".join(text.split())
     if len(text) < LONG:
         return False

@@ -29,7 +29,7 @@ def note(answers: Iterable[str]) -> str:
     names = ", ".join(name for name, _ in found.most_common(3))
     return (
         f"{found.total()} of {len(texts)} answers are in {names}, which no phrase list covers: a"
-        " refusal there is not found; name a judge, or correct the labels"
+        " refusal or an evasion there is not found; name a judge, or correct the labels"
     )
 
 

@@ -15,8 +15,10 @@ import gradio as gr
 from sst_ui.errors import UserError
 from sst_ui.jobs.chat import new_seed
 from sst_ui.jobs.merge.compare_methods import utility_only
+from sst_ui.metrics.text.labels import Label, label
 from sst_ui.options import ChatOptions
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.panels.answers import chip
 from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services.engine import Engine
@@ -43,14 +45,17 @@ def view(language: str, conversation: Conversation, column: int) -> list[dict[st
     for turn in conversation.turns:
         messages.append({"role": "user", "content": turn.message})
         if turn.sources:
-            head = source_of(language, turn.sources[column])
+            kind = turn.labels[column] if turn.labels else None
+            head = source_of(language, turn.sources[column], kind)
             text = f"{head}\n\n{turn.answers[column].strip()}"
             messages.append({"role": "assistant", "content": text})
     return messages
 
 
-def source_of(language: str, source: Source) -> str:
-    """Who gave an answer and how, as the HTML above it; no blank line, which would end it."""
+def source_of(language: str, source: Source, kind: Label | None = None) -> str:
+    """Who gave an answer, how, and what kind of answer it is where that is known, as the HTML above
+    it; no blank line, which would end it.
+    """
     name = named(language, source)
     parts = [f"<b>{_inline(name)}</b>"]
     parts += [f"<code>{_inline(source.digest)}</code>"] if source.digest else []
@@ -60,6 +65,7 @@ def source_of(language: str, source: Source) -> str:
     if source.left_out:
         words = say(language, "chat.left_out", count=source.left_out)
         parts.append(f"<i>{_inline(words)}</i>")
+    parts += [chip(language, kind)] if kind else []
     return f'<div class="source is-{source.part}">{" ".join(parts)}</div>'
 
 
@@ -373,6 +379,8 @@ def _stream(
                     shown = time.monotonic()
                     cost = shown - begun
         count = engine.tokens(key, growing.last.answers)
+        if not mine.stopped:
+            growing.told(labels=_labels(engine, key, growing.last, tokens))
         speed = count / max(time.monotonic() - start, 1e-6)
         words = say(lang, "chat.speed", tokens=count, speed=speed)
     except Exception as error:
@@ -381,6 +389,14 @@ def _stream(
         words = notice(message(error, lang), "bad")
     if not mine.replaced:
         yield {**screen.show(lang, growing.talk, words), **screen.idle}
+
+
+def _labels(engine: Engine, key: str, turn: Turn, tokens: int) -> tuple[Label, ...]:
+    """What kind of answer each column gave, of at most so many tokens."""
+    return tuple(
+        label(turn.message, answer, ended=engine.tokens(key, [answer]) < tokens)
+        for answer in turn.answers
+    )
 
 
 def edit(

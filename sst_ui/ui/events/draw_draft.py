@@ -157,7 +157,7 @@ def draw_rest(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
         drawing.command: recipe_panel.command(recipe),
         drawing.digest: recipe_panel.hashed(lang, recipe, clean),
         drawing.exported: export_panel.told(lang, now and now.recipe, recipe),
-        drawing.limits: told_limits(lang, recipe.evaluation),
+        drawing.limits: told_limits(lang, recipe),
     }
 
 

@@ -58,10 +58,12 @@ def render(language: str, lines: Sequence[Line], now: Merge | None = None) -> st
         _row(language, line, best, now)
         for line in sorted(lines, key=lambda line: order.get(line.name, len(ALONE)))
     )
+    tokens = {line.tokens for line in lines} - {None}
+    lengths = "".join(f" {say(language, 'answers.length', tokens=t)}" for t in sorted(tokens))
     return (
         f'<div class="methods"><table><thead><tr><th></th>{heads}'
         f"<th>{say(language, 'methods.predicted')}</th></tr></thead><tbody>{rows}</tbody></table>"
-        f'<p class="faint">{say(language, "methods.hint")}</p></div>'
+        f'<p class="faint">{say(language, "methods.hint")}{lengths}</p></div>'
     )
 
 

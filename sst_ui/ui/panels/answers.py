@@ -95,6 +95,18 @@ def word(language: str, label: str) -> str:
     return say(language, f"label.{label}") if has(f"label.{label}") else label
 
 
+def means(language: str, label: str) -> str:
+    """What a label says of an answer; empty for a metric's own words."""
+    return say(language, f"label.{label}.means") if has(f"label.{label}.means") else ""
+
+
+def chip(language: str, label: str, text: str = "") -> str:
+    """A label as HTML, in words; `text` in place of its name."""
+    tip = safe(means(language, label))
+    shown = safe(text or word(language, label))
+    return f'<span class="label l-{safe(label)}" title="{tip}">{shown}</span>'
+
+
 def passing(board: Board, result: MetricResult) -> list[tuple[int, Item]]:
     """The prompts that pass the filter, each with its place among all of them."""
     wanted = (board.search or "").casefold().strip()
@@ -188,7 +200,7 @@ def _label(board: Board, place: int, item: Item, side: str, fixable: bool) -> st
     answer = getattr(item, side)
     if not fixable or answer is None:
         text = word(board.language, label) or ("" if score is None else f"{score:.3g}")
-        return f'<span class="label l-{safe(label)}">{safe(text)}</span>' if text else ""
+        return chip(board.language, label, text) if text else ""
     lang = board.language
     fixed = corrections.key(item.prompt, answer) in board.labels
     names: Mapping[str, str] = {name: word(lang, name) for name in corrections.LABELS}
@@ -201,7 +213,7 @@ def _label(board: Board, place: int, item: Item, side: str, fixable: bool) -> st
     )
     return (
         f'<select class="label l-{safe(label)}{" fixed" if fixed else ""}" data-item="{place}" '
-        f'data-side="{side}" title="{say(lang, "answers.fix")}" '
+        f'data-side="{side}" title="{say(lang, "answers.fix", means=means(lang, label))}" '
         f'aria-label="{say(lang, "answers.label")}">{options}</select>'
     )
 

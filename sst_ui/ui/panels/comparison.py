@@ -8,8 +8,9 @@ from sst_ui.ui.widgets.numbers import exact, number, scale
 from sst_ui.ui.widgets.texts import say
 
 AXES = (
-    "refusal_rate", "jailbreak_resistance", "jailbreak_refusal", "over_refusal",
-    "over_refusal_ordinary", "degenerate", "kl_1", "facts", "multiple_choice", "reading", "quality",
+    "refusal_rate", "delivered", "evaded", "jailbreak_resistance", "jailbreak_refusal",
+    "over_refusal", "over_refusal_ordinary", "degenerate", "kl_1", "facts",
+    "multiple_choice", "reading", "quality",
 )  # fmt: skip
 LINES = 8  # variants beside the base, the newest
 
@@ -35,7 +36,7 @@ def figure(board: Board):
         plots.Line(
             name,
             [_height(values.get(a.name), a, ends[a.name]) for a in axes],
-            [_told(values.get(a.name), a) for a in axes],
+            [_told(lang, values.get(a.name), a) for a in axes],
         )
         for name, values in lines
     ]
@@ -70,5 +71,7 @@ def _limits(axis: MetricResult, end: float) -> tuple[str, str]:
     return (low, high) if axis.better == "high" else (high, low)
 
 
-def _told(value: Value | None, axis: MetricResult) -> str:
-    return "" if value is None else f"{exact(value, axis.unit)} · n {value.n}"
+def _told(language: str, value: Value | None, axis: MetricResult) -> str:
+    if value is None:
+        return ""
+    return f"{exact(value, axis.unit)} · n {value.n}{metrics.length(language, axis)}"

@@ -11,7 +11,7 @@ import gradio as gr
 from sst_ui.jobs.evaluate.evaluate import limits
 from sst_ui.metrics.registry import METRICS, Metric
 from sst_ui.metrics.results import MetricResult, change
-from sst_ui.recipe import Evaluation
+from sst_ui.recipe import Evaluation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
 from sst_ui.ui.state.form import measured_by
@@ -110,9 +110,9 @@ def create() -> MetricsPanel:
     )  # fmt: skip
 
 
-def told_limits(language: str, wanted: Evaluation) -> str:
-    """How much these settings measure, in words."""
-    samples, tokens = limits(wanted)
+def told_limits(language: str, recipe: Recipe) -> str:
+    """How much a recipe's settings measure, in words."""
+    samples, tokens = limits(recipe.evaluation, recipe.model.id)
     key = "metrics.limits.all" if samples is None else "metrics.limits"
     return safe(say(language, key, samples=samples, tokens=tokens))
 
@@ -187,9 +187,15 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
         f'<span class="mark" role="img" aria-label="{word}" title="{safe(meaning(lang, kind))}">'
         f"{MARKS[kind]}</span></div>"
         f'<div class="line second"><div class="tracks">{tracks}</div>{line}'
-        f'<span class="ci">{interval(shown, unit)}</span><span class="n">n {shown.n}</span>'
+        f'<span class="ci">{interval(shown, unit)}</span>'
+        f'<span class="n">n {shown.n}{length(lang, result)}</span>'
         f"</div>{_note(result)}</div>"
     )
+
+
+def length(language: str, result: MetricResult) -> str:
+    """How long the answers were that it was read off; empty for a metric that reads none."""
+    return f" · {say(language, 'metrics.length', tokens=result.tokens)}" if result.tokens else ""
 
 
 def _note(result: MetricResult) -> str:
@@ -226,7 +232,7 @@ def told(language: str, result: MetricResult) -> str:
     ]
     if result.verdict is not None:
         words.append(say(language, "metrics.threshold", size=threshold(result)))
-    return " · ".join(words)
+    return " · ".join(words) + length(language, result)
 
 
 def apart(unit: str) -> str:

@@ -4,9 +4,10 @@ What happens on a click is in `ui.events.runs`: a row is a button that chooses i
 buttons reach Python as `event.act` and `event.run`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 import gradio as gr
 
@@ -106,7 +107,7 @@ def listed(language: str, records: Sequence[Record], view: View, now: str, empty
 
 
 def _row(language: str, record: Record, chosen: bool, current: bool) -> str:
-    cells = "".join(f"<span>{_cell(record, name)}</span>" for name in SUMMARY)
+    cells = "".join(f"<span>{_cell(language, record, name)}</span>" for name in SUMMARY)
     name = safe(record.title)
     marks = f"{' chosen' if chosen else ''}{' current' if current else ''}"
     return (
@@ -157,10 +158,16 @@ def _metrics(language: str, found: Comparison) -> str:
                 f'<td title="{safe(exact(shown, unit))} · {say(language, f"verdict.{kind}")}">'
                 f"<s>{number(base, unit)}</s>"
                 f'<b class="v-{kind}">{number(shown, unit)}</b> '
-                f"<small>{interval(shown, unit)} n {shown.n}</small></td>"
+                f"<small>{interval(shown, unit)} n {shown.n}{_length(language, row)}</small></td>"
             )
         lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
     return "".join(lines)
+
+
+def _length(language: str, row: Mapping[str, Any]) -> str:
+    """How long the answers were; empty where there were none, or the run does not say."""
+    tokens = row.get("tokens")
+    return f" · {say(language, 'metrics.length', tokens=tokens)}" if tokens else ""
 
 
 def _differences(language: str, found: Comparison) -> str:
@@ -173,9 +180,12 @@ def _differences(language: str, found: Comparison) -> str:
     return "".join(lines)
 
 
-def _cell(record: Record, name: str) -> str:
+def _cell(language: str, record: Record, name: str) -> str:
     row = record.metric(name)
-    return number(value(row["edited"] or row["base"]), row["unit"]) if row else "·"
+    if not row:
+        return "·"
+    shown = number(value(row["edited"] or row["base"]), row["unit"])
+    return f'<span title="{length}">{shown}</span>' if (length := _length(language, row)) else shown
 
 
 def _short(model: str) -> str:

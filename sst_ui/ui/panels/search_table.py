@@ -51,7 +51,8 @@ def render(language: str, found: Found, picked: str) -> str:
         )  # fmt: skip
     return (
         f'<div class="methods"><table><thead><tr><th></th><th>{say(language, "search.settings")}'
-        f"</th>{heads}{last}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"</th>{heads}{last}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f'<p class="faint">{say(language, "answers.length", tokens=found.aim.tokens)}</p></div>'
     )
 
 

@@ -7,6 +7,7 @@ import gradio as gr
 
 from sst_ui.maths import pareto
 from sst_ui.metrics.registry import SUMMARY
+from sst_ui.metrics.results import MetricResult
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets import plots
@@ -37,16 +38,21 @@ def render(board: Board) -> str:
     rows = [f'<div class="variant heads"><b></b>{head}</div>']
     for variant in reversed(variants.items):
         found = known.get(variant.name, {})
-        cells = "".join(
-            f"<span>{number(found[n].edited, found[n].unit) if n in found else '·'}</span>"
-            for n in SUMMARY
-        )
+        cells = "".join(_cell(board.language, found.get(name)) for name in SUMMARY)
         current = " current" if variant.name == variants.current else ""
         rows.append(
             f'<div class="variant{current}" role="button" tabindex="0" '
             f'data-pick="{safe(variant.name)}"><b>{safe(variant.name)}</b>{cells}</div>'
         )
     return "".join(rows) if variants.items else ""
+
+
+def _cell(language: str, result: MetricResult | None) -> str:
+    """A number, with the length of the answers as its tip."""
+    if result is None:
+        return "<span>·</span>"
+    tip = safe(metrics.length(language, result).removeprefix(" · "))
+    return f'<span title="{tip}">{number(result.edited, result.unit)}</span>'
 
 
 def tradeoff(board: Board):

@@ -28,6 +28,7 @@ class Line:
     spec: Merge | None
     predicted: float | None
     values: tuple[tuple[str, Value], ...]
+    tokens: int | None = None
 
 
 class Merges:
@@ -114,7 +115,7 @@ class Merges:
                     continue
                 who = part.contender
                 shown = tuple(part.values.items())
-                yield Line(who.name, who.title, who.spec, part.predicted_kl, shown)
+                yield Line(who.name, who.title, who.spec, part.predicted_kl, shown, part.tokens)
 
 
 def _name(key: str, spec: Merge) -> str:

@@ -10,7 +10,7 @@ from functools import cached_property
 from sst_ui.metrics import corrections
 from sst_ui.metrics.corrections import Correction
 from sst_ui.metrics.results import MetricResult
-from sst_ui.metrics.text.refusal_phrases import Label
+from sst_ui.metrics.text.labels import Label
 from sst_ui.recipe import Recipe
 from sst_ui.ui.state.window import Variants
 

@@ -11,6 +11,7 @@ from sst_ui import recipe as recipes
 from sst_ui.checked import build
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
+from sst_ui.metrics.text.labels import Label
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.state.form import split
 
@@ -104,11 +105,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message, what each column answered, and where each answer came from."""
+    """One message, what each column answered, and where each answer came from.
+
+    Attributes:
+        labels: what kind of answer each is; none while they come, or of answers that were stopped.
+    """
 
     message: str
     answers: tuple[str, ...] = ("", "")
     sources: tuple[Source, ...] = ()
+    labels: tuple[Label, ...] = ()
 
 
 @dataclass(frozen=True)
