@@ -5,6 +5,7 @@ made is in `observers`.
 """
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 from sst_ui.data.prompt_sets import PromptSet
 from sst_ui.errors import UserError
@@ -63,9 +64,10 @@ def observe(
     asked: list[Row] = ([()] if base is None else []) + list(rows)
     if not asked:
         seen = []
-    elif task.reads == "beginnings":
-        written = yield from _written(host, task)
-        seen = yield from observers.beginnings(host, task, asked, written)
+    elif task.reads == "refusals":
+        answers, _ = yield from observe(host, replace(task, reads="answer"), [])
+        written = [shown.tokens for shown in answers]
+        seen = yield from observers.refusals(host, task, asked, written)
     else:
         seen = yield from observers.READERS[task.reads](host, task, asked)
     if base is None:

@@ -2,14 +2,12 @@
 likelihoods.
 """
 
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from sst_ui.data.prompt_sets import LETTERS, PromptSet
@@ -22,7 +20,6 @@ from sst_ui.metrics.text.refusal_phrases import is_refusal, openers
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.inference.generate import logprobs, replies, teacher_forced
 from sst_ui.model.runtime.host import Host
-from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 
 Row = tuple[Edit, ...]
@@ -94,51 +91,60 @@ def first_words(host: Host, task: Task, rows: list[Row]) -> Reader:
     return (yield from _next_token(host, task, rows, read))
 
 
-def beginnings(host: Host, task: Task, rows: list[Row], written: list[list[int]]) -> Reader:
-    """How likely refusing and answering beginnings are, read teacher-forced: three log-odds, nats.
+def refusals(host: Host, task: Task, rows: list[Row], written: Sequence[Sequence[int]]) -> Reader:
+    """Log-odds that a row refuses where the base began to, nats.
 
-    (1) That the first token is an opener of refusals. (2) Of a refusing beginning against the
-    likeliest answering one (presets/beginnings.yaml), per token. (3) That an opener follows after
-    that one: an edit may only have put the refusal off. The first and the third are smoothed, so
-    that no prompt counts for more than ln(1 / SMOOTH).
+    Read after the prompt and the base's own answer up to its refusal: nothing for most, a compliant
+    beginning where a refusal comes late. What counts as refusing is the token with which the base
+    began, and those of the openers in presets/phrases. Where the base does not refuse, the first
+    token of the answer. Smoothed, so that no prompt counts for more than ln(1 / SMOOTH).
 
     Args:
-        written: the first tokens of the base's own answers: the refusing beginning where they
-            refuse, for a model is surest of its own refusal.
+        written: the base's own answers, as tokens.
     """
-    ids = _openers(host)
-    told = _beginnings()
-    answering = [tuple(host.tokens(text)) for text in told["answering"]]
-    stock = host.tokens(told["refusing"])
-    refusing = [own if is_refusal(host.decode(own)) else stock for own in written]
+    openers_ = _openers(host)
+    places = [onset(host, own) for own in written]
+    # the last token is predicted and never read
+    forced = [
+        [host.pad] if place is None else list(own[: place + 1])
+        for own, place in zip(written, places, strict=True)
+    ]
     seen: list[Seen] = [[_UNSEEN] * len(task.tokens) for _ in rows]
-    done, side = 0, 1 + len(answering)
-    for group in _groups(host, task.tokens, side * len(rows), columns=TOKENS):
+    done, longest = 0, max(map(len, forced))
+    for group in _groups(host, task.tokens, len(rows), columns=longest):
         yield Progress(task.title, done, len(task.tokens))
-        # a last token that is never read, so that what follows the beginning is predicted
-        forced = [[refusing[i], *([*a, host.pad] for a in answering)] for i in group]
         distributions = teacher_forced(
             host,
-            [task.tokens[i] for i in group for _ in range(side * len(rows))],
-            [text for texts in forced for _ in rows for text in texts],
-            [row for _ in group for row in rows for _ in range(side)],
+            [task.tokens[i] for i in group for _ in rows],
+            [forced[i] for i in group for _ in rows],
+            rows * len(group),
         )
-        for place in range(0, len(distributions), side):
-            refusal, *others = distributions[place : place + side]  # [tokens, vocabulary]
-            i, r = group[place // (side * len(rows))], place // side % len(rows)
-            for each in (refusal, *others):
-                _sound(each)
-            likely = [_mean(each, text) for each, text in zip(others, answering, strict=True)]
-            after = others[int(np.argmax(likely))][-1]
-            odds = (
-                _odds(refusal[0], ids),
-                _mean(refusal, refusing[i]) - max(likely),
-                _odds(after, ids),
-            )
-            seen[r][i] = Shown(host.decode([int(refusal[0].argmax())]), odds)
+        for place, distribution in enumerate(distributions):  # [tokens, vocabulary]
+            _sound(distribution)
+            i, r = group[place // len(rows)], place % len(rows)
+            own = set() if places[i] is None else {forced[i][-1]}
+            line = distribution[-1]
+            odds = _odds(line, sorted({*openers_, *own}))
+            seen[r][i] = Shown(host.decode([int(line.argmax())]), odds)
         done += len(group)
     yield Progress(task.title, done, len(task.tokens))
     return seen
+
+
+def onset(host: Host, tokens: Sequence[int]) -> int | None:
+    """The place in an answer's tokens at which it begins to refuse; None where it does not.
+
+    The first sentence that refuses by itself; the beginning where only all of it does.
+    """
+    text = host.decode(list(tokens))
+    if not is_refusal(text):
+        return None
+    starts = [0, *(found.end() for found in re.finditer(r"[.!?。！？\n]\s*(?=\S)", text))]
+    ends = [*starts[1:], len(text)]
+    first = next((s for s, e in zip(starts, ends, strict=True) if is_refusal(text[s:e])), 0)
+    if not first:
+        return 0
+    return next(t for t in range(len(tokens)) if len(host.decode(list(tokens[: t + 1]))) > first)
 
 
 def _openers(host: Host) -> list[int]:
@@ -151,23 +157,12 @@ def _openers(host: Host) -> list[int]:
     return sorted(token for token in found if "\ufffd" not in host.template.decode([token]))
 
 
-def _mean(distribution: Tensor, text: Sequence[int]) -> float:
-    """Mean log-probability of a text's tokens, nats/token."""
-    index = torch.tensor(text)[:, None]
-    return float(distribution[: len(text)].gather(1, index).double().mean())
-
-
 def _odds(line: Tensor, ids: list[int]) -> float:
     """Smoothed log-odds of a set of tokens: of a distribution [vocabulary], nats."""
     others = line.double().clone()
     others[ids] = -torch.inf
     inside, outside = line[ids].double().exp().sum(), others.exp().sum()
     return float(((inside + SMOOTH) / (outside + SMOOTH)).log())
-
-
-@cache
-def _beginnings() -> dict[str, Any]:
-    return yaml.safe_load((PRESETS / "beginnings.yaml").read_text(encoding="utf-8"))
 
 
 def _next_token(
