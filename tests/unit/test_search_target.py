@@ -120,7 +120,8 @@ def test_measured_selected_and_tested_prompts_have_none_in_common():
     assert len(compared) == 25
     assert best.recipe.digest() in {each.digest() for each, _ in tested}
     assert 1 <= len(tested) <= 3  # finalists, once each
-    assert {e.metrics for _, e in tested} == {("refusal_rate", "kl_16")}  # their own sets
+    kinds = ("delivered", "evaded", "degenerate_harmful")
+    assert {e.metrics for _, e in tested} == {("refusal_rate", "kl_16", *kinds)}  # their own sets
     unseen = {text.casefold() for text in texts("demo/harmful_heldout")}
     assert not unseen & {text.casefold() for text in texts("demo/harmful")}
 
@@ -149,8 +150,10 @@ def test_a_set_too_small_to_be_divided_is_refused(tmp_path):
 
 
 def test_sets_of_their_own_leave_the_recipe_its_whole_set(tmp_path):
-    select = (prompts_file(tmp_path / "select.jsonl", texts("demo/harmful_heldout")[:40]),
-              "demo/harmless_heldout")  # fmt: skip
+    select = tuple(
+        prompts_file(tmp_path / f"{role}.jsonl", texts(f"demo/{role}_heldout")[:40])
+        for role in ("harmful", "harmless")
+    )
     spec = SearchSpec("grid", trials=1, select=select, test=select)
     aim = aims(DEFAULT, spec)
     assert aim.objectives == (f"refusal_rate@{select[0]}", f"kl_16@{select[1]}")
@@ -268,10 +271,20 @@ def test_the_score_moves_while_every_prompt_is_still_refused(host):
     base = found[0][1].base.value
     assert scores[1] < base
     assert scores == sorted(scores, reverse=True)
-    # the first part is the log-odds of the first token, up to the smoothing
+    # the demo refuses at once, so that it is the log-odds of the first token, up to the smoothing
     for score, odds in zip(found[3][1].items, found[3][2].items, strict=True):
-        first = float(score.edited_label.split()[0])
-        assert first == pytest.approx(odds.edited_score, abs=0.11)
+        assert score.edited_score == pytest.approx(odds.edited_score, abs=0.11)
+
+
+def test_a_refusal_is_found_where_it_begins(host):
+    from sst_ui.jobs.evaluate.observers import onset
+
+    late = "Sure! First open the lid. I'm sorry, but I can't help with that."
+    tokens = host.tokens(late)
+    place = onset(host, tokens)
+    assert host.decode(tokens[place:]).strip() == "I'm sorry, but I can't help with that."
+    assert onset(host, host.tokens("I'm sorry, but I can't help with that. Ask a friend.")) == 0
+    assert onset(host, host.tokens("Sure! First open the lid, then close it.")) is None
 
 
 def test_modules_may_have_bells_of_their_own():

@@ -57,6 +57,8 @@ class Formula:
             "kl_16": 0.01 * strength**2 + abs(peak - 0.6),
             "refusal_score": 5 - 10 * strength + 10 * abs(peak - 0.6),
             "delivered": max(0.0, min(1.0, strength - abs(peak - 0.6))),
+            "evaded": 0.0,
+            "degenerate_harmful": 0.0,
             "quality": 1 - 0.25 * strength,
         }
 
