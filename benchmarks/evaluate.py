@@ -166,7 +166,7 @@ def _differ(one: list[list[str]], other: list[list[str]]) -> int:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """The README's table: speeds, and in brackets as multiples of the studio's."""
+    """The table of docs/benchmarks.md: speeds, and in brackets as multiples of the studio's."""
     lines = [
         "| | studio | studio, base known | `generate` in a loop | one batched `generate` |",
         "|---|---|---|---|---|",
@@ -175,11 +175,11 @@ def markdown(results: Sequence[Result]) -> str:
         size = f"{r.parameters / 1e6:.1f} M parameters"
         lines.append(f"| **{r.model}** ({size}, {r.dtype}, {r.device}) | | | | |")
         speeds = _speeds(r.answers, r.sizes.prompts)
-        lines.append(f"| prompts a second, both models | {' | '.join(speeds)} |")
+        lines.append(f"| prompts per second, both models | {' | '.join(speeds)} |")
         one, two = (f"{r.differ[way]} of {2 * r.sizes.prompts}" for way in ("studio", "batch"))
         lines.append(f"| answers unlike the loop's | {one} | | | {two} |")
         speeds = _speeds(r.letters, r.sizes.questions)
-        lines.append(f"| questions a second, by likelihood | {' | '.join(speeds)} | |")
+        lines.append(f"| questions per second, by likelihood | {' | '.join(speeds)} | |")
     return "\n".join(lines)
 
 

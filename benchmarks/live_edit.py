@@ -42,8 +42,8 @@ class Result:
         change: from new numbers to an edit that the next forward pass uses.
         first_token: the forward pass over a short prompt after it.
         memory: added at the peak of a few changes and answers.
-        together: tokens a second, base and edited in one batch.
-        in_turn: tokens a second, base and edited as two models one after the other.
+        together: tokens per second, base and edited in one batch.
+        in_turn: tokens per second, base and edited as two models one after the other.
         difference: largest difference of the logits, live against rewritten weights.
     """
 
@@ -116,7 +116,7 @@ def measure(
 def _side_by_side(
     host: Host, copy: Host, live: Live, prompt: Sequence[int], repeats: int, tokens: int
 ) -> tuple[float, float]:
-    """Tokens a second: two rows of one batch, and two models in sequence; medians."""
+    """Tokens per second: two rows of one batch, and two models in sequence; medians."""
     # answers of one length: a random model would stop anywhere
     host.stop = copy.stop = frozenset()
 
@@ -173,7 +173,7 @@ def _host(folder: Path, device: str, dtype: str) -> Host:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """The README's table: the live edit in numbers, the others as multiples of it."""
+    """The table of docs/benchmarks.md: the live edit in numbers, the others as multiples of it."""
     lines = ["| | live edit | rewrite in place | reload |", "|---|---|---|---|"]
     for r in results:
         size = f"{r.parameters / 1e6:.1f} M parameters"
@@ -185,7 +185,7 @@ def markdown(results: Sequence[Result]) -> str:
         memory = [f"{r.memory[way] / 2**20:.1f} MiB" for way in WAYS]
         lines.append(f"| memory added (peak) | {' | '.join(memory)} |")
         lines.append(
-            "| tokens a second, base and edited | "
+            "| tokens per second, base and edited | "
             f"{r.together / r.in_turn:.2f}× two models in turn | | |"
         )
     return "\n".join(lines)

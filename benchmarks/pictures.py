@@ -1,4 +1,4 @@
-"""Figures as SVG for the README, drawn by Plotly in the Chromium of the browser tests."""
+"""Figures as SVG for docs/, drawn by Plotly in the Chromium of the browser tests."""
 
 from urllib.parse import unquote
 

@@ -18,7 +18,7 @@ from sst_ui.model.inference.batch import left_padded
 from sst_ui.model.runtime.host import Host
 from sst_ui.recipe import WeightTable
 
-Answers = list[list[str]]  # of the base and of the edited model, one a prompt
+Answers = list[list[str]]  # of the base and of the edited model, one per prompt
 
 
 class Plain:

@@ -203,7 +203,7 @@ def _differ(one: list, other: list) -> int:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """The README's table: times, and in brackets as multiples of the batch's."""
+    """The table of docs/benchmarks.md: times, and in brackets as multiples of the batch's."""
     lines = [
         "| | time | | memory added (peak) | refusal labels | answers | KL, largest difference |",
         "|---|---|---|---|---|---|---|",

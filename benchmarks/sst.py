@@ -31,7 +31,7 @@ from sst_ui.recipe import Merge, ModelSpec
 
 CPU = torch.device("cpu")
 MUS = (1.0, 3.0, 30.0, 100.0, 300.0)
-BUDGET = 0.01  # nats a token
+BUDGET = 0.01  # nats per token
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def demo(host: Host, utility: str, safety: str, samples: int | None = 8) -> Demo
 
 
 def markdown(r: Result) -> str:
-    """The README's tables: the ways side by side, and how the exact SST grows with the rank."""
+    """The tables of docs/benchmarks.md: the ways side by side, and exact SST by rank."""
     lines = [
         f"| rank {r.rank}, {r.shape.layers} layers | rank of the result | time | peak memory added "
         "| error against the sum |",

@@ -76,7 +76,7 @@ def run(host: Host, start: Recipe, samples: int, trials: int, seed: int) -> list
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table for the README."""
+    """The table of docs/results.md."""
     heads = ["strategy", "trials", "time", *HELD_OUT.values(), "what it chose"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:

@@ -1,4 +1,4 @@
-"""The README's results tables, for the demo or any other model.
+"""The tables of docs/results.md, for the demo or any other model.
 
     python -m benchmarks.sweep
 

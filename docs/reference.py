@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sst_ui import options  # noqa: F401  describes the settings beside a recipe's
+from sst_ui.maths.merge.parameters import Parameter
 from sst_ui.maths.merge.registry import METHODS
+from sst_ui.paths import PRESETS
 from sst_ui.schema import KINDS, Setting, parts, settings
 
 PAGES = {"en": "recipe.md", "ja": "recipe-ja.md"}
-ORDER = ("recipe", "model", "edit", "directions", "weights", "merge", "evaluation",
+ORDER = ("recipe", "model", "edit", "filter", "directions", "weights", "merge", "evaluation",
          "search", "export", "chat")  # fmt: skip
 TEXTS: Mapping[str, Mapping[str, Any]] = {
     "en": {
@@ -26,6 +30,7 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
             "recipe": "At the top",
             "model": "`model`",
             "edit": "`edits`: an ablation",
+            "filter": "`filter` of an ablation with operation `filter`",
             "directions": "`directions` of an ablation",
             "weights": "`weights` of an ablation or a merge",
             "merge": "`edits`: a merge",
@@ -50,6 +55,7 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
             "recipe": "最上位",
             "model": "`model`",
             "edit": "`edits`：除去",
+            "filter": "操作 `filter` の除去の `filter`",
             "directions": "除去の `directions`",
             "weights": "除去・マージの `weights`",
             "merge": "`edits`：マージ",
@@ -79,7 +85,8 @@ def page(language: str) -> str:
         for row in method.parameters:
             values = ", ".join(f"`{word}`" for word in row.choices)
             values = values or f"{row.low:g} – {row.high:g}"
-            cells = (f"`{method.name}`", f"`{row.name}`", values, f"`{row.default}`", row.what)
+            what = _what(row, language)
+            cells = (f"`{method.name}`", f"`{row.name}`", values, f"`{row.default}`", what)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -98,6 +105,15 @@ def _row(row: Setting, language: str) -> str:
     default = texts["required"] if row.required else _default(row.default, texts["none"])
     name = row.name.partition(".")[2]
     return f"| `{name}` | {values} | {default} | {row.help(language)} |"
+
+
+def _what(row: Parameter, language: str) -> str:
+    """What a method's parameter is; in other languages as its control on the page is called."""
+    if language == "en":
+        return row.what
+    texts = yaml.safe_load((PRESETS / "texts.yaml").read_text(encoding="utf-8"))
+    name = {"target": "merge.target", "mode": "merge.fisher"}.get(row.name, f"dial.{row.name}")
+    return texts[name][language]
 
 
 def _range(row: Setting) -> str:

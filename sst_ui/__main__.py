@@ -9,7 +9,7 @@ once.
 import argparse
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,16 +49,17 @@ from sst_ui.recipe import (
     DirectionSpec,
     ModelSpec,
     Recipe,
-    build,
     from_data,
     load,
     to_dict,
 )
-from sst_ui.schema import setting
+from sst_ui.schema import build, setting
 
 MEASURED = (
     "estimator", "harmful", "harmless", "k", "layer", "winsorize", "position", "samples",
 )  # fmt: skip
+Command = Callable[[argparse.Namespace], int | None]
+Options = Callable[[argparse.ArgumentParser], None]
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,76 +94,84 @@ def build_parser() -> Parser:
     """Every command with its options."""
     parser = Parser(
         prog=program(),
-        description="SST Studio without a screen.",
+        description="SST Studio on the command line.",
         epilog="The page, and nothing else: sst-studio [--host HOST] [--port PORT] [--model MODEL]",
     )
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
-    kernel = commands.add_parser("kernel", help="print a weight kernel, one value a layer")
-    add(kernel, "weights.profile", default=setting("weights.profile").default)
-    kernel.add_argument("--model", default="demo", help="whose own it is, for --profile model")
-    kernel.add_argument("--layers", type=whole(1, LAYERS), default=32)
-    for name in SHAPE:
-        add(kernel, f"weights.{name}")
-    kernel.add_argument("--json", action="store_true")
-    kernel.set_defaults(command=_kernel)
+    def command(name: str, run: Command, text: str, *options: Options) -> None:
+        own = commands.add_parser(name, help=text)
+        for each in options:
+            each(own)
+        own.set_defaults(command=run)
 
-    measure = commands.add_parser("measure", help="measure refusal directions and save them")
-    _model_options(measure)
-    measure.add_argument("--out", type=Path, required=True, metavar="F.safetensors")
-    for name in MEASURED:
-        add(measure, f"directions.{name}", default=setting(f"directions.{name}").default)
-    measure.add_argument("--json", action="store_true", help="per-layer analysis as JSON")
-    measure.set_defaults(command=_measure)
-
-    run = commands.add_parser("run", help="carry out a recipe and write its results")
-    run.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    run.add_argument("--out", type=Path, required=True, metavar="DIR")
-    run.add_argument("--force", action="store_true", help="overwrite another recipe's results")
-    run.add_argument("--json", action="store_true", help="print metrics.json on stdout")
-    run.set_defaults(command=_run)
-
-    search = commands.add_parser("search", help="try a grid of kernels and keep the best")
-    search.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    searching.options(search)
-    _model_options(search, default=None)
-    search.set_defaults(command=_search)
-
-    evaluate = commands.add_parser("evaluate", help="measure a recipe's metrics")
-    evaluate.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    evaluating.options(evaluate)
-    _model_options(evaluate, default=None)
-    evaluate.set_defaults(command=_evaluate)
-
-    export = commands.add_parser("export", help="write the edited model for other tools")
-    export.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    exporting.options(export)
-    export.set_defaults(command=_export)
-
-    merge = commands.add_parser("merge", help="merge a safety adapter into a utility adapter")
-    _model_options(merge)
-    merging.options(merge)
-    merge.set_defaults(command=_merge)
-
-    metrics = commands.add_parser("metrics", help="list what can be measured")
-    metrics.add_argument("--json", action="store_true")
-    metrics.set_defaults(command=_metrics)
-
-    chat = commands.add_parser("chat", help="chat with the base and the edited model side by side")
-    chat.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.yaml")
-    _model_options(chat, default=None)
-    for name, default in vars(ChatOptions()).items():
-        add(chat, f"chat.{name}", default=default)
-    chat.set_defaults(command=_chat)
-
-    history = commands.add_parser("history", help="the recipes applied so far, with their numbers")
-    remembering.options(history)
-    history.set_defaults(command=remembering.run)
-
-    complete = commands.add_parser("completion", help="a script for bash, zsh or fish")
-    completion.options(complete)
-    complete.set_defaults(command=_completion)
+    command("kernel", _kernel, "print a weight kernel, one value per layer", _kernel_options)
+    command("measure", _measure, "measure refusal directions and save them",
+            _model_options, _measure_options)  # fmt: skip
+    command("run", _run, "carry out a recipe and write its results", _recipe_file, _run_options)
+    command("search", _search, "try many settings and keep the best",
+            _recipe_file, searching.options, _other_model)  # fmt: skip
+    command("evaluate", _evaluate, "measure a recipe's metrics",
+            _recipe_file, evaluating.options, _other_model)  # fmt: skip
+    command("export", _export, "write the edited model for other tools",
+            _recipe_file, exporting.options)  # fmt: skip
+    command("merge", _merge, "merge a safety adapter into a utility adapter",
+            _model_options, merging.options)  # fmt: skip
+    command("metrics", _metrics, "list what can be measured", _json)
+    command("chat", _chat, "chat with the base and the edited model side by side",
+            _chat_recipe, _other_model, _chat_options)  # fmt: skip
+    command("history", remembering.run, "the recipes applied so far, with their numbers",
+            remembering.options)  # fmt: skip
+    command("completion", _completion, "a script for bash, zsh or fish", completion.options)
     return parser
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true")
+
+
+def _recipe_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+
+
+def _kernel_options(parser: argparse.ArgumentParser) -> None:
+    add(parser, "weights.profile", default=setting("weights.profile").default)
+    parser.add_argument("--model", default="demo", help="whose own it is, for --profile model")
+    parser.add_argument("--layers", type=whole(1, LAYERS), default=32)
+    for name in SHAPE:
+        add(parser, f"weights.{name}")
+    _json(parser)
+
+
+def _measure_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="F.safetensors")
+    for name in MEASURED:
+        add(parser, f"directions.{name}", default=setting(f"directions.{name}").default)
+    parser.add_argument("--json", action="store_true", help="per-layer analysis as JSON")
+    parser.add_argument(
+        "--filter", action="store_true",
+        help="also collect what operation filter needs, and print what it is predicted to do",
+    )  # fmt: skip
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--force", action="store_true", help="overwrite another recipe's results")
+    parser.add_argument("--json", action="store_true", help="print metrics.json on stdout")
+
+
+def _chat_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.yaml")
+
+
+def _chat_options(parser: argparse.ArgumentParser) -> None:
+    for name, default in vars(ChatOptions()).items():
+        add(parser, f"chat.{name}", default=default)
+
+
+def _other_model(parser: argparse.ArgumentParser) -> None:
+    """A model in place of the recipe's."""
+    _model_options(parser, default=None)
 
 
 def _model_options(parser: argparse.ArgumentParser, default: str | None = "demo") -> None:
@@ -204,6 +213,7 @@ def _measure(options: argparse.Namespace) -> None:
     spec = _checked(DirectionSpec, "directions", values)
     _writable(options.out)
 
+    from sst_ui.jobs.directions.filtering import tradeoff
     from sst_ui.jobs.directions.measure import measure
     from sst_ui.jobs.export import protected_paths
     from sst_ui.model.runtime.host import load as load_host
@@ -213,22 +223,22 @@ def _measure(options: argparse.Namespace) -> None:
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load_host(model)
-        return (yield from measure(host, spec))
+        directions = yield from measure(host, spec)
+        edit = Ablation(directions=spec, operation="filter")
+        told = (yield from tradeoff(host, edit, directions)) if options.filter else []
+        return directions, told
 
-    directions = with_bar(job())
+    directions, told = with_bar(job())
     directions.save(options.out)
     stats = {name: values.tolist() for name, values in directions.stats.items()}
     if options.json:
         meta = dict(directions.meta)
-        print(streams.to_json({"layers": directions.layers, "meta": meta, **stats}))
+        rows = {"filter": [vars(point) for point in told]} if options.filter else {}
+        print(streams.to_json({"layers": directions.layers, "meta": meta, **stats, **rows}))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("layer", *stats, box=None)
-    for layer in range(directions.layers):
-        table.add_row(str(layer), *(f"{values[layer]:.3f}" for values in stats.values()))
-    Console().print(table)
+    tables.directions(stats, directions.layers)
+    if options.filter:
+        tables.tradeoff(told)
     print(f"saved {options.out}")
 
 
@@ -287,6 +297,7 @@ def _run(options: argparse.Namespace) -> None:
         print(streams.to_json([result.to_json() for result in outcome.results]))
         return
     from sst_ui.model.architecture.discover import fold
+    from sst_ui.model.hooks.low_rank import RowFilter
 
     tables.metrics(outcome.results)
     report = outcome.report
@@ -295,6 +306,9 @@ def _run(options: argparse.Namespace) -> None:
     print(f"largest relative error against the formula: {report.max_error:.1e}")
     for message in report.messages:
         print(f"note: {message}")
+    for edit in outcome.edits:
+        if isinstance(edit, RowFilter):
+            print(edit.summary)
     print(f"recipe {recipe.digest()}: results in {options.out}")
 
 
@@ -314,7 +328,7 @@ def _chat(options: argparse.Namespace) -> None:
 
     host, edits = with_bar(job())
     console = Console()
-    console.print("[dim]One message a line. /clear starts anew, /exit or Ctrl+D leaves.[/dim]")
+    console.print("[dim]One message per line. /clear starts anew, /exit or Ctrl+D leaves.[/dim]")
     names, rows = ("base", "edited"), [(), edits]
     histories: list[list[dict[str, str]]] = [[], []]
 

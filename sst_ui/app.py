@@ -42,7 +42,7 @@ def open_page(chosen: argparse.Namespace) -> None:
     from sst_ui.recipe import ModelSpec
     from sst_ui.ui import Engine, build, launch_options
 
-    os.environ["GRADIO_SERVER_NAME"] = chosen.host  # whoever asks whether others can come in
+    os.environ["GRADIO_SERVER_NAME"] = chosen.host  # read by run_store.shared()
     disk.sweep(output_dir())  # what was being exported when the program was killed
     engine = Engine(ModelSpec(id=chosen.model))
     page = build(engine)

@@ -89,8 +89,8 @@ def keep(path: Path | None, write: Callable[[Path], object]) -> None:
         code = disk.refusal(error)
         why = f"{type(error).__name__}: {error}"[:200] if code is None else os.strerror(code)
         warn(
-            f"the cache {cache_dir()} cannot be written ({why}); what is computed now is computed "
-            "again the next time. SST_CACHE names another folder."
+            f"the cache {cache_dir()} cannot be written ({why}), so results will be computed "
+            "again next time. Set SST_CACHE to another folder."
         )
 
 

@@ -1,134 +1,101 @@
-"""Builds frozen dataclasses from plain data, checked against their type hints."""
+"""Types for the fields of dataclasses that `schema.build` fills from a file, a link or a browser.
 
-import math
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+pydantic checks them; each type here refuses what pydantic would let pass and we do not want. A
+number may be written as text, as YAML reads 1e-5, but true and false are not numbers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from numbers import Real
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from sst_ui.errors import UserError, shown, unknown
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
+
+from sst_ui.errors import shown
 
 LARGEST = 2**53  # whole numbers beyond it are not exact in JSON, nor in a browser
+Key = TypeVar("Key")
+Item = TypeVar("Item")
 
 
-def build(kind: type, data: Any, where: str) -> Any:
-    """Fill a dataclass of this file from a mapping, checked by its type hints.
+class Checked:
+    """A dataclass for `build`: an unknown key is an error, an empty one keeps its default."""
 
-    Raises:
-        UserError: an unknown key, a wrong type or a value out of range; `where` names the place.
-    """
-    if not isinstance(data, Mapping):
-        raise UserError(f"{where} is {_said(data)}; it must be a mapping of settings.")
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
-    values = {}
-    for key, item in data.items():
-        if not isinstance(key, str) or key not in known:
-            raise unknown(f"key in {where}", key, known)
-        if item is None and known[key].default is not None:
-            continue  # an empty key keeps its default
-        values[key] = _convert(hints[key], item, f"{where}.{key}".removeprefix("recipe."))
-    missing = [
-        n
-        for n, f in known.items()
-        if n not in values and f.default is MISSING and f.default_factory is MISSING
-    ]
-    if missing:
-        raise UserError(f"{where} lacks {', '.join(missing)}.")
-    return kind(**values)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        own = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # of a subclass
+        return {key: item for key, item in data.items() if item is not None or key not in own}
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Check and convert one value by its type hint; only the hints used above are understood."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if all(map(is_dataclass, args)):  # whichever it looks like
-            kind = max(args, key=lambda each: _shared(each, value))
-            return build(kind, value, where)
-        if value is None and type(None) in args:
-            return None
-        return _convert(args[0], value, where)
-    if isinstance(hint, type) and is_dataclass(hint):
-        return build(hint, value, where)
-    if origin is Literal:
-        if value not in args:
-            raise unknown(where, value, args)
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{where} is {_said(value)}; it must be a list.")
-        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where} is {_said(value)}; it must be a mapping.")
-        found: dict[Any, Any] = {}
-        for key, item in value.items():
-            name = _convert(args[0], key, f"a key of {where}")
-            if name in found:  # 2 and "2" are two keys of YAML and one layer
-                raise UserError(f"{where} has {shown(name)} twice; keep one of them.")
-            found[name] = _convert(args[1], item, f"{where}.{_key(name)}")
-        return found
-    return _scalar(hint, value, where)
-
-
-def _shared(kind: type, value: Any) -> int:
-    if not isinstance(value, Mapping):
-        return 0
-    return sum(f.name in value for f in fields(kind))
-
-
-def _scalar(hint: type, value: Any, where: str) -> Any:
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str):
-        return _text(value, where)
-    if hint in (int, float) and isinstance(value, Real | str) and not isinstance(value, bool):
-        return _number(hint, value, where)
-    raise _wrong(hint, value, where)
-
-
-def _text(value: str, where: str) -> str:
-    """Text that can be stored, hashed and given to the system as the name of a file."""
+def _number(value: Any) -> Any:
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{where} is {shown(value)}, with half of a character (a lone surrogate)."
-        ) from None
-    if "\0" in value:
-        raise UserError(f"{where} is {shown(value)}, with a zero character; leave it out.")
+        if isinstance(value, str):
+            return _read(value)
+    except ValueError:
+        raise PydanticKnownError("float_type") from None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise PydanticKnownError("float_type")
     return value
 
 
-def _number(hint: type, value: Any, where: str) -> Any:
+def _read(text: str) -> float:
+    """A number as Python reads it, in the digits of any script."""
     try:
-        size = float(value)
-        number = hint(value)
-    except OverflowError:
-        size, number = math.inf, value
-    except (TypeError, ValueError):
-        raise _wrong(hint, value, where) from None
-    if math.isnan(size):
-        raise UserError(f"{where} is {shown(value)}; it must be a number.")
-    if math.isinf(size) or (hint is int and abs(size) > LARGEST):
-        raise UserError(f"{where} is {shown(value)}; so large a number cannot be used.")
-    if float(number) != size:
-        raise _wrong(hint, value, where)
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _exact(number: int) -> int:
+    if abs(number) > LARGEST:
+        raise PydanticKnownError("int_parsing_size")
     return number
 
 
-def _wrong(hint: type, value: Any, where: str) -> UserError:
-    names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
-    return UserError(f"{where} is {_said(value)}; it must be {names[hint]}.")
+def _storable(text: str) -> str:
+    """Text that can be stored, hashed and given to the system as the name of a file."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"is {shown(text)}, with half of a character (a lone surrogate)") from None
+    if "\0" in text:
+        raise ValueError(f"is {shown(text)}, with a zero character; leave it out")
+    return text
 
 
-def _said(value: Any) -> str:
-    return "empty" if value is None else shown(value)
+def _listed(value: Any) -> Any:
+    if not isinstance(value, list | tuple):  # a set has no order
+        raise PydanticKnownError("tuple_type")
+    return value
 
 
-def _key(name: object) -> str:
-    """A key as a part of a place's name."""
-    text = name if isinstance(name, str) else str(name)
-    return text if len(text) <= 40 and text.isprintable() else shown(name)
+def _once(value: Any, read: Callable[[Any], dict[Any, Any]]) -> dict[Any, Any]:
+    """Refuse 2 beside "2": two keys of YAML and one layer, of which the last would win."""
+    found = read(value)
+    if len(found) < len(value):
+        names = [next(iter(read({key: item}))) for key, item in value.items()]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"has {shown(twice)} twice; keep one of them")
+    return found
+
+
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Strict(), AfterValidator(_storable)]
+Whole = Annotated[int, BeforeValidator(_number), AfterValidator(_exact)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Several = Annotated[tuple[Item, ...], BeforeValidator(_listed)]
+Table = Annotated[Mapping[Key, Item], WrapValidator(_once)]

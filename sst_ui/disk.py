@@ -348,7 +348,7 @@ def lock_of(path: Path) -> int | None:
 
 
 def _claim(goal: Path) -> tuple[Path, int | None]:
-    """A new hidden folder, and the lock on it that says that somebody is at work."""
+    """A new hidden folder, and the lock on it that says that a writer is at work."""
     while True:
         folder = hidden(goal)
         folder.mkdir()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sst_ui import schema
+from sst_ui.checked import Flag, Number, Several, Text, Whole
 from sst_ui.errors import UserError, shown
 from sst_ui.recipe import Prompts, Rank, Seed, Tokens
 from sst_ui.schema import Slider, described
@@ -23,20 +24,20 @@ class SearchOptions:
     """A search, as data."""
 
     strategy: Strategy = "grid"
-    objectives: tuple[str, ...] = ()
-    constraints: tuple[str, ...] = ()
-    target: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    objectives: Several[Text] = ()
+    constraints: Several[Text] = ()
+    target: Number | None = None
+    trials: Annotated[Whole, Field(ge=1, le=1_000_000)] | None = None
+    minutes: Annotated[Number, Field(gt=0)] | None = None
     samples: Prompts | None = 64
     max_new_tokens: Tokens | None = None
     seed: Seed = 0
     start: Start = "recipe"
-    prune: bool = True
-    round: Annotated[int, Field(ge=1)] = 10
-    patience: Annotated[int, Field(ge=0)] = 30
-    select: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
+    prune: Flag = True
+    round: Annotated[Whole, Field(ge=1)] = 10
+    patience: Annotated[Whole, Field(ge=0)] = 30
+    select: Several[Text] = ()
+    test: Several[Text] = ()
 
     def __post_init__(self) -> None:
         schema.check(self)
@@ -56,7 +57,7 @@ class ExportOptions:
     format: Format = "adapter"
     rounding: Rounding = "nearest"
     rank: Rank | None = None
-    verify: Annotated[int, Field(ge=0)] = 8
+    verify: Annotated[Whole, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
         schema.check(self)
@@ -68,7 +69,7 @@ class ChatOptions:
     """How an answer is drawn."""
 
     max_new_tokens: Tokens = 128
-    temperature: Annotated[float, Field(ge=0, le=2), Slider(0.1)] = 0.0
+    temperature: Annotated[Number, Field(ge=0, le=2), Slider(0.1)] = 0.0
     seed: Seed | None = None
 
     def __post_init__(self) -> None:

@@ -9,7 +9,8 @@ import yaml
 
 from sst_ui.paths import PRESETS
 
-FLAT = {"peak": 0.5, "width": 1e6, "threshold": 0.0}  # 1 in every layer: where a merge starts
+WIDEST = 1e6  # a bell of that width is the same in every layer
+FLAT = {"peak": 0.5, "width": WIDEST, "threshold": 0.0}  # 1 in every layer: where a merge starts
 # Profiles whose numbers stand in the recipe: typed by hand, fitted to a measured signal, or those
 # of one model.
 OWN = ("measured", "model", "custom")

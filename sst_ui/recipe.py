@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from sst_ui import profiles, schema
-from sst_ui.checked import build
+from sst_ui.checked import Checked, Flag, Number, Several, Table, Text, Whole
 from sst_ui.errors import UserError, shown, unknown
-from sst_ui.schema import Slider, described
+from sst_ui.profiles import WIDEST
+from sst_ui.schema import Slider, build, described
 from sst_ui.yaml_text import LENGTH, parse
 
 VERSION = 1
@@ -30,34 +31,36 @@ GROUPS = {  # kind of linear module -> the role it belongs to; the head belongs 
 }
 FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # several kinds in one matrix
 MODULES = (*GROUPS, "lm_head")  # what an adapter may change
-WIDEST = 1e6  # a bell of that width is the same in every layer
 SEEDS = 2**32 - 1  # the largest seed that torch, numpy and Optuna all take
 LAYERS = 10_000  # more than any model has
 FILE = "recipe.yaml"  # of a run, of an export, and what a window offers for download
 COMPUTED = ("dtype", "quantization", "enable_thinking", "chat_template")  # of what a model computes
 
-Share = Annotated[float, Field(ge=0, le=1), Slider(0.01)]
+Share = Annotated[Number, Field(ge=0, le=1), Slider(0.01)]
 Width = Annotated[  # its square must be a number, and not 0
-    float, Field(gt=0, ge=1 / WIDEST, le=WIDEST, examples=[0.15]), Slider(0.01, low=0, high=0.5)
+    Number, Field(gt=0, ge=1 / WIDEST, le=WIDEST, examples=[0.15]), Slider(0.01, low=0, high=0.5)
 ]
 # Merges have been tried with an lm_head of 20.
-Factor = Annotated[float, Field(ge=-32, le=32), Slider(0.05, low=0, high=2)]
-Alpha = Annotated[float, Field(ge=-4, le=4)]  # of a single cell, after strength
-Layer = Annotated[int, Field(ge=0, le=LAYERS)]
-Seed = Annotated[int, Field(ge=0, le=SEEDS)]
-Pairs = Annotated[int, Field(ge=2)]  # examples that a mean or a Fisher matrix is made of
-Prompts = Annotated[int, Field(ge=1)]
-Tokens = Annotated[int, Field(ge=1, le=4096)]  # of an answer
-Rank = Annotated[int, Field(ge=1)]
+Factor = Annotated[Number, Field(ge=-32, le=32), Slider(0.05, low=0, high=2)]
+Alpha = Annotated[Number, Field(ge=-4, le=4)]  # of a single cell, after strength
+Layer = Annotated[Whole, Field(ge=0, le=LAYERS)]
+Seed = Annotated[Whole, Field(ge=0, le=SEEDS)]
+Pairs = Annotated[Whole, Field(ge=2)]  # examples that a mean or a Fisher matrix is made of
+Prompts = Annotated[Whole, Field(ge=1)]
+Tokens = Annotated[Whole, Field(ge=1, le=4096)]  # of an answer
+Rank = Annotated[Whole, Field(ge=1)]
 # A slider of decades: its step is one of the exponent.
-Budget = Annotated[float, Field(gt=0, allow_inf_nan=False), Slider(0.01, low=1e-5, high=3)]
+Budget = Annotated[Number, Field(gt=0), Slider(0.01, low=1e-5, high=3)]
+
+Price = Annotated[Number, Field(ge=0, le=1e9), Slider(0.05, low=1e-3, high=1e3)]
 
 SHAPE = ("peak", "width", "threshold")  # what a profile's name stands for
 
 Estimator = Literal["mean_difference", "projected", "whitened", "random"]
 Scope = Literal["per_layer", "single"]
 Position = Literal["template", "instruction"]
-Operation = Literal["ablate", "add"]
+Operation = Literal["ablate", "add", "filter"]
+AffineAt = Literal["prompt_end", "everywhere"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Size = Literal["quick", "standard", "full"]
@@ -67,17 +70,17 @@ Fisher = Literal["kfac", "nearest", "input", "block"]
 
 @described("model")
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(Checked):
     """Which model, and how to load it."""
 
-    id: str = "demo"
-    revision: str | None = None
+    id: Text = "demo"
+    revision: Text | None = None
     dtype: Dtype = "auto"
-    device: str = "auto"
+    device: Text = "auto"
     quantization: Quantization = "none"
-    trust_remote_code: bool = False
-    enable_thinking: bool = False
-    chat_template: str | None = None
+    trust_remote_code: Flag = False
+    enable_thinking: Flag = False
+    chat_template: Text | None = None
 
     def __post_init__(self) -> None:
         if not self.id.strip():
@@ -112,7 +115,7 @@ class ModelSpec:
 
 @described("weights")
 @dataclass(frozen=True)
-class WeightTable:
+class WeightTable(Checked):
     """How strongly each (layer, module kind) cell is edited: a kernel, then exceptions.
 
     A profile's name stands for its peak, width and threshold (presets/profiles.yaml). Numbers given
@@ -120,22 +123,29 @@ class WeightTable:
     never has a name that its numbers do not bear out.
     """
 
-    profile: str = "default"
+    profile: Text = "default"
     peak: Share | None = None
     width: Width | None = None
     threshold: Share | None = None
-    strength: Annotated[float, Field(ge=-2, le=2), Slider(0.05, low=-1)] = 1.0
-    modules: Mapping[str, Factor] = field(default_factory=lambda: {"attention": 1.0, "mlp": 1.0})
-    peaks: Mapping[str, Share] = field(default_factory=dict)
-    widths: Mapping[str, Width] = field(default_factory=dict)
-    curve: tuple[Alpha, ...] | None = None
-    overrides: Mapping[str, Mapping[Layer, Alpha]] = field(default_factory=dict)
+    strength: Annotated[Number, Field(ge=-2, le=2), Slider(0.05, low=-1)] = 1.0
+    modules: Table[Text, Factor] = field(default_factory=lambda: {"attention": 1.0, "mlp": 1.0})
+    peaks: Table[Text, Share] = field(default_factory=dict)
+    widths: Table[Text, Width] = field(default_factory=dict)
+    curve: Several[Alpha] | None = None
+    overrides: Table[Text, Table[Layer, Alpha]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._take_profile()
         if strangers := self.kinds - {*KINDS, *MODULES}:
             raise unknown("module kind", min(strangers), (*KINDS, *MODULES))
         schema.check(self)
+
+    @property
+    def bell(self) -> tuple[float, float]:
+        """Peak and width, the profile's where the recipe does not say them."""
+        assert self.peak is not None  # filled in by now
+        assert self.width is not None
+        return self.peak, self.width
 
     @property
     def kinds(self) -> set[str]:
@@ -168,21 +178,21 @@ class WeightTable:
 
 @described("directions")
 @dataclass(frozen=True)
-class DirectionSpec:
+class DirectionSpec(Checked):
     """Which refusal directions: estimator, prompts, and how the vectors are averaged."""
 
     estimator: Estimator = "mean_difference"
-    harmful: str = "demo/harmful"
-    harmless: str = "demo/harmless"
-    k: Annotated[int, Field(ge=1, le=16), Slider(1, high=8)] = 1
+    harmful: Text = "demo/harmful"
+    harmless: Text = "demo/harmless"
+    k: Annotated[Whole, Field(ge=1, le=16), Slider(1, high=8)] = 1
     scope: Scope = "per_layer"
-    layer: Annotated[float, Field(ge=0, le=LAYERS), Slider(0.5)] | None = None
-    winsorize: Annotated[float, Field(ge=0.5, le=1), Slider(0.005, low=0.9)] | None = None
+    layer: Annotated[Number, Field(ge=0, le=LAYERS), Slider(0.5)] | None = None
+    winsorize: Annotated[Number, Field(ge=0.5, le=1), Slider(0.005, low=0.9)] | None = None
     position: Position = "template"
     shrinkage: Share = 0.1
     samples: Pairs | None = None
     seed: Seed = 0
-    file: str | None = None
+    file: Text | None = None
 
     def __post_init__(self) -> None:
         schema.check(self)
@@ -190,27 +200,45 @@ class DirectionSpec:
             raise UserError("directions.scope is 'single': say which layer with directions.layer.")
 
 
+@described("filter")
+@dataclass(frozen=True)
+class Filter(Checked):
+    """What the operation `filter` leaves as it is, and at what price: μ itself, or a budget."""
+
+    mu: Price = 1.0
+    budget: Annotated[Number, Field(gt=0, le=1), Slider(0.01, low=1e-4)] | None = None
+    ridge: Annotated[Number, Field(gt=0, ge=1e-6, le=1)] = 1e-3
+    answers: Annotated[Whole, Field(ge=0, le=512)] = 16
+    lookalikes: Text | None = None
+    lookalike_weight: Annotated[Number, Field(ge=0, le=100)] = 1.0
+
+    def __post_init__(self) -> None:
+        schema.check(self)
+
+
 @described("edit")
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(Checked):
     """One edit along refusal directions."""
 
     directions: DirectionSpec = field(default_factory=DirectionSpec)
     weights: WeightTable = field(default_factory=WeightTable)
     operation: Operation = "ablate"
-    norm_preserving: bool = False
-    affine: bool = False
+    norm_preserving: Flag = False
+    affine: Flag = False
+    affine_at: AffineAt = "prompt_end"
+    filter: Filter = field(default_factory=Filter)
 
     def __post_init__(self) -> None:
         schema.check(self)
         if unknown_kinds := self.weights.kinds - set(KINDS):
             raise unknown("module kind", min(unknown_kinds), KINDS)
-        if self.norm_preserving and (self.affine or self.operation == "add"):
+        if self.norm_preserving and (self.affine or self.operation != "ablate"):
             raise UserError(
-                "norm_preserving goes with a plain ablation only: not with affine or add."
+                "norm_preserving goes with a plain ablation only: not with affine, add or filter."
             )
         if self.affine and self.operation == "add":
-            raise UserError("affine goes with operation 'ablate', not with 'add'.")
+            raise UserError("affine goes with operations 'ablate' and 'filter', not with 'add'.")
 
 
 def flat() -> WeightTable:
@@ -227,22 +255,22 @@ def late() -> WeightTable:
 
 @described("merge")
 @dataclass(frozen=True)
-class Merge:
+class Merge(Checked):
     """A safety adapter joined to a utility adapter: the edit is W0 -> W0 + utility + E."""
 
-    utility: str
-    safety: str
-    method: str = "sst"
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    utility: Text
+    safety: Text
+    method: Text = "sst"
+    parameters: Table[Text, Number] = field(default_factory=dict)
     budget: Budget | None = None
     target: Target = "interpolating"
     fisher: Fisher = "nearest"
-    inputs: Annotated[int, Field(ge=0, le=4096)] = 256
+    inputs: Annotated[Whole, Field(ge=0, le=4096)] = 256
     weights: WeightTable = field(default_factory=flat)
-    utility_prompts: str = "demo/sst_utility"
-    safety_prompts: str = "demo/sst_safety"
+    utility_prompts: Text = "demo/sst_utility"
+    safety_prompts: Text = "demo/sst_safety"
     samples: Pairs | None = None
-    unaligned: str | None = None
+    unaligned: Text | None = None
     rank: Rank | None = None
 
     def __post_init__(self) -> None:
@@ -259,17 +287,32 @@ class Merge:
             )
 
 
+EDITS = {"edit": Ablation, "merge": Merge}
+
+
+def _looks_like(edit: Any) -> str:
+    """The kind of edit that plain data has most keys of."""
+    keys = edit.keys() if isinstance(edit, Mapping) else ()
+    counts = {name: sum(f.name in keys for f in fields(kind)) for name, kind in EDITS.items()}
+    return max(counts, key=lambda name: counts[name])
+
+
+Edit = Annotated[
+    Annotated[Ablation, Tag("edit")] | Annotated[Merge, Tag("merge")], Discriminator(_looks_like)
+]
+
+
 @described("evaluation")
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Checked):
     """Which metrics to compute, on how many prompts each, with how long answers."""
 
-    metrics: tuple[str, ...] = ()
+    metrics: Several[Text] = ()
     preset: Size = "standard"
     samples: Prompts | None = None
     max_new_tokens: Tokens | None = None
-    judge: str | None = None
-    labels: str | None = None
+    judge: Text | None = None
+    labels: Text | None = None
 
     def __post_init__(self) -> None:
         schema.check(self)
@@ -277,14 +320,14 @@ class Evaluation:
 
 @described("recipe")
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Checked):
     """A whole run: base model, edits in order, and what to measure afterwards."""
 
-    name: str = ""
+    name: Text = ""
     model: ModelSpec = field(default_factory=ModelSpec)
-    edits: tuple[Ablation | Merge, ...] = ()
+    edits: Several[Edit] = ()
     evaluation: Evaluation = field(default_factory=Evaluation)
-    version: int = VERSION
+    version: Whole = VERSION
 
     def __post_init__(self) -> None:
         if self.version != VERSION:

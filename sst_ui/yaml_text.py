@@ -1,4 +1,4 @@
-"""Parses YAML that somebody typed: one value for every key, and bounded work and memory.
+"""Parses YAML typed by hand: one value for every key, and bounded work and memory.
 
 PyYAML silently keeps the last of two equal keys, expands aliases without limit and recurses as deep
 as the text does; here each of these is an error.

@@ -53,8 +53,7 @@ def tiny_host(
 
 
 def answers(host: Host, prompts, rows, max_new_tokens: int, batch: int | None = None):
-    """The texts of `replies`; none of these models thinks before it answers."""
+    """The texts of `replies`, without the thinking before an answer."""
     found = yield from replies(host, prompts, rows, max_new_tokens, batch)
     texts = [host.answer(reply.tokens) for reply in found]
-    assert all(not split(text)[0] for text in texts)
-    return texts
+    return [split(text)[1] if split(text)[0] else text for text in texts]

@@ -35,9 +35,14 @@ def check(host: str, port: str | None) -> int | None:
     if port is None:
         many = int(os.environ.get("GRADIO_NUM_PORTS", MANY))
         last = min(FIRST + many, 65536) - 1
-        if any(_refusal(where, number) is None for number in range(FIRST, last + 1)):
-            return None
-        raise UserError(_why(host, f"{FIRST} to {last}", _refusal(where, FIRST)))
+        first: OSError | None = None
+        for number in range(FIRST, last + 1):
+            if (error := _refusal(where, number)) is None:
+                return None
+            first = first or error
+        if first is None:
+            return None  # no port to try: Gradio says so
+        raise UserError(_why(host, f"{FIRST} to {last}", first))
     text = port.strip()
     if not _whole(text, 65535):
         raise UserError(f"the port is {port[:40]!r}; give a whole number from 1 to 65535.")
@@ -82,7 +87,7 @@ def _resolve(host: str) -> tuple[socket.AddressFamily, tuple]:
     except (OSError, UnicodeError, ValueError) as error:
         raise UserError(
             f"the host {host[:80]!r} is unknown; give an address of this machine: 127.0.0.1 is for "
-            "itself only, 0.0.0.0 for others too."
+            "this machine only, 0.0.0.0 for others too."
         ) from error
     return found[0][0], found[0][4]
 
@@ -102,9 +107,11 @@ def _refusal(where: tuple[socket.AddressFamily, tuple], port: int) -> OSError | 
 
 def _why(host: str, port: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} of {host[:80]} is taken; give another one with --port, or none at all."
+        return (
+            f"port {port} of {host[:80]} is in use; give another one with --port, or leave it out."
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"port {port} is not allowed to this user; give one above 1023 with --port."
+        return f"port {port} is not open to this user; give one above 1023 with --port."
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{host[:80]} is not an address of this machine; give 127.0.0.1, or 0.0.0.0 for all."
     return f"{host[:80]}, port {port}, cannot be used: {error.strerror}; give others."

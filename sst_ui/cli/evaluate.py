@@ -12,18 +12,17 @@ from sst_ui.cli import streams, tables
 from sst_ui.cli.history import remember
 from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
-from sst_ui.progress import Progress
-from sst_ui.recipe import Evaluation, Recipe, build, to_dict
-from sst_ui.schema import settings
+from sst_ui.recipe import Evaluation, Recipe, to_dict
+from sst_ui.schema import build, settings
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """What to measure, in place of what the recipe says."""
-    parser.add_argument("--metrics", help="names, separated by commas; see `metrics`")
+    parser.add_argument("--metrics", help="comma-separated names; see `metrics`")
     for name in ("preset", "samples", "max_new_tokens", "judge"):
         add(parser, f"evaluation.{name}")
     add(parser, "evaluation.labels", metavar="FILE.jsonl")
-    parser.add_argument("--json", action="store_true", help="results as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def run(given: argparse.Namespace, recipe: Recipe) -> None:
@@ -42,7 +41,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
     for name in wanted.metrics:  # a misspelt name should not show after a download
         find(name)
 
-    def job() -> Generator[Progress, None, Any]:
+    def job() -> Generator[Any, None, Any]:
         host = yield from load(recipe.model)
         edits = yield from resolve(host, recipe)
         return (yield from evaluate(host, edits, wanted))

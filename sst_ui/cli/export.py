@@ -4,7 +4,7 @@ Heavy imports happen inside.
 """
 
 import argparse
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.errors import UserError
 from sst_ui.options import ExportOptions
-from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Recipe
 
 MEASURED = (
@@ -29,17 +28,21 @@ def options(parser: argparse.ArgumentParser) -> None:
     for name, default in vars(ExportOptions()).items():
         add(parser, f"export.{name}", default=default)
     parser.add_argument("--unmeasured", action="store_true",
-                        help="a card without numbers, where no earlier run has them")  # fmt: skip
+                        help="do not measure for the card where no run has metrics")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
-    parser.add_argument("--push", metavar="USER/NAME", help="to the Hub afterwards; see HF_TOKEN")
-    parser.add_argument("--public", action="store_true", help="the Hub repository, else private")
-    parser.add_argument("--json", action="store_true", help="what was written, as JSON")
+    parser.add_argument(
+        "--push",
+        metavar="USER/NAME",
+        help="push to the Hub afterwards; needs HF_TOKEN or hf auth login",
+    )
+    parser.add_argument("--public", action="store_true", help="make the Hub repository public")
+    parser.add_argument("--json", action="store_true", help="print what was written, as JSON")
 
 
 def run(given: argparse.Namespace, recipe: Recipe) -> int:
     """Write, and push where asked; the exit code is 1 where the verification failed."""
     if given.public and not given.push:
-        raise UserError("--public is about the Hub: say where to with --push USER/NAME.")
+        raise UserError("--public needs a Hub repository: add --push USER/NAME.")
 
     from sst_ui.jobs.directions.measure import resolve
     from sst_ui.jobs.evaluate.evaluate import evaluate
@@ -52,9 +55,9 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     protected_paths.check(given.out, recipe)
     refuse_to_overwrite(given.out, given.force, "export")  # before minutes of measuring
 
-    def job() -> Generator[Progress, None, Any]:
+    def job() -> Generator[Any, None, Any]:
         host = yield from load(recipe.model)
-        results = known_results(recipe)
+        results: Sequence[Any] = known_results(recipe)
         if not results and not given.unmeasured:  # a card says what was done to refusals
             find(given.format).check(host, recipe, given.rank)
             edits = yield from resolve(host, recipe)
@@ -69,7 +72,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
 
     done = with_bar(job())
     good = done.verification is None or done.verification.ok
-    place = None
+    place: Any = None
     if given.push and good:  # what does not behave as it did is not sent anywhere
         from sst_ui.jobs.export.push import push
 
@@ -86,5 +89,5 @@ def run(given: argparse.Namespace, recipe: Recipe) -> int:
     if done.verification is not None:
         print(f"verification: {done.verification.summary()}")
     if given.push:
-        print(f"pushed to {place.url}" if good else "not pushed: the check did not pass.")
+        print(f"pushed to {place.url}" if place else "not pushed: the verification failed.")
     return 0 if good else 1

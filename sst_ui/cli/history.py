@@ -16,17 +16,19 @@ def options(parser: argparse.ArgumentParser) -> None:
     """What can be done with the history; without a word it is listed."""
     what = parser.add_subparsers(dest="what", metavar="list|show|compare|delete")
     known = what.add_parser("list", help="runs, newest first")
-    known.add_argument("--search", default="", metavar="WORDS", help="in name, recipe, metrics")
+    known.add_argument(
+        "--search", default="", metavar="WORDS", help="to find in name, recipe, metrics"
+    )
     known.add_argument("--model", help="only runs on this model")
     known.add_argument("--limit", type=whole(1), default=20)
     one = what.add_parser("show", help="one run: its numbers and its recipe")
-    one.add_argument("run", metavar="RUN", help="its number, or the beginning of its hash")
-    one.add_argument("--recipe", action="store_true", help="the recipe as YAML and nothing else")
-    several = what.add_parser("compare", help="numbers side by side, and what differs in recipes")
+    one.add_argument("run", metavar="RUN", help="number, or the start of the hash")
+    one.add_argument("--recipe", action="store_true", help="only the recipe, as YAML")
+    several = what.add_parser("compare", help="numbers side by side, and how the recipes differ")
     several.add_argument("runs", nargs="+", metavar="RUN")
-    gone = what.add_parser("delete", help="forget runs")
+    gone = what.add_parser("delete", help="delete runs")
     gone.add_argument("runs", nargs="+", metavar="RUN")
-    gone.add_argument("--yes", action="store_true", help="without asking")
+    gone.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     for command in (known, one, several, gone):
         command.add_argument("--json", action="store_true")
     parser.set_defaults(search="", model=None, limit=20)
@@ -103,7 +105,7 @@ def _delete(history: Any, given: argparse.Namespace) -> None:
     records = [history.get(run) for run in given.runs]
     if not given.yes:
         if not sys.stdin.isatty():
-            raise UserError("deleting asks first, and nobody is there to answer; add --yes.")
+            raise UserError("delete asks for confirmation, and stdin is not a terminal; add --yes.")
         names = ", ".join(f"{r.id} ({r.title})" for r in records)
         if input(f"delete {names}? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing deleted.")

@@ -15,8 +15,8 @@ from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.errors import UserError, shown
 from sst_ui.progress import Progress
-from sst_ui.recipe import Merge, ModelSpec, Recipe, build, flat
-from sst_ui.schema import setting
+from sst_ui.recipe import Merge, ModelSpec, Recipe, flat
+from sst_ui.schema import build, setting
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +28,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER",
                         help="a parameter of the method, such as mu=3 or k=5")  # fmt: skip
     add(parser, "merge.budget")
-    add(parser, "weights.strength", "--weight")
+    add(parser, "weights.strength", "--weight", help="safety weight")
     add(parser, "weights.peak")
     add(parser, "weights.width")
     for name in ("target", "fisher", "inputs", "utility_prompts", "safety_prompts", "samples"):
         add(parser, f"merge.{name}")
     add(parser, "merge.unaligned", metavar="DIR")
     add(parser, "merge.rank")
-    parser.add_argument("--json", action="store_true", help="what happened to each module as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print what happened to each module, as JSON"
+    )
 
 
 def run(given: argparse.Namespace, model: ModelSpec) -> None:
@@ -50,7 +52,7 @@ def run(given: argparse.Namespace, model: ModelSpec) -> None:
 
     settings(spec)  # before a model is loaded
     if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
-        raise UserError(f"{given.out} exists already; give a folder that does not.")
+        raise UserError(f"{given.out} already exists; give a new folder.")
     protected_paths.check(given.out, Recipe(model=model, edits=(spec,)))
 
     def job() -> Generator[Progress, None, Any]:
@@ -93,7 +95,7 @@ def _spec(given: argparse.Namespace) -> Merge:
     spec = build(Merge, values | {"parameters": parameters}, "merge")
     weights = flat()
     if (given.peak is None) != (given.width is None):
-        raise UserError("--peak and --width make a bell together; give both, or neither.")
+        raise UserError("--peak and --width define a bell together; give both, or neither.")
     if given.peak is not None:
         weights = replace(weights, profile="custom", peak=given.peak, width=given.width)
     if given.weight is not None:

@@ -19,13 +19,13 @@ def add(parser: argparse.ArgumentParser, name: str, flag: str = "", **more: Any)
     Args:
         name: of the setting, such as `weights.peak`.
         flag: where it is not the setting's own name (`--peak`).
-        more: for `add_argument`. Without a `default` the option is None where it was not given,
-            for a recipe or its own default to say.
+        more: for `add_argument`; a `help` takes the place of the setting's. Without a `default` an
+            option that was not given is None, so that a recipe or its own default decides.
     """
     row = setting(name)
     notes = [] if row.choices or not row.range else [row.range]
     notes += [f"default {more['default']}"] if more.get("default") is not None else []
-    text = row.help() + (f" ({'; '.join(notes)})" if notes else "")
+    text = more.get("help", row.help()) + (f" ({'; '.join(notes)})" if notes else "")
     more["help"] = text.replace("`", "").replace("%", "%%")
     if row.limits.kind is bool:
         more |= {"action": "store_true", "default": None}
@@ -63,7 +63,8 @@ def whole(low: int = -LARGEST, high: int = LARGEST) -> Callable[[str], int]:
             value = int(text)
         except ValueError:  # also more digits than Python reads
             raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
-        return _within(text, value, low, high)
+        _check(text, value, low, high)
+        return value
 
     return read
 
@@ -78,14 +79,15 @@ def real(low: float = -math.inf, high: float = math.inf) -> Callable[[str], floa
             raise argparse.ArgumentTypeError(f"{shown(text)} is not a number") from None
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{shown(text)} is not a finite number")
-        return _within(text, value, low, high)
+        _check(text, value, low, high)
+        return value
 
     return read
 
 
-def _within(text: str, value: float, low: float, high: float) -> float:
+def _check(text: str, value: float, low: float, high: float) -> None:
     if low <= value <= high:
-        return value
+        return
     bounds = [f"{low:.12g} or more"] * (low > -LARGEST)
     bounds += [f"at most {high:.12g}"] * (high < LARGEST)
     told = f"must be {' and '.join(bounds)}" if bounds else "is too large"

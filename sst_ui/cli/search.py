@@ -35,7 +35,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     unless = SearchOptions()
     setting_option(parser, "search.strategy", default=unless.strategy)
     add("--objective", action="append", default=[], metavar="METRIC", dest="objectives",
-        help="what to go by, the first one with a target; may be given several times")  # fmt: skip
+        help="to optimise, the first one with a target; may be given several times")  # fmt: skip
     add("--constraint", action="append", default=[], metavar="'quality >= 0.7'", dest="constraints")
     for name in ("target", "trials", "minutes"):
         setting_option(parser, f"search.{name}")
@@ -46,22 +46,20 @@ def options(parser: argparse.ArgumentParser) -> None:
     for name in ("seed", "round", "start", "patience"):
         setting_option(parser, f"search.{name}", default=getattr(unless, name))
     add("--no-prune", action="store_true", help="generate answers for every candidate")
-    add("--storage", metavar="URL", help="one of Optuna's URLs; sqlite in the data folder unless "
-        "said; 'memory' to keep nothing")  # fmt: skip
-    add("--name", help="of the study; the same command finds its own again without it")
+    add("--storage", metavar="URL", help="an Optuna storage URL; by default SQLite in the data "
+        "folder; 'memory' keeps nothing")  # fmt: skip
+    add("--name", help="of the study; by default the same command finds its own study again")
     add("--ray", metavar="ADDRESS", help="measure on a Ray cluster: 'auto', 'local' or an address")
-    add("--workers", type=whole(1, 10_000), metavar="N", help="on the Ray cluster; one a GPU, or "
-        "one for every 2 processors, unless said")  # fmt: skip
+    add("--workers", type=whole(1, 10_000), metavar="N", help="on the Ray cluster; by default "
+        "one per GPU, or one per 2 processors")  # fmt: skip
     add("--select", nargs=2, metavar="SET", default=[], help=setting("search.select").help())
     add("--test", nargs=2, metavar="SET", default=[], help=setting("search.test").help())
     add("--held-out", action="store_true", help="measure the best more closely on test "
         "prompts: also its quality, and the bell that a scan of the layers fits")  # fmt: skip
     add("--out", type=Path, metavar="BEST.yaml", help="write the best recipe there; nothing is "
         "written, and the exit code is 3, where the target was missed")  # fmt: skip
-    add(
-        "--anyway", action="store_true", help="write the nearest recipe where the target was missed"
-    )
-    add("--json", action="store_true", help="every candidate as JSON")
+    add("--anyway", action="store_true", help="write the nearest recipe if the target was missed")
+    add("--json", action="store_true", help="print every candidate, as JSON")
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def run(given: argparse.Namespace, recipe: Recipe) -> None:
     Exits with code 3 where the target was missed; then no recipe is written, unless `--anyway`.
     """
     if given.out is not None and os.path.lexists(given.out):
-        raise UserError(f"{given.out} exists already; give a file that does not.")
+        raise UserError(f"{given.out} already exists; give a new file.")
 
     from sst_ui import disk
     from sst_ui.jobs.export import protected_paths
@@ -212,7 +210,7 @@ def _measurer(
         yield from cluster.open()
         return cluster
     if given.workers is not None:
-        raise UserError("workers are on a Ray cluster; say which with --ray ADDRESS.")
+        raise UserError("--workers needs a Ray cluster: add --ray ADDRESS.")
 
     from sst_ui.jobs.search.trials import Local
     from sst_ui.model.runtime.host import load
@@ -225,12 +223,14 @@ def _held_out(
 ) -> Generator[Progress, None, "Numbers"]:
     from sst_ui.jobs.search.objectives import held_out
 
+    found = None
     for step in measurer.numbers([made], held_out(made, aim, spec)):
         if isinstance(step, Progress):
             yield step
         else:
-            numbers = step[1]
-    return numbers
+            found = step[1]
+    assert found is not None  # one recipe, one answer
+    return found
 
 
 def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> None:
@@ -241,7 +241,7 @@ def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> N
     from sst_ui.jobs.search.space import describe
     from sst_ui.metrics.registry import find
 
-    right = {"justify": "right"}
+    right: dict[str, Any] = {"justify": "right"}
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("#", **right)
     table.add_column("settings", overflow="fold", min_width=28)

@@ -4,6 +4,7 @@ codes.
 Imports nothing heavy: a program stopped while it starts must end as quietly as later.
 """
 
+import io
 import json
 import logging
 import os
@@ -37,7 +38,7 @@ def guarded(work: Callable[[], int | None]) -> int:
 
     Returns:
         What `work` returns (None counts as 0); 2 for bad input and for what the system refuses; 130
-        after Ctrl+C, 143 after SIGTERM, 141 where nobody reads the output any more.
+        after Ctrl+C, 143 after SIGTERM, 141 when the output pipe is closed.
     """
     _encodable()
     try:
@@ -63,13 +64,13 @@ def guarded(work: Callable[[], int | None]) -> int:
         _say("stopped.")
         return ENDED
     except Exception as error:
-        code = disk.refusal(error)
-        if code is None:
+        refused = disk.refusal(error)
+        if refused is None:
             raise
-        name = getattr(error, "filename", None)
-        named = isinstance(name, str | bytes | os.PathLike)
-        what = f"cannot use {os.fsdecode(name)}" if named else "cannot write"
-        _say(f"error: {what}: {os.strerror(code)}; {disk.advice(code)}.")
+        name, what = getattr(error, "filename", None), "cannot write"
+        if isinstance(name, str | bytes | os.PathLike):
+            what = f"cannot use {os.fsdecode(name)}"
+        _say(f"error: {what}: {os.strerror(refused)}; {disk.advice(refused)}.")
         _silence()
         return BAD
 
@@ -99,8 +100,9 @@ def warn_here() -> None:
 def _encodable() -> None:
     """Streams of other encodings than UTF-8 show a question mark for what they have no sign for."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError, OSError):  # none, or a stand-in
-            stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):  # there may be none, or a stand-in
+            with suppress(ValueError, OSError):
+                stream.reconfigure(errors="replace")
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from urllib.parse import unquote, unquote_plus
 
 import yaml
 
+from sst_ui.checked import Checked
 from sst_ui.data.types import Prompt
 from sst_ui.errors import UserError, shown, unknown
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import build
+from sst_ui.schema import build
 
 PUBLIC, HUB = "public/", "hf:"
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -35,7 +36,7 @@ _PART = re.compile(r"([1-9][0-9]?)/([1-9][0-9]?)")
 
 
 @dataclass(frozen=True)
-class Preset:
+class Preset(Checked):
     """A public data set and how its columns become prompts: one entry of presets/datasets.yaml.
 
     Attributes:
@@ -208,7 +209,7 @@ def _pairs(query: str, text: str) -> list[tuple[str, str]]:
         key, equals, value = part.partition("=")
         if not equals:
             raise UserError(
-                f"{shown(text)}: {shown(part)} is no key=value; write ?prompt=column, for example."
+                f"{shown(text)}: {shown(part)} is not key=value; write ?prompt=column, for example."
             )
         key = unquote(key)
         if key.startswith(("set.", "where.")) or key == "unanswerable":

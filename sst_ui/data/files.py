@@ -347,8 +347,8 @@ def _array(path: Path, title: str) -> Iterator[tuple[int, Any]]:
 
 def _no_list(title: str) -> UserError:
     return UserError(
-        f'{title} holds no list of prompts: write [{{"prompt": "..."}}, ...], or one object a line'
-        " and name the file .jsonl."
+        f'{title} holds no list of prompts: write [{{"prompt": "..."}}, ...], or one object per '
+        "line and name the file .jsonl."
     )
 
 
@@ -644,5 +644,5 @@ def _arrow(path: Path) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path.name} is no readable Parquet file: {line_of(error, 200).rstrip('.')}."
+            f"{path.name} is not a readable Parquet file: {line_of(error, 200).rstrip('.')}."
         ) from error

@@ -28,7 +28,7 @@ class Fitted:
 
 
 def new_seed() -> int:
-    """A seed that nobody chose, for an answer drawn anew; whoever keeps it has that one again."""
+    """A random seed for a new answer; the same seed gives the same answer again."""
     return secrets.randbelow(SEEDS + 1)
 
 
@@ -56,7 +56,7 @@ def fit(host: Host, messages: Sequence[Message], max_new_tokens: int) -> Fitted:
         if not following:
             raise UserError(
                 f"the message has {len(ids)} tokens; {host.name} reads {host.context} and "
-                f"{host.context - room} of them are kept for the answer. Shorten it."
+                f"{host.context - room} of them are reserved for the answer. Shorten it."
             )
         dropped += 1
         turns = turns[following[0] :]

@@ -36,7 +36,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One row to be: a recipe and where in the table it stands."""
+    """A recipe to measure, and where in the table it stands."""
 
     group: str
     name: str
@@ -101,8 +101,10 @@ def overview() -> list[Setting]:
 
 def _title(name: str, recipe: Recipe) -> str:
     edit = recipe.edits[0]
-    affine = isinstance(edit, Ablation) and edit.affine
-    return f"{name}, {edit.weights.strength:g}{', affine' if affine else ''}"
+    affine = ""
+    if isinstance(edit, Ablation) and edit.affine:
+        affine = ", affine" if edit.affine_at == "prompt_end" else ", affine everywhere"
+    return f"{name}, {edit.weights.strength:g}{affine}"
 
 
 def sweep(
@@ -148,7 +150,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def transposed(rows: Sequence[Row]) -> str:
-    """The table with a line a metric, for many metrics and few settings; what no row has is out."""
+    """The table with one line per metric; metrics that no row has are left out."""
     lines = [f"| metric | *n* | {' | '.join(row.name for row in rows)} |"]
     lines.append("|---" * (len(rows) + 2) + "|")
     for name in rows[0].values:

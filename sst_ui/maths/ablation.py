@@ -164,7 +164,23 @@ def edit_weight(
 
 
 def edit_bias(
-    bias: Tensor, rows: Tensor, alpha: Tensor | float, write: Tensor | None = None
+    bias: Tensor,
+    rows: Tensor,
+    alpha: Tensor | float,
+    write: Tensor | None = None,
+    target: Tensor | None = None,
 ) -> Tensor:
-    """The edited bias b' [out]: it is part of what the module writes, so it is projected too."""
-    return project(bias, rows, alpha, write)
+    """The edited bias b' = b − Qᵀ diag(α) (R b − t), [out]: it is part of what the module writes,
+    so it is projected too.
+
+    Args:
+        rows, alpha, write: as for `project`.
+        target: t [k], what the component of the module's output moves to (an affine edit); None
+            for zero.
+    """
+    edited = project(bias, rows, alpha, write)
+    if target is None:
+        return edited
+    exact = edited if edited.dtype == torch.float64 else edited.float()
+    back = (rows if write is None else write).to(exact)
+    return (exact + (target.to(exact) * alpha) @ back).to(bias.dtype)

@@ -168,7 +168,7 @@ def _per_layer(
             if torch.dot(main, r) < NEGLIGIBLE * r.norm():
                 raise UserError(
                     f"in layer {layer} the difference of the means lies along the harmless mean, "
-                    "so that 'projected' leaves nothing; use estimator 'mean_difference'."
+                    "so 'projected' leaves nothing; use estimator 'mean_difference'."
                 )
         rows = [main]
         if spec.k > 1:
@@ -243,6 +243,6 @@ def _check_difference(difference: Tensor, mu_harmful: Tensor, mu_harmless: Tenso
     if same.any():
         layer = int(same.nonzero()[0])
         raise UserError(
-            f"harmful and harmless prompts have the same mean in layer {layer}, so that there is "
+            f"harmful and harmless prompts have the same mean in layer {layer}, so there is "
             "no direction between them; are the two prompt sets the same?"
         )

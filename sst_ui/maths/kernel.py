@@ -55,21 +55,17 @@ def kernel(weights: WeightTable, layers: int, kind: str = "") -> np.ndarray:
     Raises:
         UserError: the table's curve has another number of values than the model has layers.
     """
-    known = names(kind)
-    peak = next((weights.peaks[n] for n in known if n in weights.peaks), None)
-    width = next((weights.widths[n] for n in known if n in weights.widths), None)
-    if weights.curve is None or peak is not None or width is not None:
-        peak = weights.peak if peak is None else peak
-        width = weights.width if width is None else width
-        assert peak is not None  # the profile says both
-        assert width is not None
-        curve = gaussian(layers, peak, width)
+    known, (peak, width) = names(kind), weights.bell
+    peaks = [weights.peaks[n] for n in known if n in weights.peaks]
+    widths = [weights.widths[n] for n in known if n in weights.widths]
+    if weights.curve is None or peaks or widths:
+        curve = gaussian(layers, (*peaks, peak)[0], (*widths, width)[0])
     elif len(weights.curve) == layers:
         curve = np.asarray(weights.curve, dtype=float)
     else:
         raise UserError(
             f"the per-layer curve has {len(weights.curve)} values, but the model has {layers} "
-            "layers; give one number a layer."
+            "layers; give one number per layer."
         )
     return np.where(np.abs(curve) >= weights.threshold, curve, 0.0)
 

@@ -25,7 +25,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
         ValueError: successes outside 0..n.
     """
     if not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is no share")
+        raise ValueError(f"{successes} of {n} is not a share")
     if n == 0:
         return 0.0, 1.0
     share, z2 = successes / n, Z95**2
@@ -43,7 +43,7 @@ def clopper_pearson(successes: int, n: int) -> tuple[float, float]:
     It leaves out 1/2 exactly where the two-sided binomial test of 1/2 has p < .05.
     """
     if not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is no share")
+        raise ValueError(f"{successes} of {n} is not a share")
     if n == 0:
         return 0.0, 1.0
     return _lower(successes, n), 1.0 - _lower(n - successes, n)
@@ -102,7 +102,7 @@ def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> t
 
 def percentile_interval(resampled: ArrayLike) -> tuple[float, float]:
     """The middle 95 % of the values of a statistic in resamples of its data."""
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    low, high = np.percentile(np.asarray(resampled, dtype=np.float64), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -1,4 +1,4 @@
-"""Metrics: a registry and one small file a family. Importing this package registers all of them,
+"""Metrics: a registry and one small file per family. Importing this package registers all of them,
 and those of the user's own folder."""
 
 from contextlib import suppress

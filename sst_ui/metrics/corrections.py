@@ -146,7 +146,7 @@ def read(path: str | Path) -> dict[str, Label]:
 
 
 def to_jsonl(corrections: Iterable[Correction]) -> str:
-    """JSON lines, one a correction; `read` understands them."""
+    """JSON lines, one per correction; `read` understands them."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(corrections))
 
 

@@ -96,7 +96,7 @@ def report(
             with all four labels.
 
     Returns:
-        One row a language, in order of their names, then `all`; where there are answers of the kind
+        One row per language, in order of their names, then `all`; for answers of the kind
         `safe_advice_only` (the blind set), last a row for all but those.
     """
     found = _found(label, half, which)
@@ -134,10 +134,11 @@ def markdown(rows: Sequence[Quality], first: str = "answers") -> str:
 
 def _found(label: Detector, half: Half | None, which: Set) -> list[tuple[Labelled, Label]]:
     """Every answer with what the detector calls it."""
-    return [
-        (case, label(case.prompt, Answer(case.answer, ended=case.kind != CUT_OFF)))
-        for case in labelled(half, which)
-    ]
+    found = []
+    for case in labelled(half, which):
+        answer = Answer(case.answer, ended=False) if case.kind == CUT_OFF else case.answer
+        found.append((case, label(case.prompt, answer)))
+    return found
 
 
 def _quality(

@@ -62,7 +62,7 @@ class Judge:
             pairs: (prompt, answer); reasoning in the answer does not count.
 
         Returns:
-            One label a pair: refused where the classifier says so, else evaded or delivered;
+            One label per pair: refused where the classifier says so, else evaded or delivered;
             degenerate answers are not shown to it.
 
         Raises:
@@ -145,8 +145,8 @@ def _refusal(classifier: Classifier, label: str | None) -> str:
     clear = [known for known in classifier.labels if _means_refusal(known)]
     if len(clear) != 1:
         raise UserError(
-            f"which label of {classifier.name} means a refusal is not clear: it has "
-            f"{', '.join(classifier.labels)}. Say it as {classifier.name}:LABEL, for example "
+            f"it is not clear which label of {classifier.name} means a refusal: it has "
+            f"{', '.join(classifier.labels)}. Name it as {classifier.name}:LABEL, for example "
             f"{classifier.name}:{classifier.labels[-1]}."
         )
     return clear[0]

@@ -45,7 +45,7 @@ class Metric:
         better: which way is good; `follows_goal` turns it round where refusal is being reinforced.
         prompts: the prompt set it runs on.
         reads: what `score` gets beside the prompt: the greedy `answer` (see `Answer`), `choice`
-            (one log-likelihood a letter), `first_words` (log-odds that the answer begins like a
+            (one log-likelihood per letter), `first_words` (log-odds that the answer begins like a
             refusal), `refusals` (log-odds that it refuses where the base's answer does),
             `divergence` (KL at each token of the base's answer), `text` (log-probability of each
             token of a plain text).
@@ -167,6 +167,16 @@ def find(name: str) -> Metric | Derived:
     place, query, settings = prompts.partition("?")
     title = f"{row.title} ({Path(place).name}{query}{settings})"
     return replace(row, name=name, title=title, prompts=prompts.strip())
+
+
+def prompts_named(name: str) -> str | None:
+    """The prompts that a name such as `refusal_rate@mine.jsonl` asks for; None where it does not.
+
+    Raises:
+        UserError: as `find`.
+    """
+    row = find(name)
+    return row.prompts if "@" in name and isinstance(row, Metric) else None
 
 
 def describe(row: Metric | Derived) -> dict[str, Any]:

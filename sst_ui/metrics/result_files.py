@@ -32,8 +32,8 @@ ITEM_COLUMNS = (
 def metrics_csv(
     recipe: Recipe, results: Sequence[MetricResult], corrections: Iterable[Correction] = ()
 ) -> str:
-    """One row a metric: base, edited and difference with intervals, verdict, labels corrected, and
-    the length of the answers in tokens, empty where there is none.
+    """One row per metric: base, edited and difference with intervals, verdict, labels corrected,
+    and the length of the answers in tokens, empty where there is none.
 
     `change` is noise, negligible or changed, `negligible` the threshold; both are about the
     difference, which of a perplexity is in nats/token.
@@ -66,7 +66,7 @@ def metrics_csv(
 def items_csv(
     recipe: Recipe, results: Sequence[MetricResult], corrections: Iterable[Correction] = ()
 ) -> str:
-    """One row a metric and prompt: both answers, what they were labelled and what they scored."""
+    """One row per metric and prompt: both answers, what they were labelled and what they scored."""
     known, rows = corrected.labels(corrections), []
     for result in results:
         for item in result.items:

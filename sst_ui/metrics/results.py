@@ -20,7 +20,7 @@ Change = Literal["noise", "negligible", "changed"]
 MEANING: dict[Change, str] = {
     "noise": "the 95 % interval of the change, in pairs where there are any, includes 0",
     "negligible": "it excludes 0 but lies within the metric's threshold",
-    "changed": "it excludes 0 and reaches beyond the threshold",
+    "changed": "it excludes 0 and exceeds the threshold",
 }
 
 

@@ -1,4 +1,4 @@
-"""The screen. Imports the lab; nothing below imports it."""
+"""The page. Imports the jobs; nothing below imports it."""
 
 from sst_ui.ui.page import build
 from sst_ui.ui.services.engine import Engine

@@ -14,7 +14,8 @@ from sst_ui.maths import kernel
 from sst_ui.metrics.results import MetricResult
 from sst_ui.options import ChatOptions
 from sst_ui.progress import finish
-from sst_ui.recipe import Ablation, Recipe, build
+from sst_ui.recipe import Ablation, Recipe
+from sst_ui.schema import build
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message as told
 
@@ -62,8 +63,8 @@ class Api:
         recipe, loaded = recipes.from_yaml(text), self.engine.loaded.spec
         if not recipe.model.is_of(loaded):
             raise UserError(
-                f"the recipe is for {recipe.model}; this studio has {loaded} open. Load the "
-                "recipe's model first, or change recipe.model."
+                f"the recipe is for {recipe.model}, but {loaded} is loaded. Load the recipe's "
+                "model first, or change recipe.model."
             )
         return recipe
 

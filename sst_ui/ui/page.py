@@ -1,7 +1,7 @@
 """The whole screen: panels in their places, and who is wired to whom.
 
 The only file that has all panels in hand: the events get those that they read and write. What
-happens is in `ui.events`, one file a part of the screen.
+happens is in `ui.events`, one file per part of the screen.
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from sst_ui.ui.events import answers as answers_events
 from sst_ui.ui.events import apply as apply_events
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import export as export_events
+from sst_ui.ui.events import filter as filter_events
 from sst_ui.ui.events import merge as merge_events
 from sst_ui.ui.events import runs as runs_events
 from sst_ui.ui.events import search as search_events
@@ -36,6 +37,7 @@ from sst_ui.ui.panels import merge as merge_panel
 from sst_ui.ui.panels import recipe_text as recipe_panel
 from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.panels import session as session_states
+from sst_ui.ui.panels.weights import ApplyBar, DirectionPanel, WeightsPanel
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.state.form import Form, measuring
 from sst_ui.ui.state.results_board import Board
@@ -51,10 +53,10 @@ class Left:
 
     model: model.ModelPanel
     edits: gr.Tabs
-    weights: weights.WeightsPanel
-    direction: weights.DirectionPanel
+    weights: WeightsPanel
+    direction: DirectionPanel
     merge: merge_panel.MergePanel
-    apply: weights.ApplyBar
+    apply: ApplyBar
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,11 @@ class Screen:
             limits=self.metrics.limits,
             merge_figure=f.merge,
             merge=left.merge,
+            filter=left.weights.filter,
         )
         read = [s.language, s.loaded, s.extras, s.variants, f.signal, f.merge_view, *form]
-        return Editor(Controls(form, left.merge, s.extras), drawing, Reads(read, Draft.of))
+        controls = Controls(form, left.merge, left.weights.filter, s.extras)
+        return Editor(controls, drawing, Reads(read, Draft.of))
 
     @property
     def board(self) -> Reads:
@@ -213,6 +217,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     changed = apply_events.connect(jobs, left.direction.measure, lang, board, engine)
     edit.connect(editor, bar, lang, engine)
     edit.connect_others(editor, figs.signal, engine)
+    filter_events.connect(editor, engine)
     edit_table.connect(figs, editor, engine)
     edit_recipe.connect(work.recipe, editor, lang, engine)
     merge_events.connect(editor, figs, changed, engine)

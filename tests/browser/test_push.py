@@ -118,7 +118,7 @@ def test_a_push_is_private_shows_where_it_is_and_where_it_went(chromium, tmp_pat
         assert repo["files"] == {name: path.read_bytes() for name, path in files.items()}
         page.click("#hub-private input")
         push(page, "ada/public")
-        expect(status).to_contain_text("everybody can see it")
+        expect(status).to_contain_text("anyone can see it")
         assert hub.repos["ada/public"]["private"] is False
         page.close()
 

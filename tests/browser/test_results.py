@@ -41,7 +41,7 @@ def sample(page):
     page.click("#metric-preset label:has-text('Quick')")
     page.fill("#metric-samples input", "12")
     page.press("#metric-samples input", "Enter")
-    expect(page.locator("#metric-limits")).to_contain_text("12 prompts a set")
+    expect(page.locator("#metric-limits")).to_contain_text("12 prompts per set")
     page.click("#metrics-settings .label-wrap")
 
 

@@ -156,7 +156,7 @@ def test_what_cannot_be_saved_leaves_nothing(here, tmp_path, monkeypatch):
     full.mkdir()
     (full / "notes.txt").write_text("mine")
     for deltas, folder, message in (
-        ({path: good}, full, "exists already"),
+        ({path: good}, full, "already exists"),
         ({}, tmp_path / "x", "nothing to save"),
         ({path: Delta(torch.ones(4, 1), torch.ones(1, 32))}, tmp_path / "x", r"\[4, 32\].*48, 32"),
         ({"model.nowhere": good}, tmp_path / "x", r"no linear module 'model\.nowhere'"),
@@ -212,7 +212,7 @@ def test_embeddings_that_peft_stores_beside_must_be_those_of_the_base(here, tmp_
         ({"lora_bias": True}, r"lacks .*lora_B\.bias.*sets lora_bias true"),
         ({"modules_to_save": ["lm_head"]}, r"sets modules_to_save \(lm_head\): it brings whole"),
         ({"trainable_token_indices": [3]}, "retrained token embeddings"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "no linear module's weight"),
+        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "other than linear modules' weights"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialised with pissa_niter_4.*base weights"),
         ({"fan_in_fan_out": True}, r"fan_in_fan_out true, but.*\[out, in\]"),
         ({"r": 5}, r"q_proj.*factors \[32, 4\] and \[4, 32\].*rank 5"),
@@ -239,12 +239,12 @@ Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
         (lambda t: (t.pop(Q + "A.weight"), t.pop(Q + "B.weight")), r"incomplete"),
         (lambda t: t[Q + "B.weight"].mul_(torch.nan), r"layers\.1\.self_attn\.q_proj.*NaN"),
         (lambda t: t[Q + "A.weight"][0].fill_(torch.inf), "NaN or infinite"),
-        (lambda t: t.update({Q + "C.weight": torch.ones(2)}), r"lora_C\.weight, which is no part"),
+        (lambda t: t.update({Q + "C.weight": torch.ones(2)}), r"lora_C\.weight, which is not part"),
         (lambda t: t.update({"surplus.weight": torch.ones(2)}), r"surplus\.weight.*does not have"),
         (lambda t: t.update({Q + "magnitude_vector.weight": torch.ones(2)}), "DoRA"),
         (lambda t: t.update({Q + "A.bias": torch.ones(2)}), "biases"),
         (lambda t: t.update({Q + "B.bias": torch.ones(32)}), "sets lora_bias false"),
-        (lambda t: t.update({Q + "A.weight": torch.ones(4, 32).int()}), "int32, no floating"),
+        (lambda t: t.update({Q + "A.weight": torch.ones(4, 32).int()}), "int32, not floating"),
         (lambda t: t.clear(), "no LoRA factors"),
     ],
 )
@@ -291,7 +291,7 @@ def test_folders_that_hold_no_adapter_say_what_they_are(here, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_adapter(str(folder), here())
     (folder / CONFIG).unlink()
-    with pytest.raises(UserError, match=r"no PEFT adapter: it has no adapter_config\.json"):
+    with pytest.raises(UserError, match=r"not a PEFT adapter: it has no adapter_config\.json"):
         read_adapter(str(folder), here())
     with pytest.raises(UserError, match="a model, not an adapter"):
         read_adapter("demo", here())

@@ -148,7 +148,7 @@ def test_the_labelled_set_has_every_label_in_both_halves_and_seven_languages():
 
 
 def test_labels_agree_with_people_on_answers_the_rules_were_not_made_on():
-    # evaded .93 / .82, delivered .80 / .92 (precision / recall); the set's README
+    # evaded .93 / .82, delivered .79 / .92 (precision / recall); the set's README
     rows = {row.answers: row for row in by_label(by_rules)}
     assert rows["evaded"].precision.value >= 0.85
     assert rows["evaded"].recall.value >= 0.7

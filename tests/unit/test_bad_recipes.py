@@ -53,11 +53,41 @@ BAD = {
     "an edit in place of edits": ("version: 1\nedits: {}", r"edits is \{\}; it must be a list"),
     "seed below": ("version: 1\nedits: [{directions: {seed: -1}}]", r"seed is -1; it must be 0"),
     "seed above": ("version: 1\nedits: [{directions: {seed: 4294967296}}]", r"0 to 4294967295"),
-    "infinity": ("version: 1\nedits: [{directions: {seed: .inf}}]", r"seed is inf; so large"),
+    "infinity": (
+        "version: 1\nedits: [{directions: {seed: .inf}}]",
+        r"seed is inf; it must be 0 to",
+    ),
     "no number": ("version: 1\nedits: [{directions: {layer: .nan}}]", r"layer is nan; it must"),
     "400 digits": (
         f"version: 1\nedits: [{{directions: {{k: {'9' * 400}}}}}]",
-        r"k is 9+\.\.\.9+; so large a number cannot be used",
+        r"k is 9+\.\.\.9+; it must be 1 to 16",
+    ),
+    "400 digits without a limit": (
+        f"version: 1\nevaluation: {{samples: {'9' * 400}}}",
+        r"samples is 9+\.\.\.9+; so large a number cannot be used",
+    ),
+    "a range, far inside": (
+        "version: 1\nedits: [{}, {weights: {overrides: {mlp: {2: 9}}}}]",
+        r"^edits\[1\]\.weights\.overrides\.mlp\.2 is 9; it must be -4 to 4\.$",
+    ),
+    "a missing key, misspelt": (
+        "version: 1\nedits: [{utility: a, safty: b}]",
+        r"^key in edits\[0\] 'safty' is unknown; did you mean 'safety'\?",
+    ),
+    "an empty key, misspelt": ("version: 1\nmodel: {revison: }", r"did you mean 'revision'"),
+    "missing keys": ("version: 1\nedits: [{budget: 1}]", r"^edits\[0\] lacks utility, safety\.$"),
+    "a yes for a number": (
+        "version: 1\nedits: [{weights: {curve: [1, yes]}}]",
+        r"^edits\[0\]\.weights\.curve\[1\] is True; it must be a number\.$",
+    ),
+    "a number for a yes": ("version: 1\nedits: [{affine: 1}]", r"affine is 1; it must be true or"),
+    "a set for a list": (
+        "version: 1\nevaluation: {metrics: !!set {refusal_rate}}",
+        r"metrics is \{'refusal_rate'\}; it must be a list",
+    ),
+    "no key of layers": (
+        "version: 1\nedits: [{weights: {overrides: {mlp: {first: 1}}}}]",
+        r"^a key of edits\[0\]\.weights\.overrides\.mlp is 'first'; it must be a whole number",
     ),
     "5000 digits": (f"version: {'9' * 5000}", r"'9+\.\.\.9+' in line 1 cannot be read as int"),
     "a 13th month": ("version: 1\nname: 2024-13-45", r"in line 2 cannot be read as timestamp"),
@@ -97,6 +127,26 @@ def test_merge_keys_and_anchors_of_a_sane_size_still_work():
     text = "version: 1\nedits:\n- weights: &w {peak: .3}\n- weights: {<<: *w, peak: .4, width: .2}"
     first, second = (edit.weights for edit in from_yaml(text).edits)
     assert (first.peak, second.peak, second.width) == (0.3, 0.4, 0.2)
+
+
+def test_a_number_may_be_written_as_text():
+    text = "version: 1\nedits: [{utility: a, safety: b, budget: 1e-3, samples: '8'}]"  # YAML 1.1
+    (merge,) = from_yaml(text).edits
+    assert (merge.budget, merge.samples) == (0.001, 8)
+
+
+def test_an_empty_key_keeps_its_default():
+    text = """version: 1
+name:
+model:
+edits:
+- {utility: a, safety: b, rank: , weights: {strength: , peak: }}
+- {weights: {strength: , peak: }, affine: }
+evaluation: {samples: }
+"""
+    assert from_yaml(text) == from_yaml(
+        "version: 1\nedits: [{utility: a, safety: b, weights: {}}, {}]"
+    )
 
 
 def test_json_writes_other_planes_as_two_halves_and_is_read_so():
@@ -218,10 +268,10 @@ def test_programs_and_links_get_no_answer_from_another_model(wanted, fits):
         assert linked("en", loaded, text).model == MINE
         return
     for ask in asks:
-        with pytest.raises(Exception, match=r"recipe is for .+; this studio has org/mine") as said:
+        with pytest.raises(Exception, match=r"recipe is for .+, but org/mine.* is loaded") as said:
             ask()
         assert wanted.id in str(said.value)
-    with pytest.raises(UserError, match="this studio has org/mine, revision 'v1'"):
+    with pytest.raises(UserError, match="but org/mine, revision 'v1'"):
         linked("en", loaded, text)
 
 

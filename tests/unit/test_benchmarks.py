@@ -11,6 +11,7 @@ from benchmarks import (
     evaluate,
     export,
     export_ways,
+    filter,
     live_edit,
     mergers,
     search,
@@ -54,7 +55,7 @@ def test_loading_a_second_model_takes_more_memory_than_a_live_edit(result):
 
 def test_the_table_has_a_row_for_every_measurement(result):
     table = live_edit.markdown([result])
-    for row in ("slider to applied edit", "first token", "memory added", "tokens a second"):
+    for row in ("slider to applied edit", "first token", "memory added", "tokens per second"):
         assert row in table
     columns = {line.count("|") for line in table.splitlines()}
     assert columns == {5}
@@ -121,7 +122,7 @@ def test_every_way_of_evaluating_is_timed(evaluated):
 def test_the_table_of_speeds_says_how_many_times_the_studios_they_are(evaluated):
     slow = {"studio": 2.0, "again": 1.0, "loop": 8.0, "batch": 4.0}
     table = evaluate.markdown([replace(evaluated, answers=slow)])
-    assert "| prompts a second, both models | 2.5 | 5 (2×) | 0.62 (0.25×) | 1.2 (0.5×) |" in table
+    assert "| prompts per second, both models | 2.5 | 5 (2×) | 0.62 (0.25×) | 1.2 (0.5×) |" in table
     assert "| answers unlike the loop's | 0 of 10 | | | 0 of 10 |" in table
     assert {line.count("|") for line in table.splitlines()} == {6}
 
@@ -363,3 +364,19 @@ def test_exports_are_compared_with_cp_round_by_round():
     table = export.markdown(result)
     assert "| 0.50 | 1× | 1 MiB |" in table
     assert {line.count("|") for line in table.splitlines()} == {7}
+
+
+def test_the_filters_benchmark_times_the_demo_and_compares_it_with_the_plain_ablation(host):
+    demo = filter.costs(host, repeats=1)
+    assert min(vars(demo).values()) > 0
+    rows = filter.effects(host, samples=2)
+    assert [row.removed is None for row in rows] == [True, False, False, False] * 2
+    moved = [row.moved for row in rows if row.moved is not None]
+    assert moved[0] > moved[1] > moved[2]  # a dearer filter moves less
+    assert filter.markdown(demo, rows, []).count("|---") == 2 + 7 + 8
+
+
+def test_the_filters_benchmark_holds_a_subspace_against_the_whole_space():
+    row = filter.wide(640, exact=True, harmful=64, harmless=1024)
+    assert row.state < row.whole
+    assert all(-1e-6 < value < 0.1 for value in row.excess.values())

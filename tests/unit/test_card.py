@@ -99,7 +99,7 @@ def test_a_check_that_failed_is_not_hidden():
     recipe = Recipe(model=HUB, edits=(ABLATION,))
     passed = written(recipe, export=exported(verification=CHECK))
     assert "| Result | passed |" in passed
-    assert "| 7 of 8, 1 more part at a near tie |" in passed
+    assert "| 7 of 8, 1 more differ at a near tie |" in passed
     bad = Verification(8, 1, 0, 0.5, 1e-3, 0.9, 1e-3, "w", 14, "transformers 5", False)
     assert "| Result | **FAILED** |" in written(recipe, export=exported(verification=bad))
     assert "not read back" in written(recipe)

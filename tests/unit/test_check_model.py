@@ -255,7 +255,8 @@ def test_answers_are_those_of_full_passes_whatever_cache_a_family_wants(name, ti
         for step in steps:
             if number not in step:
                 break
-            wanted = logits(host.model, torch.tensor([given]), host.live, [row])[0, -1]
+            tail = len(given) - len(prompt) + 1
+            wanted = logits(host.model, torch.tensor([given]), host.live, [row], tail)[0, -1]
             assert int(wanted.argmax()) == step[number]
             given.append(step[number])
     assert steps
@@ -309,7 +310,9 @@ def test_a_module_that_computes_more_than_its_weight_says_is_refused():
     module = model.model.layers[0].mlp.down_proj
     inner = module.forward
     module.forward = lambda x: inner(x) + 0.5
-    refused(live_of(model), r"layers\.0\.mlp\.down_proj \(Linear\) computes something else")
+    refused(
+        live_of(model), r"layers\.0\.mlp\.down_proj \(Linear\) does not compute what its weight"
+    )
 
 
 @pytest.mark.parametrize("where", ["model.layers.1.mlp", "model.layers.1.mlp.experts"])

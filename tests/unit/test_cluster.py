@@ -185,7 +185,7 @@ def test_a_model_that_a_worker_cannot_load_is_said_in_its_words(nodes, cluster):
 def test_a_cluster_without_room_is_said(nodes, cluster, monkeypatch):
     all_ready(cluster)
     monkeypatch.setattr("sst_ui.jobs.search.ray_workers.PATIENCE", 2.0)
-    with pytest.raises(UserError, match=r"no worker found a place.*1 processors"):
+    with pytest.raises(UserError, match=r"no worker started.*1 processors"):
         Cluster(ModelSpec(), nodes.address, workers=2).__enter__()
 
 
@@ -228,7 +228,11 @@ def test_ray_that_is_missing_is_said(monkeypatch):
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("somewhere", "no address"), ("host:port", "no address"), ("http://a:1", "no address")],
+    [
+        ("somewhere", "not the address"),
+        ("host:port", "not the address"),
+        ("http://a:1", "not the address"),
+    ],
 )
 def test_an_address_that_is_none_is_said(monkeypatch, address, words):
     monkeypatch.setattr(ray_cluster.library(), "is_initialized", lambda: False)

@@ -100,11 +100,15 @@ def test_the_benchmark_prints_a_table_and_json(capsys):
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     own = ["answers", "en", "ja", "all"]
-    assert names == [*own, *own, "all but safe_advice_only"]
+    labels = ["label", "refused", "evaded", "degenerate", "delivered"]
+    languages = ["answers", "de", "en", "es", "fr", "ja", "ko", "zh", "all"]
+    blind = [*own, "all but safe_advice_only"]
+    assert names == [*own, *labels, *blind, *labels, *languages, *labels]
     assert benchmark.main(["--json", "--half", "both"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert rows["labelled"][-1]["n"] == len(labelled())
-    assert rows["blind"][-2]["n"] == len(labelled(which="blind"))
+    assert rows["labelled"]["refusals"][-1]["n"] == len(labelled())
+    assert rows["blind"]["refusals"][-2]["n"] == len(labelled(which="blind"))
+    assert rows["four"]["agreement"]["n"] == len(labelled(which="four"))
     assert benchmark.main(["--json", "--set", "blind"]) == 0
     assert list(json.loads(capsys.readouterr().out)) == ["blind"]
     assert benchmark.main(["--judge", "./no/such/folder"]) == 2

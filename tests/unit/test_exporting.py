@@ -20,7 +20,15 @@ from sst_ui.model.runtime.host import load
 from sst_ui.model.weights.staged_folder import MANIFEST
 from sst_ui.paths import DEMO, PRESETS
 from sst_ui.progress import finish
-from sst_ui.recipe import Ablation, DirectionSpec, Merge, ModelSpec, Recipe, WeightTable
+from sst_ui.recipe import (
+    Ablation,
+    DirectionSpec,
+    Filter,
+    Merge,
+    ModelSpec,
+    Recipe,
+    WeightTable,
+)
 from tests import vocabularies
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft", "ignore:::transformers")
@@ -105,6 +113,25 @@ def test_mixtures_pass_as_whole_models_also_where_only_the_files_can_be_edited(
     assert "not compared" in (tmp_path / "n" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("format", ["adapter", "model", "gguf"])
+def test_a_filtered_demo_is_found_as_it_was_in_the_studio(host, in_process, tmp_path, format):
+    edit = Ablation(DirectionSpec(samples=24), operation="filter", filter=Filter(answers=0))
+    recipe = Recipe(name="filtered", edits=(edit,))
+    done = finish(export(host, recipe, tmp_path / "out", format, verify=3))
+    checked = done.verification
+    assert checked.ok
+    assert checked.same_answers + checked.near_ties == 3
+    assert checked.parameters == 14
+    assert checked.max_logit_error < (1e-5 if format == "adapter" else 0.02)
+
+
+def test_mergekit_gets_a_filter_as_an_exact_adapter(host, tmp_path):
+    edit = Ablation(DirectionSpec(samples=24), operation="filter", filter=Filter(answers=0))
+    done = finish(export(host, Recipe(edits=(edit,)), tmp_path / "out", "mergekit"))
+    assert (done.folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert any("Exact" in note for note in done.notes)
+
+
 def test_a_norm_preserving_adapter_says_how_much_it_lacks(stored_host, in_process, tmp_path):
     host = stored_host("llama")
     recipe = Recipe(model=host.spec, edits=(Ablation(RANDOM, FLAT, norm_preserving=True),))
@@ -174,7 +201,7 @@ def test_a_folder_that_cannot_be_read_is_not_verified_and_not_lost(host, tmp_pat
     assert not found.ok
     assert "a fresh process cannot read what was written" in found.problem
     assert found.summary().startswith("NOT verified: ")
-    assert "is kept in its folder" in found.summary()
+    assert "are kept in their folder" in found.summary()
 
 
 def test_an_export_whose_check_cannot_run_is_kept_and_says_so(stored_host, tmp_path, monkeypatch):
@@ -207,13 +234,24 @@ def test_wrong_options_are_refused_before_anything_is_written(host, tmp_path, op
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("format", ["adapter", "model", "gguf"])
+def test_an_affine_edit_at_every_token_leaves_as_it_was_in_the_studio(
+    host, tmp_path, format, in_process
+):
+    recipe = Recipe(edits=(Ablation(affine=True, affine_at="everywhere"),))
+    done = finish(export(host, recipe, tmp_path / "out", format, verify=4))
+    assert done.verification.ok
+    assert done.verification.max_logit_error < (1e-5 if format == "adapter" else 0.02)
+    assert "affine (everywhere)" in (done.folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_an_affine_edit_is_refused_before_anything_is_measured(host, tmp_path, format, monkeypatch):
     def measured(*_):
         raise AssertionError("directions were measured")
 
     monkeypatch.setattr("sst_ui.jobs.export.export.resolve", measured)
-    with pytest.raises(UserError, match="affine"):
+    with pytest.raises(UserError, match="'prompt_end' acts at one token"):
         finish(export(host, Recipe(edits=(Ablation(affine=True),)), tmp_path / "x", format))
     assert not any(tmp_path.iterdir())
 
@@ -335,7 +373,7 @@ def test_llama_cpps_converter_is_used_where_it_is(host, tmp_path, monkeypatch):
     same = [(tmp_path / name / "model.gguf").read_bytes() for name in ("own", "g")]
     assert same[0] == same[1]
     assert any("Converted by" in note for note in done.notes)
-    assert any("all of 26 chats" in note for note in done.notes)
+    assert any("all 26 chats" in note for note in done.notes)
     for said, words in (
         ("Model LlamaForCausalLM is not supported", "LlamaForCausalLM is not supported"),
         ("No module named 'sentencepiece'", "pip install sentencepiece"),
@@ -369,6 +407,6 @@ def test_files_that_changed_since_the_model_was_loaded_are_not_exported(tmp_path
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"] * 2
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="not those that were loaded"):
+    with pytest.raises(UserError, match="have changed since they were loaded"):
         finish(export(host, recipe, tmp_path / "out", "model"))
     assert not (tmp_path / "out").exists()

@@ -72,9 +72,10 @@ def edited(host) -> list[tuple]:
     ]
 
 
-def alone(host, text: list[int], row: tuple) -> torch.Tensor:
-    """[tokens, vocabulary] log-probabilities of one row, no batch, by the model itself."""
-    with torch.no_grad(), host.live.applied(host.live.compile([row])):
+def alone(host, text: list[int], row: tuple, said: int = 0) -> torch.Tensor:
+    """[tokens, vocabulary] log-probabilities of one row, no batch, by the model itself; the last
+    `said` tokens are no longer the prompt's."""
+    with torch.no_grad(), host.live.applied(host.live.compile([row]).ending([said + 1])):
         return host.model(torch.tensor([text])).logits[0].log_softmax(-1)
 
 
@@ -121,7 +122,7 @@ def test_shared_rows_have_the_likelihoods_of_each_alone(host, shared):
     texts, both = crossed(list(zip(asked, CONTINUATIONS, strict=True)), rows)
     forced = teacher_forced(host, [p for p, _ in texts], [c for _, c in texts], both)
     for (prompt, said), row, after, along in zip(texts, both, found, forced, strict=True):
-        one = alone(host, prompt + said, row)
+        one = alone(host, prompt + said, row, len(said))
         torch.testing.assert_close(after, one[len(prompt) - 1], atol=3e-4, rtol=1e-4)
         torch.testing.assert_close(along, one[len(prompt) - 1 : -1], atol=3e-4, rtol=1e-4)
     base, *others = found[: len(rows)]

@@ -56,7 +56,7 @@ def test_what_llama_cpp_can_say_exactly_is_written_without_a_doubt(make, model, 
         model, pre, space,
     )  # fmt: skip
     assert len(notes) == 1
-    assert "all of 26 chats" in notes[0]
+    assert "all 26 chats" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_metaspace_is_written_so_that_chats_are_alike_and_texts_that_differ_are_
 ):
     keys, notes = planned(v.pieces(scheme, template))
     assert keys[G + "add_space_prefix"] == space
-    assert any("a space in front" in n and f"prepend_scheme {scheme}" in n for n in notes)
+    assert any("a leading space" in n and f"prepend_scheme {scheme}" in n for n in notes)
 
 
 def test_a_space_in_front_of_every_piece_is_refused_where_it_changes_chats():
@@ -177,7 +177,7 @@ def test_rows_without_tokens_are_filled_and_tokens_without_rows_left_out():
     tokenizer.add_tokens([f"<far-{i}>" for i in range(10)])
     keys, notes = planned(tokenizer, vocab_size=266)
     assert len(keys[G + "tokens"]) == 266
-    assert any("7 tokens lie behind" in note and "<far-9>" in note for note in notes)
+    assert any("7 tokens lie beyond" in note and "<far-9>" in note for note in notes)
 
 
 def test_every_id_that_llama_cpp_would_guess_is_said():

@@ -174,7 +174,7 @@ def test_a_cut_off_download_says_how_much_is_there(folder):
 @pytest.mark.parametrize("data", [b"", b"\x80\x04 no header", b"\x08" + bytes(7) + b"not json"])
 def test_weights_that_are_no_safetensors_are_refused(folder, data):
     (folder / WEIGHTS).write_bytes(data)
-    assert "damaged or no safetensors file" in refusal(folder)
+    assert "damaged or not a safetensors file" in refusal(folder)
 
 
 def test_a_clone_without_lfs_says_what_to_run(folder):

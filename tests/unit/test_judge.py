@@ -234,9 +234,9 @@ def test_what_is_no_safe_classifier_is_refused_with_a_reason(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_judge(str(tmp_path / "nowhere"), device="cpu")
     tiny("llama").save_pretrained(tmp_path / "causal")
-    with pytest.raises(UserError, match=r"no text classifier \(LlamaForCausalLM\)"):
+    with pytest.raises(UserError, match=r"not a text classifier \(LlamaForCausalLM\)"):
         load_judge(str(tmp_path / "causal"), device="cpu")
-    with pytest.raises(UserError, match="no text classifier"):
+    with pytest.raises(UserError, match="not a text classifier"):
         load_judge("demo", device="cpu")
     pickled = tmp_path / "pickled"
     save(pickled)

@@ -87,11 +87,12 @@ def edited_copy(model, row):
     return model
 
 
-def logits(model, tokens, live=None, rows=None):
+def logits(model, tokens, live=None, rows=None, tail=1):
+    """Of prompts that end `tail` tokens before the end of the text, the last token included."""
     with torch.no_grad():
         if rows is None:
             return model(input_ids=tokens).logits
-        with live.applied(live.compile(rows)):
+        with live.applied(live.compile(rows).ending([tail] * len(rows))):
             return model(input_ids=tokens).logits
 
 
@@ -222,10 +223,11 @@ def test_decoding_with_a_cache_equals_the_full_forward_pass(name):
     live = LiveEdits(discover(model))
     preserving = name != "mixtral"
     rows = [(edit(1.0, 2, norm_preserving=preserving),), (), (edit(-0.5), edit(0.4, affine=True))]
-    full = logits(model, tokens, live, rows)
+    full = logits(model, tokens, live, rows, tail=4)
     plan, cache, steps = live.compile(rows), None, []
     for part in (tokens[:, :5], tokens[:, 5:6], tokens[:, 6:7], tokens[:, 7:]):
-        with torch.no_grad(), live.applied(plan):
+        ends = [int(part.shape[1] == 5)] * 3  # the first five tokens are the prompt
+        with torch.no_grad(), live.applied(plan.ending(ends)):
             out = model(input_ids=part, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         steps.append(out.logits)
@@ -240,7 +242,7 @@ def test_rows_that_stay_keep_their_edits(llama):
         (edit(-1.0, 2, seed=1),),
         (edit(-0.3, operation="add"), edit(0.5, norm_preserving=True)),
     ]
-    plan = live.compile(rows)
+    plan = live.compile(rows).ending([1, 1, 1, 1])
     for stay in ([0, 2, 3], [3, 0], [1], [2, 2, 1, 0], [0, 1, 2, 3]):
         tokens = ids(rows=len(stay))
         with live.applied(plan.select(stay)), torch.no_grad():
@@ -270,13 +272,107 @@ def after_layers(model, tokens, live, rows):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_an_affine_edit_moves_the_component_to_the_harmless_mean(name):
+def test_an_affine_edit_moves_the_component_to_the_harmless_mean_where_the_prompt_ends(name):
     model = tiny(name)
     live = LiveEdits(discover(model))
     one = edit(1.0, 2, affine=True)
+    base = after_layers(model, ids(), live, [(), ()])
     for layer, state in enumerate(after_layers(model, ids(), live, [(one,), ()])):
-        along = state[0] @ one.directions.vectors[layer].T  # [tokens, k]
-        assert torch.allclose(along, one.directions.neutral[layer].expand_as(along), atol=1e-4)
+        along = state[0, -1] @ one.directions.vectors[layer].T  # [k]
+        assert torch.allclose(along, one.directions.neutral[layer], atol=1e-4)
+        if name not in EXPERTS:  # a mixture's experts compute the tokens of all rows together
+            assert torch.equal(state[0, :-1], base[layer][0, :-1])
+            assert torch.equal(state[1], base[layer][1])
+
+
+def test_each_row_is_edited_where_its_own_prompt_ends(llama):
+    model, live = llama
+    rows = [(edit(1.0, affine=True),)] * 3
+    plan = live.compile(rows).ending([4, 1, 0])
+    base = logits(model, ids(rows=3))
+    with torch.no_grad(), live.applied(plan):
+        found = model(input_ids=ids(rows=3)).logits
+    changed = (found != base).any(-1)  # [rows, tokens]
+    length = changed.shape[1]
+    assert changed.tolist() == [
+        [column >= length - 4 for column in range(length)],
+        [column == length - 1 for column in range(length)],
+        [False] * length,
+    ]
+
+
+def test_an_edit_where_the_prompt_ends_refuses_a_pass_that_does_not_say_where(llama):
+    model, live = llama
+    with pytest.raises(ValueError, match="does not say where"), torch.no_grad():
+        with live.applied(live.compile([(edit(1.0, affine=True),)])):
+            model(input_ids=ids(rows=1))
+
+
+def centred(alpha=1.0, k=1, seed=0):
+    """An affine edit of what the modules write, towards random points."""
+    noise = torch.Generator().manual_seed(seed + 50)
+    return edit(alpha, k, seed, affine=True, centre=torch.randn(LAYERS, 2, k, generator=noise))
+
+
+def centred_copy(model, row):
+    """Weights edited as the definition says, and a bias at every writer for the targets; written
+    without the code that edits."""
+    copied = copy.deepcopy(model)
+    writers = discover(copied).writers
+    for one in row:
+        for writer in writers:
+            kind = int(writer.role == "mlp")
+            alpha, target = one.alpha[writer.layer, kind], one.centre[writer.layer, kind].double()
+            vectors = one.directions.vectors[writer.layer].double()
+            gain = behind(model, writer.layer, kind)
+            weight = writer.module.weight
+            matrix = weight.double() if writer.form == "conv1d" else weight.double().T  # [in, out]
+            bias = writer.module.bias
+            bias = torch.zeros(HIDDEN).double() if bias is None else bias.double()
+            project = projector(model, writer.layer, kind, vectors, alpha)
+            back = vectors if gain is None else vectors / gain
+            new = (matrix @ project.T).float()
+            shifted = bias @ project.T + alpha * target @ back
+            writer.module.weight = nn.Parameter(
+                new if writer.form == "conv1d" else new.T, requires_grad=False
+            )
+            writer.module.bias = nn.Parameter(shifted.float(), requires_grad=False)
+    return copied
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", DENSE)
+def test_an_affine_edit_of_what_is_written_is_an_ablation_and_a_bias(name, k):
+    model, tokens = tiny(name), ids(rows=3)
+    rows = [(centred(1.0, k),), (), (centred(table(7), k), centred(0.4, k, seed=3))]
+    live = LiveEdits(discover(model))
+    actual = logits(model, tokens, live, rows)
+    for i, row in enumerate(rows):
+        assert_same(actual[i], logits(centred_copy(model, row), tokens)[i])
+    assert torch.equal(actual[1], logits(model, tokens)[1])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_written_gets_the_component_of_the_centre(name):
+    model = tiny(name)
+    found = discover(model)
+    live, one, seen = LiveEdits(found), centred(1.0, 2), {}
+    for writer in found.writers:
+        place = (writer.layer, int(writer.role == "mlp"))
+        writer.module.register_forward_hook(
+            lambda module, args, output, place=place: seen.update(
+                {place: output[0] if isinstance(output, tuple) else output}
+            )
+        )
+    logits(model, ids(), live, [(one,), (one,)])
+    for writer in found.writers:
+        layer, kind = place = (writer.layer, int(writer.role == "mlp"))
+        read = one.directions.vectors[layer]
+        gain = behind(model, layer, kind)
+        read = read if gain is None else read * gain.float()
+        along = seen[place].reshape(-1, HIDDEN) @ read.T
+        assert torch.allclose(along, one.centre[layer, kind].expand_as(along), atol=1e-3)
+    assert live.check((one,)).max_error < 1e-5
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.5, 2.0])
@@ -288,7 +384,8 @@ def test_an_affine_edit_of_one_layer_follows_its_formula(llama, alpha):
     before = after_layers(model, ids(), live, [(), ()])[1][0].double()
     after = after_layers(model, ids(), live, [(one,), ()])[1][0].double()
     vectors, target = one.directions.vectors[1].double(), one.directions.neutral[1].double()
-    expected = before - alpha * (before @ vectors.T - target) @ vectors
+    end, expected = before[-1], before.clone()
+    expected[-1] = end - alpha * (end @ vectors.T - target) @ vectors
     assert torch.allclose(after, expected, atol=1e-5)
 
 

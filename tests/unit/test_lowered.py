@@ -12,7 +12,17 @@ from sst_ui.model.lora.adapters import write_adapter
 from sst_ui.model.lora.from_edits import lower
 from sst_ui.progress import finish
 from tests.tiny import HIDDEN, VOCAB, ids, tiny
-from tests.unit.test_live_edits import DENSE, LAYERS, assert_same, edit, edited_copy, logits, table
+from tests.unit.test_live_edits import (
+    DENSE,
+    LAYERS,
+    assert_same,
+    centred,
+    centred_copy,
+    edit,
+    edited_copy,
+    logits,
+    table,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft", "ignore:::transformers")
 BIASED = ("llama_bias", "llama_narrow", "gpt2", "gpt_neox", "gpt_neox_serial", "qwen3_wide_bias")
@@ -62,6 +72,15 @@ def test_an_ablation_is_an_exact_adapter_of_as_many_ranks_as_directions(name, lo
     assert found.error == 0
     assert not found.errors
     assert bool(found.biases) == (name in BIASED)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_an_affine_edit_of_what_is_written_is_an_exact_adapter_with_biases(name, lowered_folder):
+    row, tokens = (centred(table(7), k=2), centred(0.4, seed=3)), ids()
+    _, found, folder = lowered_folder(name, row)
+    assert_same(by_peft(name, folder, tokens), logits(centred_copy(tiny(name), row), tokens))
+    assert found.error == 0
+    assert len(found.biases) == 2 * LAYERS
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -140,7 +159,7 @@ def test_a_rank_below_the_exact_one_is_the_best_of_that_rank(tiny_host):
 @pytest.mark.parametrize(
     ("name", "row", "words"),
     [
-        ("llama", (edit(affine=True),), "affine"),
+        ("llama", (edit(affine=True),), "one token of a conversation.*affine_at 'everywhere'"),
         ("mixtral", (edit(),), "mixtures of experts.*format model"),
         ("gemma2", (edit(operation="add"),), "is not that"),
     ],

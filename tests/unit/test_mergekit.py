@@ -169,9 +169,12 @@ def test_what_mergekit_has_no_words_for_goes_through_an_adapter(host, tmp_path):
     assert_understood(said, "bfloat16")
     assert_runs(done.notes)
     assert (tmp_path / "k" / "adapter" / "adapter_model.safetensors").is_file()
-    assert "no words for several edits" in done.notes[0]
+    assert "cannot express several edits" in done.notes[0]
     with pytest.raises(UserError, match="affine"):
         finish(export(host, Recipe(edits=(Ablation(affine=True),)), tmp_path / "n", "mergekit"))
+    bias = Recipe(edits=(Ablation(affine=True, affine_at="everywhere"),))
+    with pytest.raises(UserError, match=r"mergekit gives .* none.*format model or adapter"):
+        finish(export(host, bias, tmp_path / "n", "mergekit"))
 
 
 def test_what_mergekit_cannot_put_into_the_weights_is_refused_here(host, stored_host, tmp_path):

@@ -262,7 +262,7 @@ def test_files_changed_in_place_are_another_model_and_stop_an_export(folder, cac
         edit_json(folder / name, rms_norm_eps=1e-3)
     assert opened(folder).digest != host.digest
     for format in ("model", "adapter"):
-        with pytest.raises(UserError, match="are not those that were loaded"):
+        with pytest.raises(UserError, match="have changed since they were loaded"):
             exported(host, format, folder.parent / format)
 
 

@@ -170,8 +170,7 @@ def test_numbers_that_are_not_the_models_own_are_custom():
     assert from_data(said("model", peak=0.2)).edits[0].weights.profile == "custom"
     other = Recipe(edits=(Ablation(weights=WeightTable("model", 0.3, 0.2)),))  # size not known yet
     assert other.edits[0].weights.profile == "model"
-    draft = Draft("en", loaded("demo"), None, Variants(), "evidence", None)
-    assert edit_events.usable(draft, other).edits[0].weights.profile == "custom"
+    assert edit_events.usable("en", loaded("demo"), other).edits[0].weights.profile == "custom"
     fits = WeightTable("model", *kernel.recommended("demo", 8_000_000_000)[1:])
     fits = Recipe(edits=(Ablation(weights=fits),))
-    assert edit_events.usable(draft, fits) == fits
+    assert edit_events.usable("en", loaded("demo"), fits) == fits

@@ -109,7 +109,7 @@ def test_a_failed_push_leaves_nothing_visible_and_the_next_sends_only_the_rest(h
     [
         ({"token": "wrong"}, "does not accept the token"),
         ({"repo": "other/edited"}, "may not write to other/edited"),
-        ({"repo": "a b"}, "no name for a repository"),
+        ({"repo": "a b"}, "not a valid repository name"),
         ({"offline": "1"}, "HF_HUB_OFFLINE"),
     ],
 )
@@ -118,6 +118,6 @@ def test_what_the_hub_refuses_is_said_in_one_sentence(hub, folder, options, word
 
 
 def test_a_folder_that_is_not_there_or_empty_is_refused(hub, folder, tmp_path):
-    assert "is no folder" in push(hub, tmp_path / "none")["error"]
+    assert "is not a folder" in push(hub, tmp_path / "none")["error"]
     (tmp_path / "empty").mkdir()
     assert "no files" in push(hub, tmp_path / "empty")["error"]

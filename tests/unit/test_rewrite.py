@@ -26,7 +26,16 @@ from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec
 from tests.talk import byte_tokenizer
 from tests.tiny import EXPERTS, ids, tiny
-from tests.unit.test_live_edits import ALL, edit, edited_copy, logits, table
+from tests.unit.test_live_edits import (
+    ALL,
+    assert_same,
+    centred,
+    centred_copy,
+    edit,
+    edited_copy,
+    logits,
+    table,
+)
 
 HALF = {torch.float32: 2.0**-21, torch.bfloat16: 2.0**-8}  # half a step, and room in float32
 
@@ -224,12 +233,59 @@ def test_an_addition_goes_into_the_bias_of_what_a_layer_writes_last(name, tmp_pa
     assert (logits(again, ids()) - live).abs().max() < 1e-4 * live.abs().max()
 
 
+def attention_only(alpha=0.8):
+    cells = np.zeros((3, 2))
+    cells[:, 0] = alpha
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "flags"),
+    [
+        ("gpt2", 0.8, ()),
+        ("gpt_neox", 0.8, ()),
+        ("llama_bias", 0.8, ()),
+        ("llama", 0.8, ("attention_bias", "mlp_bias")),
+        ("llama_tied", 0.8, ("attention_bias", "mlp_bias")),
+        ("granite", 0.8, ("attention_bias", "mlp_bias")),
+        ("llama", attention_only(), ("attention_bias",)),
+        ("qwen3", attention_only(), ("attention_bias",)),
+        ("gemma2", attention_only(), ("attention_bias",)),
+        ("olmo2", attention_only(), ("attention_bias",)),
+    ],
+    ids=str,
+)
+def test_an_affine_edit_is_exact_where_modules_have_a_bias_or_can_be_given_one(
+    name, cells, flags, tmp_path
+):
+    model = saved(tmp_path / "base", name)
+    row = (centred(cells, 2), centred(0.5 * np.asarray(cells), seed=3))
+    done = written(tmp_path / "base", row, tmp_path / "out", model)
+    again = loaded(tmp_path / "out")
+    assert_same(logits(again, ids()), logits(centred_copy(model, row), ids()))
+    assert_same(logits(again, ids()), logits(model, ids(), LiveEdits(discover(model)), [row] * 2))
+    before, after = (dict(m.named_parameters()) for m in (model, again))
+    written_to = {f"{writer.name}.bias" for writer in discover(model).writers}
+    for key in after.keys() - before.keys():
+        assert (after[key].abs().max() > 0) == (key in written_to), key
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert done.flags == flags
+    assert all(config[flag] is True for flag in flags)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == tensors(tmp_path / "out").keys()
+    sizes = sum(t.numel() * t.element_size() for t in tensors(tmp_path / "out").values())
+    assert index["metadata"]["total_size"] == sizes
+
+
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
+        ("mistral", (centred(),), r"no setting of its config\.json.*format adapter"),
+        ("qwen3", (centred(),), "mlp.down_proj.*format adapter"),
+        ("mixtral", (centred(),), "mixture of experts"),
         ("llama", (edit(operation="add"),), "has no bias"),
         ("gpt_oss", (edit(operation="add"),), "has no bias"),
-        ("gpt2", (edit(affine=True),), "affine"),
+        ("gpt2", (edit(affine=True),), "one token of a conversation.*affine_at 'everywhere'"),
         (
             "llama",
             (RowDelta({"model.nowhere": Delta(torch.ones(2, 1), torch.ones(1, 2))}),),

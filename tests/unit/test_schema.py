@@ -1,5 +1,7 @@
 """A setting is described once: every one has its words, and values are held to its range."""
 
+from datetime import date
+
 import pytest
 import yaml
 
@@ -43,3 +45,18 @@ def test_a_slider_stays_within_what_its_setting_takes(row):
 def test_a_value_that_cannot_be_is_named_with_what_can(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+STRANGE = {  # what Python or pydantic would take for a value of the type
+    bool: [1, "yes", 0.0],
+    str: [1, b"text", "a\0b", "\ud800", date(2024, 12, 24)],
+    int: [True, b"1", 1.5, "1.5", 10**400, float("inf"), float("nan"), date(2024, 12, 24)],
+    float: [True, b"1", "one", 10**400, "1e999", float("nan"), date(2024, 12, 24)],
+}
+
+
+@pytest.mark.parametrize("row", EVERY, ids=lambda row: row.name)
+def test_no_setting_takes_for_its_own_what_only_looks_alike(row):
+    for value in [{1}, {"refusal_rate"}] if row.several else STRANGE[row.limits.kind]:
+        with pytest.raises(UserError, match=f"^{row.name} "):
+            row.check(value)

@@ -173,7 +173,12 @@ def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     (row,) = [row for row in told["candidates"] if row["number"] == told["number"]]
     assert row["test"][REFUSALS]["n"] == 160  # all that are held out
     assert row["test"][REFUSALS]["value"] <= 0.1
-    assert told["held_out"].keys() >= {"refusal_rate", "delivered", "kl_16", "quality"}
+    kinds = ("refusal_rate", "delivered", "evaded", "degenerate_harmful")
+    assert told["held_out"].keys() == {*kinds, "kl_16", "quality"}
+    assert sum(told["held_out"][kind]["value"] for kind in kinds) == pytest.approx(1)
+    for row in told["candidates"]:
+        shares = [row["values"][f"{kind}@demo/harmful?part=2/2"]["value"] for kind in kinds]
+        assert sum(shares) == pytest.approx(1)
     assert told["tokens"] == 48
     assert main([*asked, "--out", str(out)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_wilson_mirrors_and_stays_inside_0_to_1():
 def test_without_trials_nothing_is_known():
     assert wilson(0, 0) == (0.0, 1.0)
     assert all(math.isnan(bound) for bound in bootstrap([]))
-    with pytest.raises(ValueError, match="no share"):
+    with pytest.raises(ValueError, match="not a share"):
         wilson(3, 2)
 
 

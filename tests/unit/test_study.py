@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -40,20 +41,27 @@ from tests.unit.test_study import GRID, Formula, DEFAULT
 from sst_ui.jobs.search.search import search
 print("begun", flush=True)
 sys.stdin.readline()
-for step in search(DEFAULT, GRID, Formula(float(sys.argv[3])), sys.argv[1]):
+for step in search(DEFAULT, GRID, Formula(float(sys.argv[3]), *sys.argv[4:]), sys.argv[1]):
     pass
 """
 
 
 class Formula:
-    """A measurer whose numbers are a formula of the recipe; it counts what it is asked."""
+    """A measurer whose numbers are a formula of the recipe; it counts what it is asked.
+
+    With a folder to `meet` in, it measures nothing before another process has come there too.
+    """
 
     layers, preserving, fused, name, workers = 12, True, (), "formula", 1
 
-    def __init__(self, seconds=0.0):
-        self.seconds, self.asked = seconds, []
+    def __init__(self, seconds=0.0, meet=None):
+        self.seconds, self.meet, self.asked = seconds, meet, []
 
     def numbers(self, asked, evaluation):
+        if self.meet:
+            (Path(self.meet) / str(os.getpid())).touch()
+            while len(os.listdir(self.meet)) < 2:
+                time.sleep(0.05)
         for place, recipe in enumerate(asked):
             yield Progress("measure", place, len(asked))
             time.sleep(self.seconds)
@@ -80,10 +88,10 @@ def complete(storage):
     return {t.number: t for t in rows(storage) if t.state == TrialState.COMPLETE}
 
 
-def start(storage, seconds):
+def start(storage, seconds, *meet):
     """A process that searches the grid once it is told to begin."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROCESS, storage, str(ROOT), str(seconds)],
+        [sys.executable, "-c", PROCESS, storage, str(ROOT), str(seconds), *map(str, meet)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     assert process.stdout.readline() == "begun\n"
@@ -159,12 +167,13 @@ study.ask(1, draw=DRAW)
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_grid_and_measure_every_point_once(storage):
-    both = [start(storage, seconds=0.2) for _ in range(2)]
+def test_two_processes_share_a_grid_and_measure_every_point_once(storage, tmp_path):
+    (tmp_path / "meet").mkdir()
+    both = [start(storage, 0.0, tmp_path / "meet") for _ in range(2)]
     for process in both:
         begin(process)
     for process in both:
-        assert process.wait(timeout=120) == 0
+        assert process.wait(timeout=300) == 0
     done = list(complete(storage).values())
     assert grid_points(done) == sorted(kernel.grid()[:10])
     shares = {trial.user_attrs["values"]["kl_16@demo/harmless?part=2/2"][3] for trial in done}

@@ -234,7 +234,7 @@ def test_a_push_is_private_unless_said_and_only_of_what_verifies(home, lab, smal
     lab.clear()
     assert main([*push, "--verify", "13"]) == 1, "scripts see that it is not the same model"
     assert [row for row in lab if "repo" in row] == []
-    assert "NOT as in the studio" in capsys.readouterr().out
+    assert "does NOT match the studio" in capsys.readouterr().out
 
 
 def test_a_card_has_measured_refusals_although_nothing_was_run_before(home, tmp_path):

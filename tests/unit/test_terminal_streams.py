@@ -318,7 +318,7 @@ def test_a_port_that_is_taken_is_said_and_a_free_one_is_taken(plain, free):
     with socket.socket() as other:
         other.bind(("127.0.0.1", free))
         other.listen()
-        with pytest.raises(UserError, match=f"port {free} of 127.0.0.1 is taken.*--port"):
+        with pytest.raises(UserError, match=f"port {free} of 127.0.0.1 is in use.*--port"):
             app.settings(["--port", str(free)])
     assert app.settings([]).port is None
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from sysconfig import get_platform
 
 import pytest
 
@@ -25,7 +26,7 @@ def tracked(folder):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of the checkout; built from a copy, for a build leaves folders behind."""
+    """A wheel of the checkout, built from a copy in which earlier builds have left files."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -34,6 +35,9 @@ def wheel(tmp_path_factory):
         if name.parts[0] in BUILT_FROM or name.match("requirements*.txt"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, source / name)
+    for left in ("lib", f"bdist.{get_platform()}/wheel"):
+        (source / "build" / left / "sst_ui").mkdir(parents=True)
+        (source / "build" / left / "sst_ui" / "removed_long_ago.py").write_text("")
     subprocess.run(
         [
             sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation",

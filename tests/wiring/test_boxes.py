@@ -1,13 +1,15 @@
 """Whatever is typed into a number box or a slider: said at the control or taken as it is."""
 
-from inspect import isgenerator
+from inspect import isgenerator, signature
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 from gradio.helpers import special_args
 
+from sst_ui.__main__ import build_parser
 from sst_ui.errors import UserError
+from sst_ui.ui.api import Api
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import edit
 from sst_ui.ui.panels import search as search_panel
@@ -195,9 +197,22 @@ def test_no_component_judges_a_value_in_words_of_its_own(page):
             assert block.preprocess(ODD) == ODD, block.elem_id
 
 
+def test_the_page_and_the_command_line_begin_with_the_same_settings(page):
+    begins = {getattr(b, "elem_id", None): getattr(b, "value", None) for b in page.blocks.values()}
+    chat = build_parser().parse_args(["chat"])
+    search = build_parser().parse_args(["search", "recipe.yaml"])
+    assert begins["tokens"] == chat.max_new_tokens
+    assert begins["temperature"] == chat.temperature
+    for name in ("strategy", "samples", "tokens", "seed", "start"):
+        assert begins[f"search-{name}"] == getattr(search, name), name
+    assert begins["search-prune"] == (not search.no_prune)
+    told = signature(Api.compare).parameters["max_new_tokens"].default
+    assert told == chat.max_new_tokens
+
+
 def test_the_numbers_of_chat_and_search_are_checked_at_their_own_boxes():
     assert list(chat_events.problems((1.5, 99, "x"))) == [0, 1, 2]
     assert chat_events.problems((64, 0.7, "")) == {}
-    wrong = {**search_panel.SOUND, "seed": 1.5}
+    wrong = {**search_panel.SOUND, "strategy": "tpe", "seed": 1.5}
     assert list(search_panel.problems("en", *wrong.values())) == ["seed"]
     assert search_panel.problems("en", *search_panel.SOUND.values()) == {}

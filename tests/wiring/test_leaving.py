@@ -291,12 +291,12 @@ def test_the_command_says_everything_that_is_not_usual(recipe, monkeypatch, tmp_
     assert plain == (
         f"python -m sst_ui export recipe.yaml --format adapter --out outputs/{stem(recipe)}-adapter"
     )
-    whole = export_panel.command(recipe, Wanted("model", "stochastic", None, 3, "my model"))
-    assert whole.endswith("--out 'outputs/my model' --rounding stochastic --verify 3")
+    whole = export_panel.command(recipe, Wanted("model", "stochastic", None, 8, "my model"))
+    assert whole.endswith("--out 'outputs/my model' --rounding stochastic --verify 8")
     from sst_ui.__main__ import build_parser
 
     given = build_parser().parse_args(["export", "r.yaml", "--out", "x", "--rank", "3"])
-    assert (given.rank, given.rounding, given.verify) == (3, "nearest", 8)
+    assert (given.rank, given.rounding, given.verify) == (3, "nearest", 0)
 
 
 def test_a_space_pushes_with_the_visitors_token_or_not_at_all(space, engine, monkeypatch):

@@ -28,7 +28,7 @@ ADAPTER = f"safety: {DEMO / 'adapters' / 'safety'}"
 LATE = {  # readable, and found wrong only when the engine resolves it
     "no such adapter": (f"edits: [{{utility: nowhere/at-all-here, {ADAPTER}}}]", "nowhere/at-all"),
     "no such prompts": ("edits: [{directions: {harmful: no-such-set}}]", "no-such-set"),
-    "another model": ("model: {id: org/other}", "org/other; this studio has demo"),
+    "another model": ("model: {id: org/other}", "org/other, but demo is loaded"),
     "two merges": ("edits: [{}, {}]", "a merge and then an ablation"),
     "too many layers": ("edits: [{weights: {curve: [1, 1]}}]", "2 values"),
     "a layer beyond": ("edits: [{directions: {scope: single, layer: 99}}]", "99"),

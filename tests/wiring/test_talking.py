@@ -127,7 +127,11 @@ def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engi
     other = replace(engine.loaded, key="another model")
     for now, stored in ((other, rows), (engine.loaded, None), (engine.loaded, "nonsense")):
         assert not isinstance(back("en", now, stored), tuple), "nothing of another model's"
-    for turns in (None, 3, [{"message": 1}], [{"message": "a", "answers": [1]}]):
+    two = {"message": "a", "answers": ["b", "c"]}
+    strange = (None, {"message": 1}, {"answers": ["b", "c"]}, {**two, "mood": "good"},
+               {**two, "message": "\ud800"}, {**two, "answers": [1, 2]},
+               {**two, "answers": ["only one"]})  # fmt: skip
+    for turns in (None, 3, *([row] for row in strange)):
         assert Conversation.from_rows(turns) == Conversation()
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from . import curriculum, network, optim, removal, tokens
 
-ROWS, ROW = 32, 128  # samples are packed into rows: 4,096 tokens a step
+ROWS, ROW = 32, 128  # samples are packed into rows: 4,096 tokens per step
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sst_ui import cache
 from sst_ui.data.prompt_sets import PromptSet
 from sst_ui.errors import UserError
 from sst_ui.maths.directions import Directions
-from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.inference.residuals import instruction_end, residuals
 from sst_ui.model.load.chat_template import Message
 from sst_ui.model.runtime.host import Host
@@ -77,7 +77,7 @@ def probe(
     host: Host,
     messages: Sequence[Message],
     directions: Directions,
-    edits: Sequence[RowEdit] = (),
+    edits: Sequence[Edit] = (),
 ) -> np.ndarray:
     """Where a conversation stands along the main direction, per layer, as the edited model sees it.
 

@@ -16,8 +16,8 @@ from sst_ui.recipe import Evaluation
 if TYPE_CHECKING:
     from sst_ui.metrics.judge import Judge
 
-_judges = Memory(1)  # the last judge: loading it takes longer than asking it
-_said = Memory(20_000)  # (judge, prompt, answer) -> label
+_judges: "Memory[Judge]" = Memory(1)  # the last judge: loading it takes longer than asking it
+_said: Memory[Label] = Memory(20_000)  # (judge, prompt, answer) -> label
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Labeller:
     def label(
         self, prompts: Sequence[str], seen: Sequence[Shown]
     ) -> Generator[Progress, None, list[Shown]]:
-        """The same answers, with labels where a person or a judge gives them."""
+        """The same answers, with labels given by people or a judge, where there are any."""
         pairs = [(p, Answer(s.observation)) for p, s in zip(prompts, seen, strict=True)]
         given: dict[tuple[str, str], Label] = {}
         if self.judge:

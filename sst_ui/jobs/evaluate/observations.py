@@ -54,7 +54,7 @@ def observe(
     If the base is known already, only the edited rows run.
 
     Returns:
-        observations of the base, and those of each row, one a prompt.
+        observations of the base, and those of each row, one per prompt.
     """
     if task.reads == "divergence":
         written = yield from _written(host, task)
@@ -66,8 +66,8 @@ def observe(
         seen = []
     elif task.reads == "refusals":
         answers, _ = yield from observe(host, replace(task, reads="answer"), [])
-        written = [shown.tokens for shown in answers]
-        seen = yield from observers.refusals(host, task, asked, written)
+        said = [shown.tokens for shown in answers]
+        seen = yield from observers.refusals(host, task, asked, said)
     else:
         seen = yield from observers.READERS[task.reads](host, task, asked)
     if base is None:
@@ -84,7 +84,7 @@ def forget() -> None:
     _memory.clear()
 
 
-_memory = Memory(KEPT)
+_memory: Memory[list] = Memory(KEPT)
 
 
 def _written(host: Host, task: Task) -> Generator[Progress, None, list[list[int]]]:

@@ -23,7 +23,7 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
 Row = tuple[Edit, ...]
-Seen = list[Shown]  # one a prompt
+Seen = list[Shown]  # one per prompt
 Reader = Generator[Progress, None, list[Seen]]  # in the end the observations of every row
 
 _UNSEEN = Shown("", None)
@@ -190,9 +190,8 @@ def text(host: Host, task: Task, rows: list[Row]) -> Reader:
     for group in _groups(host, task.tokens, len(rows), columns=longest):
         yield Progress(task.title, done, len(task.tokens))
         texts = [task.tokens[i] for i in group for _ in rows]
-        distributions = teacher_forced(
-            host, [ids[:1] for ids in texts], [ids[1:] for ids in texts], rows * len(group)
-        )
+        begun, rest = [ids[:1] for ids in texts], [ids[1:] for ids in texts]
+        distributions = teacher_forced(host, begun, rest, rows * len(group), plain=True)
         for place, distribution in enumerate(distributions):  # [tokens - 1, vocabulary]
             _sound(distribution)
             i, r = group[place // len(rows)], place % len(rows)

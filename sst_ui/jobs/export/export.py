@@ -28,7 +28,7 @@ from sst_ui.recipe import Recipe
 
 @dataclass(frozen=True)
 class Format:
-    """One way to take a model home.
+    """One export format.
 
     Attributes:
         what: a sentence for the screen.
@@ -51,7 +51,7 @@ FORMATS = {
         Format(
             "adapter",
             "PEFT adapter",
-            "a LoRA adapter beside the base model: small, and exact without norm preservation",
+            "a LoRA adapter for the base model: small, and exact without norm preservation",
             "",
             formats.check_adapter,
             formats.adapter,
@@ -59,7 +59,7 @@ FORMATS = {
         Format(
             "model",
             "Whole model",
-            "safetensors as the base model has them, with the edited matrices in place",
+            "the base model's safetensors with the edited matrices replaced",
             "",
             formats.check_model,
             formats.model,
@@ -67,7 +67,7 @@ FORMATS = {
         Format(
             "mergekit",
             "mergekit YAML",
-            "a configuration for mergekit; what it has no words for goes through an adapter",
+            "a configuration for mergekit; what it cannot express is written as an adapter",
             "mergekit, to run it",
             mergekit.check,
             mergekit.write,
@@ -76,7 +76,7 @@ FORMATS = {
             "gguf",
             "GGUF",
             "one file for llama.cpp and the programs built on it",
-            "the package gguf, or llama.cpp's converter",
+            "the gguf package, or llama.cpp's converter",
             gguf_file.check,
             gguf_file.write,
         ),

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sst_ui.errors import UserError
+from sst_ui.jobs.directions.filtering import refuse
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import random
 from sst_ui.model.hooks.live_edits import Edit
+from sst_ui.model.hooks.low_rank import RowFilter
 from sst_ui.model.hooks.row_plan import RowEdit
 from sst_ui.model.load.companion_files import carry
 from sst_ui.model.load.load import contents
@@ -22,7 +26,7 @@ from sst_ui.model.weights import tensor_edits
 from sst_ui.model.weights.streaming_writer import write_model
 from sst_ui.options import Rounding
 from sst_ui.progress import Progress
-from sst_ui.recipe import Ablation, Recipe
+from sst_ui.recipe import KINDS, Ablation, Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +61,37 @@ class Made:
     check: bool = True
 
 
-def pretended(host: Host, recipe: Recipe) -> tuple[RowEdit, ...]:
+def pretended(host: Host, recipe: Recipe) -> tuple[RowEdit | RowFilter, ...]:
     """The recipe's ablations along random directions: enough to tell what a format can hold,
-    before minutes go into measuring the real ones."""
-    shape = (host.layers, host.hidden)
-    return tuple(
-        RowEdit(
-            random(*shape, edit.directions.k, 0),
-            kernel.table(edit.weights, host.layers),
-            norm_preserving=edit.norm_preserving,
-            affine=edit.affine,
-            operation=edit.operation,
-        )
-        for edit in recipe.edits
-        if isinstance(edit, Ablation)
+    before minutes go into measuring the real ones.
+
+    Raises:
+        UserError: a filtered ablation that this model does not allow.
+    """
+    return tuple(_pretended(host, edit) for edit in recipe.edits if isinstance(edit, Ablation))
+
+
+def _pretended(host: Host, edit: Ablation) -> RowEdit | RowFilter:
+    directions = random(host.layers, host.hidden, edit.directions.k, 0)
+    alpha = kernel.table(edit.weights, host.layers)
+    if edit.operation == "filter":  # deltas like a merge's, which every format holds
+        refuse(host, edit)
+        return RowFilter({}, directions=directions, alpha=alpha)
+    return RowEdit(
+        directions,
+        alpha,
+        norm_preserving=edit.norm_preserving,
+        affine=edit.affine,
+        operation=edit.operation,
+        centre=_no_centre(host, edit),
     )
+
+
+def _no_centre(host: Host, edit: Ablation) -> Tensor | None:
+    """A centre of zeros [L, kinds, k] where the edit has one."""
+    if not edit.affine or edit.affine_at == "prompt_end":
+        return None
+    return torch.zeros(host.layers, len(KINDS), edit.directions.k)
 
 
 def check_adapter(host: Host, recipe: Recipe, rank: int | None) -> None:
@@ -124,8 +144,8 @@ def _as_loaded(host: Host) -> Generator[Progress, None, None]:
     folder = yield from source.download()
     if (yield from contents(folder, source.weights())) != host.files:
         raise UserError(
-            f"the files of {host.name} are not those that were loaded; load the model again, and "
-            "look whether the edit still does what it did."
+            f"the files of {host.name} have changed since they were loaded; load the model again, "
+            "and check that the edit still does what it did."
         )
 
 
@@ -142,5 +162,10 @@ def model(job: Job, folder: Path) -> Generator[Progress, None, Made]:
         f"{done.copied:,} bytes of others copied as they were."
     ]
     if done.untied:
-        notes.append("The head was tied to the embedding and has weights of its own now.")
+        notes.append("The head was tied to the embedding and now has its own weights.")
+    if done.flags:
+        notes.append(
+            f"config.json says {' and '.join(f'{flag}: true' for flag in done.flags)} now, for the "
+            "biases that the affine edit needs; the other biases that come with it are zero."
+        )
     return Made(tuple(notes))

@@ -157,21 +157,21 @@ def compare(host: Host, file: FileTokenizer, words: bool = True) -> list[str]:
             spaced.append(text)
         else:
             _same("text", text, mine, theirs, sort)
-    notes = [f"Tokens in llama.cpp: all of {len(talks)} chats are as the model's own."]
+    notes = [f"Tokens in llama.cpp: all {len(talks)} chats match the model's own."]
     if spaced:
-        does = "does in front of every text between special tokens" if file.prefixes else "does not"
+        does = "adds it to every text between special tokens" if file.prefixes else "does not"
         notes.append(
-            f"Plain texts may differ by a space in front: this tokenizer puts one there "
-            f"({sort.prefix}), llama.cpp {does}; so in {min(spaced, key=len)!r:.60}."
+            f"Plain texts may differ by a leading space: this tokenizer adds one ({sort.prefix}), "
+            f"llama.cpp {does}; for example in {min(spaced, key=len)!r:.60}."
         )
     if composed:
         notes.append(
-            "Letters with separate accents (Unicode NFD) have other tokens in llama.cpp: this "
+            "Letters with separate accents (Unicode NFD) get other tokens in llama.cpp: this "
             "tokenizer composes them first (NFC), and llama.cpp does not."
         )
     if lost := left_out(own, rows):
         notes.append(
-            f"{len(lost)} tokens lie behind the last row of the embedding and are left out: "
+            f"{len(lost)} tokens lie beyond the last row of the embedding and are left out: "
             f"{', '.join(lost)[:80]}."
         )
     for ids, does in (

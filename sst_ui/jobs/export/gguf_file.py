@@ -27,9 +27,11 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.export import formats, gguf_compare, gguf_vocabulary
 from sst_ui.jobs.export.formats import Job, Made
 from sst_ui.jobs.export.gguf_keys import FAMILIES, Family, describe, frequencies, turned, window
-from sst_ui.model.load.companion_files import carry
+from sst_ui.model.load.companion_files import CONFIG, carry
 from sst_ui.model.runtime.host import Host
+from sst_ui.model.weights.given_biases import with_flags
 from sst_ui.model.weights.staged_folder import room
+from sst_ui.model.weights.tensor_edits import granted
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
 
@@ -40,7 +42,7 @@ FILE_TYPES = {
     torch.float16: "MOSTLY_F16",
     torch.bfloat16: "MOSTLY_BF16",
 }
-TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+TYPES = {dtype: name for name, dtype in DTYPES.items()}
 OUT = {"F32": "f32", "F16": "f16", "BF16": "bf16"}  # stored type -> the converter's word
 WORK = ".gguf"  # the whole model, while it is converted
 
@@ -74,7 +76,9 @@ def check(host: Host, recipe: Recipe, rank: int | None) -> None:
         )
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"GGUF needs a package that is not installed: pip install gguf; or {get}")
-    describe(host.model.config, FAMILIES[family])  # refuses what the keys cannot say
+    flags, _ = granted(formats.pretended(host, recipe), host.architecture)
+    # refuses what the keys cannot say
+    describe(with_flags(host.model.config, flags), FAMILIES[family])
     gguf_compare.planned(host)
 
 
@@ -87,6 +91,8 @@ def write(job: Job, folder: Path) -> Generator[Progress, None, Made]:
         model = Path(work) / re.sub(r"[^\w.-]+", "-", job.host.name.split("/")[-1])
         model.mkdir()
         made = yield from formats.model(job, model)
+        # the settings of what was written, which may have biases that the original has not
+        shutil.copyfile(model / CONFIG, folder / CONFIG)
         script = converter()
         if script is not None:
             yield from _converted(script, job, model, folder / FILE)
@@ -164,7 +170,9 @@ def _written(job: Job, model: Path, out: Path) -> Generator[Progress, None, int]
     import gguf
 
     host = job.host
-    config, family = host.model.config, FAMILIES[host.architecture.model_type]
+    flags, _ = granted(job.edits, host.architecture)
+    config = with_flags(host.model.config, flags)
+    family = FAMILIES[host.architecture.model_type]
     writer = gguf.GGUFWriter(out, family.arch)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.arch.upper()], host.layers)
     try:

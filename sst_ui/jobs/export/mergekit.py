@@ -21,8 +21,16 @@ from typing import Any
 import yaml
 
 from sst_ui.errors import UserError
-from sst_ui.jobs.export.formats import Job, Made, adapter_files, check_adapter, check_model
+from sst_ui.jobs.export.formats import (
+    Job,
+    Made,
+    adapter_files,
+    check_adapter,
+    check_model,
+    pretended,
+)
 from sst_ui.jobs.merge.merge import SUMS, by_part, settings, table
+from sst_ui.model.architecture.discover import fold
 from sst_ui.model.hooks.low_rank import RowDelta
 from sst_ui.model.load.source import is_local, open_source
 from sst_ui.model.lora.adapters import read_adapter
@@ -50,7 +58,7 @@ def unspoken(host: Host, recipe: Recipe) -> str:
     """Why mergekit has no words for a recipe; '' if it has."""
     if len(recipe.edits) != 1 or not isinstance(recipe.edits[0], Merge):
         what = "an ablation" if recipe.edits else "no edit"
-        return f"mergekit has no words for {what if len(recipe.edits) < 2 else 'several edits'}"
+        return f"mergekit cannot express {what if len(recipe.edits) < 2 else 'several edits'}"
     merge = recipe.edits[0]
     if merge.method not in SPOKEN:
         return f"mergekit has no method {merge.method}"
@@ -58,7 +66,7 @@ def unspoken(host: Host, recipe: Recipe) -> str:
         return f"mergekit does not cut a merge to rank {merge.rank}"
     if any(len(parts) > 1 for parts in by_part(host, merge).values()):
         return (
-            "mergekit weighs a fused matrix as a whole, not q, k and v (or gate and up) by itself"
+            "mergekit weights a fused matrix as a whole, not q, k and v (or gate and up) separately"
         )
     if merge.method == "ties" and min(table(host, merge).values(), default=0.0) < 0:
         return "mergekit's TIES divides by the sum of the weights, and some are negative"
@@ -85,6 +93,11 @@ def check(host: Host, recipe: Recipe, rank: int | None) -> None:
     if unspoken(host, recipe):
         check_adapter(host, recipe, rank)
         check_model(host, recipe)  # mergekit puts the adapter into the weights, biases included
+        if bare := tensor_edits.without_bias(pretended(host, recipe), host.architecture):
+            raise UserError(
+                f"an affine edit needs a bias at what each module writes, and mergekit gives "
+                f"{fold(bare)} none. Export format model or adapter instead."
+            )
 
 
 def write(job: Job, folder: Path) -> Generator[Progress, None, Made]:
@@ -163,11 +176,11 @@ def spoken(host: Host, merge: Merge, folder: Path) -> tuple[dict[str, Any], tupl
     notes = ["The recipe in mergekit's own words, one weight for each layer and kind of module."]
     if merge.method in ("ties", "dare"):
         notes.append(
-            "In the studio the merged change is cut to the sum of both ranks, which can take a "
+            "In the studio the merged change is cut to the sum of both ranks, which can lose a "
             "quarter of it; mergekit keeps it whole. Format model gives the studio's own."
         )
     if merge.method == "dare":
-        notes.append("DARE drops entries at random, and mergekit draws others than the studio.")
+        notes.append("DARE drops entries at random, and mergekit draws different ones.")
     return said, tuple(notes)
 
 

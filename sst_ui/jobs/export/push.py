@@ -91,7 +91,7 @@ def push(
 def _files(folder: Path) -> dict[str, Path]:
     """Name in the repository -> file; small ones first, hidden ones not at all."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; export first, and give the folder that it made.")
+        raise UserError(f"{folder} is not a folder; export first, and give the folder it made.")
     found = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")
@@ -108,10 +108,10 @@ def _refused(repo: str, error: Exception) -> UserError:
     status = getattr(getattr(error, "response", None), "status_code", 0)
     said = " ".join(str(error).split())[:200]
     if isinstance(error, HFValidationError):
-        return UserError(f"{repo!r} is no name for a repository: {said}")
+        return UserError(f"{repo!r} is not a valid repository name: {said}")
     if status == 401:
         return UserError("the Hub does not accept the token; make a new one with write access.")
     if status == 403:
         return UserError(f"the token may not write to {repo}; use one with write access to it.")
-    again = "Push again: what is there already is not sent twice."
+    again = "Push again: files already uploaded are not sent twice."
     return UserError(f"pushing to {repo} failed: {said or type(error).__name__}. {again}")

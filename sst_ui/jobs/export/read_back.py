@@ -1,4 +1,4 @@
-"""A written folder, read as anybody would read it: plain transformers, PEFT, safetensors.
+"""Reads a written folder as any user would: plain transformers, PEFT, safetensors.
 
     python -m sst_ui.jobs.export.read_back FOLDER --reference FILE
 

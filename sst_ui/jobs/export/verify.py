@@ -87,19 +87,19 @@ class Verification:
 
     def summary(self) -> str:
         """One sentence; two where it failed."""
-        kept = "" if self.ok else " What was written is kept in its folder; do not rely on it."
+        kept = "" if self.ok else " The files are kept in their folder; do not rely on them."
         return self._finding() + kept
 
     def _finding(self) -> str:
         if self.problem:
             return f"NOT verified: {self.problem}"
-        found = "as in the studio" if self.ok else "NOT as in the studio"
+        found = "matches the studio" if self.ok else "does NOT match the studio"
         if not self.prompts:
             return (
                 f"{found}, as far as the matrices go ({self.residue:.1e} off): the live model "
                 "cannot compute this edit, so no answers were compared."
             )
-        ties = f" ({self.near_ties} more part at a near tie)" if self.near_ties else ""
+        ties = f" ({self.near_ties} more differ at a near tie)" if self.near_ties else ""
         residue = "" if self.residue is None else f", matrices {self.residue:.1e} off"
         tokens = ""
         if self.same_tokens is not None:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.metrics.corrections import SIDES
 from sst_ui.metrics.results import MetricResult, Value, Verdict
 from sst_ui.recipe import Merge, Recipe
 
@@ -34,7 +35,7 @@ class Record:
         name: the variant's name, may be empty.
         digest: of the recipe, as shown everywhere.
         text: the recipe as YAML, its evaluation included.
-        metrics: one mapping a metric (see `FIELDS`), in order; empty while there are none.
+        metrics: one mapping per metric (see `FIELDS`), in order; empty while there are none.
     """
 
     id: int
@@ -145,7 +146,7 @@ def words_of(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several records beside one another; every tuple of values has one a record, in order.
+    """Several records beside one another; every tuple of values has one per record, in order.
 
     Attributes:
         metrics: (a row of that metric, the rows of all records; None where not measured).
@@ -222,7 +223,7 @@ def _word(item: Any) -> str:
 def _metric(row: Any) -> dict[str, Any]:
     """A metric's row with exactly its fields, each of its kind."""
     sides = {}
-    for side in ("base", "edited"):
+    for side in SIDES:
         found = row[side]
         if found is not None or side == "base":
             found = value(found).to_json()

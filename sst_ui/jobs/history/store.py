@@ -260,16 +260,16 @@ class History:
                 f"{self._broken(str(error))} It cannot be moved here: {refused.strerror}."
             )
         if kept is None:
-            return Damaged(f"the run history {self.path} was damaged, and is a new one now.")
+            return Damaged(f"the run history {self.path} was damaged; a new one replaces it.")
         return Damaged(
             f"the run history {self.path} is damaged ({error}); it is kept as {kept}, and a new "
-            "one begins."
+            "one is started."
         )
 
     def _refused(self, why: str) -> UserError:
         return UserError(
             f"the run history {self.path} cannot be written: {why}, so runs are not kept. Set "
-            "SST_HOME to a folder that can."
+            "SST_HOME to a writable folder."
         )
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -296,7 +296,7 @@ class History:
 
     def _broken(self, why: str) -> str:
         return (
-            f"the run history {self.path} cannot be read ({why}). Move that file away to begin a "
+            f"the run history {self.path} cannot be read ({why}). Move that file away to start a "
             "new one; the studio does not touch it."
         )
 

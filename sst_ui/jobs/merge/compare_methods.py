@@ -35,7 +35,7 @@ TOGETHER = 4  # contenders in a batch; more would only keep the first row waitin
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """One row to be.
+    """One method to compare.
 
     Attributes:
         name, title: of the method, or one of `ALONE`.

@@ -38,7 +38,7 @@ SAMPLES = 16  # conversations of each set that a measurement reads
 
 @dataclass(frozen=True)
 class Point:
-    """A merge between its two goals: nats a token each; kept is 0..1, None when measured."""
+    """A merge between its two goals: nats per token each; kept is 0..1, None when measured."""
 
     cost: float
     residual: float

@@ -40,7 +40,7 @@ Parts = tuple[tuple[Tensor | slice, float], ...]  # (rows, weight) of a module's
 # Methods that add up whole deltas, so that biases can be added too -> the target that each has.
 SUMS: Mapping[str, Target] = {"task_arithmetic": "additive", "linear": "interpolating"}
 SPECTRAL = ("target", "mode", "damping")  # what a spectrum depends on beside the statistics
-_kept = Memory(4)  # statistics of a few pairs of adapters
+_kept: Memory[tuple[Module, ...]] = Memory(4)  # statistics of a few pairs of adapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,9 +266,9 @@ def by_part(host: Host, spec: Merge, paths: Iterable[str] | None = None) -> dict
                 f"{name} {value:.3g}" for name, value in zip(names, values, strict=True)
             )
             raise UserError(
-                f"the weights tell {told} apart in {path}, one matrix for all of them, and which "
-                f"of its rows are which is not known for {host.architecture.model_type}. Give "
-                f"them one factor: weights.modules.{kind}."
+                f"{told} have different weights but share one matrix, {path}, whose row layout is "
+                f"not known for {host.architecture.model_type}. Give them one factor: "
+                f"weights.modules.{kind}."
             )
         found[path] = tuple((rows[name], v) for name, v in zip(names, values, strict=True))
     return found
@@ -283,9 +283,9 @@ def _check_whole(cells: Mapping[str, Parts]) -> None:
     split = [path for path, parts in cells.items() if len(parts) > 1]
     if split:
         raise UserError(
-            f"the weights tell the parts of {fold(split)} apart, and what a merge costs, which a "
-            "KL budget goes by, is only predicted for a matrix with one weight. Give q, k and v "
-            "one factor (and gate and up), or no budget."
+            f"the parts of {fold(split)} have different weights, and a KL budget needs a predicted "
+            "cost, which only matrices with a single weight have. Give q, k and v one factor (and "
+            "gate and up), or no budget."
         )
 
 
@@ -318,7 +318,7 @@ def _unaligned(
             name = "model.embed_tokens.weight"  # a tied head
         if name not in weights or weights[name].shape != aligned.shape:
             raise UserError(
-                f"{folder} has no {name} of shape {list(aligned.shape)}: it is no checkpoint of "
+                f"{folder} has no {name} of shape {list(aligned.shape)}: it is not a checkpoint of "
                 f"{host.name}."
             )
         difference = aligned.detach().float().cpu() - weights[name].to(torch.float32)

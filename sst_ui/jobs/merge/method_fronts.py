@@ -15,20 +15,22 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Merge, flat, late
 
+DIRECTIONS = (5, 256, 1024, 4096)  # kept in each module
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
 # What a method is swept over: four settings each, under every table of weights; `weight` is a
 # factor of the table's own safety weight.
 GRID: Mapping[str, tuple[Mapping[str, float], ...]] = {
     "sst": tuple({"mu": x} for x in (3.0, 10.0, 30.0, 100.0)),
-    "sst_topk": tuple({"k": x} for x in (5, 256, 1024, 4096)),
+    "sst_topk": tuple({"k": x} for x in DIRECTIONS),
     "sst_residual": tuple({"k": 256, "ratio": x} for x in (0.1, 0.2, 0.4, 0.8)),
-    "sst_layerwise": tuple({"k": x} for x in (5, 256, 1024, 4096)),
+    "sst_layerwise": tuple({"k": x} for x in DIRECTIONS),
     "fisher": tuple({"price": x} for x in (0.1, 1.0, 10.0, 100.0)),
-    "task_arithmetic": tuple({"weight": x} for x in (0.25, 0.5, 0.75, 1.0)),
-    "linear": tuple({"weight": x} for x in (0.25, 0.5, 0.75, 1.0)),
-    "ties": tuple({"density": 0.5, "weight": x} for x in (0.25, 0.5, 0.75, 1.0)),
-    "dare": tuple({"drop": 0.5, "weight": x} for x in (0.25, 0.5, 0.75, 1.0)),
+    "task_arithmetic": tuple({"weight": x} for x in QUARTERS),
+    "linear": tuple({"weight": x} for x in QUARTERS),
+    "ties": tuple({"density": 0.5, "weight": x} for x in QUARTERS),
+    "dare": tuple({"drop": 0.5, "weight": x} for x in QUARTERS),
     "safe_lora": tuple({"threshold": x} for x in (0.1, 0.35, 0.6, 1.0)),
-    "safe_merge": tuple({"threshold": 1.0, "share": x} for x in (0.25, 0.5, 0.75, 1.0)),
+    "safe_merge": tuple({"threshold": 1.0, "share": x} for x in QUARTERS),
 }
 TABLES = {"": flat(), ", late bell": late()}
 OURS = "sst"
@@ -76,7 +78,7 @@ class Measured:
         method: or `base`, `utility`, `safety`.
         title: with the setting.
         scores: metric -> what each prompt scored.
-        cost: predicted KL on utility data, nats a token; None where nothing is predicted.
+        cost: predicted KL on utility data, nats per token; None where nothing is predicted.
     """
 
     method: str

@@ -91,7 +91,7 @@ def connect(ray: Any, address: str, workers: int | None = None) -> bool:
         if address == "auto" and "Could not find any running" in words:
             raise UserError(
                 "there is no Ray cluster on this machine. Start one with `ray start --head`, give "
-                "its address, or take `local` for one that lives as long as the search."
+                "its address, or use `local` for one that ends with the search."
             ) from None
         hint = ""
         if isinstance(error, ConnectionError) and "RAY_AUTH_MODE" not in os.environ:
@@ -124,11 +124,11 @@ def _share(processors: list[float], count: int) -> float:
 
 
 def _reach(address: str) -> None:
-    """Find out quickly whether anybody listens there: Ray itself would wait for a minute."""
+    """Find out quickly whether anything listens there: Ray itself would wait for a minute."""
     found = re.fullmatch(r"(?:ray://)?\[?([^/\[\]]+)\]?:(\d+)/?", address)
     if not found:
         raise UserError(
-            f"{address!r} is no address of a Ray cluster; give auto, local, HOST:PORT or "
+            f"{address!r} is not the address of a Ray cluster; give auto, local, HOST:PORT or "
             "ray://HOST:PORT."
         )
     try:

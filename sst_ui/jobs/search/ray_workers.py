@@ -22,7 +22,7 @@ from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation, ModelSpec, Recipe
 
 LOSSES = 3  # of workers on the same batch, after which it is given up
-PATIENCE = 60.0  # seconds for the first worker to find a place on the cluster
+PATIENCE = 180.0  # seconds for the first worker to start; a busy machine imports torch in a minute
 LOST = object()
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Cluster:
 
     Attributes:
         layers, preserving, fused, name: see `trials.Measurer`; known once it is open.
-        workers: how many there are to be.
+        workers: how many there are; known once it is open.
     """
 
     def __init__(self, spec: ModelSpec, address: str, workers: int | None = None) -> None:
@@ -66,15 +66,15 @@ class Cluster:
                 `cpu`.
             address: `auto` for the cluster that this machine is part of, `local` for one on this
                 machine that ends with it, `HOST:PORT`, or `ray://HOST:PORT`.
-            workers: None for one a GPU, else one for every 2 processors, 8 at most.
+            workers: None for one per GPU, else one per 2 processors, 8 at most.
 
         Raises:
             UserError: no number of workers.
         """
         if workers is not None and workers < 1:
-            raise UserError(f"there are to be {workers} workers; it must be 1 or more.")
+            raise UserError(f"workers is {workers}; it must be 1 or more.")
         self.spec, self.address = spec, address
-        self.workers = workers
+        self.workers, self._wanted = workers or 0, workers
         self._team: list[_Hired] = []
         self._mine = False  # whether the connection to Ray ends with this
         self._unloaded = self._serial = self._hired = 0
@@ -99,8 +99,8 @@ class Cluster:
         """
         yield Progress("workers", 0, 1, f"connecting to {self.address}")
         self._ray = library()
-        self._mine = connect(self._ray, self.address, self.workers)
-        self._shares: Shares = shares(self._ray, self.spec, self.workers)
+        self._mine = connect(self._ray, self.address, self._wanted)
+        self._shares: Shares = shares(self._ray, self.spec, self._wanted)
         self.workers = self._shares.count
         self._actor = self._ray.remote(Worker)
         self._team = [self._hire() for _ in range(self.workers)]
@@ -111,8 +111,8 @@ class Cluster:
                 pass  # only models are being loaded
             if not self._ray.wait(placed, timeout=0)[0] and time.monotonic() > deadline:
                 raise UserError(
-                    f"no worker found a place on the cluster within {PATIENCE:.0f} seconds. Each "
-                    f"needs {self._shares}; wait until they are free, or ask for other workers."
+                    f"no worker started on the cluster within {PATIENCE:.0f} seconds. Each "
+                    f"needs {self._shares}; wait until they are free, or change --workers."
                 )
             yield Progress("workers", 0, self.workers, self._told())
         yield Progress("workers", self.workers, self.workers)
@@ -178,7 +178,7 @@ class Cluster:
     def _answers(self) -> Generator[tuple[int, Any], None, None]:
         """What has come within a second: results by place, LOST for those of a lost worker.
 
-        Who was lost has a successor, who has had a model loaded can be given work.
+        Lost workers are replaced; workers whose model is loaded can be given work.
         """
         asked = {worker.answer: worker for worker in self._team if worker.answer is not None}
         for answer in self._ray.wait(list(asked), timeout=1.0)[0]:
@@ -226,7 +226,7 @@ class Cluster:
         worker.answer = worker.actor.work.remote(self._serial, *calls[place])
 
     def _stop(self) -> None:
-        """Nobody works any more: who does not stop by itself in time is replaced."""
+        """Stop all workers; those that do not stop in time are replaced."""
         busy = [worker for worker in self._team if worker.place is not None]
         asked = {worker.actor.stop.remote(worker.serial): worker for worker in busy}
         if not asked:
@@ -248,7 +248,7 @@ class Cluster:
         try:
             return self._ray.get(answer)
         except errors.RuntimeEnvSetupError as error:
-            raise UserError(f"the studio could not be brought to a worker: {error}") from None
+            raise UserError(f"the studio could not be sent to a worker: {error}") from None
         except errors.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
@@ -261,7 +261,7 @@ class Cluster:
                 errors.ObjectLostError)  # fmt: skip
 
     def _told(self) -> str:
-        """Who does what, in words."""
+        """What each worker is doing, in words."""
         words = []
         for worker in self._team:
             if worker.answer is None:

@@ -137,12 +137,12 @@ def rows_of(recipe: Recipe, spec: SearchSpec, measurer: Measurer) -> dict[str, S
     if spec.strategy == "tpe":
         return space(recipe, measurer.preserving, measurer.fused)
     if spec.strategy != "staged" and not isinstance(goals.searched(recipe), Ablation):
-        raise UserError(f"{spec.strategy} is for ablations; take tpe or staged for a merge.")
+        raise UserError(f"{spec.strategy} is for ablations; use tpe or staged for a merge.")
     tried = _first(recipe, spec, {}, measurer.layers)
-    values = {name: [each[name] for each in tried] for name in tried[0]}
+    columns = {name: [each[name] for each in tried] for name in tried[0]}
     return {
-        name: Span(min(known), max(known), whole=isinstance(known[0], int))
-        for name, known in values.items()
+        name: Span(min(column), max(column), whole=isinstance(column[0], int))
+        for name, column in columns.items()
     }
 
 

@@ -22,10 +22,10 @@ from sst_ui.recipe import (
     Recipe,
     WeightTable,
 )
-from sst_ui.schema import setting
 
 Params = dict[str, Any]
 FILTERED = ("filtered", "filtered_affine")  # ways that have a price
+PRICES = ("mu", "budget")  # of a filter
 MEASURED = ("estimator", "k")  # settings of how directions are measured
 
 
@@ -53,7 +53,8 @@ def space(
 
     Args:
         recipe: decides by what is being searched: an edit that adds has no ways, directions of a
-            file are as they are, a method without a price has no budget.
+            file are as they are, a method without a price has no budget; a filter has a price, or
+            a budget where the recipe gives one.
         preserving: whether this model's norms can be preserved while it computes.
         fused: kinds of this model's matrices that hold several kinds (qkv, gate_up); they are
             weighed as a whole, as a budget needs.
@@ -71,11 +72,13 @@ def space(
         rows |= {f"module_{kind}": factors for kind in (*single, *fused)}
         return {name: _span(row) for name, row in rows.items()}
     rows = dict(presets()["ablation"])
-    ways = [way for way in rows.pop("way")["any"] if _there(way, preserving)]
+    ways = [way for way in rows.pop("way")["any"] if preserving or way != "norm_preserving"]
     if edit.operation != "add":  # which goes with none of them
         rows["way"] = {"any": ways}
-    if edit.operation == "add" or "filtered" not in ways:
-        rows.pop("mu")
+    price = "mu" if edit.filter.budget is None else "budget"
+    for name in PRICES:
+        if edit.operation == "add" or name != price:
+            rows.pop(name)
     if edit.directions.file is not None:
         rows = {n: row for n, row in rows.items() if n not in ("scope", "layer", *MEASURED)}
     if edit.directions.estimator == "random":  # a control stays one
@@ -162,14 +165,7 @@ def used(name: str, params: Mapping[str, Any]) -> bool:
     """Whether a setting that was drawn counts beside the others that were."""
     if name == "layer":
         return params.get("scope") == "single"
-    return name != "mu" or params.get("way") in FILTERED
-
-
-def _there(way: str, preserving: bool) -> bool:
-    """Whether edits can be made in this way."""
-    if way in FILTERED:
-        return "filter" in setting("edit.operation").choices
-    return preserving or way != "norm_preserving"
+    return name not in PRICES or params.get("way", FILTERED[0]) in FILTERED  # or a merge's
 
 
 def _way(old: Ablation, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,17 +179,13 @@ def _way(old: Ablation, params: Mapping[str, Any]) -> dict[str, Any]:
         "affine": way in ("affine", "filtered_affine"),
     }
     if way in FILTERED:
-        found = _filter(old)
-        fields["filter"] = replace(found, mu=float(params.get("mu", found.mu)), budget=None)
+        price: dict[str, Any] = {name: float(params[name]) for name in PRICES if name in params}
+        fields["filter"] = replace(old.filter, **price)
     return fields
 
 
-def _filter(edit: Any) -> Any:
-    return edit.filter
-
-
 def _own_way(edit: Ablation) -> str:
-    if str(edit.operation) == "filter":
+    if edit.operation == "filter":
         return "filtered_affine" if edit.affine else "filtered"
     return "norm_preserving" if edit.norm_preserving else "affine" if edit.affine else "plain"
 
@@ -225,11 +217,11 @@ def _own(edit: Ablation | Merge, name: str, layers: int) -> Any:
         return getattr(weights, name)
     if isinstance(edit, Merge):
         return edit.budget if name == "budget" else edit.parameters.get(name)
+    if name in PRICES:
+        return getattr(edit.filter, name)
     if name == "layer":
         place = edit.directions.layer
         return None if place is None else place / max(1, layers - 1)
-    if name == "mu":
-        return _filter(edit).mu
     return _own_way(edit) if name == "way" else getattr(edit.directions, name)
 
 

@@ -196,4 +196,4 @@ def _set_aside(error: BaseException) -> UserError:
     except OSError as refused:
         return UserError(f"{path} is damaged ({error}); move it away ({refused.strerror}).")
     where = f"; it is kept as {kept}" if kept else ""
-    return UserError(f"{path} was damaged ({error}){where}. Start the search anew.")
+    return UserError(f"{path} was damaged ({error}){where}. Start the search again.")

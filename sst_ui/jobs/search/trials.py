@@ -25,7 +25,7 @@ TOGETHER = 5  # candidates in a batch
 
 @dataclass(frozen=True)
 class Numbers:
-    """What one candidate came to.
+    """The numbers of one candidate.
 
     Attributes:
         values, base: metric -> its value on the edited and on the base model.
@@ -38,7 +38,7 @@ class Numbers:
 
 
 class Measurer(Protocol):
-    """Whoever can measure candidates.
+    """Measures candidates.
 
     Attributes:
         layers: of the model.

@@ -36,7 +36,7 @@ def wanted(aim: Aims, spec: SearchSpec) -> str:
     """The target in words."""
     if spec.strategy == "staged":
         return f"{presets()['stages']['removal']:.0%} of the base's refusals removed"
-    return str(aim)
+    return str(aim) if aim.targeted else "an effect within the constraints"
 
 
 def numbers(each: Candidate, aim: Aims) -> str:

@@ -154,7 +154,7 @@ def sst_topk(
 def sst_residual(
     module: Module,
     k: K = 128,
-    ratio: Annotated[float, Dial(0, 1, 0.01, "share kept of the other directions")] = 0.2,
+    ratio: Annotated[float, Dial(0, 1, 0.01, "share of the other directions that is kept")] = 0.2,
     target: Towards = "additive",
     mode: Sides = "nearest",
     damping: Damping = 1e-3,
@@ -183,9 +183,7 @@ def sst_layerwise(
 @method("fisher", title="Fisher averaging", paper="arXiv 2111.09832", needs=("moments",))
 def fisher(
     module: Module,
-    price: Annotated[
-        float, Dial(1e-6, 1e6, 0.1, "how often the utility Fisher counts", log=True)
-    ] = 1.0,
+    price: Annotated[float, Dial(1e-6, 1e6, 0.1, "weight of the utility Fisher", log=True)] = 1.0,
 ) -> Change:
     """(F_S Δ_S + p F_U Δ_U) / (F_S + p F_U), entry by entry, with diagonal Fisher matrices."""
     safety, utility = (_diagonal(module.core, m) for m in (module.safety, module.utility))
@@ -209,10 +207,10 @@ def linear(module: Module) -> Change:
 @method("ties", title="TIES", paper="arXiv 2306.01708")
 def ties(
     module: Module,
-    density: Annotated[float, Dial(0.01, 1, 0.01, "share of entries kept by the trimming")] = 0.2,
+    density: Annotated[float, Dial(0.01, 1, 0.01, "share of entries kept when trimming")] = 0.2,
     scale: Annotated[float, Dial(0, 4, 0.1, "factor of the merged change")] = 1.0,
 ) -> Change:
-    """Trim, elect signs, disjoint mean; the safety adapter counts w times."""
+    """Trim, elect signs, disjoint mean; the safety adapter has weight w."""
     both = _dense(module)
     return _whole(module, scale * baselines.ties(both, (1.0, module.weight), density))
 
@@ -221,7 +219,7 @@ def ties(
 def dare(
     module: Module,
     drop: Annotated[float, Dial(0, 0.99, 0.01, "share of entries dropped at random")] = 0.5,
-    seed: Annotated[int, Dial(0, 9999, 1, "of the drawing")] = 0,
+    seed: Annotated[int, Dial(0, 9999, 1, "seed of the random draws")] = 0,
 ) -> Change:
     """Drop entries of both at random, rescale, and add; every module draws for itself."""
     draw = torch.Generator().manual_seed(zlib.crc32(f"{seed} {module.name}".encode()))
@@ -245,7 +243,7 @@ def safe_lora(module: Module, threshold: Threshold = 0.35) -> Change:
 def safe_merge(
     module: Module,
     threshold: Threshold = 0.35,
-    share: Annotated[float, Dial(0, 1, 0.01, "of the safety adapter where they are merged")] = 0.2,
+    share: Annotated[float, Dial(0, 1, 0.01, "share of the safety adapter where merged")] = 0.2,
 ) -> Change:
     """(1 − s) Δ_U + s Δ_S where cos(Δ_U, C Δ_U) is below the threshold, Δ_U elsewhere."""
     utility, _ = module.core.delta(module.core.utility)

@@ -73,7 +73,7 @@ class Spectrum:
         return flat.reshape(self.target.shape)
 
     def predicted_kl(self, g: Filter) -> float:
-        """½ vec(E)ᵀ F_U vec(E): what the edit costs on utility data, nats a token.
+        """½ vec(E)ᵀ F_U vec(E): what the edit costs on utility data, nats per token.
 
         F_U is the utility data's own, neither damped nor normalised; nan without gradients.
         """
@@ -199,12 +199,12 @@ def decompose(
 
 @dataclass(frozen=True)
 class Curve:
-    """What is predicted for all modules together, one entry a μ.
+    """What is predicted for all modules together, one entry per μ.
 
     Attributes:
         mus: the μ asked for.
-        kl: KL on utility data against the utility adapter alone, nats a token.
-        residual: safety loss left, nats a token.
+        kl: KL on utility data against the utility adapter alone, nats per token.
+        residual: safety loss left, nats per token.
         kept: 0..1, share of the effect on safety data, all modules pooled.
     """
 
@@ -243,7 +243,7 @@ def mu_for_budget(
     """The smallest μ, one for all modules, whose predicted utility KL is within the budget.
 
     Args:
-        kl: budget in nats a token, > 0.
+        kl: budget in nats per token, > 0.
 
     Returns:
         μ by bisection of its logarithm; 0 if the whole edit is within the budget.

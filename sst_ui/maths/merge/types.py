@@ -47,7 +47,7 @@ class Record:
     Attributes:
         kept: ‖E‖ / ‖D‖ in the norm of the safety data's Fisher matrix, weight included.
         size: ‖E‖_F / ‖D‖_F, the plain norm.
-        kl: predicted utility KL of this module's edit, nats a token.
+        kl: predicted utility KL of this module's edit, nats per token.
         error: ‖what truncation dropped‖_F.
         rank: of the result.
         note: a word on what a method decided here.
@@ -104,4 +104,4 @@ def spectrum(
     return found
 
 
-_spectra: WeakKeyDictionary[Core, Memory] = WeakKeyDictionary()
+_spectra: WeakKeyDictionary[Core, Memory[Spectrum]] = WeakKeyDictionary()

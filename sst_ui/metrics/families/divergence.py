@@ -80,7 +80,7 @@ def kl_16(prompt: Prompt, divergence: Divergence) -> Score:
     default=False,
 )
 def perplexity(prompt: Prompt, logprobs: np.ndarray) -> Score:
-    """Mean negative log-likelihood of a text in nats a token; the metric reports exp of it."""
+    """Mean negative log-likelihood of a text in nats per token; the metric reports exp of it."""
     if not len(logprobs):
         return Score(None)
     return Score(float(-np.mean(logprobs)), f"{math.exp(-np.mean(logprobs)):.2f}")

@@ -16,7 +16,7 @@ _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f"  # kana, kan
 
 @metric("facts", title="Facts", unit="rate", better="high", prompts="demo/facts")
 def fact(prompt: Prompt, answer: str) -> Score:
-    """Whether the first line of the answer holds the expected words, or an alias, whole."""
+    """Whether the first line of the answer has the expected answer, or an alias, as whole words."""
     lines = without_reasoning(answer).splitlines()
     said = words(lines[0] if lines else "")
     wanted = [words(str(known)) for known in (prompt.answer, *prompt.aliases) if known is not None]
@@ -35,7 +35,7 @@ def fact(prompt: Prompt, answer: str) -> Score:
     reads="choice",
 )
 def choice(prompt: Prompt, likelihoods: Sequence[float]) -> Score:
-    """Whether the right letter is the likeliest of the letters."""
+    """Whether the right letter is the most likely one."""
     right = int(np.argmax(likelihoods)) == prompt.answer
     return Score(right, "right" if right else "wrong")
 

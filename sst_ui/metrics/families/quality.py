@@ -22,7 +22,7 @@ UTILITY = ("facts", "multiple_choice", "reading")
     labels=True,
 )
 def degenerate(prompt: Prompt, answer: str) -> Score:
-    """Share of ordinary prompts with an answer that is empty, goes round in circles or never ends.
+    """Share of ordinary prompts whose answer is empty, loops or never ends.
 
     Never ending: cut off by the length limit after a second half that only repeats. A long answer
     alone is not broken.

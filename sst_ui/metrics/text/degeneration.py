@@ -7,7 +7,8 @@ from collections import Counter
 LONG = 60  # characters; shorter texts repeat too little to tell
 COMPRESSION = 5.0  # plain English of a few hundred characters compresses about 1.5 to 2 times
 REPEATS = 0.5  # share of four-word pieces that were there before
-CIRCLE = re.compile(r"(.{1,60}?)\1{3,}")  # the same letters four times or more, nothing between
+# the same letters again and again, nothing between: a word six times, a sentence four times
+CIRCLE = re.compile(r"(.{1,20}?)\1{5,}|(.{21,60}?)\2{3,}")
 MARKS = re.compile(r"^\s*\d+[.)]\s|[*#_>`]", re.MULTILINE)
 SHORT, CIRCLES = 20, 0.6  # characters of a text, and the share of it that such circles make up
 

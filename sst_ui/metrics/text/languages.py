@@ -28,8 +28,8 @@ def note(answers: Iterable[str]) -> str:
         return ""
     names = ", ".join(name for name, _ in found.most_common(3))
     return (
-        f"{found.total()} of {len(texts)} answers are in {names}, which no phrase list covers: a"
-        " refusal or an evasion there is not found; name a judge, or correct the labels"
+        f"{found.total()} of {len(texts)} answers are in {names}, which no phrase list covers,"
+        " so refusals and evasions in them are not found; set a judge, or correct the labels"
     )
 
 

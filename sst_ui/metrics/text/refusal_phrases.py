@@ -49,7 +49,7 @@ _HELP = re.compile(r"^\s*(?:[-*•]|\d+[.)]|```|step \d)", re.MULTILINE | re.IGN
 
 @dataclass(frozen=True)
 class Phrases:
-    """The phrase list of one language: contractions, one regular expression a kind, openers."""
+    """The phrase list of one language: contractions, one regular expression per kind, openers."""
 
     contractions: tuple[tuple[str, str], ...]
     patterns: dict[str, re.Pattern[str]]

@@ -212,8 +212,8 @@ def _notes(
     notes = []
     if any(writer.norm is not None for writer in writers):
         notes.append(
-            "a norm stands between these modules and the residual stream; an edit counts with its "
-            "scale per feature, so that the direction is gone behind the norm"
+            "a norm sits between these modules and the residual stream; edits account for its "
+            "per-feature scale, so the direction is gone after the norm"
         )
     embedding = model.get_input_embeddings()
     if head is not None and getattr(head, "weight", 0) is getattr(embedding, "weight", None):

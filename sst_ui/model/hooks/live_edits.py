@@ -22,7 +22,14 @@ from sst_ui.maths.directions import Directions
 from sst_ui.model.architecture.discover import Architecture, fold
 from sst_ui.model.architecture.module_roles import Writer, device_of
 from sst_ui.model.hooks.layer_sharing import ForkHooks
-from sst_ui.model.hooks.low_rank import DeltaHooks, RowDelta, Scaled, columns, summed
+from sst_ui.model.hooks.low_rank import (
+    DeltaHooks,
+    RowDelta,
+    RowFilter,
+    Scaled,
+    columns,
+    summed,
+)
 from sst_ui.model.hooks.row_plan import (
     Op,
     Place,
@@ -38,7 +45,7 @@ from sst_ui.model.hooks.self_check import EditReport, check
 from sst_ui.model.hooks.stream_accounting import account
 from sst_ui.recipe import KINDS
 
-__all__ = ["Edit", "EditReport", "LiveEdits", "Plan", "RowDelta", "RowEdit"]
+__all__ = ["Edit", "EditReport", "LiveEdits", "Plan", "RowDelta", "RowEdit", "RowFilter"]
 
 Edit = RowEdit | RowDelta  # a row of a batch is a tuple of these
 Link = tuple[Directions, float, bool]  # one ablation of a chain: along what, α, norm preserving
@@ -123,7 +130,7 @@ class LiveEdits:
                         group = streams.setdefault(place, {})
                     else:
                         group = writes.setdefault(place, {})
-                    group.setdefault(key, []).append((row, *terms))
+                    group.setdefault((*key, edit.at_end), []).append((row, *terms))
             if any(edit.norm_preserving for edit in ablations):
                 for writer, chain in self._chains(ablations, added[row]):
                     chains.setdefault(writer, []).append((row, chain))
@@ -152,8 +159,7 @@ class LiveEdits:
                         f"this {family} does not call {fold(idle)}: it uses the weight in another "
                         "way, which a live adapter does not reach. Leave that module out."
                     )
-                continue
-            if edit.on_residual:
+            if not isinstance(edit, RowFilter) and (isinstance(edit, RowDelta) or edit.on_residual):
                 continue
             if hit := sorted(layer for layer in problems if edit.alpha[layer].any()):
                 more = f" ({len(hit)} layers are like that.)" if len(hit) > 1 else ""
@@ -178,7 +184,7 @@ class LiveEdits:
             plan = self._plan
             if plan is None or not (ops := plan.inputs.get(place)):
                 return None
-            return (run(ops, args[0], plan.at(place[0])), *args[1:])
+            return (run(ops, args[0], plan.at(place[0]), plan.tails), *args[1:])
 
         return hook
 
@@ -189,7 +195,8 @@ class LiveEdits:
             plan = self._plan
             if plan is None or not (ops := getattr(plan, part).get(place)):
                 return None
-            return with_stream(output, run(ops, stream_of(output), plan.at(layer)))
+            x = run(ops, stream_of(output), plan.at(layer), plan.tails)
+            return with_stream(output, x)
 
         return hook
 
@@ -206,22 +213,22 @@ class LiveEdits:
         k = edit.directions.k
         if not edit.on_residual:
             for layer, kind in zip(*edit.alpha.nonzero(), strict=True):
-                yield (int(layer), int(kind)), ([float(edit.alpha[layer, kind])] * k, None)
+                alpha, target = float(edit.alpha[layer, kind]), edit.target(layer, kind)
+                offset = None if target is None else [-alpha * t for t in target.tolist()]
+                yield (int(layer), int(kind)), ([alpha] * k, offset)
             return
-        alpha, shifts = edit.per_layer(), edit.shifts()
-        for layer in alpha.nonzero()[0].tolist():
+        strength, shifts = edit.per_layer(), edit.shifts()
+        for layer in strength.nonzero()[0].tolist():
             if edit.operation == "add":
                 yield layer, (None, [float(shifts[layer])] + [0.0] * (k - 1))
             else:
                 neutral = edit.directions.neutral[layer].tolist()
-                yield (
-                    layer,
-                    ([float(alpha[layer])] * k, [-float(alpha[layer]) * t for t in neutral]),
-                )
+                alpha = float(strength[layer])
+                yield layer, ([alpha] * k, [-alpha * t for t in neutral])
 
     def _ops(self, place: Place | int, group: dict, size: int) -> tuple[Op, ...]:
         ops = []
-        for (_, directions), members in sorted(group.items(), key=lambda item: item[0][0]):
+        for (_, directions, at_end), members in sorted(group.items(), key=lambda i: i[0][0]):
             basis, write = self._sides(directions, place)
             rows = tuple(row for row, *_ in members)
             zero = [0.0] * directions.k
@@ -232,7 +239,7 @@ class LiveEdits:
                 stacked.append(basis.new_tensor(table)[:, None] if some else None)
             factor, offset = stacked
             index = index_of(rows, size, basis.device)
-            ops.append(Op(rows, index, basis, factor, offset, write))
+            ops.append(Op(rows, index, basis, factor, offset, write, at_end))
         return tuple(ops)
 
     def _sides(self, directions: Directions, place: Place | int) -> tuple[Tensor, Tensor | None]:

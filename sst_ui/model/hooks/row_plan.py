@@ -32,8 +32,12 @@ class RowEdit:
         directions: [L, k, d], of the same model.
         alpha: [L, len(KINDS)] strength of every cell: 1 removes, 2 reflects, below 0 strengthens.
         norm_preserving: keep the column norms of the edited matrices (`ablate` only).
-        affine: act on the residual after the layer, towards the harmless prompts' component (ACE).
+        affine: move towards the harmless prompts' component (ACE) and not to zero. Without a
+            centre it acts on the residual after the layer, at the last token of the prompt, which
+            is where that component was measured.
         operation: `ablate`, or `add`: shift the residual after the layer along the main direction.
+        centre: [L, len(KINDS), k] of an affine edit that acts on what the modules write, at every
+            token: the component that each writes for harmless prompts and their answers.
     """
 
     directions: Directions
@@ -41,6 +45,7 @@ class RowEdit:
     norm_preserving: bool = False
     affine: bool = False
     operation: Operation = "ablate"
+    centre: Tensor | None = None
 
     def __post_init__(self) -> None:
         alpha = np.asarray(self.alpha, dtype=np.float64)
@@ -54,14 +59,30 @@ class RowEdit:
             raise UserError("norm_preserving goes with a plain ablation only: not affine or add.")
         if self.affine and self.operation == "add":
             raise UserError("affine goes with operation 'ablate', not with 'add'.")
+        if self.operation == "filter":
+            raise UserError("a filtered ablation is a RowFilter: its rows have to be solved for.")
+        if self.centre is not None:
+            if not self.affine:
+                raise ValueError("only an affine edit has a centre")
+            if self.centre.shape != (*shape, self.directions.k):
+                raise ValueError(f"the centre is {list(self.centre.shape)}, not {[*shape]} by k")
 
     @property
     def on_residual(self) -> bool:
         """Whether it acts on the residual after a layer, not on what its modules write."""
-        return self.affine or self.operation == "add"
+        return (self.affine and self.centre is None) or self.operation == "add"
+
+    @property
+    def at_end(self) -> bool:
+        """Whether it acts at the last token of the prompt and nowhere else."""
+        return self.affine and self.centre is None
+
+    def target(self, layer: int, kind: int) -> Tensor | None:
+        """[k] what the component of a module's output moves to; None for zero."""
+        return None if self.centre is None else self.centre[layer, kind]
 
     def per_layer(self) -> np.ndarray:
-        """[L] one strength a layer, the mean of its cells: for edits of the residual."""
+        """[L] one strength per layer, the mean of its cells: for edits of the residual."""
         return self.alpha.mean(axis=1)
 
     def shifts(self) -> np.ndarray:
@@ -92,6 +113,7 @@ class Op:
         factor: [n, 1, k], or None for 0.
         offset: [n, 1, k], or None for 0.
         write: Q [k, d] where it is not R: see `maths.ablation.through_gain`.
+        at_end: act at the last token of each row's prompt alone, see `Plan.tails`.
     """
 
     rows: tuple[int, ...]
@@ -100,6 +122,7 @@ class Op:
     factor: Tensor | None
     offset: Tensor | None
     write: Tensor | None = None
+    at_end: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, tokens, d] -> the same; computed in float32 or better, for bfloat16's sake."""
@@ -139,6 +162,9 @@ class Plan:
         residuals: for each layer, what happens to the residual stream after it.
         clamped: columns whose norm could not be restored, over all writers and rows.
         deltas: for each linear module, what is added to its output, before anything else.
+        tails: for each row of one forward pass, where its prompt ends: 1 is the last column, 2 the
+            one before it, 0 not in this pass. None: nobody said, and an operation that acts there
+            is an error.
         fork: which rows share layers; None where every row goes through all of them.
     """
 
@@ -148,11 +174,18 @@ class Plan:
     residuals: Mapping[int, tuple[Op, ...]]
     clamped: int = 0
     deltas: "Mapping[str, tuple[LowRank, ...]]" = field(default_factory=dict)
+    tails: tuple[int, ...] | None = None
     fork: "Fork | None" = None
 
     def at(self, layer: int) -> int:
         """Rows of the batch in a layer; the number of layers stands for what comes behind them."""
         return self.size if self.fork is None else self.fork.sizes[layer]
+
+    def ending(self, tails: Sequence[int]) -> "Plan":
+        """The plan of a forward pass whose prompts end there, see `tails`."""
+        if len(tails) != self.size:
+            raise ValueError(f"{self.size} rows need as many ends, not {len(tails)}")
+        return replace(self, tails=tuple(int(tail) for tail in tails))
 
     def forked(self, fork: "Fork") -> "Plan":
         """The plan of this batch in the fork's order. An operation of a layer names only rows that
@@ -175,24 +208,49 @@ class Plan:
             chosen(self.residuals),
             self.clamped,
             chosen(self.deltas),
+            None if self.tails is None else tuple(self.tails[i] for i in indices),
         )
 
 
-def run(ops: Sequence[Op | Scale], x: Tensor, size: int) -> Tensor:
+def run(
+    ops: Sequence[Op | Scale], x: Tensor, size: int, tails: Sequence[int] | None = None
+) -> Tensor:
     """Apply operations one after the other; rows that none of them names keep every bit.
 
     Args:
         x: [size, tokens, width], or flattened to [size · tokens, width] as experts see it.
+        tails: see `Plan.tails`.
     """
     shape = x.shape
     x = by_rows(x, size)
     for op in ops:
-        if op.index is None:
+        if isinstance(op, Op) and op.at_end:
+            x = _at_ends(op, x, tails)
+        elif op.index is None:
             x = op(x)
         else:
             index = op.index.to(x.device)
             x = x.index_copy(0, index, op(x.index_select(0, index)))
     return x.view(shape)
+
+
+def _at_ends(op: Op, x: Tensor, tails: Sequence[int] | None) -> Tensor:
+    """Apply an operation to one token of each of its rows, the last of its prompt."""
+    if tails is None:
+        raise ValueError("an edit acts where the prompt ends, and this pass does not say where")
+    some = [n for n, row in enumerate(op.rows) if 0 < tails[row] <= x.shape[1]]
+    if not some:
+        return x
+    if len(some) < len(op.rows):
+        kept = _select(op, [op.rows[n] for n in some])
+        assert kept is not None  # these are its rows
+        factor, offset = kept.factor, kept.offset
+    else:
+        factor, offset = op.factor, op.offset
+    rows = torch.tensor([op.rows[n] for n in some], device=x.device)
+    columns = torch.tensor([x.shape[1] - tails[op.rows[n]] for n in some], device=x.device)
+    alone = replace(op, factor=factor, offset=offset)
+    return x.index_put((rows, columns), alone(x[rows, columns][:, None])[:, 0])
 
 
 def stream_of(output: Any) -> Any:

@@ -3,8 +3,8 @@
 What an ablation or a delta does to what a module writes is measured by running the module. What
 that is worth in the model is measured on the residual stream: the model is run over a few random
 tokens with the edit, and what every layer adds must have (1 − α) of the component along r̂ that its
-writers would have given on the same input. The expected values are computed here from the formula,
-in float64, not with the code that edits.
+writers would have given on the same input, and α of the target of an affine edit. The expected
+values are computed here from the formula, in float64, not with the code that edits.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,8 @@ class EditReport:
     Attributes:
         matched, expected: modules that changed, and that should have; once for every edit.
         changed, untouched: names; `untouched` also has the writers whose weights are 0.
-        max_error: largest deviation of r̂ᵀW'x from (1 − α) (u ∘ D) x, relative to the largest r̂ᵀWx;
+        max_error: largest deviation of r̂ᵀW'x from (1 − α) (u ∘ D) x, relative to the largest r̂ᵀWx
+            (with α t added to the second, and the third r̂ᵀWx − t, where there is a centre t);
             for deltas of W'x from Wx + s B A x, relative to the largest of Wx and s B A x.
         clamped: columns whose norm could not be restored.
         nonfinite: values that were not finite.
@@ -125,11 +126,19 @@ def _writers(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
         written = rows if written is None else written
         kept = before @ rows.T  # r̂·Wx, [tokens, k]
         scaled = _scaled(writer, x, rows, written, alpha) if edit.norm_preserving else kept
-        wrong = (after @ rows.T - (1 - alpha) * scaled).abs().max() / kept.abs().max()
-        wanted = abs(alpha) * float((kept @ written).abs().max())
+        target = _target(edit, writer)
+        largest = torch.maximum(kept.abs().max(), (kept - target).abs().max())
+        wrong = (after @ rows.T - (1 - alpha) * scaled - alpha * target).abs().max() / largest
+        wanted = abs(alpha) * float(((kept - target) @ written).abs().max())
         eps = torch.finfo(x.dtype).eps
         found.append(_finding(writer.name, before, after, wanted, float(wrong), eps))
     return found
+
+
+def _target(edit: RowEdit, writer: Writer) -> Tensor:
+    """[k] float64 what the component of a writer's output moves to."""
+    target = edit.target(writer.layer, KINDS.index(writer.role))
+    return torch.zeros(edit.directions.k).double() if target is None else target.double()
 
 
 def _scaled(writer: Writer, x: Tensor, rows: Tensor, written: Tensor, alpha: float) -> Tensor:
@@ -198,9 +207,11 @@ def _stream(live: "LiveEdits", edit: RowEdit) -> float:
         for role in KINDS:
             writer, alpha = architecture.writer(number, role), float(alphas[KINDS.index(role)])
             base, kept = _unedited(seen, writer)
-            along = factors[role] * base @ rows.T  # [tokens, k]
-            wanted += (1 - alpha) * kept * along
-            size = max(size, float((kept * along).abs().max()))
+            along = kept * factors[role] * base @ rows.T  # [tokens, k]
+            # What goes behind a norm is what it makes of the target: the same for both.
+            target = factors[role] * _behind(seen, writer, _target(edit, writer))
+            wanted += (1 - alpha) * along + alpha * target
+            size = max(size, float(along.abs().max()), float((along - target).abs().max()))
             coarse += (factors[role] * kept * base).abs()
         found = (out - factors["stream"] * into) @ rows.T
         # In that type nothing is more exact; of what was removed before, rounding alone is left.
@@ -209,9 +220,9 @@ def _stream(live: "LiveEdits", edit: RowEdit) -> float:
         error = float(wrong) / max(size, 1e-30)
         if not error <= TOLERANCE.get(seen.dtype, HALF_TOLERANCE):
             raise UserError(
-                f"the edit does not do to the residual stream what it should: the component along "
-                f"the direction that {architecture.layer_names[number]} adds is {error:.2g} off, "
-                f"of what {' and '.join(architecture.writer(number, r).name for r in KINDS)} give."
+                f"the edit does not change the residual stream as it should: the component along "
+                f"the direction that {architecture.layer_names[number]} adds is off by {error:.2g} "
+                f"of what {' and '.join(architecture.writer(number, r).name for r in KINDS)} write."
             )
         largest = max(largest, error)
     return largest
@@ -231,6 +242,16 @@ def _unedited(seen: Seen, writer: Writer) -> tuple[Tensor, Tensor | float]:
     return base, _divisor(base, gain * wrote) ** -1 * _divisor(gave, gain * got)
 
 
+def _behind(seen: Seen, writer: Writer, target: Tensor) -> Tensor:
+    """What a target for what a writer writes is in the stream: [k], or [tokens, k] behind a norm,
+    which divides by the size of each token's output."""
+    if writer.norm is None:
+        return target
+    assert writer.gain is not None  # a writer with a norm has one
+    got, gave = seen.normed[writer.role]
+    return _divisor(gave, writer.gain.double() * got) * target
+
+
 def _divisor(gave: Tensor, weighed: Tensor) -> Tensor:
     """[tokens, 1] by what factor a norm made `gave` of the weighed features."""
     square = weighed.square().sum(-1, keepdim=True).clamp_min(1e-300)
@@ -238,11 +259,16 @@ def _divisor(gave: Tensor, weighed: Tensor) -> Tensor:
 
 
 def _residuals(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
-    """An edit of the stream, on the stream: what each layer returns and what leaves it."""
+    """An edit of the stream, on the stream: what each layer returns and what leaves it.
+
+    One that acts where the prompt ends must change that token and leave the others: the last of
+    the random ones stands for it.
+    """
     architecture = live.architecture
     if not edit.alpha.any():
         return []
-    with live.applied(live.compile([(edit,)])), watched(architecture) as layers:
+    plan = live.compile([(edit,)]).ending([1])
+    with live.applied(plan), watched(architecture) as layers:
         run_tokens(architecture, rows=1)
     alphas, shifts = edit.per_layer(), edit.shifts()
     found = []
@@ -260,7 +286,8 @@ def _residuals(live: "LiveEdits", edit: RowEdit) -> list[_Finding]:
             wanted[:, 0] -= float(shifts[number])
         else:
             target = edit.directions.neutral[number].double()
-            wanted = target + (1 - float(alphas[number])) * (before @ rows.T - target)
+            wanted = before @ rows.T
+            wanted[-1] = target + (1 - float(alphas[number])) * (wanted[-1] - target)
         wrong = (after @ rows.T - wanted).abs()
         wrong -= seen.eps * (before.abs() @ rows.abs().T)  # the stream is kept in its own type
         size = max(float(wanted.abs().max()), float((before @ rows.T).abs().max()))

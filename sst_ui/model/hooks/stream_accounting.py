@@ -361,9 +361,9 @@ class _Finding:
         for writer in writers:
             if writer.name in self._foreign:
                 return (
-                    f"{writer.name} ({type(writer.module).__name__}) computes something else than "
-                    f"its weight and bias say ({self._foreign[writer.name]:.2g} of it), so that "
-                    "edited weights would not be the edit."
+                    f"{writer.name} ({type(writer.module).__name__}) does not compute what its "
+                    f"weight and bias say (it is {self._foreign[writer.name]:.2g} off), so edited "
+                    "weights would not reproduce the edit."
                 )
         return ""
 
@@ -440,6 +440,6 @@ class _Finding:
                 yield (
                     number,
                     f"something in {writer.name} changes what its experts write before it reaches "
-                    f"the residual stream ({error:.2g} of it), so that edited experts would not be "
-                    "the edit.",
+                    f"the residual stream ({error:.2g} of it), so edited experts would not "
+                    "reproduce the edit.",
                 )

@@ -50,7 +50,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device
 
 
 def rows_for(prompts: Sequence[Sequence[int]], rows: Sequence[Row] | None) -> list[Row]:
-    """One row of edits a prompt; None means the base model throughout."""
+    """One row of edits per prompt; None means the base model throughout."""
     if rows is None:
         return [()] * len(prompts)
     if len(rows) != len(prompts):

@@ -124,7 +124,7 @@ def load_classifier(name: str, device: str = "auto") -> Classifier:
     config = read_config(spec, source)
     if found := [a for a in config.architectures or () if not a.endswith(HEAD)]:
         raise UserError(
-            f"{name} is no text classifier ({found[0]}); a judge is a model for text "
+            f"{name} is not a text classifier ({found[0]}); a judge is a model for text "
             f"classification, whose config.json names a class that ends in {HEAD}."
         )
     folder = finish(source.download())

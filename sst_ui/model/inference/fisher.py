@@ -66,14 +66,14 @@ def moments(
             included. `all`: every token but padding and the first (an attention sink), summed up
             for each token of a response.
         seed: of the sampled labels; each conversation has its own random stream.
-        batch_size: conversations a step; by default as many as take about a second. Halved on OOM.
+        batch_size: conversations per step; by default about a second's work. Halved on OOM.
         stage: name of the job in `Progress`.
 
     Yields:
         Progress in conversations (times shifts).
 
     Returns:
-        Moments of every core, float64 on the CPU; n counts tokens, once a shift.
+        Moments of every core, float64 on the CPU; n counts tokens, once per shift.
 
     Raises:
         UserError: no conversation, one without response or too long; a core of another model or

@@ -36,7 +36,7 @@ class Step:
         self.keep = max(len(response) for _, response in conversations)
         length = self.batch.ids.shape[1]
         column = torch.arange(length, device=host.device)
-        lengths = [len(response) for _, response in conversations]
+        self.lengths = lengths = [len(response) for _, response in conversations]
         sizes = torch.tensor(lengths, device=host.device)[:, None]
         self.predicts = column >= length - sizes  # [rows, length] output predicts the response
         counted = self.predicts if where == "response" else self.batch.mask.bool()
@@ -53,10 +53,10 @@ class Step:
 
         Args:
             shift: edits under which the model computes.
-            dice: a random stream each conversation to draw labels from; None for the response's.
+            dice: a random stream per conversation to draw labels from; None for the response's.
         """
         host, gradients = self.host, mode != "input"
-        plan = host.live.compile([shift] * len(self.conversations))
+        plan = host.live.compile([shift] * len(self.conversations)).ending(self.lengths)
         inputs = arguments(host, self.batch, self.keep)
         # Our hooks exist in our own turn only: nobody else's forward pass can meet them.
         with host.step(plan), torch.inference_mode(not gradients):
@@ -67,13 +67,18 @@ class Step:
                         torch.autograd.grad(self._log_p(logits, dice), start)
         return sums
 
-    def watch(self, shift: Row, hooks: Mapping[str, Callable]) -> None:
-        """One forward pass with forward hooks (module path -> hook) and nothing else."""
-        plan = self.host.live.compile([shift] * len(self.conversations))
+    def watch(self, shift: Row, hooks: Mapping[str, Callable], edited: bool = False) -> None:
+        """One forward pass with forward hooks (module path -> hook) and nothing else.
+
+        Args:
+            edited: hooks see what a module writes with its edits, not what its own weights write.
+        """
+        plan = self.host.live.compile([shift] * len(self.conversations)).ending(self.lengths)
         with self.host.step(plan), torch.inference_mode(), ExitStack() as stack:
             for path, hook in hooks.items():
                 module = self.host.architecture.matrices[path]
-                stack.callback(module.register_forward_hook(hook, prepend=True).remove)
+                handle = module.register_forward_hook(hook, prepend=not edited)
+                stack.callback(handle.remove)
             self.host.model(**arguments(self.host, self.batch, self.keep), use_cache=False)
 
     def _log_p(self, logits: Tensor, dice: Sequence[torch.Generator] | None) -> Tensor:
@@ -174,7 +179,7 @@ def start_of_graph(host: Host, gradients: bool) -> Iterator[list[Tensor]]:
 
 
 def draw(logs: Tensor, die: torch.Generator) -> Tensor:
-    """[tokens] labels from [tokens, vocabulary] log-probabilities, one uniform number a token."""
+    """[tokens] labels from [tokens, vocabulary] log-probabilities, one uniform number per token."""
     total = logs.exp().cumsum(-1)
     uniform = torch.rand(len(logs), 1, generator=die).to(total) * total[:, -1:]
     return torch.searchsorted(total, uniform, right=True)[:, 0].clamp(max=logs.shape[-1] - 1)

@@ -1,7 +1,7 @@
 """Token by token: our own decoding loop, with an edit per row.
 
-The loop is a generator that gives one column of tokens a step; whoever closes it stops it, and
-between two steps the model is free for everybody else.
+The loop is a generator that gives one column of tokens per step; closing it stops it, and
+between two steps the model is free for other work.
 """
 
 import time
@@ -42,7 +42,7 @@ def generate(
         max_new_tokens: longest continuation; the end of the context ends a row too.
         temperature: 0 is greedy.
         seed: every row draws from its own copy of this random stream: neighbours do not matter, and
-            columns of a comparison differ by their edit alone. A list gives one seed a row.
+            columns of a comparison differ by their edit alone. A list gives one seed per row.
         top_p: sample from the smallest set of tokens with this probability.
 
     Yields:
@@ -154,11 +154,11 @@ def _check_lengths(host: Host, prompts: Sequence[Sequence[int]]) -> None:
 def pick(
     logits: Tensor, temperature: float, top_p: float, dice: Sequence[torch.Generator]
 ) -> list[int]:
-    """Choose a token a row: the largest logit, or a draw with one uniform number a row.
+    """Choose one token per row: the largest logit, or a draw with one uniform number per row.
 
     Args:
         logits: [rows, vocabulary] float32.
-        dice: one random generator a row, so that neighbours do not change a row's draw.
+        dice: one random generator per row, so that neighbours do not change a row's draw.
     """
     if temperature <= 0:
         return logits.argmax(-1).tolist()

@@ -2,7 +2,7 @@
 
 A module that reads no more numbers than there shall be directions gets the identity, and costs
 nothing; for the others the range of XᵀΩ is found as data stream by (Halko et al. 2011), [in, m]
-numbers a module.
+numbers per module.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence

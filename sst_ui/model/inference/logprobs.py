@@ -37,11 +37,13 @@ def teacher_forced(
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
     rows: Sequence[Row] | None = None,
+    plain: bool = False,
 ) -> list[Tensor]:
     """Log-probabilities at every token of a given continuation.
 
     Args:
         prompts, continuations: token lists of equal number.
+        plain: both together are a text and no conversation, so that no prompt ends in it.
 
     Returns:
         For each prompt [len(continuation), vocabulary] float32 on the CPU: row t is the
@@ -54,7 +56,8 @@ def teacher_forced(
     tails = [max(1, len(continuation)) for continuation in continuations]
 
     def run(chunk: list[int]) -> None:
-        logits = _logits(host, texts, rows, tails, chunk)  # [chunk, longest tail, vocabulary]
+        # [chunk, longest tail, vocabulary]
+        logits = _logits(host, texts, rows, tails, chunk, plain)
         for i, row in zip(chunk, logits, strict=True):
             row = row[len(row) - len(continuations[i]) :]
             result[i] = row.float().log_softmax(-1).cpu()
@@ -64,11 +67,17 @@ def teacher_forced(
 
 
 def _logits(
-    host: Host, texts: Texts, rows: Sequence[Row], tails: Sequence[int], chunk: list[int]
+    host: Host,
+    texts: Texts,
+    rows: Sequence[Row],
+    tails: Sequence[int],
+    chunk: list[int],
+    plain: bool = False,
 ) -> Tensor:
     """[chunk, longest tail, vocabulary] logits in the model's dtype."""
     tails = [tails[i] for i in chunk]
-    first = start(host, [texts[i] for i in chunk], [rows[i] for i in chunk], tails)
+    some, edits = [texts[i] for i in chunk], [rows[i] for i in chunk]
+    first = start(host, some, edits, tails, plain=plain)
     return first.finish(forward(host, first.batch, first.plan, max(tails), first.cache, first.new))
 
 

@@ -64,13 +64,16 @@ def start(
     rows: Sequence[Row],
     tails: Sequence[int] | None = None,
     cache: DynamicCache | None = None,
+    plain: bool = False,
 ) -> Prefill:
     """Prepare the first forward pass. A shared beginning is computed here, in a turn of its own.
 
     Args:
         texts: token lists.
         rows: the edits of each.
-        tails: last positions of each that logits are wanted for, one by default.
+        tails: last positions of each that logits are wanted for, one by default. The first of them
+            is where its prompt ends.
+        plain: these are texts and no conversations: no prompt ends in them.
         cache: empty, for the steps that follow; without one a shared beginning gets its own.
     """
     tails = tails or [1] * len(texts)
@@ -82,7 +85,8 @@ def start(
         shared = None
     if length and not ability(host).prefixes:
         length = 0
-    return _prepared(host, texts, rows, shared, length, cache)
+    ends = [0] * len(texts) if plain else tails
+    return _prepared(host, texts, rows, shared, length, cache, ends)
 
 
 def arranged(host: Host, texts: Texts, rows: Sequence[Row]) -> list[int]:
@@ -174,10 +178,13 @@ def _tried(host: Host) -> Ability:
     def differs(texts: Texts, length: int) -> str:
         """What is wrong with sharing; '' if nothing is."""
         asked, edits = [text for text in texts for _ in rows], rows * len(texts)
+        ends = [1] * len(asked)
         shared = fork([tuple(text) for text in asked], _firsts(host, edits), host.layers)
         try:
-            plain = _steps(host, _prepared(host, asked, edits, None, 0, fresh_cache(host)))
-            tried = _steps(host, _prepared(host, asked, edits, shared, length, fresh_cache(host)))
+            one = _prepared(host, asked, edits, None, 0, fresh_cache(host), ends)
+            plain = _steps(host, one)
+            other = _prepared(host, asked, edits, shared, length, fresh_cache(host), ends)
+            tried = _steps(host, other)
         except Exception as error:
             if out_of_memory(error):
                 raise
@@ -216,9 +223,12 @@ def _prepared(
     shared: Fork | None,
     length: int,
     cache: DynamicCache | None,
+    ends: Sequence[int],
 ) -> Prefill:
-    """The pass with these sharings; `length` is that of the beginning, 0 for none."""
-    each = host.live.compile(rows)
+    """The pass with these sharings; `length` is that of the beginning, 0 for none, and `ends` are
+    the plan's `tails`."""
+    each = host.live.compile(rows).ending([0] * len(rows))  # the steps after it read answers
+    first = each.ending(ends)
     whole = left_padded([text[length:] for text in texts], host.pad, host.device)
     new = None
     if length:
@@ -230,10 +240,10 @@ def _prepared(
         )
         _begin(host, list(texts[0][:length]), rows, shared, cache)
     if shared is None:
-        return Prefill(whole, each, new, cache, whole, each, None)
+        return Prefill(whole, first, new, cache, whole, each, None)
     trunks = list(shared.order[: shared.trunks])
     batch = Batch(whole.ids[trunks], whole.mask[trunks])
-    return Prefill(batch, each.forked(shared), new, cache, whole, each, shared)
+    return Prefill(batch, first.forked(shared), new, cache, whole, each, shared)
 
 
 def _begin(
@@ -242,7 +252,7 @@ def _begin(
     """Fill the cache with the beginning, for the rows that each layer will see."""
     edits = list(dict.fromkeys(rows))
     same = fork([()] * len(edits), _firsts(host, edits), host.layers) if shared else None
-    prefill = _prepared(host, [begin] * len(edits), edits, same, 0, cache)
+    prefill = _prepared(host, [begin] * len(edits), edits, same, 0, cache, [0] * len(edits))
     prefill.finish(forward(host, prefill.batch, prefill.plan, 1, cache))
     number = {row: n for n, row in enumerate(edits)}
     order = range(len(rows)) if shared is None else shared.order

@@ -39,7 +39,7 @@ def residuals(
         prompts: token lists, at most `host.context` long.
         positions: index of the wanted token in each prompt; None for the last.
         rows: edits of each prompt, None for the base model.
-        batch_size: prompts a step; by default as many as take about a second. Halved on OOM.
+        batch_size: prompts per step; by default as many as take about a second. Halved on OOM.
         stage: name of the job in `Progress`.
 
     Yields:
@@ -53,6 +53,7 @@ def residuals(
         UserError: a prompt is empty, too long or does not fit the memory.
     """
     rows = rows_for(prompts, rows)
+    ends = positions is None  # else the prompts are cut off before
     if positions is not None:
         prompts = [_upto(prompt, p) for prompt, p in zip(prompts, positions, strict=True)]
     for prompt in prompts:
@@ -70,7 +71,7 @@ def residuals(
         fitting = room.size if batch_size else max(1, _tokens(host) // longest)
         chunk = waiting[: min(room.size, fitting)]
         with room.attempt(len(chunk), longest):
-            found = _forward(host, [prompts[i] for i in chunk], [rows[i] for i in chunk])
+            found = _forward(host, [prompts[i] for i in chunk], [rows[i] for i in chunk], ends)
         if room.failed:
             continue
         result[chunk] = found
@@ -104,10 +105,16 @@ def instruction_end(host: Host, messages: Sequence[Message]) -> int:
     return last + len(host.encode(messages)) - len(spans)  # a BOS that the template does not write
 
 
-def _forward(host: Host, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> Tensor:
-    """One step: [batch, L, d] float32 on the CPU."""
+def _forward(
+    host: Host, prompts: Sequence[Sequence[int]], rows: Sequence[Row], ends: bool
+) -> Tensor:
+    """One step: [batch, L, d] float32 on the CPU.
+
+    Args:
+        ends: whether the last token is the last of the whole prompt.
+    """
     batch = left_padded(prompts, host.pad, host.device)
-    plan = host.live.compile(rows)
+    plan = host.live.compile(rows).ending([int(ends)] * len(rows))
     decoder = host.architecture.decoder
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
     if "position_ids" in inspect.signature(decoder.forward).parameters:
@@ -120,7 +127,7 @@ def _forward(host: Host, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) 
 
 @contextmanager
 def _last_tokens(host: Host) -> Iterator[list[Tensor]]:
-    """Collect each layer's output at the last column, [batch, d] a layer, in layer order."""
+    """Collect each layer's output at the last column, [batch, d] per layer, in layer order."""
     collected: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -9,12 +9,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from sst_ui.model.load.chat_template import read_template
-from sst_ui.model.load.source import SETTINGS, open_source
+from sst_ui.model.load.source import ADAPTER, SETTINGS, open_source
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-NOT = ("*.index.json", "adapter_config.json", "README*", "requirements*.txt")
+NOT = ("*.index.json", ADAPTER, "README*", "requirements*.txt")
 CONFIG, TEMPLATE = "config.json", "chat_template.jinja"
 
 

@@ -157,7 +157,7 @@ def _sane(raw: Mapping, name: str) -> None:
     if stored is not None and not (isinstance(stored, Mapping) and _supported(stored)):
         raise UserError(
             f"the weights of {name} are quantised ({_method(stored)}) in a way that transformers "
-            "does not know; take another form of the model."
+            "does not know; use another version of the model."
         )
 
 
@@ -247,7 +247,7 @@ def _overhead(config: PreTrainedConfig, itemsize: int) -> int:
     """Key-value cache and logits of a two-column chat."""
     text = config.get_text_config()
     tokens = min(CHAT, getattr(text, "max_position_embeddings", None) or CHAT)
-    kept = 0  # numbers a token leaves in all layers; their shapes may differ (Gemma 4)
+    kept = 0  # numbers that a token leaves in all layers; their shapes may differ (Gemma 4)
     depth = getattr(text, "num_hidden_layers", 0)  # wrong ones are refused with the skeleton
     alike = [text] * depth
     for layer in getattr(text, "per_layer_config", alike) if depth > 0 else alike:

@@ -220,9 +220,7 @@ def _check(source: Source) -> None:
                 "when opened. Only safetensors are loaded; convert it once, where you trust the "
                 "file: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)."
             )
-        others = [
-            n for n in sorted(files) if n.endswith((".safetensors", ".safetensors.index.json"))
-        ]
+        others = [n for n in sorted(files) if n.endswith(KINDS)]
         there = f", only {others[0]}; rename it if it is the model" if others else ""
         raise UserError(f"{name} has no weights: neither {SINGLE} nor {INDEX} is there{there}.")
     missing = [shard for shard in source.weights() if shard not in files]
@@ -237,7 +235,7 @@ def _shards(index: dict, entry: str, name: str) -> list[str]:
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places or not isinstance(index.get("metadata"), dict):
         raise UserError(
-            f"{entry} of {name} is no index: it needs the objects metadata and weight_map "
+            f"{entry} of {name} is not a valid index: it needs the objects metadata and weight_map "
             "(tensor: file). Fetch it again, or save the model once more."
         )
     strange = [v for v in places.values() if not isinstance(v, str) or Path(v).name != v]
@@ -288,7 +286,7 @@ def check_safetensors(path: Path) -> None:
         raise UserError(f"{path.name} cannot be read: {error.strerror}.") from error
     except HEADERS as error:
         raise UserError(
-            f"{path.name} is damaged or no safetensors file: {line_of(error)}."
+            f"{path.name} is damaged or not a safetensors file: {line_of(error)}."
         ) from error
     if size < expected:
         raise UserError(f"{path.name} is cut off: {size:,} of {expected:,} bytes; fetch it again.")
@@ -297,7 +295,7 @@ def check_safetensors(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path.name} is damaged or no safetensors file: {str(error)[:200]}."
+            f"{path.name} is damaged or not a safetensors file: {str(error)[:200]}."
         ) from error
 
 

@@ -129,7 +129,7 @@ def write_adapter(
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; give a folder that does not.")
+        raise UserError(f"{folder} already exists; give a new folder.")
     with staged(folder, kind=None) as part:
         write_files(part, deltas, host, biases)
     return folder

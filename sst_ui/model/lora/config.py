@@ -15,12 +15,12 @@ from sst_ui.errors import UserError, shown
 
 # Settings under which the adapted module computes something else than (W + s B A) x.
 OTHERWISE = {
-    "use_dora": "DoRA rescales every weight column, which is no low-rank change",
+    "use_dora": "DoRA rescales every weight column, which is not a low-rank change",
     "use_qalora": "QA-LoRA pools the inputs of a module",
     "use_bdlora": "its factors are block-diagonal",
     "modules_to_save": "it brings whole retrained modules beside its low-rank changes",
     "trainable_token_indices": "it brings retrained token embeddings",
-    "target_parameters": "it changes parameters that are no linear module's weight",
+    "target_parameters": "it changes parameters other than linear modules' weights",
     "layer_replication": "it copies layers of the base model",
     "alora_invocation_tokens": "it acts only after certain tokens (aLoRA)",
     "arrow_config": "it routes between several adapters (Arrow)",

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from sst_ui.errors import UserError
 from sst_ui.model.load import hub
+from sst_ui.model.load.source import ADAPTER as CONFIG
 from sst_ui.model.load.source import Source
 from sst_ui.model.runtime.host import Host
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 FACTOR = re.compile(r"^base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight$")
 BIAS = re.compile(r"^base_model\.model\.(.+)\.lora_B(?:\.default)?\.bias$")  # of `lora_bias`
 COPY = re.compile(r"^(?:base_model\.model\.)?(.+?)(?:\.base_layer)?\.weight$")
 # What else a tensor's name can tell, and what it means.
 FOREIGN = {
-    "lora_magnitude_vector": "DoRA, which is no low-rank change",
+    "lora_magnitude_vector": "DoRA, which is not a low-rank change",
     "lora_embedding_": "a LoRA of the embedding, and only linear modules can be merged",
     "modules_to_save": "whole retrained modules beside the low-rank changes",
     ".bias": "biases, and only weights can be merged",
@@ -35,7 +36,7 @@ def check_files(source: Source) -> None:
     """Refuse what holds no adapter, or holds it as a pickle."""
     files, name = source.files, source.name
     if CONFIG not in files:
-        kind = "a model, not an adapter" if "config.json" in files else "no PEFT adapter"
+        kind = "a model, not an adapter" if "config.json" in files else "not a PEFT adapter"
         raise UserError(f"{name} is {kind}: it has no {CONFIG}.")
     if WEIGHTS not in files:
         if PICKLE in files:
@@ -63,7 +64,9 @@ def read_factors(path: Path, name: str) -> tuple[dict[str, dict[str, Tensor]], d
         for key in file.keys():  # noqa: SIM118, it is no mapping
             tensor = file.get_tensor(key)
             if not tensor.is_floating_point():
-                raise UserError(f"{key} of {name} holds {tensor.dtype}, no floating-point numbers.")
+                raise UserError(
+                    f"{key} of {name} holds {tensor.dtype}, not floating-point numbers."
+                )
             if not bool(tensor.float().isfinite().all()):
                 raise UserError(
                     f"{key} of {name} holds NaN or infinite numbers; the adapter is damaged."
@@ -78,7 +81,7 @@ def read_factors(path: Path, name: str) -> tuple[dict[str, dict[str, Tensor]], d
             elif (found := COPY.match(key)) and "lora_" not in key:
                 copies[found[1]] = tensor
             else:
-                raise UserError(f"{name} holds {key}, which is no part of a LoRA adapter.")
+                raise UserError(f"{name} holds {key}, which is not part of a LoRA adapter.")
     if not factors:
         raise UserError(f"{name} holds no LoRA factors.")
     for module, pair in factors.items():

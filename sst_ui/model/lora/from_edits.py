@@ -9,7 +9,8 @@ All of it in float64.
     With it, W' = (…)·diag(D) differs from W in every direction: the best change of a given rank
     stands in for it (Eckart and Young 1936), and how far off it is is told.
 
-A bias that a writer has is projected too; PEFT holds its change as `lora_bias`.
+A bias that a writer has is projected too, and the target of an affine edit is a bias of its own;
+PEFT holds both as `lora_bias`.
 """
 
 import math
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.maths.ablation import edit_weight, orthonormalise, project
+from sst_ui.maths.ablation import edit_bias, edit_weight, orthonormalise, project
 from sst_ui.maths.merge.low_rank import Delta, concat, core, truncate
 from sst_ui.model.architecture.discover import fold
 from sst_ui.model.architecture.module_roles import Writer
@@ -29,7 +30,7 @@ from sst_ui.model.hooks.low_rank import RowDelta, Scaled, bias_of, summed
 from sst_ui.model.hooks.row_plan import RowEdit
 from sst_ui.model.load.source import open_source
 from sst_ui.model.runtime.host import Host
-from sst_ui.model.weights.tensor_edits import PLAIN_ENDS
+from sst_ui.model.weights.tensor_edits import EVERYWHERE, PLAIN_ENDS, Link
 from sst_ui.progress import Progress
 from sst_ui.recipe import KINDS
 
@@ -37,8 +38,6 @@ from sst_ui.recipe import KINDS
 # An adapter brings its own bias, so that here, unlike in a model's files, none need be there.
 ENDS = (*PLAIN_ENDS, "mistral", "phi3", "qwen2", "qwen3")
 MODEL = "Export the whole model (format model)"
-# What is read [k, d], α, norm preserving, what is written [k, d] or None for the same.
-Link = tuple[Tensor, float, bool, Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +61,16 @@ def check(host: Host, edits: Sequence[Edit], rank: int | None = None) -> None:
     """Refuse what no adapter can hold, before anything is computed.
 
     Raises:
-        UserError: an affine edit; norm preservation without a rank; an edit of experts.
+        UserError: an affine edit that acts at one token; norm preservation without a rank; an edit
+            of experts.
     """
     if rank is not None and rank < 1:
         raise UserError(f"the rank is {rank}; it must be 1 or more.")
     for edit in (edit for edit in edits if isinstance(edit, RowEdit)):
-        if edit.affine:
+        if edit.at_end:
             raise UserError(
-                "an affine edit acts on the whole residual stream, which no adapter of single "
-                "modules can do. Use a plain ablation (affine: false), or keep it in the studio."
+                "an affine edit with affine_at 'prompt_end' acts at one token of a conversation, "
+                f"which no adapter can do. {EVERYWHERE}"
             )
         if edit.norm_preserving and rank is None and edit.alpha.any():
             raise UserError(
@@ -170,7 +170,8 @@ def _links(writer: Writer, edits: Sequence[Edit]) -> list[Link]:
             alpha = float(edit.alpha[writer.layer, KINDS.index(writer.role)])
             if alpha:
                 read, write = writer.sides(edit.directions.vectors[writer.layer].double())
-                found.append((read, alpha, edit.norm_preserving, write))
+                target = edit.target(writer.layer, KINDS.index(writer.role))
+                found.append(Link(read, alpha, edit.norm_preserving, write, target))
     return found
 
 
@@ -179,23 +180,23 @@ def _change(
 ) -> tuple[Delta, float]:
     """The change of one matrix, and ‖what the rank leaves out‖_F."""
     parts = [Delta(scale * d.b.double().cpu(), d.a.double().cpu()) for d, scale in added]
-    if any(preserving for _, _, preserving, _ in links):
+    if any(link.preserving for link in links):
         assert writer is not None  # whose links they are
         weight = writer.weight().double().cpu()
         edited = weight + sum(part.dense() for part in parts) if parts else weight
-        for rows, alpha, preserving, write in links:
+        for rows, alpha, preserving, write, _ in links:
             edited = edit_weight(edited, rows, alpha, preserving, write)
         left, right, error = truncate(edited - weight, rank)
         return Delta(left, right), error
     if links:
         assert writer is not None
         weight = writer.weight().double().cpu()
-        written = [rows if write is None else write for rows, _, _, write in links]
+        written = [link.rows if link.write is None else link.write for link in links]
         basis = orthonormalise(torch.cat(written))
         basis = basis[basis.norm(dim=1) > 0.5]  # [K, d]: dependent rows became zero
         turned = basis  # Uᵀ P, from the last ablation to the first
-        for (rows, alpha, _, _), write in zip(reversed(links), reversed(written), strict=True):
-            turned = turned - alpha * (turned @ write.mT) @ rows
+        for link, write in zip(reversed(links), reversed(written), strict=True):
+            turned = turned - link.alpha * (turned @ write.mT) @ link.rows
         parts = [Delta(_projected(part.b.mT, links).mT, part.a) for part in parts]
         parts.append(Delta(basis.mT, (turned - basis) @ weight))
     if not parts:
@@ -210,8 +211,8 @@ def _change(
 
 def _projected(values: Tensor, links: list[Link]) -> Tensor:
     """P applied to vectors [..., d] of the residual stream."""
-    for rows, alpha, _, write in links:
-        values = project(values, rows, alpha, write)
+    for link in links:
+        values = project(values, link.rows, link.alpha, link.write)
     return values
 
 
@@ -226,6 +227,11 @@ def _bias(
     parts = [] if own is None else [_projected(own, links)]
     if links and (bias := writer.bias()) is not None:
         parts.append(_projected(bias.double().cpu(), links) - bias.double().cpu())
+    if any(link.target is not None for link in links):
+        moved = torch.zeros(writer.written, dtype=torch.float64)
+        for link in links:
+            moved = edit_bias(moved, link.rows, link.alpha, link.write, link.target)
+        parts.append(moved)
     shifts = (_shift(writer, edit) for edit in edits if isinstance(edit, RowEdit))
     parts += [change for change in shifts if change is not None]
     return sum(parts[1:], parts[0]) if parts else None

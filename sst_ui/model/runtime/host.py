@@ -1,6 +1,6 @@
 """The one resident model: its tokenizer, its edit hooks and the lock that everyone shares.
 
-The only mutable thing in the program. Nobody's edit is kept here: every call brings its own rows.
+The only mutable thing in the program. No edit is kept here: every call brings its own rows.
 """
 
 import gc
@@ -83,8 +83,8 @@ class Host:
         self._turns = Turns()
         if not set(self.template.tokens(SAMPLE)) - {tokenizer.unk_token_id}:
             raise UserError(
-                f"the tokenizer of {self.name} knows no token of an ordinary text ({SAMPLE}); its "
-                "files are damaged or incomplete. Fetch them again."
+                f"the tokenizer of {self.name} has no token for any part of ordinary text "
+                f"({SAMPLE}); its files are damaged or incomplete. Fetch them again."
             )
         self.encode("Hello")  # a template that this model cannot read is found now
 
@@ -212,12 +212,12 @@ def _try(host: Host) -> None:
         broken = bool((logits.isnan() | (logits == torch.inf)).any())  # -inf masks, in some
     except Exception as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{host.name} was loaded and cannot compute: {why}") from error
+        raise UserError(f"{host.name} was loaded but cannot compute: {why}") from error
     if broken:
         dtype = str(host.model.dtype).removeprefix("torch.")
         raise UserError(
             f"{host.name} computes numbers that are not finite (NaN) in {dtype}: its weights or "
-            "its config.json are damaged, or the range of the type is too short for it "
+            "its config.json are damaged, or the type's range is too small for it "
             "(model.dtype bfloat16 or float32)."
         )
 

@@ -192,7 +192,7 @@ def _renamed(
 
 
 def _stacks(maker: WeightConverter) -> bool:
-    """Whether it puts one tensor an expert on top of each other and does nothing else."""
+    """Whether it puts one tensor per expert on top of each other and does nothing else."""
     return (
         len(maker.source_patterns) == len(maker.target_patterns) == len(maker.operations) == 1
         and isinstance(maker.operations[0], MergeModulelist)

@@ -38,7 +38,7 @@ from sst_ui.model.weights.stored_tensors import (
     skeleton,
     write_header,
 )
-from sst_ui.model.weights.tensor_edits import Alterations, Change, alterations
+from sst_ui.model.weights.tensor_edits import Added, Alterations, Change, alterations
 from sst_ui.options import Rounding
 from sst_ui.progress import Progress
 from sst_ui.recipe import ModelSpec
@@ -57,6 +57,7 @@ class Rewritten:
         changed: names of the stored tensors that an edit changed, or added.
         copied: bytes of tensors copied as they were.
         untied: whether the head was tied to the embedding before, and is not any more.
+        flags: settings of config.json that are true now, for the sake of biases.
     """
 
     files: tuple[str, ...]
@@ -64,6 +65,7 @@ class Rewritten:
     changed: tuple[str, ...]
     copied: int
     untied: bool = False
+    flags: tuple[str, ...] = ()
 
 
 def write_model(
@@ -101,6 +103,7 @@ def write_model(
     model = skeleton(spec, folder)
     plan = alterations(edits, architecture or discover(model), model, locate(model, shards))
     new = plan.untied[1].bytes if plan.untied else 0
+    new += sum(added.stored.bytes for added in plan.added)
     total = sum(len(shard.header) + shard.end for shard in shards) + new
     room(
         out.absolute().parent, total + sum((folder / name).stat().st_size for name in names(folder))
@@ -125,13 +128,15 @@ def write_model(
 def _report(
     plan: Alterations, shards: Sequence[Shard], out: Path, written: Sequence[str]
 ) -> Rewritten:
+    fresh = [added.stored.name for added in plan.added]
     touched = sum(s.bytes for shard in shards for s in shard.tensors if s.name in plan.changes)
     return Rewritten(
         files=tuple(written),
         bytes=sum((out / name).stat().st_size for name in written),
-        changed=(*plan.changes, *([plan.untied[0]] if plan.untied else [])),
+        changed=(*plan.changes, *([plan.untied[0]] if plan.untied else []), *fresh),
         copied=sum(shard.end for shard in shards) - touched,
         untied=plan.untie,
+        flags=plan.flags,
     )
 
 
@@ -146,13 +151,21 @@ class _Work:
 
     def shard(self, shard: Shard, path: Path) -> Generator[int, None, None]:
         """Write one shard; yields the bytes written since the last time."""
-        header, added = shard.header, None
+        header, twin, end = shard.header, None, shard.end
+        entries = {}
         if self.plan.untied and self.plan.untied[1] in shard.tensors:
-            name, added = self.plan.untied
-            header = write_header(shard.entries() | {name: _entry(added, shard.end)})
+            name, twin = self.plan.untied
+            entries[name] = _entry(twin, end)
+            end += twin.bytes
+        biases = _beside(self.plan, shard)
+        for added in biases:
+            entries[added.stored.name] = _entry(added.stored, end)
+            end += added.stored.bytes
+        if entries:
+            header = write_header(shard.entries() | entries)
         with shard.path.open("rb", buffering=0) as source, path.open("xb", buffering=0) as goal:
             _ahead(source)
-            _reserve(goal, len(header) + shard.end + (added.bytes if added else 0))
+            _reserve(goal, len(header) + end)
             _write(goal, memoryview(header))
             yield len(header)
             start = len(shard.header)
@@ -164,9 +177,11 @@ class _Work:
                     at = stored.end
                     flushed = _flush(goal, flushed)
             yield from _copy(source, goal, start + at, shard.end - at)
-            if added is not None:
+            if twin is not None:
                 assert self.plan.twin is not None  # what is added is the embedding's twin
-                yield self._change(source, goal, start, added, self.plan.twin, name)
+                yield self._change(source, goal, start, twin, self.plan.twin, name)
+            for added in biases:
+                yield self._edited(goal, added.stored, added.change, _zeros(added.stored))
 
     def _change(
         self,
@@ -177,7 +192,12 @@ class _Work:
         change: Change,
         name: str | None = None,
     ) -> int:
-        raw = self._read(source, start, stored)
+        return self._edited(goal, stored, change, self._read(source, start, stored), name)
+
+    def _edited(
+        self, goal: FileIO, stored: Stored, change: Change, raw: Tensor, name: str | None = None
+    ) -> int:
+        """Change a tensor, [bytes] uint8, and write it; returns its bytes."""
         generator = None
         if self.rounding == "stochastic":
             generator = torch.Generator()
@@ -215,6 +235,17 @@ def _space(size: int) -> Tensor:
         with suppress(OSError):
             space.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(space, dtype=torch.uint8)[:size]
+
+
+def _beside(plan: Alterations, shard: Shard) -> list[Added]:
+    """The biases that are added to a shard: those of the weights that lie there."""
+    there = {stored.name for stored in shard.tensors}
+    return [added for added in plan.added if added.beside in there]
+
+
+def _zeros(stored: Stored) -> Tensor:
+    """[bytes] uint8 of a tensor that no file has."""
+    return torch.zeros(stored.bytes, dtype=torch.uint8)
 
 
 def _entry(stored: Stored, start: int) -> dict:
@@ -288,7 +319,8 @@ def _by_hand(source: FileIO, goal: FileIO, start: int, count: int) -> int:
 
 
 def _settings(folder: Path, entry: str, out: Path, plan: Alterations) -> list[str]:
-    """The index, byte for byte unless the head is a tensor of its own now; then config.json too.
+    """The index, byte for byte unless there are tensors that were not there before (the head, or
+    biases); then config.json too.
 
     Args:
         entry: what leads to the weights (`Source.entry`). An index that is not it, left from
@@ -297,20 +329,26 @@ def _settings(folder: Path, entry: str, out: Path, plan: Alterations) -> list[st
     written = []
     if entry.endswith(".json"):
         text = (folder / entry).read_bytes()
+        new = [(added.stored.name, added.beside, added.stored.bytes) for added in plan.added]
         if plan.untied:
-            index = json.loads(text)
             name, twin = plan.untied
-            index["weight_map"][name] = index["weight_map"][twin.name]
-            if isinstance(index["metadata"].get("total_size"), int):
-                index["metadata"]["total_size"] += twin.bytes
+            new.append((name, twin.name, twin.bytes))
+        if new:
+            index = json.loads(text)
+            for name, beside, size in new:
+                index["weight_map"][name] = index["weight_map"][beside]
+                if isinstance(index["metadata"].get("total_size"), int):
+                    index["metadata"]["total_size"] += size
             text = (json.dumps(index, indent=2) + "\n").encode()
         (out / entry).write_bytes(text)
         written.append(entry)
-    if plan.untie:
+    if plan.untie or plan.flags:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         for part in (config, config.get("text_config")):
-            if isinstance(part, dict):
+            if isinstance(part, dict) and plan.untie:
                 part["tie_word_embeddings"] = False
+        inner = config.get("text_config")
+        (inner if isinstance(inner, dict) else config).update(dict.fromkeys(plan.flags, True))
         whole = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (out / CONFIG).write_text(whole, encoding="utf-8")
         written.append(CONFIG)

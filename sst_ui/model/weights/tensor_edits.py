@@ -6,7 +6,7 @@ whose tensor is not in the files: nothing is left out silently.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from sst_ui.errors import UserError
 from sst_ui.maths.ablation import edit_bias, edit_weight, through_gain
 from sst_ui.maths.rounding import to_dtype
-from sst_ui.model.architecture.discover import Architecture
+from sst_ui.model.architecture.discover import Architecture, fold
 from sst_ui.model.architecture.module_roles import EXPERTS, Writer, Written, is_conv1d
 from sst_ui.model.architecture.post_norm import measured_gain
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.hooks.low_rank import RowDelta, Scaled, bias_of, summed
 from sst_ui.model.hooks.row_plan import RowEdit
+from sst_ui.model.weights.given_biases import given
 from sst_ui.model.weights.stored_tensors import DTYPES, Shard, Stored
 from sst_ui.recipe import KINDS
 
@@ -30,8 +31,31 @@ BLOCK = 1 << 18  # numbers worked on at a time: 1 MiB in float32, for the cache'
 # Families whose layer ends with x + mlp(...), bias included and nothing in between.
 PLAIN_ENDS = ("gpt2", "gpt_neox", "llama")
 
-# What is read [k, d], α, norm preserving, what is written [k, d] or None for the same.
-Link = tuple[Tensor, float, bool, Tensor | None]
+EVERYWHERE = (
+    "With affine_at 'everywhere' it is an ablation and a bias, which can be exported; see whether "
+    "it does what you want. Or export a plain ablation (affine: false), or keep the recipe and run "
+    "it in the studio."
+)
+
+
+class Link(NamedTuple):
+    """One ablation of a writer.
+
+    Attributes:
+        rows: [k, d] what is read.
+        alpha: its strength.
+        preserving: whether column norms are kept.
+        write: [k, d] what is written; None for the same.
+        target: [k] what the component of the output moves to; None for zero.
+    """
+
+    rows: Tensor
+    alpha: float
+    preserving: bool
+    write: Tensor | None
+    target: Tensor | None = None
+
+
 Places = Sequence[tuple[Shard, Stored]]
 Located = Mapping[str, Places]
 
@@ -71,8 +95,8 @@ class Change:
             exact = stored.to(torch.promote_types(stored.dtype, torch.float32))
             if self.added is not None:
                 exact = exact + self.added.to(exact)
-            for rows, alpha, _, write in self.links:
-                exact = edit_bias(exact, rows, alpha, write)
+            for rows, alpha, _, write, target in self.links:
+                exact = edit_bias(exact, rows, alpha, write, target)
             if self.shift is not None:
                 exact = exact - self.shift.to(exact)
             stored.copy_(to_dtype(exact, stored.dtype, generator))
@@ -90,11 +114,26 @@ class Change:
         exact = part.to(torch.promote_types(part.dtype, torch.float32))
         for delta, scale in self.deltas:
             exact = torch.addmm(exact, delta.b.to(exact), delta.a[:, some].to(exact), alpha=scale)
-        for rows, alpha, norm_preserving, write in self.links:
+        for rows, alpha, norm_preserving, write, _ in self.links:
             exact = edit_weight(exact, rows, alpha, norm_preserving, write)
         part.copy_(to_dtype(exact, part.dtype, generator))
         # the sum of squares is finite unless a number is not, or is beyond what a model holds
         return bool(torch.linalg.vector_norm(part, dtype=torch.float32).isfinite())
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """A bias that the files have none of, and get.
+
+    Attributes:
+        beside: name of the stored weight that it goes with; it has that one's type.
+        stored: the tensor as it is written; only name, type and size count.
+        change: what makes it from zeros.
+    """
+
+    beside: str
+    stored: Stored
+    change: Change
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,20 +147,25 @@ class Alterations:
             embedding of the head where only that is stored; else None.
         twin: what happens to such a tensor on the way.
         untie: whether config.json must say that the two are no longer tied.
+        added: biases that come with settings of config.json.
+        flags: those settings, which must be true.
     """
 
     changes: Mapping[str, Change]
     untied: tuple[str, Stored] | None = None
     twin: Change | None = None
     untie: bool = False
+    added: tuple[Added, ...] = ()
+    flags: tuple[str, ...] = ()
 
 
 def check(edits: Sequence[Edit], architecture: Architecture) -> None:
     """Refuse edits that no weights can hold, before files are looked at.
 
     Raises:
-        UserError: an affine edit, or an addition that no bias can hold.
+        UserError: an affine edit or an addition that no bias can hold.
     """
+    granted(edits, architecture)
     parts = (_ablations, _shifts, _biases)
     for _ in (found for part in parts for found in part(edits, architecture)):
         pass
@@ -146,6 +190,7 @@ def alterations(
         found[name] = Change(last=last, deltas=scaled)
     for name, added in _biases(edits, architecture):
         found[name] = Change(last=True, bias=True, added=added)
+    without: dict[str, tuple[Link, ...]] = {}
     for written, links in _ablations(edits, architecture, located):
         before = found.get(written.name, Change())
         last = written.axis == model.get_parameter(written.name).dim() - 1
@@ -153,6 +198,8 @@ def alterations(
         if written.bias:
             before = found.get(written.bias, Change(last=True, bias=True))
             found[written.bias] = replace(before, links=links)
+        elif any(link.target is not None for link in links):
+            without[f"{written.name.removesuffix('.weight')}.bias"] = links
     for name, shift in _shifts(edits, architecture):
         before = found.get(name, Change(last=True, bias=True))
         there = before.shift
@@ -168,7 +215,77 @@ def alterations(
         for _, stored in _present(name, places, change, model):
             if twin is not change:
                 changes[stored.name] = change
-    return Alterations(changes, untied, twin, untie=head in found)
+    flags, sizes = granted(edits, architecture)
+    fresh = tuple(_new(name, size, without, located) for name, size in sizes.items())
+    return Alterations(changes, untied, twin, head in found, fresh, flags)
+
+
+def _new(name: str, size: int, links: Mapping[str, tuple[Link, ...]], located: Located) -> Added:
+    """A bias that a setting brings along: of a module that is edited, or zeros."""
+    places = located.get(f"{name.removesuffix('.bias')}.weight", ())
+    if len(places) != 1 or not (beside := places[0][1]).name.endswith("weight"):
+        raise UserError(
+            f"the model's files do not hold the weight that {name} would go with as one tensor of "
+            f"its own. {EVERYWHERE}"
+        )
+    if beside.dtype not in DTYPES:
+        raise UserError(
+            f"{beside.name} is stored as {beside.dtype}, a quantised form that cannot be edited. "
+            f"{otherwise(name)}"
+        )
+    width = torch.finfo(DTYPES[beside.dtype]).bits // 8
+    stored = Stored(
+        f"{beside.name.removesuffix('weight')}bias", beside.dtype, (size,), 0, size * width
+    )
+    return Added(beside.name, stored, Change(last=True, bias=True, links=links.get(name, ())))
+
+
+def granted(
+    edits: Sequence[Edit], architecture: Architecture
+) -> tuple[tuple[str, ...], Mapping[str, int]]:
+    """Settings of config.json that give every writer of an affine edit its bias, and the length of
+    each bias that they bring.
+
+    Raises:
+        UserError: an affine edit that acts at one token; a writer that cannot have a bias.
+    """
+    bare = without_bias(edits, architecture)
+    found = given(architecture, bare)
+    if found is None or found.sizes is None:
+        raise UserError(
+            f"an affine edit needs a bias at what each module writes; {fold(bare)} of "
+            f"{architecture.model_type} have none, and no setting of its config.json gives them "
+            "one. Export an adapter (format adapter), which brings its own."
+        )
+    return found.flags, found.sizes
+
+
+def without_bias(edits: Sequence[Edit], architecture: Architecture) -> list[str]:
+    """The modules that an affine edit needs a bias of and that have none.
+
+    Raises:
+        UserError: an affine edit that acts at one token, or on a mixture of experts.
+    """
+    rows = [edit for edit in edits if isinstance(edit, RowEdit) and edit.affine]
+    if any(edit.at_end and edit.alpha.any() for edit in rows):
+        raise UserError(
+            "an affine edit with affine_at 'prompt_end' acts at one token of a conversation, which "
+            f"no weights and no adapter can do. {EVERYWHERE}"
+        )
+    bare = []
+    for writer in architecture.writers:
+        kind = KINDS.index(writer.role)
+        if not any(edit.alpha[writer.layer, kind] for edit in rows):
+            continue
+        if writer.form == "experts":
+            raise UserError(
+                f"an affine edit needs a bias at what each module writes, and {writer.name} is a "
+                "mixture of experts, which has none of its own. Set the weight of such modules "
+                "to 0 (weights.modules.mlp), or keep the recipe and run it in the studio."
+            )
+        if writer.tensors[0].bias is None:
+            bare.append(writer.name)
+    return bare
 
 
 def _present(name: str, places: Places, change: Change, model: nn.Module) -> Places:
@@ -252,12 +369,6 @@ def _ablations(
                 f"the directions have {edit.directions.layers} layers of {edit.directions.hidden}, "
                 f"the model has {layers} of {hidden}: they were measured on another model."
             )
-        if edit.affine and edit.alpha.any():
-            raise UserError(
-                "an affine edit moves the residual stream after each layer, embeddings and all "
-                "earlier layers included; no weights and no adapter can hold that exactly. Turn "
-                "affine off for what you export, or keep the recipe and run it in the studio."
-            )
     for writer in architecture.writers:
         kind = KINDS.index(writer.role)
         active = [e for e in rows if not e.on_residual and e.alpha[writer.layer, kind] != 0]
@@ -267,7 +378,8 @@ def _ablations(
         links = []
         for edit in active:
             read, write = through_gain(edit.directions.vectors[writer.layer].float().cpu(), gain)
-            links.append((read, float(edit.alpha[writer.layer, kind]), edit.norm_preserving, write))
+            alpha, target = float(edit.alpha[writer.layer, kind]), edit.target(writer.layer, kind)
+            links.append(Link(read, alpha, edit.norm_preserving, write, target))
         yield from ((written, tuple(links)) for written in writer.tensors)
 
 

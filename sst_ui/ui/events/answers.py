@@ -5,6 +5,7 @@ A correction goes to the browser's store and is drawn at once, everywhere: no mo
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -17,7 +18,7 @@ from sst_ui.ui.panels.session import Session
 from sst_ui.ui.state.results_board import Board
 
 # One after the other: what is drawn last has read what was clicked before it.
-DRAWN = {**PRIVATE, "concurrency_id": "board", "concurrency_limit": 1}
+DRAWN: dict[str, Any] = {**PRIVATE, "concurrency_id": "board", "concurrency_limit": 1}
 
 
 def connect(

@@ -3,15 +3,17 @@
 The model is used through the engine only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from sst_ui.errors import UserError
 from sst_ui.model.architecture.discover import fold
+from sst_ui.model.hooks.self_check import EditReport
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import draw_draft, show_results
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
@@ -23,12 +25,14 @@ from sst_ui.ui.panels.weights import ApplyBar
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message, told
+from sst_ui.ui.services.job_runner import Told
+from sst_ui.ui.state.form import split
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-JOB = {**PRIVATE, "concurrency_id": "jobs", "concurrency_limit": 4}
+JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "jobs", "concurrency_limit": 4}
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def adopted(view: Applied, draft: Draft, board: Board) -> dict:
     }
 
 
-def report_text(lang: str, name: str, report) -> str:
+def report_text(lang: str, name: str, report: EditReport) -> str:
     """The self-check of an edit in one line."""
     text = say(
         lang,
@@ -89,7 +93,7 @@ def report_text(lang: str, name: str, report) -> str:
     return text
 
 
-def report_more(lang: str, report) -> list[str]:
+def report_more(lang: str, report: EditReport) -> list[str]:
     """What opens under that line: remarks, the modules that change and those that do not."""
     names = {"apply.changes": report.changed, "apply.leaves": report.untouched}
     lists = [say(lang, key, names=fold(found) or "–") for key, found in names.items()]
@@ -158,8 +162,10 @@ def measure(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -
     """The directions of the draft, and where their signal is strongest."""
     bar = screen.bar
     try:
-        spec = draft.ablation().directions
-        yield from _watched(bar, engine, draft, engine.measure(draft.loaded.key, spec), request)
+        edit, before = draft.ablation(), draft.before()
+        spec = edit.directions
+        job = engine.measure_edit(draft.loaded.key, before, edit, again=True)
+        yield from _watched(bar, engine, draft, job, request)
         signals = engine.signals(draft.loaded.key, spec)
         updates = draw(screen.editor.drawing, engine, draft)
     except Exception as error:
@@ -183,7 +189,8 @@ def predict(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -
     bar = screen.bar
     on = replace(draft, form=draft.form._replace(merge_on=True))
     try:
-        merge = on.recipe().edits[0]
+        merge, _ = split(on.recipe())
+        assert merge is not None  # it is switched on
         job = engine.merges.prepare(draft.loaded.key, merge)
         yield from _watched(bar, engine, draft, job, request)
         updates = draw_draft.draw_rest(screen.editor.drawing, engine, on)
@@ -223,6 +230,8 @@ def _bring_back(
     screen: Screen, engine: Engine, draft: Draft, known: Variants, board: Board
 ) -> dict:
     """A variant's settings into the controls, and the variant into chat and metrics."""
+    if known.now is None:
+        return {}
     updates, form, extras = fill(screen.editor.controls, known.now.recipe, draft)
     draft = replace(draft, form=form, extras=extras, variants=known)
     try:
@@ -232,7 +241,14 @@ def _bring_back(
     return {**updates, **drawn, **adopted(screen.applied, draft, board), screen.bar.status: ""}
 
 
-def _watched(bar: ApplyBar, engine: Engine, draft: Draft, job, request, told=None):
+def _watched(
+    bar: ApplyBar,
+    engine: Engine,
+    draft: Draft,
+    job: Generator[Any, None, Any],
+    request: gr.Request,
+    told: Told | None = None,
+) -> Generator[dict, None, Any]:
     """Drive a job with its bar above the button; the result comes back from `yield from`."""
     stopped = engine.begin(job_runner.name("apply", request))
     busy = {

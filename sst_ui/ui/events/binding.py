@@ -15,7 +15,8 @@ import gradio as gr
 
 from sst_ui.ui.services.errors import guarded
 
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # of the screen's own events
+# Of the screen's own events.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 SPECIAL = (gr.Request, gr.EventData, gr.OAuthToken | None)  # Gradio fills these in by annotation
 
 
@@ -69,15 +70,15 @@ def call(
 
     if inspect.isgeneratorfunction(handler):
 
-        def event(language, *values):
+        def event(language: Any, *values: Any) -> Any:
             yield from arguments(language, values)()
     else:
 
-        def event(language, *values):
+        def event(language: Any, *values: Any) -> Any:
             return arguments(language, values)()
 
-    def sound(*values):
-        wrong = check(*made(values))
+    def sound(*values: Any) -> list[Any]:
+        wrong = check(*made(values)) if check else {}
         return [gr.validate(c not in wrong, wrong.get(c, "")) for c in inputs]
 
     _name(event, handler, special)
@@ -88,7 +89,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _name(event: Callable, handler: Callable, special: Mapping[str, Any]) -> None:
+def _name(event: Any, handler: Callable, special: Mapping[str, Any]) -> None:
     """Let the event be called as its handler is, and let Gradio see what it has to fill in."""
     functools.update_wrapper(event, inspect.unwrap(_plain(handler)))
     del event.__wrapped__  # its signature is the event's own

@@ -17,11 +17,12 @@ from sst_ui.jobs.chat import new_seed
 from sst_ui.jobs.merge.compare_methods import utility_only
 from sst_ui.metrics.text.labels import Label, label
 from sst_ui.options import ChatOptions
+from sst_ui.recipe import Recipe
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.panels.answers import chip
 from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
 from sst_ui.ui.panels.session import Session
-from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.engine import Answering, Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.state.form import split
 from sst_ui.ui.state.loaded_model import Loaded
@@ -84,7 +85,7 @@ def _inline(text: str) -> str:
 def choices(language: str, variants: Variants) -> list[tuple[str, str]]:
     """What a column can answer as: the base, the current variant, or any earlier one.
 
-    Of a variant that merges also the utility adapter alone, and the merge without the ablation.
+    For variants with a merge, also the utility adapter alone, and the merge without the ablation.
     """
     edited = say(language, "answers.edited")
     found = [(say(language, "chat.base"), BASE)]
@@ -100,21 +101,23 @@ def choices(language: str, variants: Variants) -> list[tuple[str, str]]:
     return [*found, (edited, EDITED), *named]
 
 
-def recipe_of(choice: str, variants: Variants):
+def recipe_of(choice: str, variants: Variants) -> Recipe | None:
     """The recipe a picker's value stands for; None is the base."""
     now = variants.now.recipe if variants.now else None
     if choice == EDITED:
         return now
     if choice in (UTILITY, MERGED):
         merge, _ = split(now) if now else (None, None)
-        if merge is None:
+        if now is None or merge is None:
             return None
         return replace(now, edits=(utility_only(merge) if choice == UTILITY else merge,))
     found = variants.get(choice.removeprefix("variant:"))
     return found.recipe if found else None
 
 
-def source(choice: str, variants: Variants, recipe, temperature: float, seed: int) -> Source:
+def source(
+    choice: str, variants: Variants, recipe: Recipe | None, temperature: float, seed: int
+) -> Source:
     """Where an answer comes from that a column with this picked gives now; None is the base."""
     if recipe is None:
         return Source(BASE, temperature=temperature, seed=seed)
@@ -123,7 +126,7 @@ def source(choice: str, variants: Variants, recipe, temperature: float, seed: in
     return Source(part, named.name if named else "", recipe.digest(), temperature, seed)
 
 
-def drawn(tokens, temperature, seed) -> tuple[int, float, int]:
+def drawn(tokens: Any, temperature: Any, seed: Any) -> tuple[int, float, int]:
     """How an answer is drawn, as the three boxes say; an empty seed is a new one each time.
 
     Raises:
@@ -141,10 +144,12 @@ def drawn(tokens, temperature, seed) -> tuple[int, float, int]:
 
 def problems(values: Sequence) -> dict[int, str]:
     """Place among the three boxes -> what is wrong with its number."""
-    found = {}
+    found: dict[int, str] = {}
     for place, value in enumerate(values):
+        tried: list[Any] = list(SOUND)  # but for this one
+        tried[place] = value
         try:
-            drawn(*SOUND[:place], value, *SOUND[place + 1 :])
+            drawn(*tried)
         except UserError as error:
             found[place] = str(error)
     return found
@@ -167,7 +172,16 @@ class Asked:
     numbers: tuple
 
     @classmethod
-    def of(cls, language, loaded, variants, talk, left, right, *numbers) -> "Asked":
+    def of(
+        cls,
+        language: str,
+        loaded: Loaded,
+        variants: Variants,
+        talk: Conversation,
+        left: str,
+        right: str,
+        *numbers: Any,
+    ) -> "Asked":
         """From the values of the components that `connect` lists."""
         return cls(language, loaded, variants, talk, (left, right), numbers)
 
@@ -209,7 +223,7 @@ class Screen:
         }
 
 
-def restore(panel: ChatPanel, session: Session, opened) -> None:
+def restore(panel: ChatPanel, session: Session, opened: Any) -> None:
     """After a reload: the chat with this model goes on, every answer under its own recipe.
 
     Args:
@@ -222,7 +236,7 @@ def restore(panel: ChatPanel, session: Session, opened) -> None:
     )
 
 
-def back(language: str, now: Loaded, rows: object):
+def back(language: str, now: Loaded, rows: object) -> Any:
     """The chat that the browser kept, if it was with this model."""
     if not isinstance(rows, dict) or rows.get("model") != now.key or not now.key:
         return gr.skip()
@@ -265,7 +279,7 @@ def _answering(screen: Screen, session: Session, engine: Engine) -> list:
          *panel.pickers, *numbers],
         Asked.of,
     )  # fmt: skip
-    options = {
+    options: dict[str, Any] = {
         **PRIVATE,
         "outputs": screen.outputs,
         "concurrency_id": "chat",
@@ -351,7 +365,13 @@ class _Growing:
 
 
 def _stream(
-    screen: Screen, engine: Engine, mine, asked: Asked, tokens: int, heat: float, seed: int
+    screen: Screen,
+    engine: Engine,
+    mine: Answering,
+    asked: Asked,
+    tokens: int,
+    heat: float,
+    seed: int,
 ) -> Iterator[dict]:
     lang, known, key = asked.language, asked.variants, asked.loaded.key
     recipes = [recipe_of(choice, known) for choice in asked.picked]
@@ -424,7 +444,7 @@ def stop(screen: Screen, engine: Engine, language: str, request: gr.Request) -> 
     return screen.idle
 
 
-def measure(engine: Engine, language: str, now: Loaded, known: Variants, talk: Conversation):
+def measure(engine: Engine, language: str, now: Loaded, known: Variants, talk: Conversation) -> Any:
     """The probe of the last message."""
     if known.now is None or not talk.turns:
         return gr.skip()

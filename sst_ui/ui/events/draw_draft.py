@@ -4,20 +4,25 @@ No model is touched: a slider ends here.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.jobs.directions.filtering import Forecast
 from sst_ui.maths import kernel
-from sst_ui.recipe import Ablation, Recipe, WeightTable
+from sst_ui.recipe import Ablation, Merge, Recipe, WeightTable
 from sst_ui.ui.events import draw_merge
 from sst_ui.ui.events.binding import Reads
 from sst_ui.ui.panels import export as export_panel
 from sst_ui.ui.panels import merge as merge_panel
 from sst_ui.ui.panels import recipe_text as recipe_panel
+from sst_ui.ui.panels import weights as weights_panel
 from sst_ui.ui.panels.metrics import told_limits
 from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.errors import message
+from sst_ui.ui.state import merge_form
 from sst_ui.ui.state.form import WAYS, Extras, Form, ablation, free, read, show
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.window import Variants
@@ -39,7 +44,16 @@ class Draft:
     view: str = "budget"
 
     @classmethod
-    def of(cls, language, loaded, extras, variants, signal, view, *form) -> "Draft":
+    def of(
+        cls,
+        language: str,
+        loaded: Loaded,
+        extras: Extras,
+        variants: Variants,
+        signal: str,
+        view: str,
+        *form: Any,
+    ) -> "Draft":
         return cls(language, loaded, extras, variants, signal, Form(*form), view)
 
     def recipe(self) -> Recipe:
@@ -49,6 +63,10 @@ class Draft:
     def ablation(self) -> Ablation:
         """The ablation that the controls say, switched on or not."""
         return ablation(self.form, self.extras)
+
+    def before(self) -> tuple[Merge, ...]:
+        """What comes in front of the ablation: the merge, if it is switched on."""
+        return (merge_form.read(self.form, self.extras.merge),) if self.form.merge_on else ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,7 @@ class Drawing:
     limits: gr.HTML
     merge_figure: gr.Plot
     merge: merge_panel.MergePanel
+    filter: weights_panel.FilterPanel
 
     @property
     def outputs(self) -> list:
@@ -81,6 +100,8 @@ class Drawing:
             self.exported,
             self.limits,
             *draw_merge.outputs(self.merge, self.merge_figure),
+            *self.filter.rows.values(),
+            self.filter.readout,
         ]
 
 
@@ -90,12 +111,14 @@ class Controls:
 
     form: Form
     merge: merge_panel.MergePanel
+    filter: weights_panel.FilterPanel
     extras: gr.State
 
     @property
     def outputs(self) -> list:
         """The components that `fill` may write to."""
-        return [*self.form, *self.merge.decades.values(), self.extras]
+        decades = {**self.merge.decades, **self.filter.decades}
+        return [*self.form, *decades.values(), self.extras]
 
 
 @dataclass(frozen=True)
@@ -129,6 +152,7 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
     if weights.own_bells:
         kinds = ", ".join(say(lang, f"kind.{kind}") for kind in sorted(weights.own_bells))
         notes.append(notice(say(lang, "weights.bells", kinds=kinds), "info"))
+    told, readout = _forecast(engine, draft, edit)
     figure = plots.curve(
         lang,
         kernel.table(weights, layers),
@@ -137,13 +161,39 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
         say(lang, f"signal.{draft.signal}"),
         weights.overrides,
         any(key == "early" for key, _ in found),
+        None if told is None else (told.removed, told.moved),
     )
     return {
         drawing.curve: figure,
         drawing.table: weight_table.rows(weights, layers),
         drawing.notes: "".join(notes),
+        **weights_panel.shown(drawing.filter, edit.operation, draft.form.filter_goal),
+        drawing.filter.readout: gr.update(value=readout, visible=edit.operation == "filter"),
         **draw_rest(drawing, engine, draft),
     }
+
+
+def _forecast(engine: Engine, draft: Draft, edit: Ablation) -> tuple[Forecast | None, str]:
+    """What a filtered ablation is predicted to do, and the same in words; (None, words) where it
+    is not measured yet or cannot be."""
+    lang = draft.language
+    if edit.operation != "filter":
+        return None, ""
+    try:
+        told = engine.forecast(draft.loaded.key, draft.before(), edit)
+    except UserError as error:
+        return None, notice(message(error, lang), "warn")
+    if told is None:
+        return None, notice(say(lang, "filter.unmeasured"), "info")
+    key = "filter.forecast" if told.total_removed >= 0 else "filter.reinforces"
+    words = say(
+        lang,
+        key,
+        mu=f"{told.mu:.3g}",
+        removed=f"{abs(told.total_removed):.1%}",
+        moved=f"{told.total_moved:.2%}",
+    )
+    return told, f"<p>{words}</p>"
 
 
 def draw_rest(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
@@ -156,7 +206,7 @@ def draw_rest(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
         drawing.text: recipes.to_yaml(recipe),
         drawing.command: recipe_panel.command(recipe),
         drawing.digest: recipe_panel.hashed(lang, recipe, clean),
-        drawing.exported: export_panel.told(lang, now and now.recipe, recipe),
+        drawing.exported: export_panel.told(lang, now.recipe if now else None, recipe),
         drawing.limits: told_limits(lang, recipe),
     }
 
@@ -181,18 +231,22 @@ def fill(controls: Controls, recipe: Recipe, now: Draft | None = None) -> tuple[
     Args:
         now: what the controls hold; an edit that the recipe lacks stays there, switched off.
     """
-    form, extras = show(recipe, now and now.form, now and now.extras)
-    updates, able = {}, free(form)
+    form, extras = show(recipe, now.form, now.extras) if now else show(recipe)
+    updates: dict[Any, Any] = {}
+    able = free(form)
     for name in Form._fields:
         component, value = getattr(controls.form, name), getattr(form, name)
         if name in WAYS:
             updates[component] = gr.update(value=value, interactive=able[name])
+        elif name == "affine_at":
+            updates[component] = gr.update(value=value, visible=bool(form.affine))
         elif isinstance(component, gr.Slider):  # files may go further than the dial
             low, high = min(component.minimum, value), max(component.maximum, value)
             updates[component] = gr.Slider(minimum=low, maximum=high, value=value)
         else:
             updates[component] = value
     updates |= merge_panel.places(controls.merge, form)
+    updates |= merge_panel.places(controls.filter, form)
     updates[controls.extras] = extras
     return updates, form, extras
 

@@ -3,10 +3,12 @@
 Forecasts are maths alone: no model is asked. Without a prepared pair the figure says what to press.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import gradio as gr
 
 from sst_ui.errors import UserError
-from sst_ui.jobs.merge.forecast import by_kind, kept
+from sst_ui.jobs.merge.forecast import Point, by_kind, kept
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.panels import merge_plots
 from sst_ui.ui.panels.merge import MergePanel, shown, summary, told
@@ -17,13 +19,18 @@ from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
+if TYPE_CHECKING:  # it draws this
+    from sst_ui.ui.events.draw_draft import Draft
+
 
 def outputs(panel: MergePanel, figure: gr.Plot) -> list:
     """The components that `draw` may write to."""
     return [figure, panel.hint, panel.readout, panel.bell, *panel.rows.values()]
 
 
-def draw(panel: MergePanel, figure: gr.Plot, engine: Engine, draft, recipe: Recipe) -> dict:
+def draw(
+    panel: MergePanel, figure: gr.Plot, engine: Engine, draft: "Draft", recipe: Recipe
+) -> dict:
     """Updates of the merge's figure, readout and of which controls are there."""
     form, lang = draft.form, draft.language
     updates = {
@@ -37,7 +44,7 @@ def draw(panel: MergePanel, figure: gr.Plot, engine: Engine, draft, recipe: Reci
     return {**updates, figure: drawn, panel.readout: words}
 
 
-def picture(engine: Engine, draft, spec: Merge) -> tuple:
+def picture(engine: Engine, draft: "Draft", spec: Merge) -> tuple[Any, str]:
     """The figure of the draft's view, and the readout."""
     lang, key, view, merges = draft.language, draft.loaded.key, draft.view, engine.merges
     waiting = plots.empty(say(lang, "merge.unprepared"))
@@ -46,7 +53,8 @@ def picture(engine: Engine, draft, spec: Merge) -> tuple:
     except UserError as error:
         told = message(error, lang)
         return plots.empty(plots.wrapped(told, 80)), notice(told, "warn")
-    if found is None:
+    pair = merges.pair(key, spec)
+    if found is None or pair is None:
         return waiting, f'<p class="faint">{say(lang, "merge.unprepared")}</p>'
     mu, k = found.parameters.get("mu"), found.parameters.get("k")
     words = say(lang, "merge.unpredicted")
@@ -56,16 +64,16 @@ def picture(engine: Engine, draft, spec: Merge) -> tuple:
     if view == "budget":
         return merge_plots.budget(lang, found, _measured(engine, draft, spec)), readout
     if view == "spectrum":
-        lines = by_kind(merges.pair(key, spec), merges.spectra(key, spec))
+        lines = by_kind(pair, merges.spectra(key, spec) or {})
         return merge_plots.spectrum(lang, lines, mu, k), readout
     outcome = merges.outcome(key, spec) if found.chosen is not None else None
-    values = {} if outcome is None else kept(merges.pair(key, spec), outcome)
+    values = {} if outcome is None else kept(pair, outcome)
     if not values:
         return plots.empty(say(lang, "merge.unkept")), readout
     return merge_plots.kept(lang, values), readout
 
 
-def _measured(engine: Engine, draft, spec: Merge) -> list:
+def _measured(engine: Engine, draft: "Draft", spec: Merge) -> list[tuple[str, Point, bool]]:
     """The variants that were measured on the same pair, and the draft's own merge."""
     found, own = [], engine.merges.cost(draft.loaded.key, spec)
     pair = engine.merges.pair(draft.loaded.key, spec)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -26,7 +27,7 @@ from sst_ui.ui.state.merge_form import FACTORS
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-LIVE = {  # a dragged slider: only the newest position counts, nothing spins
+LIVE: dict[str, Any] = {  # a dragged slider: only the newest position counts, nothing spins
     "trigger_mode": "always_last",
     "show_progress": "hidden",
     "concurrency_limit": None,
@@ -52,8 +53,8 @@ def _wrong(form: Form, sound: Form, with_prompts: bool, draft: Draft, *more: obj
         layer = f"directions.layer is {values.layer:.12g}"
         found["layer"] = f"{layer}, but the model's layers are 0 to {last}."
     if with_prompts and not found:
-        read = () if (values.file or "").strip() or not values.ablation_on else ABLATED
-        read += MERGED if values.merge_on else ()
+        measured = values.ablation_on and not (values.file or "").strip()
+        read = (*(ABLATED if measured else ()), *(MERGED if values.merge_on else ()))
         for name in read:
             try:
                 prompt_sets.load(getattr(values, name))
@@ -101,15 +102,17 @@ def connect(editor: Editor, apply: ApplyBar, language: gr.State, engine: Engine)
     gr.on(
         [c.input for c in ways],
         **call(partial(settle, sound), language, *ways),
-        outputs=ways,
+        outputs=[*ways, form.affine_at],
         **LIVE,
     )
 
 
-def connect_others(editor: Editor, signal: gr.Radio, engine: Engine) -> None:
-    """Wire the controls that only have to be drawn: neither shapes nor the merge's."""
+def connect_others(editor: Editor, signal: gr.Dropdown, engine: Engine) -> None:
+    """Wire the controls that only have to be drawn: neither shapes nor the merge's, nor those that
+    a slider of decades stands beside."""
     form, merge = editor.controls.form, editor.controls.merge
-    special = [getattr(form, name) for name in ("profile", *recipes.SHAPE)]
+    beside = editor.controls.filter.decades
+    special = [getattr(form, name) for name in ("profile", *recipes.SHAPE, *beside)]
     mine = [*special, *merge.controls.values()]
     gr.on(
         [*[c.input for c in form if c not in mine], signal.input],
@@ -174,9 +177,10 @@ def unsound(editor: Editor, sound: Form, draft: Draft) -> dict:
 
 
 def settle(sound: Form, language: str, *chosen: object) -> list:
-    """Switch off the ways that exclude what is chosen."""
+    """Switch off the ways that exclude what is chosen, and ask where an affine edit acts."""
     values = sound._replace(**dict(zip(WAYS, chosen, strict=True)))
-    return [gr.update(interactive=able) for able in free(values).values()]
+    able = [gr.update(interactive=able) for able in free(values).values()]
+    return [*able, gr.update(visible=bool(values.affine))]
 
 
 def _numbers() -> str:
@@ -185,9 +189,8 @@ def _numbers() -> str:
     return json.dumps({name: [numbers[key] for key in recipes.SHAPE] for name, numbers in named})
 
 
-def usable(draft: Draft, recipe: recipes.Recipe) -> recipes.Recipe:
-    """The recipe, if this window can show it: this model and its layers, edits as in `split`."""
-    lang, loaded = draft.language, draft.loaded
+def usable(lang: str, loaded: Loaded, recipe: recipes.Recipe) -> recipes.Recipe:
+    """The recipe, if a window can show it: this model and its layers, edits as in `split`."""
     if not recipe.model.is_of(loaded.spec):
         raise UserError(
             say(lang, "recipe.other_model", model=str(recipe.model), loaded=str(loaded.spec))
@@ -204,7 +207,7 @@ def _named(recipe: recipes.Recipe, loaded: Loaded) -> recipes.Recipe:
     """The recipe, `custom` where it claims the loaded model's own profile and has other numbers."""
     own = kernel.recommended(loaded.spec.id, loaded.parameters)[1:]
 
-    def told(edit):
+    def told(edit: recipes.Ablation | recipes.Merge) -> recipes.Ablation | recipes.Merge:
         weights = edit.weights
         if weights.profile != "model" or own == (weights.peak, weights.width):
             return edit

@@ -41,7 +41,7 @@ def connect(panel: RecipePanel, editor: Editor, language: gr.State, engine: Engi
 def use(status: gr.HTML, editor: Editor, engine: Engine, draft: Draft, text: str | None) -> dict:
     """The text's settings into the controls."""
     try:
-        recipe = usable(draft, recipes.from_yaml(text or ""))
+        recipe = usable(draft.language, draft.loaded, recipes.from_yaml(text or ""))
         updates, form, extras = fill(editor.controls, recipe, draft)
         drawn = draw(editor.drawing, engine, replace(draft, form=form, extras=extras))
     except UserError as error:

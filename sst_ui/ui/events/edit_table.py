@@ -5,6 +5,7 @@ A cell or a row that cannot be read is refused under the table, and nothing else
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -38,7 +39,7 @@ def connect(panel: FiguresPanel, editor: Editor, engine: Engine) -> None:
     panel.reset.click(**call(partial(reset, editor, note, engine), draft), outputs=typed, **PRIVATE)
 
 
-def type_cell(editor: Editor, note: gr.HTML, engine: Engine, draft: Draft, cells: object) -> dict:
+def type_cell(editor: Editor, note: gr.HTML, engine: Engine, draft: Draft, cells: Any) -> dict:
     """Pin the cells that were typed."""
     try:
         weights = draft.ablation().weights

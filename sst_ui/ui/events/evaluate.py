@@ -16,7 +16,7 @@ import gradio as gr
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.metrics import corrections
-from sst_ui.metrics.registry import find
+from sst_ui.metrics.registry import prompts_named
 from sst_ui.metrics.results import MetricResult
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
@@ -46,21 +46,17 @@ def check_settings(
     wrong = {}
     for control, name, value in zip(controls, MEASURING, settings, strict=True):
         try:
-            _look(evaluation(**{_argument(n): v for n, v in (SOUND | {name: value}).items()}))
+            _look(evaluation(*(SOUND | {name: value}).values()))
         except UserError as error:
             wrong[control] = message(error, language)
     return wrong
 
 
-def _argument(name: str) -> str:
-    return name.removeprefix("metric_")
-
-
 def _look(wanted: Evaluation) -> None:
     """Read the files that the settings name, so that a bad one is said before anything runs."""
     for name in wanted.metrics:
-        if "@" in name:
-            prompt_sets.load(find(name).prompts)
+        if (named := prompts_named(name)) is not None:
+            prompt_sets.load(named)
     if wanted.labels:
         corrections.read(wanted.labels)
 
@@ -158,7 +154,9 @@ def _rows(
     mine: str,
 ) -> Generator[dict, None, Board | None]:
     """Drive the job; returns the board with all of its rows, None for a job that did not end."""
-    recipe, found, shown = board.variants.now.recipe, [], 0.0
+    assert board.variants.now is not None  # it is what is measured
+    recipe, shown = board.variants.now.recipe, 0.0
+    found: list[MetricResult] = []
     digest, clock, heard = recipe.digest(), Clock(), job_runner.Told()
     try:
         with closing(engine.evaluate(loaded.key, recipe, wanted)) as job:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from sst_ui import disk
 from sst_ui.errors import UserError
+from sst_ui.jobs.export.export import Export
 from sst_ui.jobs.export.push import push as publish
 from sst_ui.metrics.result_files import stem
 from sst_ui.metrics.results import MetricResult
+from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
 from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
 from sst_ui.ui.panels import export as export_panel
@@ -31,7 +34,7 @@ from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-JOB = {**PRIVATE, "concurrency_id": "exports", "concurrency_limit": 2}
+JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "exports", "concurrency_limit": 2}
 
 
 def connect(panel: ExportPanel, board: Reads, session: Session, engine: Engine) -> None:
@@ -140,6 +143,8 @@ def _results(engine: Engine, board: Board, rows: list) -> Sequence[MetricResult]
     """The card's metrics: this window's, else those of an earlier run."""
     if board.now:
         return board.now
+    if board.variants.now is None:
+        return ()
     digest = board.variants.now.recipe.digest()
     with suppress(UserError):
         for record in Shelf.of(engine.history, rows).list(digest):
@@ -197,7 +202,12 @@ def stop(engine: Engine, language: str, request: gr.Request) -> dict:
     return gr.update(interactive=False)
 
 
-def _watched(panel: ExportPanel, language: str, job: Generator, stopped: Callable[[], bool]):
+def _watched(
+    panel: ExportPanel,
+    language: str,
+    job: Generator[Progress, None, Any],
+    stopped: Callable[[], bool],
+) -> Generator[dict, None, Any]:
     """Drive a job under its bar; the result comes back from `yield from`."""
     return job_runner.watched(
         language, job, lambda shown: {panel.status: shown, **_busy(panel)}, stopped=stopped
@@ -220,7 +230,7 @@ def _idle(panel: ExportPanel) -> dict:
     }
 
 
-def report(language: str, recipe: Recipe, done) -> str:
+def report(language: str, recipe: Recipe, done: Export) -> str:
     """What was written, in a line; where, and what to know, under it."""
     size = f"{done.bytes / 1e6:,.1f} MB"
     text = say(language, "export.done", digest=recipe.digest(), size=size, seconds=done.seconds)

@@ -5,6 +5,7 @@ A model that cannot be loaded is said in its panel; what was open stays open.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -19,7 +20,7 @@ from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
 
-def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.State):
+def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.State) -> Any:
     """Wire inspect and load; returns the load event, whose success means a new model."""
     asked = Reads(panel.inputs, lambda *values: partial(spec, *values))
     panel.inspect.click(

@@ -42,7 +42,7 @@ def connect(editor: Editor, figures: FiguresPanel, changed: Sequence, engine: En
                 partial(slide, editor, name, engine),
                 draft,
                 slider,
-                check=partial(_dialable, check, name, slider),
+                check=partial(dialable, check, name, slider),
             ),
             outputs=[*drawing.outputs, editor.controls.merge.controls[name]],
             **LIVE,
@@ -119,7 +119,7 @@ def slide(editor: Editor, name: str, engine: Engine, draft: Draft, place: float)
     return {**draw_rest(editor.drawing, engine, draft), control: number}
 
 
-def _dialable(check: Callable[..., dict], name: str, slider: Any, draft: Draft, place) -> dict:
+def dialable(check: Callable[..., dict], name: str, slider: Any, draft: Draft, place: Any) -> dict:
     """A slider of decades stands somewhere, and the form is sound with it."""
     try:
         number(f"log10 {name}", place)
@@ -131,7 +131,7 @@ def _dialable(check: Callable[..., dict], name: str, slider: Any, draft: Draft, 
     return check(replace(draft, form=draft.form._replace(**{name: dialled(name, float(place))})))
 
 
-def look(drawing: Drawing, engine: Engine, draft: Draft):
+def look(drawing: Drawing, engine: Engine, draft: Draft) -> Any:
     """Another view of the merge."""
     return _figure(drawing, engine, draft, draft.recipe())
 
@@ -150,6 +150,6 @@ def measure(drawing: Drawing, engine: Engine, draft: Draft) -> Iterator[dict]:
         yield {drawing.merge_figure: _figure(drawing, engine, draft, recipe)}
 
 
-def _figure(drawing: Drawing, engine: Engine, draft: Draft, recipe: Recipe):
+def _figure(drawing: Drawing, engine: Engine, draft: Draft, recipe: Recipe) -> Any:
     figure = drawing.merge_figure
     return draw_merge.draw(drawing.merge, figure, engine, draft, recipe)[figure]

@@ -18,7 +18,7 @@ from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import told
 from sst_ui.ui.services.merge_forecasts import Line
-from sst_ui.ui.state.form import evaluation, measuring
+from sst_ui.ui.state.form import evaluation, measuring, split
 from sst_ui.ui.widgets.html import CLICKS, notice, safe
 from sst_ui.ui.widgets.numbers import exact, number
 from sst_ui.ui.widgets.texts import has, say, t
@@ -58,7 +58,7 @@ def render(language: str, lines: Sequence[Line], now: Merge | None = None) -> st
         _row(language, line, best, now)
         for line in sorted(lines, key=lambda line: order.get(line.name, len(ALONE)))
     )
-    tokens = {line.tokens for line in lines} - {None}
+    tokens = {line.tokens for line in lines if line.tokens is not None}
     lengths = "".join(f" {say(language, 'answers.length', tokens=t)}" for t in sorted(tokens))
     return (
         f'<div class="methods"><table><thead><tr><th></th>{heads}'
@@ -73,8 +73,8 @@ def _row(language: str, line: Line, best: dict, now: Merge | None) -> str:
         value, unit = values.get(name), find(name).unit
         shown = "·" if value is None else number(value, unit)
         tip = "" if value is None else f"{exact(value, unit)} · n {value.n}"
-        merged = value is not None and line.name not in ALONE
-        top = ' class="best"' if merged and value.value == best[name] else ""
+        first = value is not None and line.name not in ALONE and value.value == best[name]
+        top = ' class="best"' if first else ""
         cells += f'<td{top} title="{safe(tip)}">{shown}</td>'
     kl = "·" if line.predicted is None else f"{line.predicted:.2g}"
     title = say(language, f"methods.{line.name}") if line.name in ALONE else line.title
@@ -130,7 +130,8 @@ def run(
 ) -> Iterator[dict]:
     """Measure all methods, line by line."""
     stopped = engine.begin(job_runner.name("methods", request))
-    lang, lines = draft.language, ()
+    lang = draft.language
+    lines: tuple[Line, ...] = ()
     busy = {
         panel.cancel: gr.update(visible=True, interactive=True),
         panel.run: gr.update(visible=False),
@@ -144,7 +145,8 @@ def run(
 
     try:
         on = draft.form._replace(merge_on=True)
-        spec = replace(draft, form=on).recipe().edits[0]
+        spec, _ = split(replace(draft, form=on).recipe())
+        assert spec is not None  # it is switched on
         wanted = replace(evaluation(*measuring(draft.form)), metrics=())
         yield {panel.table: render(lang, ()), known: (), **busy}
         yield from job_runner.watched(

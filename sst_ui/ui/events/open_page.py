@@ -6,6 +6,7 @@ The order: model, measured signal, the default recipe applied, then its metrics.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -30,7 +31,8 @@ from sst_ui.ui.state.window import Conversation, Variants
 from sst_ui.ui.widgets.html import Clock, notice
 from sst_ui.ui.widgets.texts import language as language_of
 
-FRESH = {**PRIVATE, "concurrency_limit": None}  # no window waits for another one to open
+# No window waits for another one to open.
+FRESH: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Window:
     fixed: list
 
 
-def connect(page: gr.Blocks, screen: Screen, panel: ModelPanel, engine: Engine):
+def connect(page: gr.Blocks, screen: Screen, panel: ModelPanel, engine: Engine) -> Any:
     """Wire the page's load and the model panel's; returns the event of the page's load."""
     session = screen.session
     reads = [session.language, session.loaded, session.saved, session.corrections]
@@ -150,5 +152,4 @@ def linked(lang: str, loaded: Loaded, text: str) -> Recipe:
         UserError: a text that is no recipe, a recipe of another model, or one with edits that the
             screen cannot show.
     """
-    draft = Draft(lang, loaded, None, Variants(), "evidence", None)
-    return read(*show(usable(draft, recipes.from_yaml(text))), loaded.spec)
+    return read(*show(usable(lang, loaded, recipes.from_yaml(text))), loaded.spec)

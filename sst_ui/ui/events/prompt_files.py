@@ -106,7 +106,8 @@ def use(
         count = len(prompt_sets.load(name))
     except UserError as error:
         return {panel.preview: notice(message(error, lang), "bad")}
-    value, added = name, [(opened.name, name)]
+    value: str | list[str] = name
+    added = [(opened.name, name)]
     if target == "metrics":
         listed = [*(draft.form.metrics or default_metrics()), f"{metric}@{name}"]
         value = list(dict.fromkeys(listed))

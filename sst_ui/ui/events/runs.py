@@ -7,6 +7,7 @@ read or written is told here and never stops an edit.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -92,7 +93,7 @@ def connect(
     editor: Editor,
     engine: Engine,
     shown: Sequence,
-    applied,
+    applied: Any,
     measured: Sequence,
 ) -> None:
     """Wire the Runs view.
@@ -152,18 +153,20 @@ def _kept(
     return screen.show(seen, shelf, seen.view)
 
 
-def keep_applied(screen: Screen, engine: Engine, seen: Seen, loaded: Loaded):
+def keep_applied(screen: Screen, engine: Engine, seen: Seen, loaded: Loaded) -> Any:
     """Keep the recipe that was applied."""
     if seen.known.now is None:
         return gr.skip()
     return _kept(screen, engine, seen, seen.known.now.recipe, loaded.spec.id)
 
 
-def keep_measured(screen: Screen, engine: Engine, seen: Seen, loaded: Loaded, results: dict):
+def keep_measured(
+    screen: Screen, engine: Engine, seen: Seen, loaded: Loaded, results: dict[str, Any]
+) -> Any:
     """The numbers as they were measured; labels corrected later stay in the browser."""
     now = seen.known.now
     wanted = results.get(f"done:{now.recipe.digest()}") if now else None
-    if wanted is None:  # stopped on the way
+    if now is None or wanted is None:  # stopped on the way
         return gr.skip()
     recipe = replace(now.recipe, evaluation=wanted)
     numbers = results.get(now.recipe.digest(), ())
@@ -210,7 +213,7 @@ def load(
         found = Shelf.of(engine.history, rows).get([int(event.run)])
         if not found:
             raise UserError(say(lang, "runs.gone"))
-        recipe = usable(draft, found[0].recipe)
+        recipe = usable(draft.language, draft.loaded, found[0].recipe)
         updates, form, extras = fill(editor.controls, recipe, draft)
         drawn = draw(editor.drawing, engine, replace(draft, form=form, extras=extras))
     except UserError as error:

@@ -38,15 +38,15 @@ from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.services.job_runner import PACE
 from sst_ui.ui.state.run_store import shared
-from sst_ui.ui.state.search_results import Found
+from sst_ui.ui.state.search_results import Found, Phase
 from sst_ui.ui.widgets.html import Clock, notice
 from sst_ui.ui.widgets.numbers import exact
 from sst_ui.ui.widgets.texts import say
 
 BY_METRIC = ("grid", "sensitivity")  # strategies whose own figure shows one metric
 DRAWN = 1.0  # seconds between two figures
-JOB = {**PRIVATE, "concurrency_id": "searches", "concurrency_limit": 4}
-LIVE = {**PRIVATE, "trigger_mode": "always_last", "concurrency_limit": None}
+JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "searches", "concurrency_limit": 4}
+LIVE: dict[str, Any] = {**PRIVATE, "trigger_mode": "always_last", "concurrency_limit": None}
 ENDED, STOPPED = ":ended", ":stopped"  # marks of a job, beside its own name
 
 
@@ -62,7 +62,12 @@ class Picked:
 
 
 def connect(
-    panel: SearchPanel, editor: Editor, session: Session, shown: gr.Tab, opened, engine: Engine
+    panel: SearchPanel,
+    editor: Editor,
+    session: Session,
+    shown: gr.Tab,
+    opened: Any,
+    engine: Engine,
 ) -> None:
     """Wire the panel.
 
@@ -139,7 +144,8 @@ class _Running:
 
     def heard(self, part: Any) -> dict:
         """What a step of the job changes on the screen."""
-        update, panel = {}, self._panel
+        panel = self._panel
+        update: dict[Any, Any] = {}
         if isinstance(part, Opened):
             self._study = part.study
             self.found = replace(
@@ -160,12 +166,12 @@ class _Running:
         """With all candidates that are over."""
         scores: tuple = ()
         if self._study is not None and self.found.spec.strategy == "tpe":
-            objectives = range(len(self.found.aim.objectives))
+            objectives = range(len(self.found.aims.objectives))
             scores = tuple(self._study.importance(i) for i in objectives)
         rows = tuple(self.known[number] for number in sorted(self.known))
         return replace(self.found, candidates=rows, importance=scores)
 
-    def over(self, phase: str, told: Callable[[Found], str]) -> dict:
+    def over(self, phase: Phase, told: Callable[[Found], str]) -> dict:
         """The last word of the job."""
         panel, found = self._panel, replace(self.now(), phase=phase)
         return {
@@ -242,7 +248,7 @@ def stop(panel: SearchPanel, engine: Engine, language: str, found: Found) -> dic
 
 def _leave(
     panel: SearchPanel, engine: Engine, language: str, found: Found,
-    mark: str, phase: str, waiting: str,
+    mark: str, phase: Phase, waiting: str,
 ) -> dict:  # fmt: skip
     """Tell the running job; where none runs any more, say how it stands."""
     ended_by_itself = engine.stopped(found.job + ENDED)
@@ -286,7 +292,7 @@ def hint(draft: Draft, settings: tuple) -> str:
     return search_panel.hinted(draft.language, recipe, wanted)
 
 
-def settle(panel: SearchPanel, language: str, strategy: str):
+def settle(panel: SearchPanel, language: str, strategy: str) -> dict:
     """Which settings the strategy has. Only a change of it touches them: an update takes what
     is said at a control away."""
     return search_panel.shown(panel, strategy)
@@ -323,10 +329,10 @@ def draw(panel: SearchPanel, seen: Picked) -> dict:
     }
 
 
-def choices(language: str, found: Found):
+def choices(language: str, found: Found) -> Any:
     """The metrics that a figure may show."""
-    names = [(title(language, n, find(n).title), n) for n in found.aim.metrics]
-    return gr.update(choices=names, value=found.aim.metrics[0])
+    names = [(title(language, n, find(n).title), n) for n in found.aims.metrics]
+    return gr.update(choices=names, value=found.aims.metrics[0])
 
 
 def ended(language: str, found: Found, early: bool) -> str:
@@ -354,12 +360,14 @@ def ended(language: str, found: Found, early: bool) -> str:
 def missed(language: str, found: Found) -> str:
     """That a search that is over has no best, in a line."""
     counts = {"done": len(found.candidates), "total": found.total}
-    aim, near = found.aim, found.nearest
+    aim, near = found.aims, found.nearest
     sign = "≤" if aim.falls else "≥"
     wanted = f"{search_table.name_of(language, aim.decides)} {sign} {aim.target:g}"
     if found.spec.strategy == "staged":
         share = presets()["stages"]["removal"]
         wanted = f"{search_table.name_of(language, 'removal')} ≥ {share:g}"
+    elif not aim.targeted:
+        wanted = say(language, "search.effect.any")
     if near is None:
         return say(language, "search.missed.idle", wanted=wanted, **counts)
     return say(
@@ -370,7 +378,7 @@ def missed(language: str, found: Found) -> str:
 
 def tested(language: str, found: Found, each: Candidate) -> str:
     """What the metric with the target came to on the test prompts, with interval and number."""
-    name = found.aim.decides
+    name = found.aims.decides
     value = (each.test or each.values).get(name, NOTHING)
     words = f"{search_table.name_of(language, name)} {exact(value, find(name).unit)}"
     return f"{words} (n {value.n})"

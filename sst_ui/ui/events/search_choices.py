@@ -6,6 +6,7 @@ What was found is `ui.state.search_results`, how a search runs is `search`.
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import gradio as gr
 
@@ -79,7 +80,9 @@ def use(
     lang = draft.language
     try:
         recipe = _made(lang, found, picked)
-        recipe = usable(draft, replace(recipe, evaluation=draft.recipe().evaluation))
+        recipe = usable(
+            draft.language, draft.loaded, replace(recipe, evaluation=draft.recipe().evaluation)
+        )
         updates, form, extras = fill(editor.controls, recipe, draft)
         drawn = draw(editor.drawing, engine, replace(draft, form=form, extras=extras))
     except UserError as error:
@@ -96,7 +99,7 @@ def keep(
     names = []
     try:
         for pick in _first(found, how_many(count)):
-            recipe = usable(draft, _made(lang, found, pick))
+            recipe = usable(draft.language, draft.loaded, _made(lang, found, pick))
             recipe = replace(recipe, evaluation=draft.recipe().evaluation)
             known = known.add(recipe, search_table.named(lang, found, pick))
             names.append(known.current)
@@ -132,7 +135,7 @@ def check(
     idle = {panel.cancel: gr.update(visible=False), panel.check: gr.update(visible=True)}
     try:
         recipe = _made(language, found, picked)
-        wanted = held_out(recipe, found.aim, found.spec)
+        wanted = held_out(recipe, found.aims, found.spec)
         numbers = yield from job_runner.watched(
             language,
             engine.held_out(loaded.key, recipe, wanted),
@@ -169,7 +172,7 @@ def _bad_count(box: gr.Number, draft: Draft, found: Found, count: object, board:
     return {}
 
 
-def how_many(count) -> int:
+def how_many(count: Any) -> int:
     """How many candidates become variants (`UserError` for a number that cannot be)."""
     wanted = whole("search.count", count)
     if not 1 <= wanted <= MOST:
@@ -192,6 +195,6 @@ def _first(found: Found, count: int) -> list[str]:
     if found.aim is not None:  # the front has points far from it as well
         first = found.aim.decides
         good.sort(
-            key=lambda each: each is not found.best and not found.aim.reached(each.value(first))
+            key=lambda each: each is not found.best and not found.aims.reached(each.value(first))
         )
     return [*bell, *(str(each.number) for each in good)][:count]

@@ -70,6 +70,7 @@ def files(board: Board) -> list[dict]:
     """The downloads of the current variant; those that would be empty are not offered."""
     if not board.now:
         return [gr.update(visible=False)] * 4
+    assert board.variants.now is not None  # the results are its own
     recipe = board.variants.now.recipe
     folder = _folder() / recipes.digest([recipes.to_dict(recipe), board.now, board.kept])
     folder.mkdir(exist_ok=True)
@@ -83,11 +84,14 @@ def files(board: Board) -> list[dict]:
     ]
 
 
-@cache
 def _folder() -> Path:
     """A folder that lives as long as the program; a download is copied out of it at once."""
-    _folder.kept = tempfile.TemporaryDirectory(prefix="files-", dir=disk.temporary())
-    return Path(_folder.kept.name)
+    return Path(_offered().name)
+
+
+@cache
+def _offered() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="files-", dir=disk.temporary())
 
 
 def _prune(newest: Path) -> None:

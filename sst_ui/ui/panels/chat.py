@@ -41,13 +41,9 @@ class ChatPanel:
 
 
 def create() -> ChatPanel:
-    pickers, columns = [], []
     with gr.Row(elem_id="columns"):
-        for side, value in (("left", BASE), ("right", EDITED)):
-            with gr.Column(min_width=200, elem_classes=f"side {side}"):
-                picker, column = _column(side, value)
-                pickers.append(picker)
-                columns.append(column)
+        picker_left, left = _column("left", BASE)
+        picker_right, right = _column("right", EDITED)
     with gr.Row(elem_id="examples"):
         examples = tuple(_example(*row) for row in EXAMPLES)
     with gr.Row(elem_id="ask"):
@@ -81,8 +77,8 @@ def create() -> ChatPanel:
             elem_id="chat-seed",
         )  # fmt: skip
     return ChatPanel(
-        tuple(pickers),
-        tuple(columns),
+        (picker_left, picker_right),
+        (left, right),
         examples,
         box,
         send,
@@ -99,25 +95,26 @@ def create() -> ChatPanel:
 
 def _column(side: str, value: str) -> tuple[gr.Dropdown, gr.Chatbot]:
     """One side: who answers there, and the conversation with it."""
-    picker = Dropdown(
-        [(t("chat.base"), BASE), (t("answers.edited"), EDITED)],
-        value=value,
-        label=t(f"chat.{side}"),  # read out by screen readers
-        show_label=False,
-        container=False,
-        elem_id=f"picker-{side}",
-        filterable=False,
-    )
-    column = gr.Chatbot(
-        show_label=False,
-        container=False,
-        elem_id=f"chat-{side}",
-        height="100%",
-        buttons=["copy"],
-        feedback_options=None,
-        layout="bubble",
-        placeholder=t("chat.hello") if side == "left" else " ",
-    )
+    with gr.Column(min_width=200, elem_classes=f"side {side}"):
+        picker = Dropdown(
+            [(t("chat.base"), BASE), (t("answers.edited"), EDITED)],
+            value=value,
+            label=t(f"chat.{side}"),  # read out by screen readers
+            show_label=False,
+            container=False,
+            elem_id=f"picker-{side}",
+            filterable=False,
+        )
+        column = gr.Chatbot(
+            show_label=False,
+            container=False,
+            elem_id=f"chat-{side}",
+            height="100%",
+            buttons=["copy"],
+            feedback_options=None,
+            layout="bubble",
+            placeholder=t("chat.hello") if side == "left" else " ",
+        )
     return picker, column
 
 

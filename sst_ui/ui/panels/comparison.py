@@ -1,5 +1,9 @@
 """All variants over the main metrics in one figure."""
 
+from collections.abc import Mapping, Sequence
+
+from plotly.graph_objects import Figure
+
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
@@ -15,8 +19,8 @@ AXES = (
 LINES = 8  # variants beside the base, the newest
 
 
-def figure(board: Board):
-    """One line a variant, and the base; a sentence while nothing was measured."""
+def figure(board: Board) -> Figure:
+    """One line per variant, and the base; a sentence while nothing was measured."""
     lang, known = board.language, _shown(board)
     now = dict(known).get(board.variants.current) or (known[-1][1] if known else {})
     axes = [now[name] for name in AXES if name in now and now[name].edited is not None]
@@ -51,7 +55,7 @@ def _shown(board: Board) -> list[tuple[str, dict[str, MetricResult]]]:
     return kept if not mine or mine[0] in kept else [mine[0], *kept[1:]]
 
 
-def _end(name: str, known) -> float:
+def _end(name: str, known: Sequence[tuple[str, Mapping[str, MetricResult]]]) -> float:
     results = [found[name] for _, found in known if name in found]
     return scale(results[0].unit, [v for r in results for v in (r.base, r.edited)])
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from huggingface_hub import get_token
@@ -34,6 +35,7 @@ from sst_ui.ui.widgets.texts import say, t
 
 SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
 SOUND = {**vars(ExportOptions()), "rank": 0, "folder": ""}
+VERIFIED = 8  # prompts that the page begins with; a command verifies where it is told to
 SMALL = 256_000_000  # bytes of an export that is offered as one download
 ROUNDED, RANKED = ("model", "gguf"), ("adapter", "mergekit")  # formats with that setting
 
@@ -87,7 +89,7 @@ class Wanted(ExportOptions):
     folder: str = ""
 
     @classmethod
-    def of(cls, format, rounding, rank, verify, folder) -> "Wanted":
+    def of(cls, format: Any, rounding: Any, rank: Any, verify: Any, folder: Any) -> "Wanted":
         """From the values of `ExportPanel.settings`.
 
         Raises:
@@ -155,7 +157,7 @@ def create() -> ExportPanel:
             )
             rank = Number(0, label=t("export.rank"), elem_id="export-rank", min_width=90)
             verify = Number(
-                usual.verify, label=t("export.verify"), elem_id="export-verify", min_width=90
+                VERIFIED, label=t("export.verify"), elem_id="export-verify", min_width=90
             )
         folder = gr.Textbox(
             "", label=t("export.folder"), max_lines=1, elem_id="export-folder",
@@ -189,7 +191,7 @@ def create() -> ExportPanel:
 
 
 def _hub() -> tuple[gr.Column, gr.Textbox, gr.Checkbox, gr.Button]:
-    """What is needed to push; not there where nobody has a token."""
+    """What is needed to push; hidden without a token."""
     with gr.Column(visible=bool(access()), elem_id="hub") as hub:
         if access() == "oauth":
             gr.LoginButton(size="sm", elem_id="hub-login")
@@ -263,7 +265,7 @@ def check_repo(name: str) -> None:
     try:
         validate_repo_id(name)
     except ValueError as error:
-        raise UserError(f"{name!r} is no name for a repository: write USER/NAME.") from error
+        raise UserError(f"{name!r} is not a valid repository name: write USER/NAME.") from error
 
 
 def archive(folder: Path, name: str) -> Path:

@@ -13,14 +13,14 @@ from sst_ui.recipe import MODULES
 from sst_ui.ui.widgets.plots import BASE, EDITED, OTHERS, SECOND, blank
 from sst_ui.ui.widgets.texts import say
 
-TINY = 1e-7  # nats a token; what lies below is drawn here, the axis being logarithmic
+TINY = 1e-7  # nats per token; what lies below is drawn here, the axis being logarithmic
 LINES = 400  # points of a spectrum's line
 
 
 def budget(
     language: str, found: Forecast, measured: Sequence[tuple[str, Point, bool]]
 ) -> go.Figure:
-    """Cost against what is left undone, both in nats a token.
+    """Cost against what is left undone, both in nats per token.
 
     Args:
         measured: name, point, and whether it is the merge that the controls say.

@@ -3,14 +3,16 @@
 A row is a button: it opens the prompts and both answers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import gradio as gr
 
 from sst_ui.jobs.evaluate.evaluate import limits
 from sst_ui.metrics.registry import METRICS, Metric
-from sst_ui.metrics.results import MetricResult, change
+from sst_ui.metrics.results import MetricResult, Verdict, change
 from sst_ui.recipe import Evaluation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
@@ -22,8 +24,15 @@ from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio
 from sst_ui.ui.widgets.numbers import exact, interval, number, scale, spark, track
 from sst_ui.ui.widgets.texts import has, say, t
 
-LEGEND = ("better", "worse", "negligible", "noise")
-MARKS = {"better": "✓", "worse": "✗", "negligible": "≪", "noise": "≈", "none": "·"}
+Named = Verdict | Literal["none"]  # none where nothing was compared
+LEGEND: tuple[Verdict, ...] = ("better", "worse", "negligible", "noise")
+MARKS: dict[Named, str] = {
+    "better": "✓",
+    "worse": "✗",
+    "negligible": "≪",
+    "noise": "≈",
+    "none": "·",
+}
 
 
 @dataclass(frozen=True)
@@ -57,38 +66,8 @@ def create() -> MetricsPanel:
                 visible=False,
                 min_width=70,
             )
-        start = measured_by(Evaluation())
         with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
-            preset = Radio(
-                [(t(f"preset.{name}"), name) for name in setting("evaluation.preset").choices],
-                value=start["metric_preset"],
-                label=t("metrics.preset"),
-                elem_id="metric-preset",
-            )
-            limit = gr.HTML(elem_id="metric-limits", elem_classes="hint")
-            with gr.Row(elem_classes="pair"):
-                samples = Number(
-                    start["metric_samples"], label=t("metrics.samples"), elem_id="metric-samples"
-                )
-                tokens = Number(
-                    start["metric_tokens"], label=t("metrics.tokens"), elem_id="metric-tokens"
-                )
-            metrics = Dropdown(
-                [(title("en", row.name, row.title), row.name) for row in METRICS],
-                value=start["metrics"],
-                multiselect=True,
-                label=t("metrics.choose"),
-                elem_id="metric-names",
-                allow_custom_value=True,
-            )
-            judge = gr.Textbox(
-                label=t("metrics.judge"),
-                placeholder=t("metrics.judge.hint"),
-                max_lines=1,
-                elem_id="judge",
-            )
-            labels = gr.Textbox(label=t("metrics.labels"), max_lines=1, elem_id="labels-file")
-            upload = prompt_files.create("metrics", ("metrics",), _targets())
+            settings = _settings(measured_by(Evaluation()))
         progress = gr.HTML(elem_id="metrics-progress")
         rows = gr.HTML(render(Board("en", Variants(), {})), elem_id="metrics", js_on_load=CLICKS)
         advice = gr.HTML(elem_id="advice", js_on_load=CLICKS)
@@ -104,10 +83,45 @@ def create() -> MetricsPanel:
                 )
                 for kind in ("csv", "items", "json", "labels")
             )
-    return MetricsPanel(
-        rows, progress, run, cancel, advice, limit, metrics, preset, samples, tokens, judge, labels,
-        upload, files,
-    )  # fmt: skip
+    return MetricsPanel(rows, progress, run, cancel, advice, files=files, **settings)
+
+
+def _settings(start: Mapping[str, Any]) -> dict[str, Any]:
+    """What is measured, on how much; the controls begin with the values of `start`."""
+    made: dict[str, Any] = {
+        "metric_preset": Radio(
+            [(t(f"preset.{name}"), name) for name in setting("evaluation.preset").choices],
+            value=start["metric_preset"],
+            label=t("metrics.preset"),
+            elem_id="metric-preset",
+        ),
+        "limits": gr.HTML(elem_id="metric-limits", elem_classes="hint"),
+    }
+    with gr.Row(elem_classes="pair"):
+        for name in ("samples", "tokens"):
+            made[f"metric_{name}"] = Number(
+                start[f"metric_{name}"], label=t(f"metrics.{name}"), elem_id=f"metric-{name}"
+            )
+    made["metrics"] = Dropdown(
+        [(title("en", row.name, row.title), row.name) for row in METRICS],
+        value=start["metrics"],
+        multiselect=True,
+        label=t("metrics.choose"),
+        elem_id="metric-names",
+        allow_custom_value=True,
+    )
+    made["judge"] = gr.Textbox(
+        start["judge"],
+        label=t("metrics.judge"),
+        placeholder=t("metrics.judge.hint"),
+        max_lines=1,
+        elem_id="judge",
+    )
+    made["labels"] = gr.Textbox(
+        start["labels"], label=t("metrics.labels"), max_lines=1, elem_id="labels-file"
+    )
+    made["upload"] = prompt_files.create("metrics", ("metrics",), _targets())
+    return made
 
 
 def told_limits(language: str, recipe: Recipe) -> str:
@@ -131,7 +145,7 @@ def _targets() -> list[tuple[str, str]]:
     return [(title("en", m.name, m.title), m.name) for m in METRICS if isinstance(m, Metric)]
 
 
-def verdict(result: MetricResult) -> str:
+def verdict(result: MetricResult) -> Named:
     """The verdict's name on the screen; none where nothing was compared."""
     return result.verdict or "none"
 
@@ -143,8 +157,8 @@ def render(board: Board, pending: bool = False) -> str:
         return f'<p class="empty">{say(lang, "metrics.none")}</p>'
     ends = {}
     for unit in {r.unit for r in results}:
-        rows = [r for _, found in board.measured for r in found.values() if r.unit == unit]
-        ends[unit] = scale(unit, [v for r in rows for v in (r.base, r.edited)])
+        same = [r for _, found in board.measured for r in found.values() if r.unit == unit]
+        ends[unit] = scale(unit, [v for r in same for v in (r.base, r.edited)])
     rows = [_row(board, r, ends[r.unit]) for r in results]
     if pending:
         rows.append('<div class="metric ghost"><i></i><i></i></div>' * (1 if results else 4))
@@ -154,8 +168,9 @@ def render(board: Board, pending: bool = False) -> str:
         for name in LEGEND
     )
     legend = (
-        f'<div class="legend"><span class="is-base">{say(lang, "chat.base")}</span>'
-        f'<span class="is-edited">{say(lang, "answers.edited")} [95 %]</span>{verdicts}</div>'
+        f'<div class="legend"><div><span class="is-base">{say(lang, "chat.base")}</span>'
+        f'<span class="is-edited">{say(lang, "answers.edited")} [95 %]</span></div>'
+        f"<div>{verdicts}</div></div>"
     )
     return legend + "".join(rows)
 
@@ -167,9 +182,9 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
     name = title(lang, result.name, result.title)
     tip = f"{way} · {word} ({meaning(lang, kind)}) · {told(lang, result)}"
     history = [
-        (variant, found[result.name].edited)
+        (variant, edited)
         for variant, found in board.measured
-        if result.name in found and found[result.name].edited is not None
+        if result.name in found and (edited := found[result.name].edited) is not None
     ]
     line = spark(
         result.base, history, board.variants.current, end, unit, say(lang, "metrics.spark")
@@ -203,9 +218,9 @@ def _note(result: MetricResult) -> str:
     return f'<div class="told">{safe(result.note)}</div>' if result.note else ""
 
 
-def meaning(language: str, kind: str) -> str:
+def meaning(language: str, kind: Named) -> str:
     """What a verdict means."""
-    return say(language, f"verdict.{change(kind)}.means")
+    return say(language, f"verdict.{kind if kind == 'none' else change(kind)}.means")
 
 
 def corrected(language: str, count: int) -> str:

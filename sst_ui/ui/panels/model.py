@@ -1,6 +1,7 @@
-"""The model panel: which model, how to load it, what it would take. Knows controls only."""
+"""The model panel: which model, how to load it, what it would take."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
@@ -87,7 +88,16 @@ def create() -> ModelPanel:
     )
 
 
-def spec(ident, revision, dtype, device, quantization, remote, thinking, template) -> ModelSpec:
+def spec(
+    ident: str | None,
+    revision: str | None,
+    dtype: Any,
+    device: str | None,
+    quantization: Any,
+    remote: Any,
+    thinking: Any,
+    template: str | None,
+) -> ModelSpec:
     """The controls as a `ModelSpec`; empty texts are the defaults.
 
     Raises:

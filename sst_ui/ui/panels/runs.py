@@ -89,7 +89,9 @@ def create() -> RunsPanel:
     return RunsPanel(search, both, delete, undo, back, status, table)
 
 
-def listed(language: str, records: Sequence[Record], view: View, now: str, empty="none") -> str:
+def listed(
+    language: str, records: Sequence[Record], view: View, now: str, empty: str = "none"
+) -> str:
     """The list, newest first.
 
     Args:

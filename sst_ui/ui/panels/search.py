@@ -7,14 +7,14 @@ look like in `search_plots`.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.jobs.search.objectives import Limit, SearchSpec, aims
-from sst_ui.metrics.registry import METRICS, find
+from sst_ui.metrics.registry import METRICS, find, prompts_named
 from sst_ui.recipe import Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import search_table
@@ -41,6 +41,8 @@ SETTINGS = (
 )  # fmt: skip
 PAIRS = ("select", "test")  # two prompt sets, one on a line
 VIEWS = ("own", "front", "importance")  # own: the figure that the strategy has for itself
+Buttons = tuple[gr.Button, gr.Button, gr.Button, gr.Button]  # run, pause, resume, stop
+Variant = Literal["primary", "secondary", "stop"]
 KEPT = 3  # candidates that become variants, unless said otherwise
 
 
@@ -73,7 +75,7 @@ class SearchPanel:
 def create() -> SearchPanel:
     with gr.Row(elem_id="search-row"):
         with gr.Column(elem_id="search-settings", min_width=220):
-            settings, hint, buttons, status = _settings()
+            settings, hint, (run, pause, resume, stop), status = _settings()
         with gr.Column(elem_id="search-found", min_width=260):
             progress = gr.HTML(elem_id="search-progress")
             with gr.Row(elem_id="search-views"):
@@ -109,12 +111,12 @@ def create() -> SearchPanel:
             )
     found = gr.State(Found(), time_to_live=LIFE if shared() else None, delete_callback=Found.remove)
     return SearchPanel(
-        settings, hint, *buttons, status, progress, view, metric, plot, table, use, keep, count,
-        check, cancel, told, found, gr.State(""),
+        settings, hint, run, pause, resume, stop, status, progress, view, metric, plot, table, use,
+        keep, count, check, cancel, told, found, gr.State(""),
     )  # fmt: skip
 
 
-def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
+def _settings() -> tuple[dict[str, Any], gr.HTML, Buttons, gr.HTML]:
     made: dict[str, Any] = {}
     start = SOUND
     made["strategy"] = Radio(
@@ -171,10 +173,10 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, list[gr.Button], gr.HTML]:
                 lines=2, max_lines=2, elem_id=f"search-{name}",
             )  # fmt: skip
     ordered = {name: made[name] for name in SETTINGS}
-    return ordered, hint, [run, pause, resume, stop], status
+    return ordered, hint, (run, pause, resume, stop), status
 
 
-def _button(name: str, ident: str, variant: str = "secondary", **more: Any) -> gr.Button:
+def _button(name: str, ident: str, variant: Variant = "secondary", **more: Any) -> gr.Button:
     return gr.Button(
         t(f"search.{name}"), size="sm", variant=variant, elem_id=ident, min_width=60, **more
     )
@@ -203,7 +205,6 @@ def spec(*values: Any) -> SearchSpec:
     given = dict(zip(SETTINGS, values, strict=True))
     strategy = given["strategy"]
     given = {n: v if _there(n, strategy) else SOUND[n] for n, v in given.items()}
-    lines = {name: _lines(given[name]) for name in ("constraints", *PAIRS)}
     return SearchSpec(
         strategy=strategy,
         objectives=tuple(given["objectives"] or ()),
@@ -216,7 +217,9 @@ def spec(*values: Any) -> SearchSpec:
         start=given["start"],
         prune=bool(given["prune"]),
         patience=whole("search.patience", given["patience"]),
-        **lines,
+        constraints=_lines(given["constraints"]),
+        select=_lines(given["select"]),
+        test=_lines(given["test"]),
     )
 
 
@@ -228,7 +231,7 @@ def _lines(text: str | None) -> tuple[str, ...]:
 def show(made: SearchSpec) -> dict[str, Any]:
     """The controls' values for a search; the inverse of `spec`."""
     values = {name: getattr(made, name) for name in SETTINGS if name != "tokens"}
-    values |= {name: "" for name in ("trials", "minutes", "target") if values[name] is None}
+    values |= {name: "" for name, value in values.items() if value is None}
     return {
         **{name: values.get(name) for name in SETTINGS},
         "objectives": list(made.objectives),
@@ -260,8 +263,8 @@ def problems(language: str, *values: Any) -> dict[str, str]:
             made = spec(*alone.values())
             limits = (Limit.read(text).metric for text in made.constraints)
             for metric in (*made.objectives, *limits):
-                if "@" in metric:
-                    prompt_sets.load(find(metric).prompts)
+                if (named := prompts_named(metric)) is not None:
+                    prompt_sets.load(named)
             for names in (made.select, made.test):
                 for each in names:
                     prompt_sets.load(each)

@@ -6,6 +6,7 @@ Orange is the search result, grey-blue the base model. The figures of single str
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -48,14 +49,14 @@ def figure(language: str, found: Found, picked: str, view: str, metric: str) -> 
 
 def scatter(language: str, found: Found, picked: str) -> go.Figure:
     """The metric with the target over the cost (over the trial where there is none)."""
-    first, second = found.aim.decides, found.aim.cost
+    first, second = found.aims.decides, found.aims.cost
     across = name_of(language, second) if second else say(language, "search.number")
     drawn = blank(across, name_of(language, first))
 
     def place(each: Candidate) -> tuple[float, float]:
         return each.value(second) if second else float(each.number), each.value(first)
 
-    def add(rows: Sequence[Candidate], name: str, **marker) -> None:
+    def add(rows: Sequence[Candidate], name: str, **marker: Any) -> None:
         if rows:
             points = [place(each) for each in rows]
             drawn.add_scatter(
@@ -64,7 +65,7 @@ def scatter(language: str, found: Found, picked: str) -> go.Figure:
                 hovertemplate="%{customdata}<extra></extra>", cliponaxis=False,
             )  # fmt: skip
 
-    if math.isfinite(found.aim.target):
+    if math.isfinite(found.aims.target):
         _target(language, drawn, found)
     front = {each.number for each in found.front}
     line = sorted(place(each) for each in found.front)
@@ -110,14 +111,14 @@ def scatter(language: str, found: Found, picked: str) -> go.Figure:
 
 def _target(language: str, drawn: go.Figure, found: Found) -> None:
     """The band of the first objective's values that are good enough."""
-    low = found.aim.falls
-    ends = (-9, found.aim.target) if low else (found.aim.target, 9)
+    low = found.aims.falls
+    ends = (-9, found.aims.target) if low else (found.aims.target, 9)
     drawn.add_hrect(*ends, fillcolor=GOOD, line_width=0, layer="below")
     drawn.add_annotation(
-        x=1, xref="paper", xanchor="right", y=found.aim.target, showarrow=False,
+        x=1, xref="paper", xanchor="right", y=found.aims.target, showarrow=False,
         yanchor="bottom" if low else "top", font={"size": 10},
         text=f"{say(language, 'search.target.band')} {'≤' if low else '≥'} "
-        f"{found.aim.target:g}",
+        f"{found.aims.target:g}",
     )  # fmt: skip
 
 
@@ -125,9 +126,9 @@ def _base(language: str, drawn: go.Figure, found: Found, least: float) -> None:
     """The base model's point, at the left end of an axis of decades."""
     if not found.done:
         return
-    first, second = found.aim.decides, found.aim.cost
+    first, second = found.aims.decides, found.aims.cost
     known = found.done[0]
-    x, y = (known.base.get(name, NOTHING).value for name in (second, first))
+    x, y = (known.base.get(name or "", NOTHING).value for name in (second, first))
     if math.isfinite(y):
         x = x if math.isfinite(x) else 0.0
         drawn.add_scatter(
@@ -151,7 +152,7 @@ def _ruled_out(language: str, drawn: go.Figure, found: Found, second: str | None
     """The pruned as marks along the upper edge: they have no value of the first objective."""
     rows = [each for each in found.candidates if each.state == "pruned"]
     rows = [each for each in rows if second and math.isfinite(each.value(second))]
-    if rows:
+    if second and rows:
         drawn.add_scatter(
             x=[each.value(second) for each in rows], y=[1.0] * len(rows), yaxis="y2",
             mode="markers", name=say(language, "search.pruned"),

@@ -26,7 +26,7 @@ def layers(language: str, found: Found, metric: str) -> go.Figure:
     drawn = blank(
         say(language, "curve.layer"), say(language, "search.effect", name=name_of(language, metric))
     )
-    order = dict(zip(found.aim.objectives, found.aim.lower, strict=True))
+    order = dict(zip(found.aims.objectives, found.aims.lower, strict=True))
     sign = 1 if order.get(metric, find(metric).better == "low") else -1
     rows = [each for each in found.done if "only" in each.params]
     effects = [sign * (e.base.get(metric, NOTHING).value - e.value(metric)) for e in rows]
@@ -36,9 +36,9 @@ def layers(language: str, found: Found, metric: str) -> go.Figure:
         hovertemplate="%{customdata}<extra></extra>", showlegend=False,
     )  # fmt: skip
     made = found.bell[0]
-    if made is not None and metric == found.aim.objectives[0]:
+    if made is not None and metric == found.aims.objectives[0]:
         weights = made.edits[-1].weights
-        bell = kernel.gaussian(FINE, weights.peak, weights.width)
+        bell = kernel.gaussian(FINE, *weights.bell)
         drawn.add_scatter(
             x=kernel.positions(FINE) * (found.layers - 1), y=bell * max(effects), mode="lines",
             hoverinfo="skip", line={"color": EDITED, "width": 2},
@@ -55,8 +55,8 @@ def stages(language: str, found: Found) -> go.Figure:
     rows = sorted(found.done, key=lambda each: abs(each.params.get("strength", 0.0)))
     drawn = blank(say(language, "weights.strength"), "")
     colours = (EDITED, *OTHERS)
-    wide = [n for n in found.aim.metrics if find(n).unit not in ("rate", "score")]
-    for name, colour in zip(found.aim.metrics, colours * 3, strict=False):
+    wide = [n for n in found.aims.metrics if find(n).unit not in ("rate", "score")]
+    for name, colour in zip(found.aims.metrics, colours * 3, strict=False):
         drawn.add_scatter(
             x=[each.params.get("strength") for each in rows], y=[e.value(name) for e in rows],
             name=name_of(language, name), mode="lines+markers",
@@ -97,17 +97,17 @@ def parallel(language: str, found: Found) -> go.Figure:
             })  # fmt: skip
         else:
             axes.append({"label": label, "values": values, "tickformat": ".2~f"})
-    for name in dict.fromkeys([*found.aim.objectives, found.aim.decides]):
+    for name in dict.fromkeys([*found.aims.objectives, found.aims.decides]):
         rate = find(name).unit == "rate"
         values, form = [each.value(name) for each in rows], ".0%" if rate else "~g"
         axes.append({"label": name_of(language, name), "values": values, "tickformat": form})
-    first = found.aim.decides
+    first = found.aims.decides
     drawn = blank("", "")
     drawn.add_parcoords(
         dimensions=axes, labelside="top", labelangle=-28, labelfont={"size": 10},
         tickfont={"size": 9}, rangefont={"size": 1, "color": "rgba(0,0,0,0)"},
         line={"color": [each.value(first) for each in rows],
-              "colorscale": [[0, EDITED], [1, BASE]], "reversescale": not found.aim.falls},
+              "colorscale": [[0, EDITED], [1, BASE]], "reversescale": not found.aims.falls},
     )  # fmt: skip
     drawn.update_layout(margin={"l": 28, "r": 40, "t": 66, "b": 14})
     return drawn
@@ -123,7 +123,7 @@ def importance(language: str, found: Found) -> go.Figure:
     drawn = blank(say(language, "search.share"), "")
     colours = (EDITED, *OTHERS)
     for metric, scores, colour in zip(
-        found.aim.objectives, found.importance, colours * 3, strict=False
+        found.aims.objectives, found.importance, colours * 3, strict=False
     ):
         drawn.add_bar(
             y=names, x=[scores.get(name, 0.0) for name in order], name=name_of(language, metric),
@@ -153,7 +153,7 @@ def _word(language: str, word: str) -> str:
 def tip(language: str, each: Candidate, found: Found) -> str:
     """What stands beside a point: settings and numbers."""
     lines = [f"#{each.number} · {settings(language, each.params)}"]
-    for name in found.aim.metrics:
+    for name in found.aims.metrics:
         if name in each.values:
             told = number(each.values[name], find(name).unit)
             lines.append(f"{name_of(language, name)} {told}")

@@ -81,7 +81,10 @@ def named(language: str, found: Found, pick: str) -> str:
 
 
 def _bell(language: str, found: Found) -> str:
-    weights = found.bell[0].edits[-1].weights
+    made = found.bell[0]
+    if made is None:
+        return ""
+    weights = made.edits[-1].weights
     return settings(language, {"peak": weights.peak, "width": weights.width})
 
 
@@ -100,10 +103,10 @@ def state(language: str, each: Candidate, found: Found) -> str:
         return say(language, "search.infeasible")
     if found.idle(each):
         return say(language, "search.idle")
-    value = each.test.get(found.aim.decides) if found.aim else None
-    if value is None:
+    name = found.aims.decides
+    if name not in each.test:
         return ""
-    return say(language, "search.tested", value=exact(value, find(found.aim.decides).unit))
+    return say(language, "search.tested", value=exact(each.test[name], find(name).unit))
 
 
 def name_of(language: str, metric: str) -> str:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import gradio as gr
+from plotly.graph_objects import Figure
 
 from sst_ui.maths import pareto
 from sst_ui.metrics.registry import SUMMARY
@@ -55,13 +56,16 @@ def _cell(language: str, result: MetricResult | None) -> str:
     return f'<span title="{tip}">{number(result.edited, result.unit)}</span>'
 
 
-def tradeoff(board: Board):
-    """Refusals against divergence, one point a variant; a sentence while there is none."""
+def tradeoff(board: Board) -> Figure:
+    """Refusals against divergence, one point per variant; a sentence while there is none."""
     language, points = board.language, [("base", 0.0, math.nan)]
     for name, found in board.measured:
-        if COST in found and GAIN in found and found[COST].edited and found[GAIN].edited:
+        if COST not in found or GAIN not in found:
+            continue
+        cost, gain = found[COST].edited, found[GAIN].edited
+        if cost and gain:
             points[0] = (say(language, "chat.base"), 0.0, found[GAIN].base.value)
-            points.append((name, found[COST].edited.value, found[GAIN].edited.value))
+            points.append((name, cost.value, gain.value))
     if len(points) < 2:
         return plots.empty(say(language, "tradeoff.empty"))
     return plots.tradeoff(

@@ -1,5 +1,6 @@
 """The weights and direction panels: every number and choice of an edit."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,12 +8,21 @@ import gradio as gr
 
 from sst_ui.data import prompt_sets
 from sst_ui.maths import kernel
-from sst_ui.recipe import Ablation, Recipe
+from sst_ui.recipe import KINDS, Ablation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
-from sst_ui.ui.state.form import OWN_PROFILES, Form, show
-from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, dial
+from sst_ui.ui.state.form import FILTER_GOALS, OWN_PROFILES, Form, show
+from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, dial, wide
 from sst_ui.ui.widgets.texts import has, t
+
+
+@dataclass(frozen=True)
+class FilterPanel:
+    """What only the operation `filter` has: `decades` are the sliders beside wide numbers."""
+
+    rows: Mapping[str, gr.Row]
+    decades: Mapping[str, gr.Slider]
+    readout: gr.HTML
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,11 @@ class WeightsPanel:
     operation: gr.Radio
     norm_preserving: gr.Checkbox
     affine: gr.Checkbox
+    affine_at: gr.Radio
+    filter_goal: gr.Radio
+    filter_budget: gr.Number
+    filter_mu: gr.Number
+    filter: FilterPanel
     notes: gr.HTML
 
 
@@ -44,6 +59,10 @@ class DirectionPanel:
     samples: gr.Number
     harmful: gr.Dropdown
     harmless: gr.Dropdown
+    lookalikes: gr.Dropdown
+    lookalike_weight: gr.Number
+    filter_answers: gr.Number
+    filter_ridge: gr.Number
     file: gr.Textbox
     measure: gr.Button
     upload: prompt_files.UploadPanel
@@ -58,7 +77,7 @@ class ApplyBar:
     unsound: gr.Button
 
 
-def _choices(prefix: str, values) -> list:
+def _choices(prefix: str, values: Iterable[str]) -> list[tuple[Any, str]]:
     """Choices with a translated label where there is one."""
     return [(t(f"{prefix}.{v}") if has(f"{prefix}.{v}") else v, v) for v in values]
 
@@ -71,60 +90,97 @@ def create_weights() -> WeightsPanel:
             ablation_on = gr.Checkbox(
                 True, label=t("edit.on"), elem_id="ablation_on", container=False, min_width=90
             )
-        profile = Radio(
+        made = _table(start) | _way(start)
+        notes = gr.HTML(elem_id="notes")
+    return WeightsPanel(ablation_on, **made, notes=notes)
+
+
+def _table(start: Form) -> dict[str, Any]:
+    """How strongly each layer and kind of module is edited."""
+
+    def dialled(name: str, setting: str = "", **more: Any) -> gr.Slider:
+        label = t(f"weights.{name}")
+        value = getattr(start, name)
+        return dial(f"weights.{setting or name}", value, label, elem_id=name, **more)
+
+    made: dict[str, Any] = {
+        "profile": Radio(
             _choices("profile", (*kernel.profiles(), *OWN_PROFILES)),
             value=start.profile,
             label=t("weights.profile"),
             show_label=False,
             elem_id="profile",
-        )
-        strength = dial(
-            "weights.strength", start.strength, t("weights.strength"),
-            info=t("weights.strength.info"), elem_id="strength",
-        )  # fmt: skip
-        with gr.Row(elem_classes="pair"):
-            peak = dial("weights.peak", start.peak, t("weights.peak"), elem_id="peak")
-            width = dial("weights.width", start.width, t("weights.width"), elem_id="width")
-        with gr.Row(elem_classes="pair"):
-            attention = dial(
-                "weights.modules", start.attention, t("weights.attention"), elem_id="attention"
-            )
-            mlp = dial("weights.modules", start.mlp, t("weights.mlp"), elem_id="mlp")
-        threshold = dial(
-            "weights.threshold", start.threshold, t("weights.threshold"), elem_id="threshold"
-        )
-        operation = Radio(
+        ),
+        "strength": dialled("strength", info=t("weights.strength.info")),
+    }
+    with gr.Row(elem_classes="pair"):
+        made |= {name: dialled(name) for name in ("peak", "width")}
+    with gr.Row(elem_classes="pair"):
+        made |= {name: dialled(name, "modules") for name in KINDS}
+    made["threshold"] = dialled("threshold")
+    return made
+
+
+def _way(start: Form) -> dict[str, Any]:
+    """What is done with the direction, and what goes with it."""
+    made: dict[str, Any] = {
+        "operation": Radio(
             _choices("operation", setting("edit.operation").choices),
             value=start.operation,
             label=t("weights.operation"),
             elem_id="operation",
         )
-        with gr.Row(elem_id="ways"):
-            norm_preserving = gr.Checkbox(
-                start.norm_preserving, label=t("weights.norm_preserving"), elem_id="norm-preserving"
-            )
-            affine = gr.Checkbox(start.affine, label=t("weights.affine"), elem_id="affine")
-        notes = gr.HTML(elem_id="notes")
-    return WeightsPanel(
-        ablation_on,
-        profile,
-        strength,
-        peak,
-        width,
-        threshold,
-        attention,
-        mlp,
-        operation,
-        norm_preserving,
-        affine,
-        notes,
+    }
+    made["filter_goal"], numbers, made["filter"] = _filter(start)
+    with gr.Row(elem_id="ways"):
+        made["norm_preserving"] = gr.Checkbox(
+            start.norm_preserving, label=t("weights.norm_preserving"), elem_id="norm-preserving"
+        )
+        made["affine"] = gr.Checkbox(start.affine, label=t("weights.affine"), elem_id="affine")
+    made["affine_at"] = Radio(
+        _choices("affine_at", setting("edit.affine_at").choices),
+        value=start.affine_at,
+        label=t("weights.affine_at"),
+        visible=start.affine,
+        elem_id="affine-at",
     )
+    return made | numbers
+
+
+def _filter(start: Form) -> tuple[gr.Radio, dict[str, Number], FilterPanel]:
+    """How strict a filter is: by price or by budget, and what that is predicted to do."""
+    rows, decades, numbers = {}, {}, {}
+    with gr.Row(elem_classes="one", visible=False) as rows["goal"]:
+        goal = Radio(
+            _choices("filter.goal", FILTER_GOALS),
+            value=start.filter_goal,
+            label=t("filter.goal"),
+            show_label=False,
+            elem_id="filter_goal",
+        )
+    for name in ("budget", "mu"):
+        ends, key = setting(f"filter.{name}").slider, f"filter_{name}"
+        rows[name], decades[key], numbers[key] = wide(
+            key, t(f"filter.{name}"), (ends.low, ends.high), getattr(start, key), False
+        )
+    readout = gr.HTML(elem_id="filter-readout", elem_classes="hint", visible=False)
+    return goal, numbers, FilterPanel(rows, decades, readout)
+
+
+def shown(panel: FilterPanel, operation: str, goal: str) -> dict:
+    """Which of the filter's controls are there."""
+    filtered = operation == "filter"
+    return {
+        panel.rows["goal"]: gr.update(visible=filtered),
+        panel.rows["budget"]: gr.update(visible=filtered and goal == "budget"),
+        panel.rows["mu"]: gr.update(visible=filtered and goal == "price"),
+    }
 
 
 def create_direction() -> DirectionPanel:
     start, _ = show(Recipe(edits=(Ablation(),)))
     with gr.Accordion(t("section.direction"), open=False, elem_id="direction-panel"):
-        made = _estimation(start) | _prompts(start)
+        made = _estimation(start) | _prompts(start) | _filtered(start)
         file = gr.Textbox(label=t("direction.file"), max_lines=1, elem_id="directions-file")
         upload = prompt_files.create("direction", ("harmful", "harmless"))
         measure = gr.Button(t("direction.measure"), size="sm", elem_id="measure")
@@ -184,6 +240,30 @@ def _prompts(start: Form) -> dict[str, Any]:
             allow_custom_value=True,
             elem_id=name,
         )
+    return made
+
+
+def _filtered(start: Form) -> dict[str, Any]:
+    """What a filter leaves alone beside harmless prompts, and how firmly."""
+    sets = [*prompt_sets.names(), *prompt_sets.public_names()]
+    made: dict[str, Any] = {
+        "lookalikes": Dropdown(
+            ["", *sets],
+            value=start.lookalikes,
+            label=t("filter.lookalikes"),
+            allow_custom_value=True,
+            elem_id="lookalikes",
+        )
+    }
+    with gr.Row(elem_classes="factors"):
+        for key, name in (
+            ("lookalike_weight", "lookalike_weight"),
+            ("filter_answers", "answers"),
+            ("filter_ridge", "ridge"),
+        ):
+            made[key] = Number(
+                getattr(start, key), label=t(f"filter.{name}"), elem_id=key, min_width=50
+            )
     return made
 
 

@@ -9,41 +9,60 @@ a Space.
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.jobs.chat import chat
-from sst_ui.jobs.directions.measure import measure, resolve
+from sst_ui.jobs.directions.filtering import Forecast, filters, refuse
+from sst_ui.jobs.directions.measure import measure, named, resolve
 from sst_ui.jobs.directions.residual_cache import probe
 from sst_ui.jobs.evaluate.evaluate import evaluate
-from sst_ui.jobs.export.export import export
+from sst_ui.jobs.export.export import Export, export
 from sst_ui.jobs.history.store import History
+from sst_ui.jobs.search.candidates import Candidate
 from sst_ui.jobs.search.objectives import SearchSpec
-from sst_ui.jobs.search.search import search
+from sst_ui.jobs.search.search import Opened, search
 from sst_ui.jobs.search.trials import Local, Numbers
 from sst_ui.lru import Memory
 from sst_ui.maths import directions as maths_directions
+from sst_ui.maths.directions import Directions
 from sst_ui.maths.merge.registry import METHODS
+from sst_ui.metrics.results import MetricResult
+from sst_ui.model.hooks.live_edits import Edit
+from sst_ui.model.hooks.self_check import EditReport
 from sst_ui.model.load.fingerprint import state
-from sst_ui.model.runtime.host import inspect, load
+from sst_ui.model.load.memory import Report
+from sst_ui.model.runtime.host import Host, inspect, load
+from sst_ui.options import Format
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
-from sst_ui.recipe import Ablation, DirectionSpec, Evaluation, Merge, ModelSpec, Recipe
+from sst_ui.recipe import (
+    Ablation,
+    DirectionSpec,
+    Evaluation,
+    Merge,
+    ModelSpec,
+    Recipe,
+    WeightTable,
+)
 from sst_ui.ui.services.merge_forecasts import Merges
 from sst_ui.ui.state.loaded_model import Loaded, Replaced
 from sst_ui.ui.state.run_store import shared
 
 log = logging.getLogger(__name__)
+Step = TypeVar("Step")
+Result = TypeVar("Result")
 KEPT = 64  # of each kind in memory; edits and directions come back from the disk cache
 
 
+FILTERS = 8  # sets of filters in memory; their moments come back from the disk cache
 PATIENCE = 10.0  # seconds to wait for the step of an answer that was told to end
 
 
@@ -63,15 +82,17 @@ class Engine:
         self.spec = spec or ModelSpec()
         self.opening = Progress("inspect", 0, 1)  # what the start-up thread is doing
         self.failure: str | None = None
-        self._host = None
+        self._host: Host | None = None
         self._loaded = Loaded(spec=self.spec)
         self._opened = threading.Event()
         self._swap = threading.Lock()  # one load at a time
-        self._edits = Memory(KEPT)  # with the warnings that measuring them gave
-        self._directions = Memory(KEPT)
+        # edits with the warnings that measuring them gave
+        self._edits: Memory[tuple[tuple[Edit, ...], tuple[str, ...]]] = Memory(KEPT)
+        self._directions: Memory[Directions] = Memory(KEPT)
+        self._filters: Memory[Any] = Memory(FILTERS)
         self._chats = 0
-        self._stopped = Memory(KEPT)  # job -> whether it was told to stop
-        self._answers = Memory(KEPT)  # window -> its `Answering`
+        self._stopped: Memory[bool] = Memory(KEPT)  # job -> whether it was told to stop
+        self._answers: Memory[Answering] = Memory(KEPT)  # window -> its `Answering`
         self.merges = Merges(self)
         self.history = None if shared() else History()  # None: every browser keeps its own
 
@@ -113,14 +134,14 @@ class Engine:
         shipped = recipes.load(PRESETS / "recipes" / "default.yaml")
         return replace(shipped, model=self._loaded.spec)
 
-    def inspect(self, spec: ModelSpec):
+    def inspect(self, spec: ModelSpec) -> Report:
         """What loading would need, before anything is fetched (see `model.load.memory.Report`)."""
         return inspect(spec)
 
     def load(self, spec: ModelSpec) -> Generator[Progress, None, Loaded]:
         """Swap the resident model. Windows that worked with the old one are told to reload."""
         if not self._swap.acquire(blocking=False):
-            raise UserError("a model is being loaded already; wait for it, or cancel it.")
+            raise UserError("a model is already being loaded; wait for it, or cancel it.")
         try:
             self._make_room(spec)
             host = yield from load(spec)
@@ -129,6 +150,7 @@ class Engine:
             if key != self._loaded.key:  # the same model again: windows and results stay good
                 self._edits.clear()
                 self._directions.clear()
+                self._filters.clear()
             self._host = host
             self._loaded = Loaded(
                 key=key,
@@ -158,8 +180,9 @@ class Engine:
             self._host, self._loaded = None, Loaded(spec=self._loaded.spec)
             self._edits.clear()
             self._directions.clear()
+            self._filters.clear()
 
-    def host(self, key: str):
+    def host(self, key: str) -> Host:
         """The model, if `key` is still its key.
 
         Raises:
@@ -173,13 +196,49 @@ class Engine:
 
     # --- directions and edits -----------------------------------------------------------------
 
-    def measure(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, None]:
+    def measure(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, Directions]:
         """Measure (or find in the cache) the directions of these settings."""
         host = self.host(key)
         directions = yield from measure(host, spec)
         self._directions.put(_name(key, spec), directions)
+        return directions
 
-    def directions(self, key: str, spec: DirectionSpec):
+    def measure_edit(
+        self,
+        key: str,
+        before: tuple[Ablation | Merge, ...],
+        edit: Ablation,
+        again: bool = False,
+    ) -> Generator[Progress, None, None]:
+        """Measure an edit's directions and, if it filters, what its filters are made of.
+
+        Args:
+            before: the edits in front of it.
+            again: look at the prompts again though both are known.
+        """
+        directions = None if again else self.directions(key, edit.directions)
+        if directions is None:
+            directions = yield from self.measure(key, edit.directions)
+        known = self._filters.get(_filtered(key, before, edit)) is not None
+        if edit.operation != "filter" or (known and not again):
+            return
+        refuse(self.host(key), edit)
+        earlier = yield from self.resolve(key, Recipe(model=self._loaded.spec, edits=before))
+        job = filters(self.host(key), edit, directions, earlier, named(before))
+        self._filters.put(_filtered(key, before, edit), (yield from job))
+
+    def forecast(
+        self, key: str, before: tuple[Ablation | Merge, ...], edit: Ablation
+    ) -> Forecast | None:
+        """What a filtered ablation is predicted to do; None before `measure_edit`. Maths alone.
+
+        Raises:
+            UserError: a budget that no filter keeps.
+        """
+        found = self._filters.get(_filtered(key, before, edit))
+        return None if found is None else found.forecast(edit)
+
+    def directions(self, key: str, spec: DirectionSpec) -> Directions | None:
         """Measured directions of these settings, or None."""
         return self._directions.get(_name(key, spec))
 
@@ -199,20 +258,20 @@ class Engine:
         found = self.directions(key, spec)
         return None if found is None or found.control else maths_directions.signal(found)
 
-    def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple]:
+    def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple[Edit, ...]]:
         """The recipe's edits on the loaded model, measured where needed."""
         host = self.host(key)
         name = _edited(key, recipe)
         known = self._edits.get(name)
         if known is None:
-            for edit in recipe.edits:
-                if isinstance(edit, Ablation) and self.directions(key, edit.directions) is None:
-                    yield from self.measure(key, edit.directions)
+            for number, edit in enumerate(recipe.edits):
+                if isinstance(edit, Ablation):
+                    yield from self.measure_edit(key, recipe.edits[:number], edit)
                 if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
                     yield from self.merges.prepare(key, edit)
-            job, warnings = resolve(host, recipe), []
-            edits = yield from _listened(job, warnings)
-            known = (edits, tuple(warnings))
+            heard: list[str] = []
+            edits = yield from _listened(resolve(host, recipe), heard)
+            known = (edits, tuple(heard))
             self._edits.put(name, known)
         edits, warnings = known
         for warning in warnings:
@@ -223,7 +282,7 @@ class Engine:
         """Whether the recipe's edits are at hand, so that a window may open with them applied."""
         return self._edits.get(_edited(key, recipe)) is not None
 
-    def check(self, key: str, edits: tuple):
+    def check(self, key: str, edits: tuple) -> EditReport:
         """The numerical self-check of an edit (see `model.hooks.live_edits.EditReport`)."""
         host = self.host(key)
         with host.step():  # the check runs modules of the model
@@ -241,7 +300,7 @@ class Engine:
         seed: int = 0,
         notify: Callable[[list[int]], None] | None = None,
     ) -> Generator[list[str], None, None]:
-        """Cumulative answers, one a row, in one batch; a row without a recipe is the base.
+        """Cumulative answers, one per row, in one batch; a row without a recipe is the base.
 
         Args:
             notify: told how many old turns each row does not see, if any (see `jobs.chat.chat`).
@@ -252,14 +311,14 @@ class Engine:
             limits = (max_new_tokens, temperature, seed)
             yield from chat(host, edits, histories, *limits, notify=notify)
 
-    def answering(self, window: str) -> "Answering":
+    def answering(self, window: str | None) -> "Answering":
         """An answer of this window begins; one that still runs there falls silent first."""
         self.hush(window)
         mine = Answering()
         self._answers.put(window, mine)
         return mine
 
-    def hush(self, window: str) -> None:
+    def hush(self, window: str | None) -> None:
         """End the window's running answer without another word from it, and wait for that.
 
         What a handler writes after this is not overwritten by what the answer had on its way.
@@ -268,7 +327,7 @@ class Engine:
             running.replaced = True
             running.over.wait(PATIENCE)
 
-    def cut_short(self, window: str) -> bool:
+    def cut_short(self, window: str | None) -> bool:
         """Tell the window's answer to end with what it has; False where none is on its way."""
         running = self._answers.get(window)
         if running is None or running.over.is_set():
@@ -292,18 +351,22 @@ class Engine:
         edits = finish(self.resolve(key, recipe))
         used = (*recipe.edits, *self.first_recipe().edits)
         spec = next(edit.directions for edit in used if isinstance(edit, Ablation))
-        if self.directions(key, spec) is None:
-            finish(self.measure(key, spec))
         directions = self.directions(key, spec)
+        if directions is None:
+            directions = finish(self.measure(key, spec))
         return probe(host, messages, directions), probe(host, messages, directions, edits)
 
-    def evaluate(self, key: str, recipe: Recipe, evaluation: Evaluation) -> Generator:
+    def evaluate(
+        self, key: str, recipe: Recipe, evaluation: Evaluation
+    ) -> Generator[Progress | MetricResult, None, list[MetricResult]]:
         """Metrics of base and edited; lets a running chat go first between two steps."""
         host = self.host(key)
         edits = yield from self.resolve(key, recipe)
         return (yield from self._beside(evaluate(host, edits, evaluation)))
 
-    def search(self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None) -> Generator:
+    def search(
+        self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None
+    ) -> Generator[Opened | Progress | Candidate, None, None]:
         """A search (see `jobs.search.search.search`); ends with `Replaced` when the model is."""
         job = self._beside(search(recipe, spec, Local(self.host(key)), storage))
         with closing(job):
@@ -318,7 +381,7 @@ class Engine:
         job = self._beside(Local(self.host(key)).batch([recipe], evaluation))
         return (yield from job)[0]
 
-    def _beside(self, job: Generator) -> Generator:
+    def _beside(self, job: Generator[Step, None, Result]) -> Generator[Step, None, Result]:
         """Drive a job, a running chat going first between two steps."""
         with closing(job):
             while True:
@@ -330,7 +393,9 @@ class Engine:
                 while self._chats:
                     time.sleep(0.02)
 
-    def export(self, key: str, recipe: Recipe, out: Path, format: str, **more: Any) -> Generator:
+    def export(
+        self, key: str, recipe: Recipe, out: Path, format: Format, **more: Any
+    ) -> Generator[Progress, None, Export]:
         """The recipe's model as files (`jobs.export.export.export`); the live model stays."""
         return (yield from export(self.host(key), recipe, out, format, **more))
 
@@ -353,7 +418,7 @@ class Engine:
         return bool(self._stopped.get(job))
 
     @contextmanager
-    def _chatting(self):
+    def _chatting(self) -> Iterator[None]:
         self._chats += 1
         try:
             yield
@@ -361,7 +426,9 @@ class Engine:
             self._chats -= 1
 
 
-def _listened(job: Generator, warnings: list[str]) -> Generator:
+def _listened(
+    job: Generator[Step, None, Result], warnings: list[str]
+) -> Generator[Step, None, Result]:
     """Drive a job and note its warnings."""
     with closing(job):
         while True:
@@ -376,6 +443,12 @@ def _listened(job: Generator, warnings: list[str]) -> Generator:
 
 def _name(key: str, spec: DirectionSpec) -> str:
     return f"{key}:{recipes.digest([recipes.to_dict(spec), state(spec.file)])}"
+
+
+def _filtered(key: str, before: tuple[Ablation | Merge, ...], edit: Ablation) -> str:
+    """Names the filters of an edit: whatever its weights, price and budget."""
+    plain = replace(edit, weights=WeightTable(), filter=replace(edit.filter, mu=1.0, budget=None))
+    return f"{key}:{named((*before, plain))}"
 
 
 def _edited(key: str, recipe: Recipe) -> str:

@@ -7,6 +7,8 @@ import functools
 import inspect
 import logging
 import os
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import gradio as gr
 
@@ -29,9 +31,8 @@ def message(error: Exception, language: str) -> str:
         return say(language, "model.replaced", name=error.name)
     if isinstance(error, UserError):
         text = line_of(error, LINE)
-        first = text.split(" ")[0]
-        named = set("._/") & set(first)  # begins with a setting or a path: leave it alone
-        return text if named else text[:1].upper() + text[1:]
+        first = text.split(" ")[0]  # of a setting or a path it is left alone
+        return text if set("._/") & set(first) else text[:1].upper() + text[1:]
     if (code := disk.refusal(error)) is not None:
         name = getattr(error, "filename", None)
         named = isinstance(name, str) and not shared()
@@ -47,7 +48,7 @@ def told(error: Exception, language: str) -> str:
     return notice(message(error, language), "info" if isinstance(error, Stopped) else "bad")
 
 
-def guarded(handler):
+def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A handler (function or generator, `language` its first argument) that ends in a `gr.Error`.
 
     The components it would have written keep what they show.
@@ -55,7 +56,7 @@ def guarded(handler):
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
-        def stream(language, *args, **kwargs):
+        def stream(language: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
             try:
                 yield from handler(language, *args, **kwargs)
             except gr.Error:
@@ -66,7 +67,7 @@ def guarded(handler):
         return stream
 
     @functools.wraps(handler)
-    def call(language, *args, **kwargs):
+    def call(language: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return handler(language, *args, **kwargs)
         except gr.Error:

@@ -6,6 +6,7 @@ Like the engine it keeps only results that follow from a recipe and may be compu
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sst_ui import recipe as recipes
 from sst_ui.jobs.merge import forecast as lab
@@ -13,10 +14,14 @@ from sst_ui.jobs.merge.compare_methods import compare, contenders
 from sst_ui.jobs.merge.merge import Outcome, Pair, combine, prepare
 from sst_ui.lru import Memory
 from sst_ui.maths.merge.registry import METHODS
+from sst_ui.maths.merge.subspace import Curve
 from sst_ui.metrics.results import Value
 from sst_ui.model.load.fingerprint import state
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Merge
+
+if TYPE_CHECKING:  # it holds this
+    from sst_ui.ui.services.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,12 @@ class Line:
 class Merges:
     """Merges on the engine's model. Every method may be called from any thread."""
 
-    def __init__(self, engine) -> None:
+    def __init__(self, engine: "Engine") -> None:
         self._engine = engine
-        self._pairs, self._stacks = Memory(4), Memory(8)
-        self._curves, self._costs = Memory(32), Memory(256)
+        self._pairs: Memory[Pair] = Memory(4)
+        self._stacks: Memory[lab.Stack] = Memory(8)
+        self._curves: Memory[Curve] = Memory(32)
+        self._costs: Memory[lab.Point] = Memory(256)
 
     def prepare(self, key: str, spec: Merge) -> Generator[Progress, None, Pair]:
         """Both adapters with their Fisher statistics; remembered."""

@@ -1,7 +1,7 @@
 """The form: every control that is part of a recipe, and its values to a `Recipe` and back."""
 
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from sst_ui.recipe import (
     Ablation,
     DirectionSpec,
     Evaluation,
+    Filter,
     Merge,
     ModelSpec,
     Recipe,
@@ -27,13 +28,28 @@ MEASURING = ("metrics", "metric_preset", "metric_samples", "metric_tokens", "jud
 
 WAYS = ("operation", "norm_preserving", "affine")  # exclude one another where not at rest
 
+FILTER_GOALS = ("price", "budget")
+FILTER_BUDGET = 0.01  # where the slider starts
 ABLATION = (
     "ablation_on", "profile", "strength", "peak", "width", "threshold", "attention", "mlp",
-    "operation", "norm_preserving", "affine", "estimator", "k", "scope", "layer", "winsorize",
-    "position", "shrinkage", "seed", "samples", "harmful", "harmless", "file",
+    "operation", "norm_preserving", "affine", "affine_at", "filter_goal", "filter_budget",
+    "filter_mu", "lookalikes", "lookalike_weight", "filter_answers", "filter_ridge", "estimator",
+    "k", "scope", "layer", "winsorize", "position", "shrinkage", "seed", "samples", "harmful",
+    "harmless", "file",
 )  # fmt: skip
-# Every control that is part of a recipe: as components in `build`, as values in handlers.
-Form = namedtuple("Form", (*ABLATION, *MEASURING, *merge_form.FIELDS))
+
+
+def _fields() -> Any:
+    return namedtuple("Form", (*ABLATION, *MEASURING, *merge_form.FIELDS))
+
+
+_Named: Any = _fields()  # no type: some fields are the merge methods' parameters, read at start
+
+
+class Form(_Named):
+    """Every control that is part of a recipe: as components in `build`, as values in handlers."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +133,22 @@ def ablation(values: Form, extras: Extras) -> Ablation:
         operation=values.operation,
         norm_preserving=bool(values.norm_preserving),
         affine=bool(values.affine),
+        affine_at=values.affine_at,
+        filter=_filter(values),
+    )
+
+
+def _filter(values: Form) -> Filter:
+    if values.filter_goal not in FILTER_GOALS:
+        raise unknown("filter.goal", values.filter_goal, FILTER_GOALS)
+    budget = values.filter_goal == "budget"
+    return Filter(
+        mu=number("filter.mu", values.filter_mu),
+        budget=number("filter.budget", values.filter_budget) if budget else None,
+        ridge=number("filter.ridge", values.filter_ridge),
+        answers=whole("filter.answers", values.filter_answers),
+        lookalikes=(values.lookalikes or "").strip() or None,
+        lookalike_weight=number("filter.lookalike_weight", values.lookalike_weight),
     )
 
 
@@ -125,7 +157,14 @@ def measuring(values: Form) -> tuple:
     return tuple(getattr(values, name) for name in MEASURING)
 
 
-def evaluation(metrics, preset, samples, tokens, judge, labels) -> Evaluation:
+def evaluation(
+    metrics: Sequence[str] | None,
+    preset: Any,
+    samples: Any,
+    tokens: Any,
+    judge: str | None,
+    labels: str | None,
+) -> Evaluation:
     """What to measure, as the controls of `MEASURING` say.
 
     Raises:
@@ -203,7 +242,7 @@ def show(
 
 
 def _shown(edit: Ablation) -> dict[str, Any]:
-    weights, directions = edit.weights, edit.directions
+    weights, directions, filtered = edit.weights, edit.directions, edit.filter
     offered = (*kernel.profiles(), *OWN_PROFILES)  # a merge's `flat` is not among them
     return {
         "profile": weights.profile if weights.profile in offered else "custom",
@@ -216,6 +255,14 @@ def _shown(edit: Ablation) -> dict[str, Any]:
         "operation": edit.operation,
         "norm_preserving": edit.norm_preserving,
         "affine": edit.affine,
+        "affine_at": edit.affine_at,
+        "filter_goal": FILTER_GOALS[filtered.budget is not None],
+        "filter_budget": FILTER_BUDGET if filtered.budget is None else filtered.budget,
+        "filter_mu": filtered.mu,
+        "lookalikes": filtered.lookalikes or "",
+        "lookalike_weight": filtered.lookalike_weight,
+        "filter_answers": filtered.answers,
+        "filter_ridge": filtered.ridge,
         "estimator": directions.estimator,
         "k": directions.k,
         "scope": directions.scope,
@@ -238,8 +285,9 @@ def wrong(values: Form, extras: Extras, model: ModelSpec, sound: Form) -> dict[s
     repairs each of its numbers too. For what none of them repairs it is the profile.
     """
     found: dict[str, str] = {}
+    names: tuple[str, ...] = Form._fields
     while (text := _refused(values, extras, model)) is not None:
-        for name in (name for name in reversed(Form._fields) if name not in found):
+        for name in [name for name in reversed(names) if name not in found]:
             repaired = values._replace(**{name: getattr(sound, name)})
             if _refused(repaired, extras, model) != text:
                 break
@@ -260,10 +308,12 @@ def _refused(values: Form, extras: Extras, model: ModelSpec) -> str | None:
 
 
 def free(values: Form) -> dict[str, bool]:
-    """Which of `WAYS` can be chosen beside what is chosen: no two of add, norms and affine."""
-    chosen = {
-        "operation": values.operation == "add",
-        "norm_preserving": bool(values.norm_preserving),
-        "affine": bool(values.affine),
+    """Which of `WAYS` can be chosen beside what is chosen: no two of add, norms and affine, and
+    no norms beside a filter."""
+    norms, affine = bool(values.norm_preserving), bool(values.affine)
+    plain = values.operation == "ablate"
+    return {
+        "operation": not plain or not (norms or affine),
+        "norm_preserving": norms or (plain and not affine),
+        "affine": affine or (values.operation != "add" and not norms),
     }
-    return {name: chosen[name] or not any(chosen.values()) for name in WAYS}

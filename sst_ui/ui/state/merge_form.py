@@ -21,7 +21,7 @@ COMMON = ("target", "mode")  # parameters that the recipe has one place for, wha
 FACTORS = tuple(kind for kind in MODULES if kind not in FUSED)
 SHAPES = ("flat", "bell")
 GOALS = ("budget", "parameters")
-BUDGET = 0.0005  # nats a token, where the slider starts
+BUDGET = 0.0005  # nats per token, where the slider starts
 WIDE = 1e3  # a bell of that width is the same everywhere
 
 
@@ -63,7 +63,7 @@ def first() -> Merge:
     """What the controls show before a merge was made: the demo's adapters, within a KL budget.
 
     The bell is late and strong: later layers tell best what must be refused from what only looks
-    so (the table of methods in the README is measured with it and without).
+    so (docs/results.md measures the methods with it and without).
     """
     known = dict(shipped())
     none = (DEMO / "adapters").as_posix()
@@ -88,6 +88,7 @@ def priced(method: str) -> bool:
 def show(spec: Merge) -> dict[str, Any]:
     """The controls' values for a merge that is on."""
     mine, weights = own(spec.method), spec.weights
+    peak, width = weights.bell
     values: dict[str, Any] = {
         "merge_on": True,
         "utility": spec.utility,
@@ -96,9 +97,9 @@ def show(spec: Merge) -> dict[str, Any]:
         "goal": GOALS[spec.budget is None],
         "budget": BUDGET if spec.budget is None else spec.budget,
         "safety_weight": weights.strength,
-        "shape": SHAPES[weights.width < WIDE],
-        "m_peak": weights.peak,
-        "m_width": weights.width if weights.width < WIDE else 0.15,
+        "shape": SHAPES[width < WIDE],
+        "m_peak": peak,
+        "m_width": width if width < WIDE else kernel.profiles()["default"]["width"],
         "utility_set": spec.utility_prompts,
         "safety_set": spec.safety_prompts,
         "m_samples": spec.samples or 0,
@@ -184,7 +185,9 @@ def _weights(values: Any, base: WeightTable, turned: set[str]) -> WeightTable:
                        for n in ("peak", "width"))  # fmt: skip
         weights = replace(weights, profile="custom", peak=peak, width=width, curve=None)
     elif "shape" in turned:
-        weights = replace(weights, profile="flat", peak=0.5, width=1e6, threshold=0.0, curve=None)
+        weights = replace(
+            weights, profile="flat", peak=None, width=None, threshold=None, curve=None
+        )
     factors = {
         kind: number(f"merge.weights.modules.{kind}", getattr(values, f"f_{kind}"))
         for kind in FACTORS

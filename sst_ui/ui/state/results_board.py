@@ -3,9 +3,10 @@
 Every panel that shows results is drawn from a `Board`, so that all of them agree.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from sst_ui.metrics import corrections
 from sst_ui.metrics.corrections import Correction
@@ -28,7 +29,7 @@ class Board:
 
     language: str
     variants: Variants
-    results: Mapping[str, Sequence[MetricResult]]
+    results: Mapping[str, Any]
     kept: tuple[Correction, ...] = ()
     opened: str = ""
     only: str = "all"
@@ -36,7 +37,9 @@ class Board:
     search: str = ""
 
     @classmethod
-    def of(cls, language, variants, results, rows, *more) -> "Board":
+    def of(
+        cls, language: str, variants: Variants, results: Mapping[str, Any], rows: Any, *more: str
+    ) -> "Board":
         """From the values of `Screen.board`."""
         return cls(language, variants, results, corrections.from_rows(rows), *more)
 

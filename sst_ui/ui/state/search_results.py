@@ -153,8 +153,19 @@ class Found:
             return found.recipe
         return self.bell[0] if self.pick(wanted) == BELL else None
 
+    @property
+    def aims(self) -> Aims:
+        """What a search that has begun is after.
+
+        Raises:
+            LookupError: it has not.
+        """
+        if self.aim is None:
+            raise LookupError("the search has not begun")
+        return self.aim
+
     def _order(self, each: Candidate) -> tuple[float, ...]:
-        return point(each, self.aim) if each.state == "done" else (float(each.number),)
+        return point(each, self.aims) if each.state == "done" else (float(each.number),)
 
 
 def _plain(recipe: Recipe) -> str:

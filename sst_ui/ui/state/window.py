@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from sst_ui import recipe as recipes
-from sst_ui.checked import build
+from sst_ui.checked import Number, Text, Whole
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.metrics.text.labels import Label
@@ -78,7 +80,7 @@ class Variants:
         names = [v.name for v in self.items]
         place = names.index(self.current) if self.current in names else 0
         if place == 0:
-            raise UserError("there is nothing earlier to go back to.")
+            raise UserError("there is nothing to undo.")
         return replace(self, current=names[place - 1])
 
 
@@ -95,12 +97,12 @@ class Source:
         left_out: the oldest turns of the conversation that it did not see.
     """
 
-    part: str
-    name: str = ""
-    digest: str = ""
-    temperature: float = 0.0
-    seed: int = 0
-    left_out: int = 0
+    part: Text
+    name: Text = ""
+    digest: Text = ""
+    temperature: Number = 0.0
+    seed: Whole = 0
+    left_out: Whole = 0
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ class Turn:
         labels: what kind of answer each is; none while they come, or of answers that were stopped.
     """
 
-    message: str
-    answers: tuple[str, ...] = ("", "")
+    message: Text
+    answers: tuple[Text, Text] = ("", "")
     sources: tuple[Source, ...] = ()
     labels: tuple[Label, ...] = ()
 
@@ -140,9 +142,12 @@ class Conversation:
     def from_rows(cls, rows: object) -> "Conversation":
         """What `rows` gave; all of it is left out where something else is among it."""
         try:
-            return cls(tuple(build(Turn, row, "turn") for row in rows))
-        except (UserError, TypeError):
+            return cls(_TURNS.validate_python(rows))
+        except ValidationError:
             return cls()
+
+
+_TURNS = TypeAdapter(tuple[Turn, ...], config=ConfigDict(extra="forbid"))
 
 
 def title(recipe: Recipe) -> str:
@@ -152,7 +157,11 @@ def title(recipe: Recipe) -> str:
     if edit is not None:
         marks = [edit.weights.profile, f"×{edit.weights.strength:g}"]
         marks += [edit.operation] if edit.operation != "ablate" else []
+        if edit.operation == "filter":
+            price, budget = edit.filter.mu, edit.filter.budget
+            marks.append(f"μ {price:g}" if budget is None else f"≤{budget:.2g}")
         marks += ["affine"] if edit.affine else []
+        marks += ["everywhere"] if edit.affine and edit.affine_at == "everywhere" else []
         marks += ["random"] if edit.directions.estimator == "random" else []
         parts.append(" ".join(marks))
     return " + ".join(parts).replace("-", "−") or "base"

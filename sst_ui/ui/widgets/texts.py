@@ -6,10 +6,10 @@ and `say(language, key, ...)` for sentences composed in Python.
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import gradio as gr
 import yaml
-from gradio.i18n import I18nData
 
 from sst_ui.paths import PRESETS
 
@@ -28,8 +28,11 @@ def translations() -> gr.I18n:
     return gr.I18n(**{lang: {key: row[lang] for key, row in texts.items()} for lang in LANGUAGES})
 
 
-def t(key: str) -> I18nData:
-    """A text of a component; KeyError for a key that has no text."""
+def t(key: str) -> Any:
+    """A text of a component, as Gradio translates it; KeyError for a key that has no text.
+
+    Gradio takes it wherever a component has a text; a few of its signatures say `str` all the same.
+    """
     if key not in _texts():
         raise KeyError(f"presets/texts.yaml has no {key!r}")
     return translations()(key)

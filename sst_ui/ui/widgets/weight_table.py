@@ -26,7 +26,7 @@ class Edited:
 
 
 def rows(weights: WeightTable, layers: int) -> list[list[str]]:
-    """One row a layer: number, kernel value, alpha per kind; overridden cells carry a pin."""
+    """One row per layer: number, kernel value, alpha per kind; overridden cells carry a pin."""
     bell, alpha = kernel.kernel(weights, layers), kernel.table(weights, layers)
     return [
         [
@@ -65,7 +65,7 @@ def typed(
                 name = say(language, f"kind.{kind}")
                 complaint = say(language, "table.bad", value=repr(text), layer=layer, kind=name)
                 continue
-            if not allowed.low <= value <= allowed.high:
+            if not allowed.hold(value):
                 name, low, high = say(language, f"kind.{kind}"), allowed.low, allowed.high
                 complaint = say(
                     language, "table.range", value=text, layer=layer, kind=name, low=low, high=high
@@ -78,16 +78,17 @@ def typed(
 
 
 def pasted(language: str, text: str, target: str, extras: Extras, layers: int) -> Extras:
-    """A row of numbers, one a layer, as the curve or as one kind's column.
+    """A row of numbers, one per layer, as the curve or as one kind's column.
 
     Raises:
-        UserError: a word among the numbers, or not one number a layer.
+        UserError: a word among the numbers, or not one number per layer.
     """
     words = [word for word in re.split(r"[\s,;]+", text.strip().strip("[]")) if word]
-    values = [number(word) for word in words]
-    if None in values:
-        bad = words[values.index(None)]
-        raise UserError(say(language, "table.numbers", value=repr(bad)))
+    values = []
+    for word in words:
+        if (value := number(word)) is None:
+            raise UserError(say(language, "table.numbers", value=repr(word)))
+        values.append(value)
     if len(values) != layers:
         raise UserError(say(language, "table.count", count=len(values), layers=layers))
     if target == "curve":
