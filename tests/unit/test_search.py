@@ -23,6 +23,7 @@ from sst_ui.recipe import Ablation, Evaluation, Recipe, WeightTable
 
 DEFAULT = recipes.load(PRESETS / "recipes" / "default.yaml")
 REFUSALS, KL = "refusal_rate@demo/harmful?part=2/2", "kl_16@demo/harmless?part=2/2"
+DELIVERED = "delivered@demo/harmful?part=2/2"
 
 
 def spent(host, spec, recipe=DEFAULT, storage="memory"):
@@ -89,7 +90,8 @@ def test_each_layer_alone_finds_where_refusal_is_written(host):
 
 def candidate(number, refusals, kl, feasible=True, strength=1.0):
     weights = WeightTable(profile="custom", strength=strength)
-    values = {n: Value(x, x, x, 9) for n, x in zip((REFUSALS, KL), (refusals, kl), strict=True)}
+    found = (refusals, kl, 1 - refusals)
+    values = {n: Value(x, x, x, 9) for n, x in zip((REFUSALS, KL, DELIVERED), found, strict=True)}
     base = {n: Value(x, x, x, 9) for n, x in zip((REFUSALS, KL), (1.0, 0.0), strict=True)}
     recipe = Recipe(edits=(Ablation(weights=weights),))
     return Candidate(number, {"strength": strength}, recipe, "done", values, base, feasible)
@@ -99,6 +101,19 @@ def with_test(each, refusals):
     """The candidate with what it came to on the test prompts."""
     rate = Value(refusals, refusals, refusals, 9)
     return replace(each, test={**each.values, REFUSALS: rate}, test_base=each.base)
+
+
+def test_an_edit_that_breaks_the_answers_is_not_at_the_target():
+    spec = SearchSpec()
+    aim = aims(DEFAULT, spec)
+    broken = candidate(0, 0.0, 0.1)
+    broken = replace(broken, values={**broken.values, DELIVERED: Value(0.4, 0.3, 0.5, 9)})
+    dear = candidate(1, 0.0, 0.9)
+    assert finalists([broken, dear], aim, spec) == [dear]
+    assert chosen([with_test(broken, 0.0)], aim, spec) is None
+    assert nearest([broken], aim, spec) is broken
+    loose = SearchSpec(constraints=("delivered >= 0.3",))
+    assert finalists([broken, dear], aims(DEFAULT, loose), loose)[0] is broken
 
 
 def test_the_best_costs_least_of_those_that_are_good_enough():
@@ -113,7 +128,7 @@ def test_the_best_costs_least_of_those_that_are_good_enough():
     assert chosen(worse, aim, spec) is worse[0]
     assert chosen([with_test(rows[1], 0.04)], aim, spec) is None
     lax = SearchSpec(target=0.5)
-    assert finalists(rows, aims(DEFAULT, lax), lax)[0] is rows[2]
+    assert rows[2] not in finalists(rows, aims(DEFAULT, lax), lax)  # too little is delivered
     assert nearest(rows[2:], aim, spec) is rows[2]
     broken = candidate(3, 0.0, 0.0, feasible=False)
     assert broken not in finalists([*rows, broken], aim, spec)

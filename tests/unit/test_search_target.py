@@ -82,7 +82,7 @@ def test_a_missed_target_is_said_and_written_only_when_that_is_asked_for(tmp_pat
     ]
     assert main(asked) == 3
     said = capsys.readouterr().out
-    assert "no candidate has Refusal rate at most -1" in said
+    assert "no candidate has Refusal rate at most -1 and Delivered at least 0.8" in said
     assert "Nearest is #" in said
     assert "--anyway" in said
     assert not out.exists()
@@ -226,7 +226,9 @@ def test_divergences_too_small_to_matter_count_as_equal():
     aim = aims(DEFAULT, spec)
     (first, *_) = spent(replace(spec, trials=1))
     rows = [
-        replace(first, number=n, values={REFUSALS: value(r), KL: value(kl)}, test={})
+        replace(
+            first, number=n, values={**first.values, REFUSALS: value(r), KL: value(kl)}, test={}
+        )
         for n, (r, kl) in enumerate([(0.02, 1e-7), (0.0, 5e-5), (0.0, 2e-3)])
     ]
     assert front(rows, aim) == [rows[1]]  # by the rate, for both cost nothing

@@ -127,12 +127,11 @@ def leading(found: Sequence[Candidate], aim: Aims, spec: SearchSpec) -> Candidat
 def nearest(found: Sequence[Candidate], aim: Aims, spec: SearchSpec) -> Candidate | None:
     """The one that comes nearest to the target, on the test prompts where it is known there."""
     tested = [each for each in found if each.test] or finalists(found, aim, spec)
-    sign = 1 if aim.falls else -1
-
-    def far(each: Candidate) -> float:
-        return sign * (each.test or each.values).get(aim.decides, NOTHING).value
-
-    return min(tested, key=lambda each: (far(each), _price(each, aim)), default=None)
+    return min(
+        tested,
+        key=lambda each: (distance(each, aim, bool(each.test)), _price(each, aim)),
+        default=None,
+    )
 
 
 def finalists(found: Sequence[Candidate], aim: Aims, spec: SearchSpec) -> list[Candidate]:
@@ -151,8 +150,7 @@ def finalists(found: Sequence[Candidate], aim: Aims, spec: SearchSpec) -> list[C
         return sorted(good, key=lambda each: point(each, aim))[:1]
     there = [each for each in good if passes(each, aim, spec)]
     if not there:
-        sign = 1 if aim.falls else -1
-        order = sorted(good, key=lambda e: (sign * e.value(aim.decides), _price(e, aim)))
+        order = sorted(good, key=lambda each: (distance(each, aim), _price(each, aim)))
         return sorted(order[:count], key=lambda each: _price(each, aim))
     ends = front(there, aim) or there
     ends = sorted(ends, key=lambda each: _price(each, aim))
@@ -171,7 +169,13 @@ def passes(each: Candidate, aim: Aims, spec: SearchSpec, tested: bool = False) -
         return False
     if spec.strategy == "staged":
         return removed(each, aim, tested) >= presets()["stages"]["removal"]
-    return moved(each, aim) and aim.reached(values.get(aim.decides, NOTHING).value)
+    return moved(each, aim) and distance(each, aim, tested) == 0
+
+
+def distance(each: Candidate, aim: Aims, tested: bool = False) -> float:
+    """How far from the target it is; see `Aims.distance`."""
+    values = each.test if tested else each.values
+    return aim.distance(lambda name: values.get(name, NOTHING).value)
 
 
 def moved(each: Candidate, aim: Aims) -> bool:

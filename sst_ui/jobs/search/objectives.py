@@ -5,7 +5,7 @@ On which prompts they are measured while a search runs, and at its end, is in `p
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -52,7 +52,7 @@ class Limit:
             ) from None
         if not math.isfinite(value):
             raise UserError(f"the constraint {shown(text)} needs a finite number.")
-        find(metric)
+        find(metric.partition("@{")[0])
         return cls(metric, sign == ">=", value)
 
     def violation(self, value: float) -> float:
@@ -100,6 +100,8 @@ class Aims:
             a rate beside it that a continuous score stands in for.
         falls: whether less of it is better.
         target: for `decides`; infinite where there is none.
+        floors: what else belongs to the target. Unlike the constraints they keep nobody off the
+            front.
         cheap: two scores that need no answers, or () where nothing is pruned.
         gate: by how much a candidate must have moved the first objective; 0 for one that an edit
             is not made to move. Of a rate, the share of the way from the base's value to its end.
@@ -114,6 +116,7 @@ class Aims:
     decides: str
     falls: bool
     target: float
+    floors: tuple[Limit, ...]
     cheap: tuple[str, ...]
     gate: float
     beside: tuple[str, ...]
@@ -123,7 +126,7 @@ class Aims:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Everything that has to be measured of a candidate that is not pruned."""
-        limits = (limit.metric for limit in self.limits)
+        limits = (limit.metric for limit in (*self.limits, *self.floors))
         return tuple(dict.fromkeys([self.decides, *self.objectives, *self.beside, *limits]))
 
     @property
@@ -140,9 +143,22 @@ class Aims:
         """Whether `decides` is at its target."""
         return value <= self.target if self.falls else value >= self.target
 
+    def distance(self, value: Callable[[str], float]) -> float:
+        """How far from the target a candidate is, floors included; 0 at it.
+
+        Args:
+            value: a metric's value by its name; nan is infinitely far away.
+        """
+        ends = (Limit(self.decides, not self.falls, self.target), *self.floors)
+        return sum(max(0.0, each.violation(value(each.metric))) for each in ends)
+
     def __str__(self) -> str:
-        sign = "at most" if self.falls else "at least"
-        return f"{find(self.decides.partition('@')[0]).title} {sign} {self.target:g}"
+        ends = (Limit(self.decides, not self.falls, self.target), *self.floors)
+        words = []
+        for each in ends:
+            sign = "at least" if each.at_least else "at most"
+            words.append(f"{find(each.metric.partition('@')[0]).title} {sign} {each.value:g}")
+        return " and ".join(words)
 
 
 def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
@@ -172,6 +188,10 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
         cheap = tuple(named(name) for name in preset["prune"]["scores"])
     goal = goal_of(what)
     falls = direction(find(decides), goal) == "low"
+    bound = {each.metric.partition("@")[0] for each in read}
+    floors = [Limit.read(text) for text in chosen.get("floors", ())]
+    if own or spec.strategy == "staged":
+        floors = []
     target = spec.target
     if target is None:  # objectives of one's own have none, so that the best by the first wins
         target = chosen["target"] if not own else math.inf * (-1 if falls else 1)
@@ -183,6 +203,11 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
         decides,
         falls,
         target,
+        tuple(
+            replace(each, metric=named(each.metric))
+            for each in floors
+            if each.metric.partition("@")[0] not in bound
+        ),
         cheap,
         preset["gate"].get(first.unit, 0.0) if first.follows_goal else 0.0,
         tuple(named(name) for name in _beside(decides)),

@@ -363,6 +363,9 @@ def missed(language: str, found: Found) -> str:
     aim, near = found.aims, found.nearest
     sign = "≤" if aim.falls else "≥"
     wanted = f"{search_table.name_of(language, aim.decides)} {sign} {aim.target:g}"
+    for floor in aim.floors:
+        sign = "≥" if floor.at_least else "≤"
+        wanted += f", {search_table.name_of(language, floor.metric)} {sign} {floor.value:g}"
     if found.spec.strategy == "staged":
         share = presets()["stages"]["removal"]
         wanted = f"{search_table.name_of(language, 'removal')} ≥ {share:g}"
@@ -377,8 +380,11 @@ def missed(language: str, found: Found) -> str:
 
 
 def tested(language: str, found: Found, each: Candidate) -> str:
-    """What the metric with the target came to on the test prompts, with interval and number."""
-    name = found.aims.decides
-    value = (each.test or each.values).get(name, NOTHING)
-    words = f"{search_table.name_of(language, name)} {exact(value, find(name).unit)}"
-    return f"{words} (n {value.n})"
+    """What the target's metrics came to on the test prompts, with interval and number."""
+    names = [found.aims.decides, *(floor.metric for floor in found.aims.floors)]
+    words = []
+    for name in names:
+        value = (each.test or each.values).get(name, NOTHING)
+        title = search_table.name_of(language, name)
+        words.append(f"{title} {exact(value, find(name).unit)} (n {value.n})")
+    return ", ".join(words)
