@@ -273,9 +273,10 @@ def test_the_score_moves_while_every_prompt_is_still_refused(host):
     base = found[0][1].base.value
     assert scores[1] < base
     assert scores == sorted(scores, reverse=True)
-    # the demo refuses at once, so that it is the log-odds of the first token, up to the smoothing
+    # the demo refuses at once, so that it goes by the first token, up to the smoothing
     for score, odds in zip(found[3][1].items, found[3][2].items, strict=True):
-        assert score.edited_score == pytest.approx(odds.edited_score, abs=0.11)
+        p = 1 / (1 + math.exp(-odds.edited_score))
+        assert score.edited_score == pytest.approx(-math.log(1 - p), abs=0.05)
 
 
 def test_a_refusal_is_found_where_it_begins(host):
