@@ -91,7 +91,8 @@ def test_a_missed_target_is_said_and_written_only_when_that_is_asked_for(tmp_pat
     assert recipes.load(out).edits[0].directions.harmful == "demo/harmful?part=1/2"
     out.unlink()
     reached = [word for word in asked if word != "--target=-1"]
-    assert main([*reached, "--target", "1"]) == 0
+    lax = ["--target", "1", "--constraint", "delivered >= 0"]
+    assert main([*reached, *lax]) == 0
     assert out.exists()
     assert "on test prompts: Refusal rate" in capsys.readouterr().out
 
