@@ -2,9 +2,10 @@
 
     python -m benchmarks.strategies [--samples 128] [--trials 100] [--seed 0] [--json]
 
-Every search sees only the prompts that the directions were measured on; the chosen recipes, and the
-default profile beside them, are then measured on prompts that no search has seen, all of them in
-the same batches. Nothing is kept: each study lives in memory.
+Every search selects on one half of the demo's prompts and measures directions on the other; its
+choice (where the target was missed, the nearest), and the default profile beside it, are then
+measured on held-out prompts, all of them in the same batches. Nothing is kept: each study lives in
+memory.
 """
 
 import argparse
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from sst_ui import recipe as recipes
 from sst_ui.jobs.directions.measure import resolve
 from sst_ui.jobs.evaluate.evaluate import evaluate_rows
-from sst_ui.jobs.search.candidates import Candidate, chosen, fitted
+from sst_ui.jobs.search.candidates import Candidate, chosen, fitted, nearest
 from sst_ui.jobs.search.objectives import SearchSpec, aims
+from sst_ui.jobs.search.prompts import divided
 from sst_ui.jobs.search.search import search
 from sst_ui.jobs.search.trials import Local
 from sst_ui.metrics.results import Value
@@ -97,8 +99,9 @@ def markdown(rows: list[Row]) -> str:
 def _choice(host: Host, start: Recipe, spec: SearchSpec, found: list[Candidate]) -> Recipe:
     aim = aims(start, spec)
     if spec.strategy == "sensitivity":
-        return fitted(found, start, aim, host.layers)[0]
-    return chosen(found, aim, spec).recipe
+        return fitted(found, divided(start, start.edits[0], spec), aim, host.layers)[0]
+    kept = chosen(found, aim, spec) or nearest(found, aim, spec)
+    return start if kept is None else kept.recipe
 
 
 def _counts(found: list[Candidate]) -> tuple[int, int]:

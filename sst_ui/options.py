@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sst_ui import schema
 from sst_ui.checked import Flag, Number, Several, Text, Whole
+from sst_ui.errors import UserError, shown
 from sst_ui.recipe import Prompts, Rank, Seed, Tokens
 from sst_ui.schema import Slider, described
 
@@ -34,9 +35,18 @@ class SearchOptions:
     start: Start = "recipe"
     prune: Flag = True
     round: Annotated[Whole, Field(ge=1)] = 10
+    patience: Annotated[Whole, Field(ge=0)] = 30
+    select: Several[Text] = ()
+    test: Several[Text] = ()
 
     def __post_init__(self) -> None:
         schema.check(self)
+        for name in ("select", "test"):
+            if len(getattr(self, name)) not in (0, 2):
+                raise UserError(
+                    f"search.{name} is {shown(getattr(self, name))}; give two prompt sets: harmful "
+                    "and harmless, or of a merge safety and utility."
+                )
 
 
 @described("export")

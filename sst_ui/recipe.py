@@ -129,12 +129,14 @@ class WeightTable(Checked):
     threshold: Share | None = None
     strength: Annotated[Number, Field(ge=-2, le=2), Slider(0.05, low=-1)] = 1.0
     modules: Table[Text, Factor] = field(default_factory=lambda: {"attention": 1.0, "mlp": 1.0})
+    peaks: Table[Text, Share] = field(default_factory=dict)
+    widths: Table[Text, Width] = field(default_factory=dict)
     curve: Several[Alpha] | None = None
     overrides: Table[Text, Table[Layer, Alpha]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._take_profile()
-        if strangers := {*self.modules, *self.overrides} - {*KINDS, *MODULES}:
+        if strangers := self.kinds - {*KINDS, *MODULES}:
             raise unknown("module kind", min(strangers), (*KINDS, *MODULES))
         schema.check(self)
 
@@ -144,6 +146,16 @@ class WeightTable(Checked):
         assert self.peak is not None  # filled in by now
         assert self.width is not None
         return self.peak, self.width
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of module that have something of their own."""
+        return {*self.modules, *self.peaks, *self.widths, *self.overrides}
+
+    @property
+    def own_bells(self) -> set[str]:
+        """The kinds of module that have a peak or a width of their own."""
+        return {*self.peaks, *self.widths}
 
     def _take_profile(self) -> None:
         """Fill in the profile's numbers; other ones beside its name make the table `custom`."""
@@ -160,7 +172,7 @@ class WeightTable(Checked):
         for name in SHAPE:
             object.__setattr__(self, name, given.get(name, own[name]))
         told = self.profile not in known or all(given[n] == own[n] for n in given)
-        if not told or self.curve is not None:
+        if not told or self.curve is not None or self.own_bells:
             object.__setattr__(self, "profile", "custom")
 
 
@@ -219,7 +231,7 @@ class Ablation(Checked):
 
     def __post_init__(self) -> None:
         schema.check(self)
-        if unknown_kinds := (set(self.weights.modules) | set(self.weights.overrides)) - set(KINDS):
+        if unknown_kinds := self.weights.kinds - set(KINDS):
             raise unknown("module kind", min(unknown_kinds), KINDS)
         if self.norm_preserving and (self.affine or self.operation != "ablate"):
             raise UserError(

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,14 @@ from sst_ui.errors import UserError
 from sst_ui.options import SearchOptions
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe, to_yaml
+from sst_ui.schema import setting
 
 if TYPE_CHECKING:
     from sst_ui.jobs.search.candidates import Candidate
     from sst_ui.jobs.search.objectives import Aims, SearchSpec
     from sst_ui.jobs.search.trials import Measurer, Numbers
+
+MISSED = 3  # exit code of a search whose target was missed
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +43,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     setting_option(
         parser, "search.max_new_tokens", "--tokens", dest="tokens", default=unless.max_new_tokens
     )
-    for name in ("seed", "round", "start"):
+    for name in ("seed", "round", "start", "patience"):
         setting_option(parser, f"search.{name}", default=getattr(unless, name))
     add("--no-prune", action="store_true", help="generate answers for every candidate")
     add("--storage", metavar="URL", help="an Optuna storage URL; by default SQLite in the data "
@@ -48,68 +52,151 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--ray", metavar="ADDRESS", help="measure on a Ray cluster: 'auto', 'local' or an address")
     add("--workers", type=whole(1, 10_000), metavar="N", help="on the Ray cluster; by default "
         "one per GPU, or one per 2 processors")  # fmt: skip
-    add("--held-out", action="store_true", help="measure the best on prompts the search never saw")
-    add("--out", type=Path, metavar="BEST.yaml", help="write the best recipe there")
+    add("--select", nargs=2, metavar="SET", default=[], help=setting("search.select").help())
+    add("--test", nargs=2, metavar="SET", default=[], help=setting("search.test").help())
+    add("--held-out", action="store_true", help="measure the best more closely on test "
+        "prompts: also its quality, and the bell that a scan of the layers fits")  # fmt: skip
+    add("--out", type=Path, metavar="BEST.yaml", help="write the best recipe there; nothing is "
+        "written, and the exit code is 3, where the target was missed")  # fmt: skip
+    add("--anyway", action="store_true", help="write the nearest recipe if the target was missed")
     add("--json", action="store_true", help="print every candidate, as JSON")
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """A search that is over.
+
+    Attributes:
+        notes: what was left out of the prompts.
+        best: who reached the target on the test prompts, or None.
+        nearest: who came nearest, where nobody did.
+        made: the recipe that may be written: the best's, or the bell of a scan.
+        unseen: of such a bell, its numbers on the test prompts, if they were asked for.
+    """
+
+    aim: "Aims"
+    found: "list[Candidate]"
+    notes: tuple[str, ...]
+    looks: int
+    best: "Candidate | None"
+    nearest: "Candidate | None"
+    made: Recipe | None
+    unseen: "Numbers | None"
+
+    @property
+    def missed(self) -> bool:
+        """Whether there was something to reach, and nobody reached it."""
+        return self.made is None
+
+
 def run(given: argparse.Namespace, recipe: Recipe) -> None:
-    """Search, print, and write the best recipe."""
+    """Search, print, and write the best recipe.
+
+    Exits with code 3 where the target was missed; then no recipe is written, unless `--anyway`.
+    """
     if given.out is not None and os.path.lexists(given.out):
         raise UserError(f"{given.out} already exists; give a new file.")
 
     from sst_ui import disk
     from sst_ui.jobs.export import protected_paths
-    from sst_ui.jobs.search.candidates import chosen, fitted
     from sst_ui.jobs.search.objectives import SearchSpec, aims
-    from sst_ui.jobs.search.search import search
 
     spec = SearchSpec(
         given.strategy, tuple(given.objectives), tuple(given.constraints), given.target,
         given.trials, given.minutes, given.samples, given.tokens, given.seed, given.start,
-        not given.no_prune, given.round,
+        not given.no_prune, given.round, given.patience, tuple(given.select), tuple(given.test),
     )  # fmt: skip
-    aim = aims(recipe, spec)
+    aims(recipe, spec)
     if given.out is not None:
         protected_paths.check(given.out, recipe)
         disk.probe(given.out)
-
-    def job(stack: ExitStack) -> Generator[Any, None, tuple]:
-        measurer = yield from _measurer(given, recipe, stack)
-        found = yield from search(recipe, spec, measurer, given.storage, given.name)
-        best = chosen(found, aim, spec)
-        made = None if best is None else best.recipe
-        if spec.strategy == "sensitivity" and found:
-            made, _ = fitted(found, recipe, aim, measurer.layers)
-        unseen = None
-        if given.held_out and made is not None:
-            unseen = yield from _held_out(measurer, made, aim, spec)
-        return found, best, made, unseen
-
     with ExitStack() as stack:
-        found, best, made, unseen = with_bar(job(stack))
+        ended = with_bar(_job(given, recipe, spec, stack))
+    made = ended.made
+    if made is None and given.anyway and ended.nearest is not None:
+        made = ended.nearest.recipe
     if made is not None and given.out is not None:
         with disk.written(given.out) as part:
             part.write_text(to_yaml(made), encoding="utf-8")
     if given.json:
-        print(json.dumps({
-            "tokens": aim.tokens,
-            "best": None if made is None else made.digest(),
-            "number": None if best is None else best.number,
-            "candidates": [each.to_json() for each in found],
-            "held_out": None if unseen is None
-            else {name: value.to_json() for name, value in unseen.values.items()},
-        }))  # fmt: skip
+        print(json.dumps(_data(ended)))
+    else:
+        _print(ended, spec, None if made is None else given.out)
+    if ended.missed:
+        raise SystemExit(MISSED)
+
+
+def _job(
+    given: argparse.Namespace, recipe: Recipe, spec: "SearchSpec", stack: ExitStack
+) -> Generator[Any, None, _Ended]:
+    from sst_ui.jobs.search.candidates import chosen, fitted, nearest
+    from sst_ui.jobs.search.search import Opened, search
+
+    measurer = yield from _measurer(given, recipe, stack)
+    steps = search(recipe, spec, measurer, given.storage, given.name)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            found = end.value
+            break
+        if isinstance(step, Opened):
+            opened = step
+        yield step
+    aim, recipe = opened.aim, opened.recipe
+    best, near, unseen = chosen(found, aim, spec), nearest(found, aim, spec), None
+    made = None if best is None else best.recipe
+    if spec.strategy == "sensitivity":
+        near = None
+        made, _ = fitted(found, recipe, aim, measurer.layers) if found else (None, None)
+    if given.held_out and made is not None:
+        unseen = yield from _held_out(measurer, made, aim, spec)
+    return _Ended(aim, found, opened.notes, opened.study.looks(), best, near, made, unseen)
+
+
+def _data(ended: _Ended) -> dict[str, Any]:
+    best, near = ended.best, ended.nearest
+    return {
+        "best": None if ended.made is None else ended.made.digest(),
+        "number": None if best is None else best.number,
+        "tokens": ended.aim.tokens,
+        "target": str(ended.aim) if ended.aim.targeted else None,
+        "reached": not ended.missed,
+        "nearest": None if near is None else near.number,
+        "notes": list(ended.notes),
+        "looks": ended.looks,
+        "candidates": [each.to_json() for each in ended.found],
+        "held_out": None if ended.unseen is None
+        else {name: value.to_json() for name, value in ended.unseen.values.items()},
+    }  # fmt: skip
+
+
+def _print(ended: _Ended, spec: "SearchSpec", out: Path | None) -> None:
+    from sst_ui.jobs.search.verdict import missed, numbers
+
+    _table(ended.found, ended.best, ended.aim)
+    print(f"answers of at most {ended.aim.tokens} tokens")
+    for note in ended.notes:
+        print(f"note: {note}")
+    if ended.looks > 1:
+        print(f"note: the test prompts were looked at {ended.looks} times; the more often, the "
+              "less they say.")  # fmt: skip
+    saved = f", saved {out}" if out else ""
+    if ended.missed:
+        print(missed(ended.found, ended.aim, spec))
+        if ended.nearest is not None and out is not None:
+            print(f"saved {out} all the same: #{ended.nearest.number}, which misses the target")
+        elif ended.nearest is not None:
+            print("No recipe was written; --anyway writes the nearest one.")
         return
-    _table(found, best, aim)
-    print(f"answers of at most {aim.tokens} tokens")
-    if made is None:
-        print("no candidate could be measured")
-        return
-    print(f"{made.name}: recipe {made.digest()}" + (f", saved {given.out}" if given.out else ""))
-    if unseen is not None:
-        values = (f"{name} {value.value:.3g}" for name, value in unseen.values.items())
-        print(f"on held-out prompts: {', '.join(values)}{unseen.error}")
+    assert ended.made is not None
+    print(f"{ended.made.name}: recipe {ended.made.digest()}{saved}")
+    if ended.best is not None:
+        tested = sum(bool(each.test) for each in ended.found)
+        print(f"on test prompts: {numbers(ended.best, ended.aim)}; one of {tested} tested")
+    if ended.unseen is not None:
+        values = (f"{name} {value.value:.3g}" for name, value in ended.unseen.values.items())
+        print(f"on held-out prompts: {', '.join(values)}{ended.unseen.error}")
 
 
 def _measurer(
@@ -150,6 +237,7 @@ def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> N
     from rich.console import Console
     from rich.table import Table
 
+    from sst_ui.jobs.search.candidates import moved
     from sst_ui.jobs.search.space import describe
     from sst_ui.metrics.registry import find
 
@@ -158,7 +246,7 @@ def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> N
     table.add_column("#", **right)
     table.add_column("settings", overflow="fold", min_width=28)
     for name in aim.metrics:
-        table.add_column(find(name).title, max_width=14, **right)
+        table.add_column(find(name.partition("@")[0]).title, max_width=14, **right)
     table.add_column("")
     for each in found:
         values = (each.value(name) for name in aim.metrics)
@@ -166,6 +254,10 @@ def _table(found: "list[Candidate]", best: "Candidate | None", aim: "Aims") -> N
         word = "best" if each is best else each.note
         if each.state == "done" and not each.feasible:
             word = "breaks a constraint"
+        elif each.state == "done" and not moved(each, aim):
+            word = "changes too little"
+        elif each is not best and each.test:
+            word = "tested"
         settings = describe(each.params)
         style = "bold" if each is best else None
         table.add_row(str(each.number), settings, *shown, word, style=style)

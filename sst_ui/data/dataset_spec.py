@@ -24,12 +24,15 @@ from sst_ui.schema import build
 PUBLIC, HUB = "public/", "hf:"
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 COLUMNS = tuple(f.name for f in fields(Prompt))
-_PLAIN = ("config", "split", "revision", "slice", "unanswerable", "shots_split", "shots_file")
+_PLAIN = (
+    "config", "split", "revision", "slice", "part", "unanswerable", "shots_split", "shots_file",
+)  # fmt: skip
 _KEYS = (*_PLAIN, "file", "shots", *COLUMNS)
 _ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _SPLIT = re.compile(r"[^\[\]]*(\[[^\[\]]*\])?")
 _NUMBER = r"(-?[0-9]{1,15}%?)"  # more digits than that are no row of anything
 _RANGE = re.compile(rf"\s*{_NUMBER}?\s*:\s*{_NUMBER}?\s*")
+_PART = re.compile(r"([1-9][0-9]?)/([1-9][0-9]?)")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Spec:
         place: path of a file or folder, or an id on the Hub where `hub` is true.
         split: as the `datasets` library writes it, `test[:200]`; a single file has none.
         slice: `:200`, `10:20` or `10%:20%` of the rows of a file, before `where`.
+        part: `1/2` or `2/2`: every second prompt, from the first or from the second one on; after
+            `slice` and `where`. The parts of a set have no row in common.
         columns: field -> column as given, "+", "," and "%" in a name written as %2B, %2C and %25;
             an empty one says that the field is not there.
         where: column -> values, one of which a row must have.
@@ -79,6 +84,7 @@ class Spec:
     split: str = ""
     revision: str = ""
     slice: str = ""
+    part: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     set: Mapping[str, str] = field(default_factory=dict)
@@ -102,6 +108,13 @@ class Spec:
         """The rows that `slice` chooses out of so many."""
         first, last = (_place(part, rows) for part in self._ends())
         return range(rows)[first:last]
+
+    def share(self, rows: list[int]) -> list[int]:
+        """The rows that `part` chooses out of these."""
+        if not self.part:
+            return rows
+        number, parts = map(int, self.part.split("/"))
+        return rows[number - 1 :: parts]
 
     @property
     def enough(self) -> int | None:
@@ -247,6 +260,12 @@ def _check(spec: Spec) -> None:
             f"{shown(spec.text)}: slice is {shown(spec.slice)}; write slice=:200, slice=100:200 or"
             " slice=10%:20%."
         )
+    found = _PART.fullmatch(spec.part)
+    if spec.part and (found is None or int(found[1]) > int(found[2])):
+        raise UserError(
+            f"{shown(spec.text)}: part is {shown(spec.part)}; write part=1/2 for every second"
+            " prompt from the first one on, part=2/2 for the others."
+        )
     if spec.slice and "[" in spec.split:
         raise UserError(f"{shown(spec.text)} slices twice, in split and in slice; one is enough.")
     if not all(_SPLIT.fullmatch(part.strip()) for part in spec.split.split("+")):
@@ -270,6 +289,18 @@ def _check(spec: Spec) -> None:
             )
             + ", or shots=0."
         )
+
+
+def part_of(name: str) -> str:
+    """Which part of a set a name says: `1/2`; empty for all of it."""
+    found = re.search(r"[?&]part=([^&]*)", name)
+    return found[1] if found else ""
+
+
+def in_part(name: str, part: str) -> str:
+    """The name of a part of a set, in place of the part that it says, if any."""
+    bare = re.sub(r"([?&])part=[^&]*(&|$)", lambda m: m[1] if m[2] else "", name)
+    return f"{bare}{'&' if '?' in bare else '?'}part={part}"
 
 
 def _path(name: str) -> str:

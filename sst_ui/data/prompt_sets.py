@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sst_ui.data import column_mapping, files, hf_datasets
-from sst_ui.data.dataset_spec import Spec, parse, presets
+from sst_ui.data.dataset_spec import Spec, in_part, parse, part_of, presets
 from sst_ui.data.types import LETTERS, Prompt, PromptSet, named, spread
 from sst_ui.errors import UserError, shown
 from sst_ui.paths import PRESETS
@@ -19,8 +19,10 @@ __all__ = [
     "Preview",
     "Prompt",
     "PromptSet",
+    "in_part",
     "load",
     "names",
+    "part_of",
     "preview",
     "public_names",
 ]
@@ -64,10 +66,11 @@ def load(name_or_path: str | Path, samples: int | None = None) -> PromptSet:
         name_or_path: `NAME` or `NAME?key=value&key=value`. NAME is one of `names()`, one of
             `public_names()`, the path of a .jsonl, .json, .csv, .tsv or .parquet file, the folder
             of a data set, or `hf:owner/name` on the Hugging Face Hub. Keys: `config`, `split`
-            (`test[:200]`, `train+test`), `revision`; `slice` (`:200`) for files; a column for each
-            field of a prompt (`prompt=Goal`, `prompt=instruction+input` for two that are joined,
-            `choices=A,B,C,D`; `answer=` for none), guessed where not given; in a column's name "+",
-            "," and "%" may be written %2B, %2C and %25;
+            (`test[:200]`, `train+test`), `revision`; `slice` (`:200`) for files; `part` (`1/2`:
+            every second prompt, `2/2`: the others); a column for each field of a prompt
+            (`prompt=Goal`, `prompt=instruction+input` for two that are joined, `choices=A,B,C,D`;
+            `answer=` for none), guessed where not given; in a column's name "+", "," and "%" may be
+            written %2B, %2C and %25;
             `where.COLUMN=VALUE` (repeated: any of them); `set.FIELD=TEXT`; `unanswerable=TEXT`;
             `shots=5` with `shots_split` or `shots_file`; `file=PATH`, a public set from disk.
         samples: how many prompts to take, evenly spread; None for all.
@@ -80,7 +83,7 @@ def load(name_or_path: str | Path, samples: int | None = None) -> PromptSet:
         raise UserError(f"samples is {shown(samples)}; it must be 1 or more.")
     spec = parse(str(name_or_path), _shipped())
     table = _open(spec)
-    kept = column_mapping.chosen(table, spec)
+    kept = spec.share(column_mapping.chosen(table, spec))
     kept = [kept[i] for i in spread(len(kept), samples)]  # what is not used is not even read
     found = column_mapping.prompts(table, spec, kept)
     if not found:
@@ -99,8 +102,8 @@ def preview(name_or_path: str | Path, rows: int = 5) -> Preview:
             columns are not known yet gives a Preview with a `problem`.
     """
     spec = parse(str(name_or_path), _shipped())
-    table = _open(spec, SEARCHED if spec.where else rows)
-    first = column_mapping.chosen(table, spec)[:rows]
+    table = _open(spec, SEARCHED if spec.where or spec.part else rows)
+    first = spec.share(column_mapping.chosen(table, spec))[:rows]
     shown = [dict(row) for row in table.rows(first)]
     for row in shown:
         for column, classes in table.labels.items():

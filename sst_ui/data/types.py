@@ -4,6 +4,7 @@ The wording is here too: letters of a multiple-choice question, context before a
 worked examples before it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -54,6 +55,11 @@ class Prompt:
         return self.prompt
 
     @property
+    def key(self) -> str:
+        """The text without case and spacing: prompts of the same key are the same prompt."""
+        return " ".join((self.user or self.text).casefold().split())
+
+    @property
     def assistant(self) -> str:
         """The right answer as an assistant turn: a letter where there are choices, else text."""
         if self.choices and isinstance(self.answer, int):
@@ -102,6 +108,13 @@ class PromptSet:
     def _shots(self, prompt: Prompt) -> list[Prompt]:
         same = [shot for shot in self.shots if shot.subject == prompt.subject] or self.shots
         return list(islice((s for s in same if s.user != prompt.user), self.shots_each))
+
+    def without(self, keys: Collection[str]) -> "PromptSet":
+        """The set without the prompts of these keys; the same set where it has none of them."""
+        kept = tuple(prompt for prompt in self.prompts if prompt.key not in keys)
+        if len(kept) == len(self.prompts):
+            return self
+        return named(self.name, kept, self.shots, self.shots_each)
 
     def take(self, samples: int | None) -> "PromptSet":
         """An evenly spread subset (see `spread`); all of it for None or a larger number."""

@@ -46,14 +46,20 @@ def gaussian(layers: int, peak: float, width: float) -> np.ndarray:
         return np.exp(-(((positions(layers) - peak) / width) ** 2) / 2)
 
 
-def kernel(weights: WeightTable, layers: int) -> np.ndarray:
+def kernel(weights: WeightTable, layers: int, kind: str = "") -> np.ndarray:
     """[layers] kernel values after the threshold: the Gaussian, or the table's own curve.
+
+    Args:
+        kind: of module, whose own bell counts where it has one; '' for what all others have.
 
     Raises:
         UserError: the table's curve has another number of values than the model has layers.
     """
-    if weights.curve is None:
-        curve = gaussian(layers, *weights.bell)
+    known, (peak, width) = names(kind), weights.bell
+    peaks = [weights.peaks[n] for n in known if n in weights.peaks]
+    widths = [weights.widths[n] for n in known if n in weights.widths]
+    if weights.curve is None or peaks or widths:
+        curve = gaussian(layers, (*peaks, peak)[0], (*widths, width)[0])
     elif len(weights.curve) == layers:
         curve = np.asarray(weights.curve, dtype=float)
     else:
@@ -69,14 +75,15 @@ def table(weights: WeightTable, layers: int, kinds: Sequence[str] = KINDS) -> np
 
     A kind of linear module (q, up, ...) without a factor of its own has that of the fused matrix
     it may be a part of (qkv, gate_up), else that of its role (attention, mlp), so that one table
-    shapes ablations and merges; so it is with overrides.
+    shapes ablations and merges; so it is with peaks, widths and overrides.
 
     Raises:
         UserError: an override names a layer or a kind that the model does not have.
     """
     given, known = weights.modules, [names(kind) for kind in kinds]
     factors = [next((given[n] for n in each if n in given), 1.0) for each in known]  # [kinds]
-    alpha = weights.strength * kernel(weights, layers)[:, None] * np.array(factors)
+    bells = np.stack([kernel(weights, layers, kind) for kind in kinds], axis=1)
+    alpha = weights.strength * bells * np.array(factors)
     # roles before fused matrices before single kinds, so that the more particular number counts
     order = sorted(weights.overrides, key=lambda kind: (kind not in KINDS, kind not in FUSED))
     for kind in order:

@@ -18,7 +18,7 @@ from sst_ui.registry import Registry
 
 Unit = Literal["rate", "score", "nats", "nats/token", "perplexity"]  # rate: yes or no, 0..1
 Better = Literal["high", "low"]
-Reads = Literal["answer", "choice", "first_words", "divergence", "text"]
+Reads = Literal["answer", "choice", "first_words", "refusals", "divergence", "text"]
 
 # Changes up to this size are negligible, however sure they are; a metric may set its own.
 # A percentage point; a hundredth of a ROUGE-L F1; 0.1 nats of log-odds; of KL 0.01 nats/token,
@@ -46,8 +46,9 @@ class Metric:
         prompts: the prompt set it runs on.
         reads: what `score` gets beside the prompt: the greedy `answer` (see `Answer`), `choice`
             (one log-likelihood per letter), `first_words` (log-odds that the answer begins like a
-            refusal), `divergence` (KL at each token of the base's answer), `text` (log-probability
-            of each token of a plain text).
+            refusal), `refusals` (log-odds that it refuses where the base's answer does),
+            `divergence` (KL at each token of the base's answer), `text` (log-probability of each
+            token of a plain text).
         score: (prompt, observation) -> Score, number, bool, or None to leave the prompt out.
         labels: whether it goes by `answer.label`, so that a judge or a corrected label counts.
         default: whether an evaluation that names no metrics computes it.

@@ -10,7 +10,8 @@ from sst_ui.__main__ import main
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.measure import resolve
 from sst_ui.jobs.evaluate.evaluate import evaluate, evaluate_rows
-from sst_ui.jobs.search.candidates import Candidate, best, chosen, fitted, front
+from sst_ui.jobs.search import prompts
+from sst_ui.jobs.search.candidates import Candidate, chosen, finalists, fitted, front, nearest
 from sst_ui.jobs.search.objectives import Limit, SearchSpec, aims
 from sst_ui.jobs.search.search import search
 from sst_ui.jobs.search.trials import Local
@@ -21,6 +22,8 @@ from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, Evaluation, Recipe, WeightTable
 
 DEFAULT = recipes.load(PRESETS / "recipes" / "default.yaml")
+REFUSALS, KL = "refusal_rate@demo/harmful?part=2/2", "kl_16@demo/harmless?part=2/2"
+DELIVERED = "delivered@demo/harmful?part=2/2"
 
 
 def spent(host, spec, recipe=DEFAULT, storage="memory"):
@@ -32,7 +35,7 @@ def test_candidates_of_one_batch_score_as_one_evaluation_at_a_time(host):
     places = [(each.params["peak"], each.params["width"]) for each in found]
     assert places == kernel.grid()[:6]
     for each in found:
-        names = ("refusal_rate@demo/harmful", "kl_16@demo/harmless")
+        names = (REFUSALS, KL)
         alone = Evaluation(metrics=names, samples=12, max_new_tokens=48)
         edits = finish(resolve(host, each.recipe))
         refusals, divergence = finish(evaluate(host, edits, alone))
@@ -59,8 +62,7 @@ def test_a_staged_search_ends_at_the_first_stage_that_removes_enough(host):
     found = spent(host, spec)
     kept = chosen(found, aims(DEFAULT, spec), spec)
     shares = {
-        each.params["strength"]: 1
-        - each.value("refusal_rate@demo/harmful") / each.base["refusal_rate@demo/harmful"].value
+        each.params["strength"]: 1 - each.value(REFUSALS) / each.base[REFUSALS].value
         for each in found
     }
     assert kept.params["strength"] == min(s for s, share in shares.items() if share >= 0.8)
@@ -71,14 +73,15 @@ def test_a_staged_search_ends_at_the_first_stage_that_removes_enough(host):
 def test_each_layer_alone_finds_where_refusal_is_written(host):
     spec = SearchSpec("sensitivity", samples=12)
     found = spent(host, spec)
-    made, effects = fitted(found, DEFAULT, aims(DEFAULT, spec), host.layers)
+    divided = prompts.divided(DEFAULT, DEFAULT.edits[0], spec)
+    made, effects = fitted(found, divided, aims(DEFAULT, spec), host.layers)
     assert len(effects) == host.layers
     # an independent look: the log-odds under that one layer's ablation
     layer = int(effects.argmax())
     curve = tuple(float(number == layer) for number in range(host.layers))
     weights = replace(DEFAULT.edits[0].weights, curve=curve, threshold=0.0)
-    alone = replace(DEFAULT, edits=(replace(DEFAULT.edits[0], weights=weights),))
-    evaluation = Evaluation(metrics=("refusal_logodds@demo/harmful",), samples=12)
+    alone = replace(divided, edits=(replace(divided.edits[0], weights=weights),))
+    evaluation = Evaluation(metrics=("refusal_logodds@demo/harmful?part=2/2",), samples=12)
     (odds,) = finish(evaluate(host, finish(resolve(host, alone)), evaluation))
     assert effects[layer] == pytest.approx(odds.base.value - odds.edited.value, rel=1e-3)
     peak = made.edits[0].weights.peak
@@ -87,21 +90,48 @@ def test_each_layer_alone_finds_where_refusal_is_written(host):
 
 def candidate(number, refusals, kl, feasible=True, strength=1.0):
     weights = WeightTable(profile="custom", strength=strength)
-    names = ("refusal_rate@demo/harmful", "kl_16@demo/harmless")
-    values = {n: Value(x, x, x, 9) for n, x in zip(names, (refusals, kl), strict=True)}
-    base = {n: Value(x, x, x, 9) for n, x in zip(names, (1.0, 0.0), strict=True)}
+    found = (refusals, kl, 1 - refusals)
+    values = {n: Value(x, x, x, 9) for n, x in zip((REFUSALS, KL, DELIVERED), found, strict=True)}
+    base = {n: Value(x, x, x, 9) for n, x in zip((REFUSALS, KL), (1.0, 0.0), strict=True)}
     recipe = Recipe(edits=(Ablation(weights=weights),))
     return Candidate(number, {"strength": strength}, recipe, "done", values, base, feasible)
 
 
+def with_test(each, refusals):
+    """The candidate with what it came to on the test prompts."""
+    rate = Value(refusals, refusals, refusals, 9)
+    return replace(each, test={**each.values, REFUSALS: rate}, test_base=each.base)
+
+
+def test_an_edit_that_breaks_the_answers_is_not_at_the_target():
+    spec = SearchSpec()
+    aim = aims(DEFAULT, spec)
+    broken = candidate(0, 0.0, 0.1)
+    broken = replace(broken, values={**broken.values, DELIVERED: Value(0.4, 0.3, 0.5, 9)})
+    dear = candidate(1, 0.0, 0.9)
+    assert finalists([broken, dear], aim, spec) == [dear]
+    assert chosen([with_test(broken, 0.0)], aim, spec) is None
+    assert nearest([broken], aim, spec) is broken
+    loose = SearchSpec(constraints=("delivered >= 0.3",))
+    assert finalists([broken, dear], aims(DEFAULT, loose), loose)[0] is broken
+
+
 def test_the_best_costs_least_of_those_that_are_good_enough():
-    aim = aims(DEFAULT, SearchSpec())
+    spec = SearchSpec()
+    aim = aims(DEFAULT, spec)
     rows = [candidate(0, 0.0, 0.5), candidate(1, 0.02, 0.1), candidate(2, 0.3, 0.0)]
-    assert best(rows, aim) is rows[1]
-    assert best(rows, aims(DEFAULT, SearchSpec(target=0.5))) is rows[2]
-    assert best(rows[2:], aim) is rows[2]
+    assert finalists(rows, aim, spec) == [rows[1], rows[0]]
+    assert chosen(rows, aim, spec) is None  # nobody is tested yet
+    good = [with_test(rows[0], 0.0), with_test(rows[1], 0.01), rows[2]]
+    assert chosen(good, aim, spec) is good[1]
+    worse = [with_test(rows[0], 0.02), with_test(rows[1], 0.04), rows[2]]
+    assert chosen(worse, aim, spec) is worse[0]
+    assert chosen([with_test(rows[1], 0.04)], aim, spec) is None
+    lax = SearchSpec(target=0.5)
+    assert rows[2] not in finalists(rows, aims(DEFAULT, lax), lax)  # too little is delivered
+    assert nearest(rows[2:], aim, spec) is rows[2]
     broken = candidate(3, 0.0, 0.0, feasible=False)
-    assert best([*rows, broken], aim) is rows[1]
+    assert broken not in finalists([*rows, broken], aim, spec)
     assert front([*rows, broken, candidate(4, 0.3, 0.2)], aim) == rows
 
 
@@ -110,12 +140,17 @@ def test_a_broken_constraint_ends_the_stages_before_it_is_kept():
     aim = aims(DEFAULT, spec)
     rows = [
         candidate(0, 0.9, 0.0, strength=0.5),
-        candidate(1, 0.6, 0.0, strength=0.65),
+        candidate(1, 0.15, 0.0, strength=0.65),
         candidate(2, 0.0, 0.0, strength=0.8, feasible=False),
         candidate(3, 0.0, 0.0, strength=0.95),
     ]
-    assert chosen(rows, aim, spec) is rows[1]
+    assert finalists(rows, aim, spec) == [rows[1]]
     assert [limit.metric for limit in aim.limits] == ["quality"]
+    quality = {"quality": Value(0.9, 0.9, 0.9, 9)}
+    for refusals, enough in ((0.2, True), (0.25, False)):
+        row = with_test(rows[1], refusals)
+        row = replace(row, test={**row.test, **quality})
+        assert (chosen([rows[0], row], aim, spec) is row) == enough
 
 
 @pytest.mark.parametrize(
@@ -143,16 +178,21 @@ def test_a_recipe_with_nothing_to_vary_is_refused(host, spec, edits, words):
 def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     out = tmp_path / "best.yaml"
     recipe = str(PRESETS / "recipes" / "default.yaml")
-    asked = ["search", recipe, "--samples", "8", "--trials", "5", "--storage", "memory"]
+    asked = ["search", recipe, "--samples", "8", "--trials", "5", "--storage", "memory",
+             "--target", "0.1"]  # fmt: skip
     assert main([*asked, "--out", str(out), "--json", "--held-out"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert recipes.load(out).digest() == told["best"]
     assert [row["params"]["width"] for row in told["candidates"]] == [0.1, 0.12, 0.15, 0.18, 0.2]
+    assert told["reached"]
+    (row,) = [row for row in told["candidates"] if row["number"] == told["number"]]
+    assert row["test"][REFUSALS]["n"] == 160  # all that are held out
+    assert row["test"][REFUSALS]["value"] <= 0.1
     kinds = ("refusal_rate", "delivered", "evaded", "degenerate_harmful")
     assert told["held_out"].keys() == {*kinds, "kl_16", "quality"}
     assert sum(told["held_out"][kind]["value"] for kind in kinds) == pytest.approx(1)
     for row in told["candidates"]:
-        shares = [row["values"][f"{kind}@demo/harmful"]["value"] for kind in kinds]
+        shares = [row["values"][f"{kind}@demo/harmful?part=2/2"]["value"] for kind in kinds]
         assert sum(shares) == pytest.approx(1)
     assert told["tokens"] == 48
     assert main([*asked, "--out", str(out)]) == 2

@@ -1,6 +1,5 @@
 """The order of a search, with numbers from a formula in place of a model."""
 
-import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ import pytest
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.jobs.purpose import purpose
-from sst_ui.jobs.search.candidates import RULED_OUT, best, chosen, front
+from sst_ui.jobs.search.candidates import RULED_OUT, chosen, front, nearest
 from sst_ui.jobs.search.objectives import SearchSpec, aims
 from sst_ui.jobs.search.search import Opened, search
 from sst_ui.jobs.search.space import candidate, space, values
@@ -23,8 +22,8 @@ from sst_ui.recipe import Merge, Recipe
 DEFAULT = recipes.load(PRESETS / "recipes" / "default.yaml")
 MERGE = recipes.load(PRESETS / "recipes" / "merge.yaml")
 LAYERS = 12
-REFUSALS, KL = "refusal_rate@demo/harmful", "kl_16@demo/harmless"
-ODDS = "refusal_logodds@demo/harmful"
+REFUSALS, KL = "refusal_rate@demo/harmful?part=2/2", "kl_16@demo/harmless?part=2/2"
+SCORE = "refusal_score@demo/harmful?part=2/2"
 
 
 class Formula:
@@ -44,19 +43,27 @@ class Formula:
                 yield place, Numbers(error=words)
                 continue
             strength, peak = recipe.edits[0].weights.strength, recipe.edits[0].weights.peak
-            known = {
-                REFUSALS: max(0.0, 1 - strength + abs(peak - 0.6)),
-                KL: 0.01 * strength**2 + abs(peak - 0.6),
-                ODDS: 5 - 10 * strength + 10 * abs(peak - 0.6),
-                "quality": 1 - 0.25 * strength,
-            }
-            base = {REFUSALS: 1.0, KL: 0.0, ODDS: 5.0, "quality": 1.0}
+            known = self.formula(strength, peak)
+            base = self.formula(0.0, 0.6)
             both = (
-                {n: Value(d[n], d[n], d[n], 9) for n in evaluation.metrics} for d in (known, base)
+                {n: Value(*3 * (d[n.partition("@")[0]],), 9) for n in evaluation.metrics}
+                for d in (known, base)
             )
             yield place, Numbers(*both)
 
-    def bell(self, recipe):
+    def formula(self, strength, peak):
+        return {
+            "refusal_rate": max(0.0, 1 - strength + abs(peak - 0.6)),
+            "kl_16": 0.01 * strength**2 + abs(peak - 0.6),
+            "refusal_score": 5 - 10 * strength + 10 * abs(peak - 0.6),
+            "delivered": max(0.0, min(1.0, strength - abs(peak - 0.6))),
+            "evaded": 0.0,
+            "degenerate_harmful": 0.0,
+            "quality": 1 - 0.25 * strength,
+        }
+
+    def bell(self, recipe, select):
+        assert select == ("demo/harmful?part=2/2", "demo/harmless?part=2/2")  # not the test's
         yield Progress("formula", 0, 1)
         return {"peak": 0.55, "width": 0.1}
 
@@ -69,12 +76,12 @@ def test_many_settings_at_once_find_better_than_where_they_began():
     spec = SearchSpec("tpe", trials=60)
     found, aim = spent(spec), aims(DEFAULT, spec)
     assert found[0].params["peak"] == pytest.approx(DEFAULT.edits[0].weights.peak)
-    kept = best(found, aim)
-    ends = front(found, aim)
-    assert kept in ends
+    kept = chosen(found, aim, spec)
+    assert kept in front(found, aim)
     assert kept.value(REFUSALS) <= 0.02
-    assert all(a.value(REFUSALS) <= b.value(REFUSALS) for a, b in itertools.pairwise(ends))
-    assert all(a.value(KL) >= b.value(KL) for a, b in itertools.pairwise(ends))
+    assert kept.value(KL) <= found[0].value(KL)
+    others = [each for each in found if each.state == "done" and each.value(REFUSALS) <= 0.02]
+    assert kept.value(KL) == min(each.value(KL) for each in others)
 
 
 def test_no_answers_are_generated_for_what_the_cheap_scores_rule_out():
@@ -88,7 +95,7 @@ def test_no_answers_are_generated_for_what_the_cheap_scores_rule_out():
         assert each.note == RULED_OUT
         beating = [
             other for other in found
-            if other.state == "done" and all(other.value(n) < each.value(n) for n in (ODDS, KL))
+            if other.state == "done" and all(other.value(n) < each.value(n) for n in (SCORE, KL))
         ]  # fmt: skip
         assert len(beating) >= 3
     plain = spent(SearchSpec("tpe", trials=60, prune=False))
@@ -132,8 +139,10 @@ def test_stages_end_where_enough_is_gone_or_the_model_suffers():
     assert len(found) == TOGETHER  # .50 to 1.10 share a batch; no further one is begun
     assert chosen(found, aims(DEFAULT, spec), spec).params["strength"] == pytest.approx(0.8)
     strict = replace(spec, constraints=("quality >= 0.81",))
-    kept = chosen(spent(strict), aims(DEFAULT, strict), strict)
-    assert kept.params["strength"] == pytest.approx(0.65)  # .80 would keep only .80
+    found = spent(strict)
+    assert chosen(found, aims(DEFAULT, strict), strict) is None
+    near = nearest(found, aims(DEFAULT, strict), strict)
+    assert near.params["strength"] == pytest.approx(0.65)  # .80 would keep only .80
 
 
 def test_stages_of_a_reinforced_refusal_go_down():
@@ -174,7 +183,8 @@ def test_time_that_is_up_ends_it_and_the_same_call_goes_on(tmp_path, monkeypatch
     assert [each.number for each in whole[: len(first)]] == [each.number for each in first]
     assert len({(each.params["peak"], each.params["width"]) for each in whole}) == 25
     finished = [each.recipe.digest() for each in first]
-    assert all([d for d, _ in measurer.asked].count(digest) == 1 for digest in finished)
+    compared = [digest for digest, metrics in measurer.asked if REFUSALS in metrics]
+    assert all(compared.count(digest) == 1 for digest in finished)
 
 
 def test_a_merge_is_searched_by_price_safety_weight_and_modules():
@@ -190,7 +200,9 @@ def test_a_merge_is_searched_by_price_safety_weight_and_modules():
     assert "mu" not in made.parameters  # the budget chooses it
     assert (made.weights.peak, made.weights.strength) == (0.7, 2.0)
     aim = aims(MERGE, SearchSpec("tpe"))
-    assert aim.objectives == ("refusal_rate@demo/sst_safety", "over_refusal@demo/sst_utility")
+    assert aim.objectives == (
+        "refusal_rate@demo/sst_safety?part=2/2", "over_refusal@demo/sst_utility?part=2/2"
+    )  # fmt: skip
     assert aim.lower == (False, True)
     with pytest.raises(UserError, match="grid is for ablations"):
         spent(SearchSpec("grid"), recipe=MERGE)
@@ -198,7 +210,7 @@ def test_a_merge_is_searched_by_price_safety_weight_and_modules():
 
 def test_a_filter_is_searched_by_its_price_or_by_its_budget():
     (plain,) = DEFAULT.edits
-    assert not {"mu", "budget"} & space(DEFAULT).keys()
+    assert "filtered" in space(DEFAULT)["way"].options  # a way of any ablation
     for named, other, settings in (("mu", "budget", {}), ("budget", "mu", {"budget": 0.01})):
         edit = replace(plain, operation="filter", filter=replace(plain.filter, **settings))
         recipe = replace(DEFAULT, edits=(edit,))
@@ -211,13 +223,15 @@ def test_a_filter_is_searched_by_its_price_or_by_its_budget():
 
 def test_candidates_of_an_ablation_say_what_was_drawn():
     drawn = {"peak": 0.5, "width": 0.2, "strength": 0.8, "threshold": 0.05, "attention": 0.5,
-             "mlp": 1.2, "norm_preserving": True, "scope": "single", "layer": 0.5}  # fmt: skip
+             "mlp": 1.2, "mlp_peak": 0.8, "mlp_width": 0.2, "way": "norm_preserving",
+             "scope": "single", "layer": 0.5}  # fmt: skip
     made = candidate(DEFAULT, drawn, LAYERS).edits[0]
     weights = made.weights
     assert (weights.peak, weights.width, weights.strength, weights.threshold) == (
         0.5, 0.2, 0.8, 0.05,
     )  # fmt: skip
     assert dict(weights.modules) == {"attention": 0.5, "mlp": 1.2}
+    assert (weights.peaks, weights.widths) == ({"mlp": 0.8}, {})  # the width is that of all
     assert made.norm_preserving
     assert (made.directions.scope, made.directions.layer) == ("single", round(0.5 * 11))
 

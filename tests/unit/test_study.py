@@ -130,7 +130,10 @@ def test_a_killed_search_goes_on_where_it_was(storage):
     after = complete(storage)
     for number, trial in before.items():
         assert after[number] == trial  # values, settings, times, attributes
-    assert {each.base["kl_16@demo/harmless"].n for each in found} == {process.pid, os.getpid()}
+    assert {each.base["kl_16@demo/harmless?part=2/2"].n for each in found} == {
+        process.pid,
+        os.getpid(),
+    }
 
 
 @pytest.mark.slow
@@ -173,7 +176,7 @@ def test_two_processes_share_a_grid_and_measure_every_point_once(storage, tmp_pa
         assert process.wait(timeout=300) == 0
     done = list(complete(storage).values())
     assert grid_points(done) == sorted(kernel.grid()[:10])
-    shares = {trial.user_attrs["values"]["kl_16@demo/harmless"][3] for trial in done}
+    shares = {trial.user_attrs["values"]["kl_16@demo/harmless?part=2/2"][3] for trial in done}
     assert shares == {process.pid for process in both}
 
 
@@ -234,7 +237,9 @@ def test_a_paused_search_of_the_demo_comes_to_the_numbers_of_one_that_was_not(ho
     whole = finish(search(DEFAULT, spec, Local(host), "memory"))
 
     def numbers(found):
-        return {tuple(e.params.values()): e.values["refusal_rate@demo/harmful"] for e in found}
+        return {
+            tuple(e.params.values()): e.values["refusal_rate@demo/harmful?part=2/2"] for e in found
+        }
 
     assert numbers(paused) == numbers(whole)
     assert len(whole) == 6

@@ -201,7 +201,7 @@ def _heldout(
 
 
 def _text(prompt: Prompt) -> str:
-    return " ".join(prompt.user.casefold().split())
+    return prompt.key
 
 
 def _texts(prompts: PromptSet) -> set[str]:

@@ -13,9 +13,9 @@ import numpy as np
 import yaml
 
 import sst_ui.metrics  # noqa: F401  registers the metrics
-from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.jobs.evaluate.answer_labels import Labeller
+from sst_ui.jobs.evaluate.apart import prompts
 from sst_ui.jobs.evaluate.observations import Task, observe, prepare
 from sst_ui.jobs.purpose import goal
 from sst_ui.metrics.derived import derive
@@ -201,7 +201,7 @@ def _passes(
     for (reads, name), members in groups.items():
         title = members[0].title
         try:
-            chosen = prompt_sets.load(name, samples)
+            chosen = prompts(name, samples, evaluation)
         except UserError as error:
             raise UserError(f"{title}: {error}") from error
         passes.append((prepare(host, reads, chosen, tokens, title), members))

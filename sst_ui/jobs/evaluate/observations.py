@@ -5,6 +5,7 @@ made is in `observers`.
 """
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 from sst_ui.data.prompt_sets import PromptSet
 from sst_ui.errors import UserError
@@ -61,7 +62,14 @@ def observe(
     key = (host.digest, task.prompts.digest, task.reads, task.max_new_tokens)
     base = _memory.get(key) if host.digest else None
     asked: list[Row] = ([()] if base is None else []) + list(rows)
-    seen = (yield from observers.READERS[task.reads](host, task, asked)) if asked else []
+    if not asked:
+        seen = []
+    elif task.reads == "refusals":
+        answers, _ = yield from observe(host, replace(task, reads="answer"), [])
+        said = [shown.tokens for shown in answers]
+        seen = yield from observers.refusals(host, task, asked, said)
+    else:
+        seen = yield from observers.READERS[task.reads](host, task, asked)
     if base is None:
         base, *seen = seen
         if host.digest:

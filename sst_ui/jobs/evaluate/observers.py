@@ -2,6 +2,7 @@
 likelihoods.
 """
 
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from sst_ui.metrics.families.divergence import TOKENS, Divergence, kl_by_token
 from sst_ui.metrics.registry import Reads
 from sst_ui.metrics.results import Shown
 from sst_ui.metrics.text.answer import Answer
-from sst_ui.metrics.text.refusal_phrases import openers
+from sst_ui.metrics.text.refusal_phrases import is_refusal, openers
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.inference.generate import logprobs, replies, teacher_forced
 from sst_ui.model.runtime.host import Host
@@ -27,6 +28,7 @@ Reader = Generator[Progress, None, list[Seen]]  # in the end the observations of
 
 _UNSEEN = Shown("", None)
 BYTES = 256 << 20  # of log-probabilities held at a time
+SMOOTH = 1e-6  # added to both probabilities of an odds
 SMALL = 2e8  # parameters; below it a larger batch is faster on a CPU too
 
 
@@ -77,11 +79,8 @@ def first_words(host: Host, task: Task, rows: list[Row]) -> Reader:
 
     p is the probability of all first tokens of the openers in presets/phrases (the refusal score of
     Arditi et al. 2024 with more than one token).
-    Where the first token of an opener is a part of a character, which any Japanese answer may begin
-    with, that opener does not count.
     """
-    found = {token for opener in openers() for token in spellings(host, opener)}
-    ids = sorted(token for token in found if "\ufffd" not in host.template.decode([token]))
+    ids = _openers(host)
 
     def read(i: int, line: Tensor) -> Shown:
         others = line.double().clone()
@@ -90,6 +89,80 @@ def first_words(host: Host, task: Task, rows: list[Row]) -> Reader:
         return Shown(host.decode([int(line.argmax())]), odds)
 
     return (yield from _next_token(host, task, rows, read))
+
+
+def refusals(host: Host, task: Task, rows: list[Row], written: Sequence[Sequence[int]]) -> Reader:
+    """Log-odds that a row refuses where the base began to, nats.
+
+    Read after the prompt and the base's own answer up to its refusal: nothing for most, a compliant
+    beginning where a refusal comes late. What counts as refusing is the token with which the base
+    began, and those of the openers in presets/phrases. Where the base does not refuse, the first
+    token of the answer. Smoothed, so that no prompt counts for more than ln(1 / SMOOTH).
+
+    Args:
+        written: the base's own answers, as tokens.
+    """
+    openers_ = _openers(host)
+    places = [onset(host, own) for own in written]
+    # the last token is predicted and never read
+    forced = [
+        [host.pad] if place is None else list(own[: place + 1])
+        for own, place in zip(written, places, strict=True)
+    ]
+    seen: list[Seen] = [[_UNSEEN] * len(task.tokens) for _ in rows]
+    done, longest = 0, max(map(len, forced))
+    for group in _groups(host, task.tokens, len(rows), columns=longest):
+        yield Progress(task.title, done, len(task.tokens))
+        distributions = teacher_forced(
+            host,
+            [task.tokens[i] for i in group for _ in rows],
+            [forced[i] for i in group for _ in rows],
+            rows * len(group),
+        )
+        for place, distribution in enumerate(distributions):  # [tokens, vocabulary]
+            _sound(distribution)
+            i, r = group[place // len(rows)], place % len(rows)
+            own = set() if places[i] is None else {forced[i][-1]}
+            line = distribution[-1]
+            odds = _odds(line, sorted({*openers_, *own}))
+            seen[r][i] = Shown(host.decode([int(line.argmax())]), odds)
+        done += len(group)
+    yield Progress(task.title, done, len(task.tokens))
+    return seen
+
+
+def onset(host: Host, tokens: Sequence[int]) -> int | None:
+    """The place in an answer's tokens at which it begins to refuse; None where it does not.
+
+    The first sentence that refuses by itself; the beginning where only all of it does.
+    """
+    text = host.decode(list(tokens))
+    if not is_refusal(text):
+        return None
+    starts = [0, *(found.end() for found in re.finditer(r"[.!?。！？\n]\s*(?=\S)", text))]
+    ends = [*starts[1:], len(text)]
+    first = next((s for s, e in zip(starts, ends, strict=True) if is_refusal(text[s:e])), 0)
+    if not first:
+        return 0
+    return next(t for t in range(len(tokens)) if len(host.decode(list(tokens[: t + 1]))) > first)
+
+
+def _openers(host: Host) -> list[int]:
+    """First tokens of the words that refusals begin with.
+
+    Where the first token of an opener is a part of a character, which any Japanese answer may begin
+    with, that opener does not count.
+    """
+    found = {token for opener in openers() for token in spellings(host, opener)}
+    return sorted(token for token in found if "\ufffd" not in host.template.decode([token]))
+
+
+def _odds(line: Tensor, ids: list[int]) -> float:
+    """Smoothed log-odds of a set of tokens: of a distribution [vocabulary], nats."""
+    others = line.double().clone()
+    others[ids] = -torch.inf
+    inside, outside = line[ids].double().exp().sum(), others.exp().sum()
+    return float(((inside + SMOOTH) / (outside + SMOOTH)).log())
 
 
 def _next_token(

@@ -1,11 +1,11 @@
 """What a search optimises: objectives, constraints, a target, and its budget.
 
-It also decides on which prompts a search may measure them: never on the held-out sets.
+On which prompts they are measured while a search runs, and at its end, is in `prompts`.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -14,8 +14,12 @@ import yaml
 
 import sst_ui.metrics  # noqa: F401  registers the metrics
 from sst_ui.errors import UserError, shown
+from sst_ui.jobs.evaluate.apart import Apart
+from sst_ui.jobs.evaluate.evaluate import limits
 from sst_ui.jobs.purpose import goal_of, purpose
-from sst_ui.metrics.registry import SUMMARY, Derived, find
+from sst_ui.jobs.search import prompts
+from sst_ui.jobs.search.prompts import MEASURED
+from sst_ui.metrics.registry import METRICS, SUMMARY, Derived, find
 from sst_ui.metrics.results import direction
 from sst_ui.options import SearchOptions
 from sst_ui.paths import PRESETS
@@ -48,7 +52,7 @@ class Limit:
             ) from None
         if not math.isfinite(value):
             raise UserError(f"the constraint {shown(text)} needs a finite number.")
-        find(metric)
+        find(metric.partition("@{")[0])
         return cls(metric, sign == ">=", value)
 
     def violation(self, value: float) -> float:
@@ -78,42 +82,83 @@ class SearchSpec(SearchOptions):
 
     def digest(self) -> str:
         """Twelve hex digits over what decides the numbers, not over how long it may take."""
-        data = to_dict(self)
-        data["max_new_tokens"] = self.max_new_tokens or presets()["answers"]
-        return digest({k: v for k, v in data.items() if k not in ("trials", "minutes", "target")})
+        ends = ("trials", "minutes", "target", "patience", "test")
+        data = {name: value for name, value in to_dict(self).items() if name not in ends}
+        return digest({**data, "max_new_tokens": self.max_new_tokens or presets()["answers"]})
 
 
 @dataclass(frozen=True)
 class Aims:
-    """A spec's objectives and constraints on the prompts that this recipe's search may see.
+    """A spec's objectives and constraints on the prompts that candidates are selected on.
 
     Attributes:
-        objectives: metric names with their prompts.
+        objectives: metric names with their prompts: what is optimised. The second one is what an
+            edit costs.
         lower: for each whether less is better, given what the recipe is for.
         limits: the constraints.
-        target: for the first objective.
+        decides: the metric that has the target and decides among finalists; the first objective, or
+            a rate beside it that a continuous score stands in for.
+        falls: whether less of it is better.
+        target: for `decides`; infinite where there is none.
+        floors: what else belongs to the target. Unlike the constraints they keep nobody off the
+            front.
         cheap: two scores that need no answers, or () where nothing is pruned.
-        beside: what is measured with the objectives to be looked at.
-        tokens: length of the answers, at most.
+        gate: by how much a candidate must have moved the first objective; 0 for one that an edit
+            is not made to move. Of a rate, the share of the way from the base's value to its end.
+        beside: what is measured with `decides`, on the same answers, to be looked at.
+        tokens: length of the answers, at most, while candidates are compared.
+        tests: each metric's name -> its name on the prompts that finalists are tested on.
     """
 
     objectives: tuple[str, ...]
     lower: tuple[bool, ...]
     limits: tuple[Limit, ...]
+    decides: str
+    falls: bool
     target: float
+    floors: tuple[Limit, ...]
     cheap: tuple[str, ...]
+    gate: float
     beside: tuple[str, ...]
     tokens: int
+    tests: Mapping[str, str]
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Everything that has to be measured of a candidate that is not pruned."""
-        limits = (limit.metric for limit in self.limits)
-        return tuple(dict.fromkeys([*self.objectives, *self.beside, *limits]))
+        limits = (limit.metric for limit in (*self.limits, *self.floors))
+        return tuple(dict.fromkeys([self.decides, *self.objectives, *self.beside, *limits]))
+
+    @property
+    def cost(self) -> str | None:
+        """The metric that decides among candidates at the target; None with one objective."""
+        return self.objectives[1] if len(self.objectives) > 1 else None
+
+    @property
+    def targeted(self) -> bool:
+        """Whether there is a target that can be missed."""
+        return math.isfinite(self.target)
 
     def reached(self, value: float) -> bool:
-        """Whether the first objective is at its target."""
-        return value <= self.target if self.lower[0] else value >= self.target
+        """Whether `decides` is at its target."""
+        return value <= self.target if self.falls else value >= self.target
+
+    def distance(self, value: Callable[[str], float]) -> float:
+        """How far from the target a candidate is, floors included; 0 at it.
+
+        Args:
+            value: a metric's value by its name; nan is infinitely far away.
+        """
+        ends = (Limit(self.decides, not self.falls, self.target), *self.floors)
+        return sum(max(0.0, each.violation(value(each.metric))) for each in ends)
+
+    def __str__(self) -> str:
+        ends = (Limit(self.decides, not self.falls, self.target), *self.floors)
+        words = []
+        for each in ends:
+            sign = "at least" if each.at_least else "at most"
+            words.append(f"{find(each.metric.partition('@')[0]).title} {sign} {each.value:g}")
+        return " and ".join(words)
 
 
 def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
@@ -123,56 +168,121 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
         UserError: a recipe with nothing to search.
     """
     what = purpose(replace(recipe, edits=(searched(recipe),)))
-    preset, places = presets(), _places(recipe)
+    preset, named = presets(), _Names(recipe, spec)
     chosen = preset["aims"][what]
     own = spec.objectives
     if spec.strategy == "sensitivity" and what != "merged":
-        own = own or tuple(preset["prune"]["scores"])
+        own = own or tuple(preset["sensitivity"])
     names = own or tuple(chosen["objectives"])
-    objectives = tuple(dict.fromkeys(_seen(name, places) for name in names))
+    decides = named(names[0])
+    if spec.strategy == "tpe" and not own:
+        known = {row.name for row in METRICS}  # which plug-ins may add to
+        names = tuple(n for n in chosen.get("continuous", names) if n.partition("@")[0] in known)
+    objectives = tuple(dict.fromkeys(named(name) for name in names))
     texts = spec.constraints
     if spec.strategy == "staged" and not texts:
         texts = (f"quality >= {preset['stages']['quality']}",)
-    limits = [Limit.read(text) for text in texts]
+    read = [Limit.read(text) for text in texts]
     cheap: tuple[str, ...] = ()
     if spec.prune and what == "abliterated":
-        cheap = tuple(_seen(name, places) for name in preset["prune"]["scores"])
-    lower = tuple(direction(find(name), goal_of(what)) == "low" for name in objectives)
+        cheap = tuple(named(name) for name in preset["prune"]["scores"])
+    goal = goal_of(what)
+    falls = direction(find(decides), goal) == "low"
+    bound = {each.metric.partition("@")[0] for each in read}
+    floors = [Limit.read(text) for text in chosen.get("floors", ())]
+    if own or spec.strategy == "staged":
+        floors = []
     target = spec.target
     if target is None:  # objectives of one's own have none, so that the best by the first wins
-        target = chosen["target"] if not own else math.inf * (-1 if lower[0] else 1)
+        target = chosen["target"] if not own else math.inf * (-1 if falls else 1)
+    first = find(objectives[0])
     return Aims(
         objectives,
-        lower,
-        tuple(Limit(_seen(each.metric, places), each.at_least, each.value) for each in limits),
+        tuple(direction(find(name), goal) == "low" for name in objectives),
+        tuple(Limit(named(each.metric), each.at_least, each.value) for each in read),
+        decides,
+        falls,
         target,
+        tuple(
+            replace(each, metric=named(each.metric))
+            for each in floors
+            if each.metric.partition("@")[0] not in bound
+        ),
         cheap,
-        _beside(objectives[0]),
-        _length(recipe, spec),
+        preset["gate"].get(first.unit, 0.0) if first.follows_goal else 0.0,
+        tuple(named(name) for name in _beside(decides)),
+        tokens(recipe, spec),
+        named.tests,
     )
 
 
 def evaluation(metrics: tuple[str, ...], recipe: Recipe, spec: SearchSpec) -> Evaluation:
-    """How these metrics are measured of one candidate."""
-    own = recipe.evaluation
-    return Evaluation(
+    """How these metrics are measured of one candidate, on the prompts that are selected on."""
+    own, sets = recipe.evaluation, prompts.sets(searched(recipe), spec)
+    return Apart(
         metrics=metrics,
         preset=own.preset,
         samples=spec.samples,
-        max_new_tokens=_length(recipe, spec),
+        max_new_tokens=tokens(recipe, spec),
         judge=own.judge,
         labels=own.labels,
+        part=MEASURED,  # the other half of a metric's own set is tested on
+        whole=tuple(sets.select.values()),
+        without=tuple(dict.fromkeys(sets.measure.values())),
     )
 
 
-def held_out(made: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
-    """How a search's result is measured for its last word: on prompts that no candidate saw.
+def tokens(recipe: Recipe, spec: SearchSpec) -> int:
+    """How long an answer is while candidates are compared: long enough for late refusals."""
+    usual = presets()["answers"]
+    return spec.max_new_tokens or usual["demo" if recipe.model.id == "demo" else "max_new_tokens"]
 
-    The objectives on the prompts they have of their own, and what an edit is judged by in any case.
+
+def final(recipe: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
+    """How finalists are measured at the end: what the search went by, in full, on its test prompts.
+
+    How many prompts and how long answers are the recipe's own evaluation's to say; answers are not
+    shorter than while candidates were compared.
     """
-    own = [name.partition("@")[0] for name in aim.objectives]
-    shares = [share for name in (*own, *SUMMARY) for share in _beside(name)]
-    return evaluation(tuple(dict.fromkeys([*own, *SUMMARY, *shares])), made, spec)
+    return _unseen(tuple(aim.tests[name] for name in aim.metrics), recipe, aim, spec)
+
+
+def held_out(made: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
+    """How one candidate is looked at more closely: as finalists are, and by what an edit is judged
+    by in any case."""
+    names = [aim.tests[name] for name in (aim.decides, *aim.objectives, *aim.beside)]
+    return _unseen((*names, *SUMMARY), made, aim, spec)
+
+
+def _unseen(names: tuple[str, ...], recipe: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
+    own, sets = recipe.evaluation, prompts.sets(searched(recipe), spec)
+    _, length = limits(own, recipe.model.id)
+    seen = [*sets.measure.values(), *sets.select.values()]
+    for name in aim.metrics:  # halves of sets that constraints have by themselves
+        seen += [prompts.in_part(leaf, MEASURED) for leaf in _leaves(name) if leaf not in seen]
+    return Apart(
+        metrics=tuple(dict.fromkeys(names)),
+        preset=own.preset,
+        samples=own.samples,
+        max_new_tokens=max(length, tokens(recipe, spec)) if own.max_new_tokens is None else length,
+        judge=own.judge,
+        labels=own.labels,
+        without=tuple(dict.fromkeys(seen)),
+    )
+
+
+def test_sets(aim: Aims) -> tuple[str, ...]:
+    """The prompt sets that finalists are tested on."""
+    names = [leaf for name in aim.metrics for leaf in _leaves(aim.tests[name])]
+    return tuple(dict.fromkeys(names))
+
+
+def _leaves(name: str) -> list[str]:
+    """The prompt sets that a metric is measured on."""
+    row = find(name)
+    if isinstance(row, Derived):
+        return [prompts for source in row.sources for prompts in _leaves(source)]
+    return [row.prompts]
 
 
 def searched(recipe: Recipe) -> Ablation | Merge:
@@ -196,33 +306,43 @@ def presets() -> Mapping[str, Any]:
     return yaml.safe_load((PRESETS / "search.yaml").read_text(encoding="utf-8"))
 
 
-def _length(recipe: Recipe, spec: SearchSpec) -> int:
-    """Tokens of an answer, at most."""
-    usual = presets()["answers"]
-    return spec.max_new_tokens or usual["demo" if recipe.model.id == "demo" else "max_new_tokens"]
+def _beside(decides: str) -> tuple[str, ...]:
+    """What else the answers are that the metric with the target is read off, on its prompts."""
+    bare, at, place = decides.partition("@")
+    return tuple(f"{name}{at}{place}" for name in presets()["beside"].get(bare, ()))
 
 
-def _beside(objective: str) -> tuple[str, ...]:
-    """What else the answers are that the first objective is read off, on its own prompts."""
-    bare, at, prompts = objective.partition("@")
-    return tuple(f"{name}{at}{prompts}" for name in presets()["beside"].get(bare, ()))
+class _Names:
+    """Metrics' names on the prompts that candidates are selected on.
 
+    Attributes:
+        tests: what each name that was asked for is called on the prompts that are tested on.
+    """
 
-def _places(recipe: Recipe) -> dict[str, str]:
-    edit = searched(recipe)
-    if isinstance(edit, Merge):
-        return {"safety": edit.safety_prompts, "utility": edit.utility_prompts}
-    return {"harmful": edit.directions.harmful, "harmless": edit.directions.harmless}
+    def __init__(self, recipe: Recipe, spec: SearchSpec) -> None:
+        self._sets = prompts.sets(searched(recipe), spec)
+        self.tests: dict[str, str] = {}
 
+    def __call__(self, name: str) -> str:
+        if "{" not in name:
+            name = self._role(name)
+        selected = name.format(**self._sets.select)
+        bare, _, place = name.partition("@")
+        if "{" in place:
+            name = name.format(**self._sets.test) if self._sets.test else bare
+        self.tests[selected] = name
+        return selected
 
-def _seen(name: str, places: Mapping[str, str]) -> str:
-    """A metric's name on prompts that the search may see; held-out sets are replaced."""
-    if "{" in name:
-        return name.format(**places)
-    row = find(name)
-    if isinstance(row, Derived) or "@" in name:
+    def _role(self, name: str) -> str:
+        """The name with its prompts as a role, where it names the recipe's own or held-out ones."""
+        row = find(name)
+        if isinstance(row, Derived):
+            return name
+        bare, at, place = name.partition("@")
+        if not at:
+            instead = presets()["held_out"].get(row.prompts, "")
+            return f"{name}@{instead}" if instead.strip("{}") in self._sets.select else name
+        for role, own in (*self._sets.measure.items(), *self._sets.select.items()):
+            if prompts.bare(place) == prompts.bare(own):
+                return f"{bare}@{{{role}}}"
         return name
-    instead = presets()["held_out"].get(row.prompts)
-    if instead is None or instead.strip("{}") not in places:
-        return name
-    return f"{name}@{instead.format(**places)}"

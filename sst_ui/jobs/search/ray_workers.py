@@ -143,9 +143,9 @@ class Cluster:
                     found = [Numbers(error=_lost("measured this batch"))] * len(batches[place])
                 yield from enumerate(found, starts[place])
 
-    def bell(self, recipe: Recipe) -> Generator[Progress, None, Params]:
+    def bell(self, recipe: Recipe, select: tuple[str, str]) -> Generator[Progress, None, Params]:
         """See `trials.Measurer`."""
-        with closing(self._spread([("bell", recipe)])) as steps:
+        with closing(self._spread([("bell", recipe, select)])) as steps:
             for step in steps:
                 if isinstance(step, Progress):
                     yield step

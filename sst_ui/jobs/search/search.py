@@ -7,24 +7,32 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.trial import TrialState
 
 from sst_ui.errors import UserError
 from sst_ui.jobs.search import objectives as goals
-from sst_ui.jobs.search.candidates import Candidate, candidates, last_stage
+from sst_ui.jobs.search import prompts
+from sst_ui.jobs.search.candidates import (
+    Candidate,
+    candidates,
+    finalists,
+    last_stage,
+    shortfall,
+    still,
+)
 from sst_ui.jobs.search.objectives import Aims, SearchSpec
-from sst_ui.jobs.search.space import Choice, Params, Span, candidate, space, values
+from sst_ui.jobs.search.space import Choice, Params, Span, beginnings, candidate, space
 from sst_ui.jobs.search.storage import told_of
 from sst_ui.jobs.search.study import Study
 from sst_ui.jobs.search.trials import TOGETHER, Measurer, Numbers
 from sst_ui.maths import kernel
 from sst_ui.metrics.registry import find
-from sst_ui.metrics.results import NOTHING
+from sst_ui.metrics.results import NOTHING, Value
 from sst_ui.progress import Progress
-from sst_ui.recipe import Ablation, Recipe, to_dict, to_yaml
+from sst_ui.recipe import Ablation, Recipe, digest, to_dict, to_yaml
 
-LEAST = 1e-7  # nats per token; smaller divergences are rounding
 Steps = Generator[Progress | Candidate, None, None]
 
 
@@ -33,16 +41,18 @@ class Opened:
     """A search that is about to go on.
 
     Attributes:
-        recipe: what is varied, at the start that was asked for.
-        aim: objectives and constraints on the prompts that the search may see.
+        recipe: what is varied, at the start that was asked for, measured on its own prompts.
+        aim: objectives and constraints on the prompts that candidates are selected on.
         study: its trials; for the importance of settings.
         total: candidates that there will be at most.
+        notes: what is left out so that no prompt is in two sets, in sentences.
     """
 
     recipe: Recipe
     aim: Aims
     study: Study
     total: int
+    notes: tuple[str, ...] = ()
 
 
 def search(
@@ -65,37 +75,57 @@ def search(
 
     Yields:
         Opened once, Progress in trials, and each Candidate: those known before, then each new one
-        as soon as it is measured.
+        as soon as it is measured, and in the end the finalists again, with their test.
 
     Returns:
         Everything that the study knows.
 
     Raises:
-        UserError: nothing to search, unknown metrics or prompts, a storage that cannot be used.
+        UserError: nothing to search, unknown metrics or prompts, a storage that cannot be used, a
+            study of this name that another search has made.
     """
+    recipe = prompts.divided(recipe, goals.searched(recipe), spec)
     aim = goals.aims(recipe, spec)
+    notes = prompts.notes(goals.searched(recipe), spec, goals.test_sets(aim))
     rows = rows_of(recipe, spec, measurer)
     if spec.start == "signal":
         if not isinstance(goals.searched(recipe), Ablation):
             raise UserError("a merge has no measured signal to start at; start at the recipe.")
-        bell = yield from measurer.bell(recipe)
+        select = prompts.sets(goals.searched(recipe), spec).select
+        bell = yield from measurer.bell(recipe, (select["harmful"], select["harmless"]))
         recipe = candidate(recipe, bell, measurer.layers)
     first = _first(recipe, spec, rows, measurer.layers)
     total = spec.trials or goals.presets()["trials"] if spec.strategy == "tpe" else len(first)
     total = min(total, spec.trials or total)
     about = {"recipe": to_yaml(recipe), "spec": to_dict(spec), "model": measurer.name,
-             "objectives": list(aim.objectives), "lower": list(aim.lower)}  # fmt: skip
+             "objectives": list(aim.objectives), "lower": list(aim.lower),
+             "space": sorted(rows)}  # fmt: skip
     name = name or f"{spec.strategy} {recipe.digest()} {spec.digest()}"
     study = Study(name, aim.lower, rows, storage, spec.seed, about)
-    opened = Opened(recipe, aim, study, total)
+    _check_same(study, about)
+    opened = Opened(recipe, aim, study, total, notes)
     yield opened
     with told_of(storage):
         study.reclaim()
         study.enqueue(first[:total])
         known = candidates(study, recipe, measurer.layers)
         yield from known
-        yield from _Run(opened, spec, measurer).go()
+        run = _Run(opened, spec, measurer)
+        yield from run.go()
+        if spec.strategy != "sensitivity":  # a scan has no finalists: what it finds is a bell
+            yield from run.test()
         return candidates(study, recipe, measurer.layers)
+
+
+def _check_same(study: Study, about: Mapping[str, Any]) -> None:
+    """Raises UserError for a study of other objectives, prompts or settings: an earlier version's,
+    or another search's of the same name."""
+    if any(study.about.get(part) != about[part] for part in ("objectives", "space")):
+        raise UserError(
+            f"the search {study.name!r} was made with other objectives, prompts or settings, "
+            "perhaps by an earlier version; its numbers do not compare with new ones. Give another "
+            "name."
+        )
 
 
 def rows_of(recipe: Recipe, spec: SearchSpec, measurer: Measurer) -> dict[str, Span | Choice]:
@@ -130,7 +160,7 @@ def _first(
         own = goals.searched(recipe).weights.strength or 1.0
         strengths = [stages["first"] + stages["step"] * number for number in range(count)]
         return [{"strength": math.copysign(round(each, 6), own)} for each in strengths]
-    return [values(recipe, rows, layers)]
+    return beginnings(recipe, rows, layers)
 
 
 class _Run:
@@ -154,7 +184,7 @@ class _Run:
                 staged = self.spec.strategy == "staged"
                 if self.done >= self.total or (staged and last_stage(known, self.aim)):
                     return
-                if time.monotonic() > self.deadline:
+                if time.monotonic() > self.deadline or (free and self.stuck(known)):
                     return
                 # Stages end where one is good enough; of a fixed list everybody gets a batch.
                 batches = 1 if staged else self.measurer.workers
@@ -174,6 +204,38 @@ class _Run:
                     return
         finally:
             self.study.give_back()
+
+    def stuck(self, known: Sequence[Candidate]) -> bool:
+        """Whether the front has not moved for long, start-up draws left out."""
+        drawn = len(known) - goals.presets()["startup"]
+        return 0 < self.spec.patience <= min(drawn, still(known, self.aim))
+
+    def test(self) -> Steps:
+        """Measure the finalists on the test prompts; those that were measured there stay as they
+        are, so that a search that goes on looks again only where it has found others."""
+        how = goals.final(self.recipe, self.aim, self.spec)
+        of = digest(to_dict(how))
+        self.study.forget_tests(of)
+        rows = {e.number: e.recipe for e in finalists(self.known(), self.aim, self.spec)
+                if not e.test}  # fmt: skip
+        found: dict[int, dict] = {}
+        for step in self.measurer.numbers(list(rows.values()), how):
+            if isinstance(step, Progress):
+                yield self.told(f"finalists on the test prompts; {step.note}".rstrip("; "))
+                continue
+            place, numbers = step
+            if numbers.error:
+                raise UserError(f"the finalists cannot be tested: {numbers.error}")
+            found[list(rows)[place]] = {
+                part: {
+                    name: _row(getattr(numbers, part).get(self.aim.tests[name], NOTHING))
+                    for name in self.aim.metrics
+                }
+                for part in ("values", "base")
+            }
+        if found:
+            self.study.keep_tests(of, found)
+            yield from (each for each in self.known() if each.number in found)
 
     def known(self) -> list[Candidate]:
         return candidates(self.study, self.recipe, self.measurer.layers)
@@ -242,20 +304,24 @@ class _Run:
     def tell(self, number: int, numbers: Numbers, pruned: bool = False) -> Candidate:
         """Keep a candidate's numbers."""
         kept = {
-            part: {n: [v.value, v.low, v.high, v.n] for n, v in getattr(numbers, part).items()}
+            part: {name: _row(value) for name, value in getattr(numbers, part).items()}
             for part in ("values", "base")
         }
         found = [numbers.values.get(name, NOTHING).value for name in self.aim.objectives]
         got = [_drawn(*each) for each in zip(self.aim.objectives, found, strict=True)]
+        decides = numbers.values.get(self.aim.decides, NOTHING).value
         error = numbers.error
-        if not (pruned or error) and not all(map(math.isfinite, got)):
+        if not (pruned or error) and not all(map(math.isfinite, [*got, decides])):
             error = "an objective has no value; other prompts, or more of them, may have one."
         broken: Sequence[float] = [
             limit.violation(numbers.values.get(limit.metric, NOTHING).value)
             for limit in self.aim.limits
         ]
+        gate = [shortfall(numbers.values, numbers.base, self.aim)] if self.aim.gate else []
         failed = pruned or bool(error)
-        self.study.tell(number, None if failed else got, kept, [] if failed else broken, error)
+        if failed:
+            broken, gate = [], []
+        self.study.tell(number, None if failed else got, kept, broken, error, gate)
         self.done += 1
         return next(each for each in self.known() if each.number == number)
 
@@ -264,4 +330,9 @@ def _drawn(name: str, value: float) -> float:
     """An objective as the sampler sees it: divergences by their order of magnitude, since a broken
     model has thousands of times the divergence that the best candidates differ by."""
     nats = find(name).unit == "nats/token"
-    return math.log10(max(value, LEAST)) if nats and math.isfinite(value) else value
+    least = goals.presets()["least"]  # smaller ones are equal
+    return math.log10(max(value, least)) if nats and math.isfinite(value) else value
+
+
+def _row(value: Value) -> list[float]:
+    return [value.value, value.low, value.high, value.n]

@@ -24,6 +24,9 @@ from sst_ui.recipe import (
 )
 
 Params = dict[str, Any]
+FILTERED = ("filtered", "filtered_affine")  # ways that have a price
+PRICES = ("mu", "budget")  # of a filter
+MEASURED = ("estimator", "k")  # settings of how directions are measured
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ def space(
     """The settings that the multi-objective search draws, by name.
 
     Args:
-        recipe: decides by what is being searched: affine edits cannot preserve norms, a method
-            without a price has no budget, and only a filter has a price or the budget it names.
+        recipe: decides by what is being searched: an edit that adds has no ways, directions of a
+            file are as they are, a method without a price has no budget; a filter has a price, or
+            a budget where the recipe gives one.
         preserving: whether this model's norms can be preserved while it computes.
         fused: kinds of this model's matrices that hold several kinds (qkv, gate_up); they are
             weighed as a whole, as a budget needs.
@@ -68,14 +72,17 @@ def space(
         rows |= {f"module_{kind}": factors for kind in (*single, *fused)}
         return {name: _span(row) for name, row in rows.items()}
     rows = dict(presets()["ablation"])
-    if not preserving or edit.affine or edit.operation != "ablate":
-        rows.pop("norm_preserving")
-    chosen = "mu" if edit.filter.budget is None else "budget"
-    for name in ("mu", "budget"):
-        if edit.operation != "filter" or name != chosen:
+    ways = [way for way in rows.pop("way")["any"] if preserving or way != "norm_preserving"]
+    if edit.operation != "add":  # which goes with none of them
+        rows["way"] = {"any": ways}
+    price = "mu" if edit.filter.budget is None else "budget"
+    for name in PRICES:
+        if edit.operation == "add" or name != price:
             rows.pop(name)
     if edit.directions.file is not None:
-        rows.pop("scope"), rows.pop("layer")
+        rows = {n: row for n, row in rows.items() if n not in ("scope", "layer", *MEASURED)}
+    if edit.directions.estimator == "random":  # a control stays one
+        rows = {n: row for n, row in rows.items() if n not in MEASURED}
     if purpose(replace(recipe, edits=(edit,))) == "reinforced":
         low, high = rows["strength"]
         rows["strength"] = [-high, -low]
@@ -98,6 +105,21 @@ def values(recipe: Recipe, rows: Mapping[str, Span | Choice], layers: int) -> Pa
     return own
 
 
+def beginnings(recipe: Recipe, rows: Mapping[str, Span | Choice], layers: int) -> list[Params]:
+    """Where a search starts: the recipe's own settings, then what has worked elsewhere."""
+    own = values(recipe, rows, layers)
+    found = [own]
+    if isinstance(searched(recipe), Ablation):
+        sign = math.copysign(1.0, searched(recipe).weights.strength)
+        for changes in presets()["first"]:
+            known = {name: value for name, value in changes.items() if name in rows}
+            way = rows.get("way")
+            if isinstance(way, Choice) and known.get("way", own["way"]) in way.options:
+                known["strength"] = sign * known["strength"]
+                found.append({**own, **known})
+    return found
+
+
 def candidate(recipe: Recipe, params: Mapping[str, Any], layers: int) -> Recipe:
     """The recipe with these settings in place of its own.
 
@@ -118,8 +140,7 @@ def candidate(recipe: Recipe, params: Mapping[str, Any], layers: int) -> Recipe:
             old,
             weights=weights,
             directions=_directions(old.directions, params, layers),
-            norm_preserving=bool(params.get("norm_preserving", old.norm_preserving)),
-            filter=replace(old.filter, **_only(params, ("mu", "budget"))),
+            **_way(old, params),
         )
     edits = tuple(new if edit is old else edit for edit in recipe.edits)
     return replace(recipe, edits=edits, name=describe(params))
@@ -129,13 +150,44 @@ def describe(params: Mapping[str, Any]) -> str:
     """A candidate's name: its settings in words, short."""
     words = []
     for name, value in params.items():
-        unused = name == "layer" and params.get("scope") != "single"
-        if unused or name == "scope" or value is False:
+        if name == "scope" or not used(name, params):
+            continue
+        if name in ("way", "estimator"):
+            words.append(str(value).replace("_", " "))
             continue
         name = {"only": "layer", "layer": "direction of"}.get(name, name.replace("_", " "))
         number = f"{value:.3g}" if isinstance(value, float) else str(value)
-        words.append(name if value is True else f"{name} {number}")
+        words.append(f"{name} {number}")
     return ", ".join(words)
+
+
+def used(name: str, params: Mapping[str, Any]) -> bool:
+    """Whether a setting that was drawn counts beside the others that were."""
+    if name == "layer":
+        return params.get("scope") == "single"
+    return name not in PRICES or params.get("way", FILTERED[0]) in FILTERED  # or a merge's
+
+
+def _way(old: Ablation, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an ablation that say in which way it is made."""
+    way = params.get("way")
+    if way is None:
+        return {}
+    fields: dict[str, Any] = {
+        "operation": "filter" if way in FILTERED else "ablate",
+        "norm_preserving": way == "norm_preserving",
+        "affine": way in ("affine", "filtered_affine"),
+    }
+    if way in FILTERED:
+        price: dict[str, Any] = {name: float(params[name]) for name in PRICES if name in params}
+        fields["filter"] = replace(old.filter, **price)
+    return fields
+
+
+def _own_way(edit: Ablation) -> str:
+    if edit.operation == "filter":
+        return "filtered_affine" if edit.affine else "filtered"
+    return "norm_preserving" if edit.norm_preserving else "affine" if edit.affine else "plain"
 
 
 def _span(row: Any) -> Span | Choice:
@@ -158,32 +210,33 @@ def _own(edit: Ablation | Merge, name: str, layers: int) -> Any:
     if name.startswith("module_"):
         given, known = weights.modules, kernel.names(name.removeprefix("module_"))
         return next((given[kind] for kind in known if kind in given), 1.0)
+    kind, _, part = name.partition("_")
+    if kind in KINDS and part in ("peak", "width"):
+        return getattr(weights, f"{part}s").get(kind, getattr(weights, part))
     if hasattr(weights, name):
         return getattr(weights, name)
     if isinstance(edit, Merge):
         return edit.budget if name == "budget" else edit.parameters.get(name)
-    if name in ("mu", "budget"):
+    if name in PRICES:
         return getattr(edit.filter, name)
     if name == "layer":
         place = edit.directions.layer
         return None if place is None else place / max(1, layers - 1)
-    return edit.directions.scope if name == "scope" else edit.norm_preserving
-
-
-def _only(params: Mapping[str, Any], names: Sequence[str]) -> Params:
-    return {name: float(params[name]) for name in names if name in params}
+    return _own_way(edit) if name == "way" else getattr(edit.directions, name)
 
 
 def _weights(old: WeightTable, params: Mapping[str, Any], layers: int) -> WeightTable:
     if "only" in params:
         curve = tuple(float(layer == params["only"]) for layer in range(layers))
-        return replace(old, profile="custom", curve=curve, threshold=0.0, overrides={})
+        return replace(
+            old, profile="custom", curve=curve, threshold=0.0, overrides={}, peaks={}, widths={}
+        )
     shape = {n: params[n] for n in ("peak", "width", "threshold", "strength") if n in params}
     modules = {kind: params[kind] for kind in KINDS if kind in params}
     modules |= {n.removeprefix("module_"): v for n, v in params.items() if n.startswith("module_")}
     bell = {"peak", "width"} & shape.keys()
     if bell:  # a bell in place of any curve and of cells typed by hand
-        shape |= {"profile": "custom", "curve": None, "overrides": {}}
+        shape |= {"profile": "custom", "curve": None, "overrides": {}, **_bells(params)}
     elif "strength" not in shape and not modules:
         return old
     parts = {part for kind in modules for part in FUSED.get(kind, ())}  # would count before it
@@ -191,7 +244,20 @@ def _weights(old: WeightTable, params: Mapping[str, Any], layers: int) -> Weight
     return replace(old, modules={**kept, **modules}, **shape)
 
 
+def _bells(params: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Peaks and widths of kinds of module, where they are not those of all."""
+    return {
+        f"{part}s": {
+            kind: own
+            for kind in KINDS
+            if (own := params.get(f"{kind}_{part}", params.get(part))) != params.get(part)
+        }
+        for part in ("peak", "width")
+    }
+
+
 def _directions(old: DirectionSpec, params: Mapping[str, Any], layers: int) -> DirectionSpec:
+    old = replace(old, **{name: params[name] for name in MEASURED if name in params})
     scope = params.get("scope", old.scope)
     if "scope" not in params:
         return old

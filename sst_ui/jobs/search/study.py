@@ -29,13 +29,14 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from sst_ui.errors import UserError
+from sst_ui.jobs.search.objectives import presets
 from sst_ui.jobs.search.space import Choice, Params, Span
 from sst_ui.jobs.search.storage import BEAT, Way, open_study
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-RANDOM = 10  # trials before the sampler goes by what it has seen
 CLAIM = "claim: "  # begins an attribute of a trial: who was about to measure it
 FIRST = "sst:first"  # attribute of a study: how many of its first settings were put in the queue
+TESTS = "sst:tests"  # attribute of a study: what its finalists came to on the test prompts
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,27 @@ class Study:
             for trial in self._study.get_trials(deepcopy=False)
             if trial.state != TrialState.FAIL or "error" in trial.user_attrs
         ]
+
+    def tests(self) -> dict[int, Mapping[str, Any]]:
+        """What was kept of the test: a trial's number -> its data."""
+        numbers = self._study.user_attrs.get(TESTS, {}).get("numbers", {})
+        return {int(number): data for number, data in numbers.items()}
+
+    def looks(self) -> int:
+        """How many times the test prompts were looked at."""
+        return self._study.user_attrs.get(TESTS, {}).get("looks", 0)
+
+    def forget_tests(self, of: str) -> None:
+        """Leave the tests out that were made in another way than `of`; the looks are kept."""
+        kept = self._study.user_attrs.get(TESTS)
+        if kept and kept["of"] != of:
+            self._study.set_user_attr(TESTS, {"of": of, "looks": kept["looks"], "numbers": {}})
+
+    def keep_tests(self, of: str, numbers: Mapping[int, Mapping[str, Any]]) -> None:
+        """Keep one look at the test prompts: a trial's number -> JSON data."""
+        known = {str(n): data for n, data in {**self.tests(), **numbers}.items()}
+        kept = {"of": of, "looks": self.looks() + 1, "numbers": known}
+        self._study.set_user_attr(TESTS, kept)
 
     def enqueue(self, params: Sequence[Params]) -> None:
         """Put the first settings in the queue, those of them that are not there yet.
@@ -166,6 +188,7 @@ class Study:
         kept: Mapping[str, Any],
         violations: Sequence[float] = (),
         error: str = "",
+        gate: Sequence[float] = (),
     ) -> None:
         """Note a finished trial.
 
@@ -174,11 +197,13 @@ class Study:
             kept: JSON data to keep with it.
             violations: by how much each constraint is broken; 0 or less where it holds.
             error: why it failed; '' with no objectives for a pruned one.
+            gate: by how much it misses what a candidate has to move; a constraint of the sampler
+                that is not one of the user's.
         """
         trial = self._trials.pop(number)
         for key, value in kept.items():
             trial.set_user_attr(key, value)
-        for place, violation in enumerate(violations):
+        for place, violation in enumerate([*violations, *gate]):
             trial.set_constraint(str(place), min(violation, 1e9))
         trial.set_user_attr("violations", [float(min(v, 1e9)) for v in violations])
         if error:
@@ -256,7 +281,7 @@ def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=RANDOM
+            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=presets()["startup"]
         )
 
 

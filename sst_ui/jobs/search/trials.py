@@ -62,8 +62,13 @@ class Measurer(Protocol):
         Batches are made by place, TOGETHER at a time, so that every measurer makes the same.
         """
 
-    def bell(self, recipe: Recipe) -> Generator[Progress, None, Params]:
-        """Peak and width of the bell that fits the measured signal of the recipe's directions."""
+    def bell(self, recipe: Recipe, select: tuple[str, str]) -> Generator[Progress, None, Params]:
+        """Peak and width of the bell that fits the measured signal of the recipe's directions.
+
+        Args:
+            select: harmful and harmless prompts that the signal is judged on: those that candidates
+                are selected on, for the test prompts are not to be looked at.
+        """
 
 
 class Local:
@@ -116,10 +121,10 @@ class Local:
                 found[place] = one
         return found
 
-    def bell(self, recipe: Recipe) -> Generator[Progress, None, Params]:
+    def bell(self, recipe: Recipe, select: tuple[str, str]) -> Generator[Progress, None, Params]:
         """See `Measurer`."""
         edit = next(edit for edit in recipe.edits if isinstance(edit, Ablation))
-        directions = yield from measure(self.host, edit.directions)
+        directions = yield from measure(self.host, edit.directions, select)
         if directions.control:
             raise UserError(
                 "random directions are a control and have no measured signal to start at; start at "

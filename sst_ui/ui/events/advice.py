@@ -108,7 +108,7 @@ def follow(
         return {}
     extras = draft.extras
     if any(name in advice.settings for name in SHAPE):  # a pasted curve would hide them
-        extras = replace(extras, curve=None)
+        extras = extras.one_bell()
     draft = replace(draft, form=followed(draft.form, advice), extras=extras)
     controls = editor.controls
     return {

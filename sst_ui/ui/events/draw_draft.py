@@ -3,7 +3,7 @@
 No model is touched: a slider ends here.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -158,11 +158,14 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
         notes.append(notice(say(lang, "warn.control"), "info"))
     if not all(free(draft.form).values()):
         notes.append(notice(say(lang, "weights.exclude"), "info"))
+    if weights.own_bells:
+        kinds = ", ".join(say(lang, f"kind.{kind}") for kind in sorted(weights.own_bells))
+        notes.append(notice(say(lang, "weights.bells", kinds=kinds), "info"))
     told, readout = _forecast(engine, draft, edit)
     figure = plots.curve(
         lang,
         kernel.table(weights, layers),
-        weights.peak if weights.curve is None else None,
+        weights.peak if weights.curve is None and not weights.own_bells else None,
         signals.get(draft.signal),
         say(lang, f"signal.{draft.signal}"),
         weights.overrides,
@@ -281,4 +284,4 @@ def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
     else:
         chosen = kernel.profile(name)
     form = form._replace(peak=chosen.peak, width=chosen.width, threshold=chosen.threshold)
-    return form, replace(draft.extras, curve=None)
+    return form, draft.extras.one_bell()

@@ -128,8 +128,9 @@ def redraw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
 
 
 def reshape(editor: Editor, engine: Engine, draft: Draft) -> dict:
-    """Peak, width or threshold by hand: the profile is custom now, a pasted curve is gone."""
-    extras = replace(draft.extras, curve=None)
+    """Peak, width or threshold by hand: the profile is custom now, a pasted curve and the bells of
+    single kinds of module are gone."""
+    extras = draft.extras.one_bell()
     draft = replace(draft, form=draft.form._replace(profile="custom"), extras=extras)
     return {
         **draw(editor.drawing, engine, draft),
@@ -146,7 +147,7 @@ def pick_profile(editor: Editor, sound: Form, engine: Engine, draft: Draft) -> d
     drawing, form = editor.drawing, editor.controls.form
     if draft.form.profile != "custom":
         numbers = {name: getattr(sound, name) for name in recipes.SHAPE}
-        extras = replace(draft.extras, curve=None)
+        extras = draft.extras.one_bell()
         draft = replace(draft, form=draft.form._replace(**numbers), extras=extras)
     try:
         chosen, extras = draw_draft.with_profile(engine, draft)

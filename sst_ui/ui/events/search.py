@@ -20,9 +20,10 @@ import gradio as gr
 from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.jobs.search.candidates import Candidate
-from sst_ui.jobs.search.objectives import aims, searched
+from sst_ui.jobs.search.objectives import aims, presets, searched
 from sst_ui.jobs.search.search import Opened
 from sst_ui.metrics.registry import find
+from sst_ui.metrics.results import NOTHING
 from sst_ui.progress import Progress
 from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
 from sst_ui.ui.events.draw_draft import Draft, Editor
@@ -39,6 +40,7 @@ from sst_ui.ui.services.job_runner import PACE
 from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.state.search_results import Found, Phase
 from sst_ui.ui.widgets.html import Clock, notice
+from sst_ui.ui.widgets.numbers import exact
 from sst_ui.ui.widgets.texts import say
 
 BY_METRIC = ("grid", "sensitivity")  # strategies whose own figure shows one metric
@@ -146,7 +148,9 @@ class _Running:
         update: dict[Any, Any] = {}
         if isinstance(part, Opened):
             self._study = part.study
-            self.found = replace(self.found, recipe=part.recipe, aim=part.aim, total=part.total)
+            self.found = replace(
+                self.found, recipe=part.recipe, aim=part.aim, total=part.total, notes=part.notes
+            )
             update[panel.metric] = choices(self._language, self.found)
         elif isinstance(part, Candidate):
             self.known[part.number], self._news = part, True
@@ -338,9 +342,49 @@ def ended(language: str, found: Found, early: bool) -> str:
         return notice(say(language, "search.paused", **counts))
     if early:
         return notice(say(language, "search.stopped", **counts))
-    pick = found.pick("")
-    if not pick:
+    if found.bell[0] is not None:
+        best = search_table.named(language, found, found.pick(""))
+        return notice(say(language, "search.over", best=best, **counts), "good")
+    if not found.done or found.spec.strategy == "sensitivity":
         why = next((each.note for each in found.candidates if each.note), "") or found.bell[2]
         return notice(say(language, "search.over.none", why=why, **counts), "bad")
-    best = search_table.named(language, found, pick)
-    return notice(say(language, "search.over", best=best, **counts), "good")
+    notes = " ".join(found.notes)
+    if found.best is None or not found.tested:
+        return notice(f"{missed(language, found)} {notes}".rstrip(), "bad")
+    best = search_table.named(language, found, str(found.best.number))
+    told = say(language, "search.over.tested", best=best, tested=len(found.tested),
+               value=tested(language, found, found.best), **counts)  # fmt: skip
+    return notice(f"{told} {notes}".rstrip(), "good")
+
+
+def missed(language: str, found: Found) -> str:
+    """That a search that is over has no best, in a line."""
+    counts = {"done": len(found.candidates), "total": found.total}
+    aim, near = found.aims, found.nearest
+    sign = "≤" if aim.falls else "≥"
+    wanted = f"{search_table.name_of(language, aim.decides)} {sign} {aim.target:g}"
+    for floor in aim.floors:
+        sign = "≥" if floor.at_least else "≤"
+        wanted += f", {search_table.name_of(language, floor.metric)} {sign} {floor.value:g}"
+    if found.spec.strategy == "staged":
+        share = presets()["stages"]["removal"]
+        wanted = f"{search_table.name_of(language, 'removal')} ≥ {share:g}"
+    elif not aim.targeted:
+        wanted = say(language, "search.effect.any")
+    if near is None:
+        return say(language, "search.missed.idle", wanted=wanted, **counts)
+    return say(
+        language, "search.missed", wanted=wanted, value=tested(language, found, near),
+        near=search_table.named(language, found, str(near.number)), **counts,
+    )  # fmt: skip
+
+
+def tested(language: str, found: Found, each: Candidate) -> str:
+    """What the target's metrics came to on the test prompts, with interval and number."""
+    names = [found.aims.decides, *(floor.metric for floor in found.aims.floors)]
+    words = []
+    for name in names:
+        value = (each.test or each.values).get(name, NOTHING)
+        title = search_table.name_of(language, name)
+        words.append(f"{title} {exact(value, find(name).unit)} (n {value.n})")
+    return ", ".join(words)

@@ -190,9 +190,10 @@ def _made(language: str, found: Found, picked: str) -> Recipe:
 def _first(found: Found, count: int) -> list[str]:
     """The picks that are worth keeping: what the search comes to, then others at the target."""
     bell = [BELL] if found.bell[0] is not None else []
-    good = [each for each in found.ranked if each.state == "done" and each.feasible]
+    done = (each for each in found.ranked if each.state == "done" and each.feasible)
+    good = [each for each in done if not found.idle(each)]
     if found.aim is not None:  # the front has points far from it as well
-        first = found.aim.objectives[0]
+        first = found.aim.decides
         good.sort(
             key=lambda each: each is not found.best and not found.aims.reached(each.value(first))
         )

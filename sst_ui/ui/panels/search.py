@@ -33,12 +33,13 @@ OWN = {
     "grid": ("constraints", "target"),
     "staged": ("constraints", "start"),
     "sensitivity": (),
-    "tpe": ("constraints", "target", "seed", "start", "prune"),
+    "tpe": ("constraints", "target", "seed", "start", "prune", "patience"),
 }
 SETTINGS = (
     "strategy", "objectives", "trials", "minutes", "samples", "tokens", "constraints", "target",
-    "seed", "start", "prune",
+    "seed", "patience", "start", "prune", "select", "test",
 )  # fmt: skip
+PAIRS = ("select", "test")  # two prompt sets, one on a line
 VIEWS = ("own", "front", "importance")  # own: the figure that the strategy has for itself
 Buttons = tuple[gr.Button, gr.Button, gr.Button, gr.Button]  # run, pause, resume, stop
 Variant = Literal["primary", "secondary", "stop"]
@@ -152,7 +153,7 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, Buttons, gr.HTML]:
     status = gr.HTML(elem_id="search-status")
     with gr.Accordion(t("search.more"), open=False, elem_id="search-more"):
         with gr.Row(elem_classes="pair"):
-            for name in ("samples", "tokens", "seed"):
+            for name in ("samples", "tokens", "seed", "patience"):
                 made[name] = Number(
                     start[name], label=t(f"search.{name}"), elem_id=f"search-{name}",
                     min_width=50, visible=_there(name, "grid"),
@@ -166,6 +167,11 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, Buttons, gr.HTML]:
             start["prune"], label=t("search.prune"), elem_id="search-prune",
             visible=_there("prune", "grid"),
         )  # fmt: skip
+        for name in PAIRS:
+            made[name] = gr.Textbox(
+                start[name], label=t(f"search.{name}"), placeholder=t(f"search.{name}.hint"),
+                lines=2, max_lines=2, elem_id=f"search-{name}",
+            )  # fmt: skip
     ordered = {name: made[name] for name in SETTINGS}
     return ordered, hint, (run, pause, resume, stop), status
 
@@ -199,11 +205,9 @@ def spec(*values: Any) -> SearchSpec:
     given = dict(zip(SETTINGS, values, strict=True))
     strategy = given["strategy"]
     given = {n: v if _there(n, strategy) else SOUND[n] for n, v in given.items()}
-    lines = (line.strip() for line in (given["constraints"] or "").splitlines())
     return SearchSpec(
         strategy=strategy,
         objectives=tuple(given["objectives"] or ()),
-        constraints=tuple(line for line in lines if line),
         target=_number("target", given["target"]),
         trials=_whole(given["trials"]),
         minutes=_number("minutes", given["minutes"]),
@@ -212,7 +216,16 @@ def spec(*values: Any) -> SearchSpec:
         seed=whole("search.seed", given["seed"]),
         start=given["start"],
         prune=bool(given["prune"]),
+        patience=whole("search.patience", given["patience"]),
+        constraints=_lines(given["constraints"]),
+        select=_lines(given["select"]),
+        test=_lines(given["test"]),
     )
+
+
+def _lines(text: str | None) -> tuple[str, ...]:
+    lines = (line.strip() for line in (text or "").splitlines())
+    return tuple(line for line in lines if line)
 
 
 def show(made: SearchSpec) -> dict[str, Any]:
@@ -224,7 +237,7 @@ def show(made: SearchSpec) -> dict[str, Any]:
         "objectives": list(made.objectives),
         "samples": made.samples or 0,
         "tokens": made.max_new_tokens or 0,
-        "constraints": "\n".join(made.constraints),
+        **{name: "\n".join(getattr(made, name)) for name in ("constraints", *PAIRS)},
     }
 
 
@@ -252,6 +265,9 @@ def problems(language: str, *values: Any) -> dict[str, str]:
             for metric in (*made.objectives, *limits):
                 if (named := prompts_named(metric)) is not None:
                     prompt_sets.load(named)
+            for names in (made.select, made.test):
+                for each in names:
+                    prompt_sets.load(each)
         except UserError as error:
             found[name] = message(error, language)
     return found
@@ -266,9 +282,10 @@ def hinted(language: str, recipe: Recipe | None, wanted: SearchSpec) -> str:
         aim = None
     if aim is None:
         return safe(what)
-    names = ", ".join(title(language, name, find(name).title) for name in aim.objectives)
+    named = (name.partition("@")[0] for name in aim.metrics)  # without their prompts
+    names = ", ".join(title(language, name, find(name).title) for name in named)
     more = say(language, "search.aims", names=names)
     if math.isfinite(aim.target) and "target" in OWN[wanted.strategy]:
-        target = f"{'≤' if aim.lower[0] else '≥'} {aim.target:g}"
+        target = f"{'≤' if aim.falls else '≥'} {aim.target:g}"
         more = say(language, "search.aims.target", names=names, target=target)
     return f"{safe(what)} <em>{safe(more)}</em>"

@@ -48,8 +48,8 @@ def figure(language: str, found: Found, picked: str, view: str, metric: str) -> 
 
 
 def scatter(language: str, found: Found, picked: str) -> go.Figure:
-    """The first objective over the second (over the trial where there is one only)."""
-    first, second = found.aims.objectives[0], (*found.aims.objectives[1:2], None)[0]
+    """The metric with the target over the cost (over the trial where there is none)."""
+    first, second = found.aims.decides, found.aims.cost
     across = name_of(language, second) if second else say(language, "search.number")
     drawn = blank(across, name_of(language, first))
 
@@ -111,7 +111,7 @@ def scatter(language: str, found: Found, picked: str) -> go.Figure:
 
 def _target(language: str, drawn: go.Figure, found: Found) -> None:
     """The band of the first objective's values that are good enough."""
-    low = found.aims.lower[0]
+    low = found.aims.falls
     ends = (-9, found.aims.target) if low else (found.aims.target, 9)
     drawn.add_hrect(*ends, fillcolor=GOOD, line_width=0, layer="below")
     drawn.add_annotation(
@@ -126,9 +126,9 @@ def _base(language: str, drawn: go.Figure, found: Found, least: float) -> None:
     """The base model's point, at the left end of an axis of decades."""
     if not found.done:
         return
-    first, second = found.aims.objectives[:2]
+    first, second = found.aims.decides, found.aims.cost
     known = found.done[0]
-    x, y = (known.base.get(name, NOTHING).value for name in (second, first))
+    x, y = (known.base.get(name or "", NOTHING).value for name in (second, first))
     if math.isfinite(y):
         x = x if math.isfinite(x) else 0.0
         drawn.add_scatter(

@@ -97,17 +97,17 @@ def parallel(language: str, found: Found) -> go.Figure:
             })  # fmt: skip
         else:
             axes.append({"label": label, "values": values, "tickformat": ".2~f"})
-    for name in found.aims.objectives:
+    for name in dict.fromkeys([*found.aims.objectives, found.aims.decides]):
         rate = find(name).unit == "rate"
         values, form = [each.value(name) for each in rows], ".0%" if rate else "~g"
         axes.append({"label": name_of(language, name), "values": values, "tickformat": form})
-    first = found.aims.objectives[0]
+    first = found.aims.decides
     drawn = blank("", "")
     drawn.add_parcoords(
         dimensions=axes, labelside="top", labelangle=-28, labelfont={"size": 10},
         tickfont={"size": 9}, rangefont={"size": 1, "color": "rgba(0,0,0,0)"},
         line={"color": [each.value(first) for each in rows],
-              "colorscale": [[0, EDITED], [1, BASE]], "reversescale": not found.aims.lower[0]},
+              "colorscale": [[0, EDITED], [1, BASE]], "reversescale": not found.aims.falls},
     )  # fmt: skip
     drawn.update_layout(margin={"l": 28, "r": 40, "t": 66, "b": 14})
     return drawn
@@ -144,7 +144,10 @@ def sentence(text: str) -> go.Figure:
 
 def _word(language: str, word: str) -> str:
     marks = {"True": "✓", "False": "✗"}
-    return say(language, f"scope.{word}") if has(f"scope.{word}") else marks.get(word, word)
+    for name in ("scope", "way", "estimator"):
+        if has(f"{name}.{word}"):
+            return say(language, f"{name}.{word}")
+    return marks.get(word, word)
 
 
 def tip(language: str, each: Candidate, found: Found) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sst_ui.jobs.search.candidates import Candidate
+from sst_ui.jobs.search.space import used
 from sst_ui.metrics.registry import find
 from sst_ui.ui.panels.metrics import title
 from sst_ui.ui.state.search_results import BELL, Found
@@ -27,7 +28,7 @@ def render(language: str, found: Found, picked: str) -> str:
         for n in names
     )
     pick, rows = found.pick(picked), []
-    noted = any(state(language, each) for each in found.ranked)
+    noted = any(state(language, each, found) for each in found.ranked)
     last = "<th></th>" if noted else ""
     if found.bell[0] is not None:
         words = f"{say(language, 'search.bell.row')} · {_bell(language, found)}"
@@ -41,10 +42,11 @@ def render(language: str, found: Found, picked: str) -> str:
         best = each is found.best and found.bell[0] is None
         mark = "★" if best else "◆" if each.number in front else ""
         cells = "".join(_cell(each, name) for name in names)
+        note = _note(language, each, found) if noted else None
         rows.append(
             _row(
                 str(each.number), pick == str(each.number), mark, f"#{each.number}",
-                settings(language, each.params), cells, _note(language, each) if noted else None,
+                settings(language, each.params), cells, note,
             )
         )  # fmt: skip
     return (
@@ -58,11 +60,11 @@ def settings(language: str, params: Mapping[str, Any]) -> str:
     """A candidate's settings in words, short."""
     words = []
     for name, value in params.items():
-        if name == "layer" and params.get("scope") != "single":
+        if not used(name, params):
             continue
         shown = param(language, name)
-        if name == "scope":
-            value = say(language, f"scope.{value}")
+        if has(f"{name}.{value}"):
+            value = say(language, f"{name}.{value}")
         elif isinstance(value, bool):
             value = "✓" if value else "✗"
         words.append(f"{shown} {value:.3g}" if isinstance(value, float) else f"{shown} {value}")
@@ -92,11 +94,19 @@ def param(language: str, name: str) -> str:
     return say(language, key) if has(key) else name.removeprefix("module_").replace("_", " ")
 
 
-def state(language: str, each: Candidate) -> str:
-    """What else there is to say of a candidate: pruned, failed, or a broken constraint."""
+def state(language: str, each: Candidate, found: Found) -> str:
+    """What else there is to say of a candidate: pruned, failed, a broken constraint, no effect, or
+    what the metric with the target came to on the test prompts."""
     if each.state != "done":
         return say(language, "search.pruned" if each.state == "pruned" else "search.failed")
-    return "" if each.feasible else say(language, "search.infeasible")
+    if not each.feasible:
+        return say(language, "search.infeasible")
+    if found.idle(each):
+        return say(language, "search.idle")
+    name = found.aims.decides
+    if name not in each.test:
+        return ""
+    return say(language, "search.tested", value=exact(each.test[name], find(name).unit))
 
 
 def name_of(language: str, metric: str) -> str:
@@ -117,8 +127,8 @@ def _row(
     )
 
 
-def _note(language: str, each: Candidate) -> str:
-    return f'<span title="{safe(each.note)}">{safe(state(language, each))}</span>'
+def _note(language: str, each: Candidate, found: Found) -> str:
+    return f'<span title="{safe(each.note)}">{safe(state(language, each, found))}</span>'
 
 
 def _cell(each: Candidate, name: str) -> str:

@@ -58,12 +58,19 @@ class Extras:
 
     Attributes:
         curve, overrides: of the ablation's table, a pasted curve and pinned cells.
+        peaks, widths: of the ablation's table, kinds of module with a bell of their own.
         merge: what the merge's controls were filled from (see `merge_form.read`).
     """
 
     curve: tuple[float, ...] | None = None
     overrides: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     merge: Merge = field(default_factory=merge_form.first)
+    peaks: Mapping[str, float] = field(default_factory=dict)
+    widths: Mapping[str, float] = field(default_factory=dict)
+
+    def one_bell(self) -> "Extras":
+        """Without what stands in place of the bell that the controls show."""
+        return replace(self, curve=None, peaks={}, widths={})
 
 
 def read(values: Form, extras: Extras, model: ModelSpec) -> Recipe:
@@ -99,6 +106,8 @@ def ablation(values: Form, extras: Extras) -> Ablation:
             "attention": number("weights.modules.attention", values.attention),
             "mlp": number("weights.modules.mlp", values.mlp),
         },
+        peaks=extras.peaks,
+        widths=extras.widths,
         curve=extras.curve,
         overrides=extras.overrides,
     )
@@ -217,7 +226,10 @@ def show(
     if edit is not None or now is None:
         kept |= _shown(edit or Ablation())
         weights = (edit or Ablation()).weights
-        before = replace(before, curve=weights.curve, overrides=weights.overrides)
+        before = replace(
+            before, curve=weights.curve, overrides=weights.overrides,
+            peaks=weights.peaks, widths=weights.widths,
+        )  # fmt: skip
     if merge is not None or now is None:
         before = replace(before, merge=merge or before.merge)
         kept |= merge_form.show(before.merge)

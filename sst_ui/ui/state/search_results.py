@@ -13,7 +13,16 @@ from typing import Literal
 import numpy as np
 
 from sst_ui.errors import UserError
-from sst_ui.jobs.search.candidates import Candidate, chosen, fitted, front, point
+from sst_ui.jobs.search.candidates import (
+    Candidate,
+    chosen,
+    fitted,
+    front,
+    leading,
+    moved,
+    nearest,
+    point,
+)
 from sst_ui.jobs.search.objectives import Aims, SearchSpec
 from sst_ui.recipe import Recipe
 
@@ -33,6 +42,7 @@ class Found:
         recipe, aim, layers, total: what is varied, what it is after, layers, candidates at most.
         candidates: all that are over, by number.
         importance: for each objective the share of each setting in what it did.
+        notes: what is left out of the prompts, in sentences.
         folder: where a shared program keeps this window's study; None for the user's data folder.
     """
 
@@ -47,6 +57,7 @@ class Found:
     total: int = 0
     candidates: tuple[Candidate, ...] = ()
     importance: tuple[Mapping[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
     folder: Path | None = None
 
     @property
@@ -66,8 +77,25 @@ class Found:
 
     @cached_property
     def best(self) -> Candidate | None:
-        """What the search comes to."""
-        return None if self.aim is None else chosen(self.candidates, self.aim, self.spec)
+        """What the search comes to: once finalists are tested, who passed; until then who leads."""
+        if self.aim is None:
+            return None
+        found = chosen if self.tested else leading
+        return found(self.candidates, self.aim, self.spec)
+
+    @cached_property
+    def tested(self) -> tuple[Candidate, ...]:
+        """Those that were measured on the test prompts."""
+        return tuple(each for each in self.candidates if each.test)
+
+    @cached_property
+    def nearest(self) -> Candidate | None:
+        """Who comes nearest to the target."""
+        return None if self.aim is None else nearest(self.candidates, self.aim, self.spec)
+
+    def idle(self, each: Candidate) -> bool:
+        """Whether a candidate changes too little to count."""
+        return each.state == "done" and self.aim is not None and not moved(each, self.aim)
 
     @cached_property
     def front(self) -> tuple[Candidate, ...]:
@@ -89,7 +117,7 @@ class Found:
         numbers = {each.number for each in first}
         first = [each for i, each in enumerate(first) if each not in first[:i]]
         others = [each for each in self.candidates if each.number not in numbers]
-        others.sort(key=lambda each: (each.state != "done", not each.feasible, self._order(each)))
+        others.sort(key=lambda e: (e.state != "done", not e.feasible, self.idle(e), self._order(e)))
         return tuple([*first, *others][:SHOWN])
 
     @cached_property

@@ -73,7 +73,8 @@ def typed(
                 continue
             pinned[kind][layer] = value
     kept = {kind: cells for kind, cells in pinned.items() if cells}
-    return Edited(Extras(weights.curve, kept), complaint)
+    extras = Extras(weights.curve, kept, peaks=weights.peaks, widths=weights.widths)
+    return Edited(extras, complaint)
 
 
 def pasted(language: str, text: str, target: str, extras: Extras, layers: int) -> Extras:
@@ -91,7 +92,7 @@ def pasted(language: str, text: str, target: str, extras: Extras, layers: int) -
     if len(values) != layers:
         raise UserError(say(language, "table.count", count=len(values), layers=layers))
     if target == "curve":
-        return replace(extras, curve=tuple(values))
+        return replace(extras.one_bell(), curve=tuple(values))
     overrides: Mapping = {**extras.overrides, target: dict(enumerate(values))}
     return replace(extras, overrides=overrides)
 
