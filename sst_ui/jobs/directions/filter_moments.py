@@ -93,6 +93,9 @@ def collect(
     names = [edit.directions.harmful, edit.directions.harmless, edit.filter.lookalikes]
     named = {task: name for task, name in zip(TASKS, names, strict=True) if name}
     asked = {task: _asked(host, edit, task, name) for task, name in named.items()}
+    if directions.decisions:  # measured where each of them was, and on no other prompts
+        heads = tuple(head for decision in directions.decisions for head in decision.heads)
+        asked["harmful"] = Asked(heads, ("",) * len(heads), "response")
     content = [[task, each.texts, each.given] for task, each in asked.items()]
     key = digest(
         [FORMULAS, host.digest, directions.digest(), identity, edit.filter.answers, content]
