@@ -109,9 +109,7 @@ class Directions:
         more, decisions = pack(self.decisions)
         tensors |= more
         told = {"format": FORMAT, "meta": json.dumps(dict(self.meta)), "decisions": decisions}
-        save_file(
-            {name: value.clone().contiguous() for name, value in tensors.items()}, path, told
-        )
+        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, path, told)
 
 
 def load(path: str | Path) -> Directions:
@@ -139,8 +137,16 @@ def load(path: str | Path) -> Directions:
         )
     except UserError:
         raise
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError,
-            AttributeError, RuntimeError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise UserError(f"the directions file {path} is damaged: {error}") from error
 
 

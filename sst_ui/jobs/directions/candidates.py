@@ -76,9 +76,7 @@ def onset(host: Host, answer: Sequence[int]) -> int | None:
         return None
     low, high = 1, len(answer)
     end = next((e for e in range(low, high + 1) if is_refusal(host.answer(answer[:e]))), high)
-    return next(
-        (s for s in range(end - 1, -1, -1) if is_refusal(host.decode(answer[s:end]))), 0
-    )
+    return next((s for s in range(end - 1, -1, -1) if is_refusal(host.decode(answer[s:end]))), 0)
 
 
 def candidates(

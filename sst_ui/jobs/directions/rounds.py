@@ -15,6 +15,7 @@ among them.
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import yaml
 
@@ -23,12 +24,14 @@ from sst_ui.data.prompt_sets import PromptSet
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.candidates import FEW, Said, candidates, onset
 from sst_ui.jobs.directions.filtering import filters, refuse
+from sst_ui.jobs.directions.measure import described, texts
 from sst_ui.jobs.directions.residual_cache import captured, encode
 from sst_ui.maths import kernel
 from sst_ui.maths.contrast import extended
 from sst_ui.maths.decisions import PROMPT, Decision
 from sst_ui.maths.direction_estimators import estimate
 from sst_ui.maths.directions import Directions
+from sst_ui.metrics.registry import METRICS, Metric
 from sst_ui.metrics.text.labels import LABELS, Label, label
 from sst_ui.model.hooks.live_edits import Edit, RowEdit
 from sst_ui.model.inference.batch import Row
@@ -72,6 +75,12 @@ class Round:
     def held(self) -> float:
         """Share of refused and evaded answers."""
         return self.shares["refused"] + self.shares["evaded"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        told = None if self.decision is None else self.decision.told()
+        shares = dict(self.shares)
+        return {"directions": self.number, "decision": told, "shares": shares, "tried": self.tried}
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,9 +177,14 @@ class _Search:
     def first(self) -> Generator[Progress, None, Directions]:
         """The direction at the prompt's last token."""
         host, spec = self.host, self.edit.directions
-        sets = [encode(host, each, spec.position) for each in (self.parts.harmful, self.parts.harmless)]
+        sets = [
+            encode(host, each, spec.position) for each in (self.parts.harmful, self.parts.harmless)
+        ]
         harmful, harmless = yield from captured(host, sets)
         found = estimate(harmful, harmless, spec, host.digest)
+        parts = self.parts
+        meta = described(host, spec, (parts.harmful, parts.harmless))
+        meta["select"] = described(host, spec, (parts.select,))["harmful"]
         ends = sets[0].positions or [len(p) - 1 for p in sets[0].prompts]
         heads = tuple(p[: e + 1] for p, e in zip(sets[0].prompts, ends, strict=True))
         active = self.active()
@@ -180,13 +194,15 @@ class _Search:
             Decision(1, PROMPT, 0, 0, layer, "harmless", heads if i == 0 else ())
             for i in range(found.k)
         )
-        return replace(found, decisions=decisions)
+        return replace(found, decisions=decisions, meta={**found.meta, **meta})
 
     def active(self) -> list[int]:
         alpha = kernel.table(self.edit.weights, self.host.layers)
         layers = [int(i) for i in (alpha != 0).any(1).nonzero()[0]]
         if not layers:
-            raise UserError("all weights of this edit are 0; rounds need an edit that does something.")
+            raise UserError(
+                "all weights of this edit are 0; rounds need an edit that does something."
+            )
         return layers
 
     def row(self, directions: Directions) -> Generator[Progress, None, Row]:
@@ -200,7 +216,9 @@ class _Search:
             edit = RowEdit(directions, alpha, self.edit.norm_preserving, self.edit.affine)
         return (*self.before, edit)
 
-    def said(self, prompts: PromptSet, row: Row, stage: str) -> Generator[Progress, None, list[Said]]:
+    def said(
+        self, prompts: PromptSet, row: Row, stage: str
+    ) -> Generator[Progress, None, list[Said]]:
         """Answers to prompts under an edit, with their labels."""
         asked = encode(self.host, prompts, "template").prompts
         tokens = min(self.tokens, self.host.context - max(map(len, asked)))
@@ -239,7 +257,9 @@ class _Search:
         best: tuple[Directions, Row, Round] | None = None
         for candidate in found:
             try:
-                more = extended(known, candidate.difference, candidate.reference, candidate.decision)
+                more = extended(
+                    known, candidate.difference, candidate.reference, candidate.decision
+                )
             except UserError:
                 continue  # nothing new there
             edited = yield from self.row(more)
@@ -259,18 +279,38 @@ def divided(edit: Ablation, options: RoundsOptions) -> Parts:
     spec = edit.directions
     harmful, harmless = (prompt_sets.load(n, spec.samples) for n in (spec.harmful, spec.harmless))
     if options.select is None:
-        kept = [i for i in range(len(harmful)) if i % EVERY == EVERY - 1]
-        select = _of(harmful, kept)
-        harmful = _of(harmful, [i for i in range(len(harmful)) if i not in set(kept)])
+        kept = range(EVERY - 1, len(harmful), EVERY)
+        select = harmful.only(kept)
+        harmful = harmful.only([i for i in range(len(harmful)) if i not in kept])
     else:
         select = prompt_sets.load(options.select)
+    if len(select) < FEW or len(harmful) < FEW:
+        raise UserError(
+            f"{len(harmful)} harmful prompts to measure on and {len(select)} to select by are too "
+            f"few; give at least {FEW} of each, better 50."
+        )
+    if shared := texts(select) & texts(harmful):
+        raise UserError(
+            f"{len(shared)} prompts of {select.name!r} are also measured on; what decides when to "
+            "stop must take no part in measuring."
+        )
+    _not_reported(select)
     return Parts(harmful, harmless, select)
 
 
-def _of(whole: PromptSet, places: Sequence[int]) -> PromptSet:
-    from sst_ui.data.types import named
+def _not_reported(select: PromptSet) -> None:
+    """Refuse selection prompts that metrics report on.
 
-    return named(whole.name, tuple(whole.prompts[i] for i in places), whole.shots, whole.shots_each)
+    Raises:
+        UserError: there are such.
+    """
+    shipped = {m.prompts for m in METRICS if isinstance(m, Metric)} & {*prompt_sets.names()}
+    for name in sorted(shipped):
+        if shared := texts(select) & texts(prompt_sets.load(name)):
+            raise UserError(
+                f"{len(shared)} prompts to select by are in {name!r}, which results are reported "
+                "on; select by others."
+            )
 
 
 def _length(host: Host) -> int:
