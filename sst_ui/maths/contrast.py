@@ -1,4 +1,4 @@
-"""One more direction for a set of them: a difference of residuals, made orthogonal to the others."""
+"""One more direction: a difference of residuals, made orthogonal to the directions known so far."""
 
 from dataclasses import replace
 

@@ -85,11 +85,19 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class Rounds:
-    """Directions, what each round did, and why it ended: `goal`, `rounds`, `worse` or `none`."""
+    """Directions found in rounds.
+
+    Attributes:
+        rounds: what each did, that without an edit first; those that were there at the beginning
+            are one.
+        ended: why: `goal`, `rounds`, `worse` or `none`.
+        tokens: length of the answers.
+    """
 
     directions: Directions
     rounds: tuple[Round, ...]
     ended: str
+    tokens: int
 
 
 def rounds(
@@ -138,7 +146,7 @@ def rounds(
         known, row, now = better, row_then, then
         yield now
         done.append(now)
-    return Rounds(known, tuple(done), ended)
+    return Rounds(known, tuple(done), ended, job.tokens)
 
 
 def _rank(found: Round) -> tuple[float, float]:
@@ -170,7 +178,7 @@ class _Search:
         tokens = options.max_new_tokens or _length(host)
         asked = encode(host, parts.harmless, "template").prompts
         tokens = min(tokens, host.context - max(map(len, asked)))
-        said = yield from replies(host, asked, [before] * len(asked), tokens, stage="harmless")
+        said = yield from replies(host, asked, [before] * len(asked), tokens)
         pairs = tuple((p, r.tokens) for p, r in zip(asked, said, strict=True))
         return cls(host, edit, options, parts, pairs, tokens, before, identity)
 
