@@ -210,7 +210,9 @@ def test_a_further_direction_is_the_part_of_the_difference_that_is_new():
         one, two = more.vectors[layer].double()
         rest = difference[layer] - (difference[layer] @ one) * one
         assert torch.allclose(two, rest / rest.norm(), atol=1e-6)
-        assert float(more.neutral[layer, 1]) == pytest.approx(float(reference[layer] @ two), abs=1e-5)
+        assert float(more.neutral[layer, 1]) == pytest.approx(
+            float(reference[layer] @ two), abs=1e-5
+        )
     with pytest.raises(UserError, match="no further direction"):
         extended(known, known.vectors[:, 0] * 2, reference, decision)
 

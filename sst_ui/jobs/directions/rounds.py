@@ -43,6 +43,7 @@ from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation
 
+PATIENCE = 1  # rounds that may bring nothing: where two decisions refuse, one alone may not show
 EVERY = 4  # of the measuring prompts one in so many is kept for selecting
 
 
@@ -117,7 +118,8 @@ def rounds(
         before: the edits in front of it, and `identity` what names them.
 
     Yields:
-        Progress, and a `Round` for each direction that stays; the first is without any.
+        Progress, and a `Round` for each direction; the first is without any. Directions after the
+        best round are not kept.
 
     Raises:
         UserError: prompts that are too few, selected on and measured on, or reported on.
@@ -127,26 +129,33 @@ def rounds(
     if known is None:
         known = yield from job.first()
     elif not known.decisions:
-        raise UserError("these directions do not say where they were measured; begin anew.")
+        raise UserError(
+            "these directions do not say where they were measured; begin without a directions file."
+        )
     done = [Round(0, None, (yield from job.shares(job.before)))]
     yield done[0]
     row = yield from job.row(known)
     now = Round(known.k, known.decisions[-1], (yield from job.shares(row)))
     yield now
     done.append(now)
+    best, stale = (known, len(done)), 0
     while (ended := job.over(done)) is None:
         found = yield from job.next(known, row)
         if found is None:
             ended = "none"
             break
-        better, row_then, then = found
-        if _rank(then) <= _rank(now):
+        known, row, now = found
+        stale = 0 if _rank(now) > max(map(_rank, done)) else stale + 1
+        if stale > PATIENCE:
             ended = "worse"
             break
-        known, row, now = better, row_then, then
-        yield now
         done.append(now)
-    return Rounds(known, tuple(done), ended, job.tokens)
+        if not stale:
+            best = (known, len(done))
+        yield now
+    if ended == "rounds" and stale:
+        ended = "worse"
+    return Rounds(best[0], tuple(done[: best[1]]), ended, job.tokens)
 
 
 def _rank(found: Round) -> tuple[float, float]:

@@ -68,10 +68,11 @@ def find(
     }
 
 
-def look(figures: FiguresPanel, engine: Engine, draft: Draft) -> gr.Plot:
+def look(figures: FiguresPanel, engine: Engine, draft: Draft) -> dict:
     """The decisions of the draft's directions."""
     known = engine.directions(draft.loaded.key, draft.ablation().directions)
-    return decisions.draw(draft.language, () if known is None else known.decisions)
+    found = () if known is None else known.decisions
+    return {figures.decisions: decisions.draw(draft.language, found)}
 
 
 def words(language: str, found: Rounds) -> str:
