@@ -28,6 +28,8 @@ from sst_ui.progress import Progress
 FEW = 4  # answers that a mean is made of, at least
 AT_ONCE = 2  # tokens of an answer before a refusal that counts as its beginning
 BEFORE = (-1, 0)  # offsets from a late refusal's first token: the comma or full stop decides, or it
+APOLOGY = 8  # tokens at most, as in "I'm sorry, but" before "I cannot"
+ENDS = (".", "!", "?", ":", "。", "！", "？", "：")  # of a sentence
 HELD, REFERENCE = 0, 1  # groups of conversations
 
 
@@ -70,13 +72,17 @@ def onset(host: Host, answer: Sequence[int]) -> int | None:
     """Tokens before the first refusal of an answer; None where none is found.
 
     The shortest beginning that refuses ends with the refusal; the shortest end of that which still
-    refuses begins with it.
+    refuses begins with it, or an apology a little before it in the same sentence does.
     """
     if not is_refusal(host.answer(answer)):
         return None
-    low, high = 1, len(answer)
-    end = next((e for e in range(low, high + 1) if is_refusal(host.answer(answer[:e]))), high)
-    return next((s for s in range(end - 1, -1, -1) if is_refusal(host.decode(answer[s:end]))), 0)
+    n = len(answer)
+    end = next((e for e in range(1, n + 1) if is_refusal(host.answer(answer[:e]))), n)
+    start = next((s for s in range(end - 1, -1, -1) if is_refusal(host.decode(answer[s:end]))), 0)
+    for earlier in range(start, max(-1, start - APOLOGY - 1), -1):
+        if not earlier or host.decode(answer[earlier - 1 : earlier]).rstrip().endswith(ENDS):
+            return earlier
+    return start
 
 
 def candidates(
