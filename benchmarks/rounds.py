@@ -13,12 +13,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.effectiveness import Row, Sets, markdown, measure
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.rounds import Round, rounds
 from sst_ui.model.runtime.host import load
-from sst_ui.options import RoundsOptions
+from sst_ui.options import Contrast, RoundsOptions
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, DirectionSpec, Filter, ModelSpec, Recipe, WeightTable
 from training.organisms import make
@@ -27,7 +28,7 @@ from training.organisms.prompts import TOKENS
 
 WIDE = WeightTable(profile="custom", peak=0.7, width=0.4, threshold=0.0)
 WAYS = (("plain", "ablate", 1.0, 1.0), ("filtered μ .1, 1.5", "filter", 0.1, 1.5))
-CONTRASTS = ("harmless", "inside", "best")
+CONTRASTS = get_args(Contrast)
 
 
 def table(folder: Path, part: str, most: int, contrasts: Sequence[str]) -> list[Row]:

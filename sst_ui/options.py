@@ -15,7 +15,7 @@ Strategy = Literal["grid", "staged", "sensitivity", "tpe"]
 Start = Literal["recipe", "signal"]
 Format = Literal["adapter", "model", "mergekit", "gguf"]
 Rounding = Literal["nearest", "stochastic"]
-Contrast = Literal["best", "harmless", "inside"]
+Contrast = Literal["best", "harmless", "inside"]  # best: whichever of the others is
 
 
 @described("search")

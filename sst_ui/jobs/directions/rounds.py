@@ -15,7 +15,7 @@ among them.
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -38,7 +38,7 @@ from sst_ui.model.inference.batch import Row
 from sst_ui.model.inference.fisher_step import Conversation
 from sst_ui.model.inference.generate import replies
 from sst_ui.model.runtime.host import Host
-from sst_ui.options import RoundsOptions
+from sst_ui.options import Contrast, RoundsOptions
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation
@@ -139,7 +139,7 @@ def rounds(
     yield now
     done.append(now)
     best, stale = (known, len(done)), 0
-    while (ended := job.over(done)) is None:
+    while (ended := job.over(done[best[1] - 1], now)) is None:
         found = yield from job.next(known, row)
         if found is None:
             ended = "none"
@@ -253,11 +253,12 @@ class _Search:
         counts: Counter[Label] = Counter(each.label for each in said)
         return {name: counts[name] / len(said) for name in LABELS}
 
-    def over(self, done: Sequence[Round]) -> str | None:
-        """Why no further round is needed or allowed."""
-        if done[-1].held <= self.options.goal:
+    def over(self, best: Round, now: Round) -> str | None:
+        """Why no further round is needed or allowed. Answers that are broken and refuse nothing are
+        no goal: what counts is the round in which most is delivered."""
+        if best.held <= self.options.goal:
             return "goal"
-        return "rounds" if done[-1].number >= self.options.rounds else None
+        return "rounds" if now.number >= self.options.rounds else None
 
     def next(
         self, known: Directions, row: Row
@@ -267,7 +268,7 @@ class _Search:
         if sum(each.held for each in said) < FEW:
             return None
         wanted = self.options.contrast
-        names = ("harmless", "inside") if wanted == "best" else (wanted,)
+        names = get_args(Contrast)[1:] if wanted == "best" else (wanted,)
         found = yield from candidates(
             self.host, known, row, said, self.harmless, self.active(), names
         )
@@ -284,6 +285,8 @@ class _Search:
             then = Round(more.k, candidate.decision, shares, len(found))
             if best is None or _rank(then) > _rank(best[2]):
                 best = (more, edited, then)
+            if then.held <= self.options.goal and not then.shares["degenerate"]:
+                break  # nothing better is asked for
         return best
 
 
