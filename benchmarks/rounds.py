@@ -27,7 +27,7 @@ from training.organisms.__main__ import chosen
 from training.organisms.prompts import TOKENS
 
 WIDE = WeightTable(profile="custom", peak=0.7, width=0.4, threshold=0.0)
-WAYS = (("plain", "ablate", 1.0, 1.0), ("filtered μ .1, 1.5", "filter", 0.1, 1.5))
+WAYS = (("filtered μ .1, 1.5", "filter", 0.1, 1.5), ("plain", "ablate", 1.0, 1.0))
 CONTRASTS = get_args(Contrast)
 
 

@@ -135,6 +135,13 @@ def test_prompts_that_are_measured_or_reported_on_cannot_select():
         divided(Ablation(), RoundsOptions(select="demo/harmful_heldout"))
 
 
+def test_directions_that_were_measured_on_what_selects_are_not_gone_on_with(host, found):
+    other = Ablation(DirectionSpec(harmful=SETS["harmful_select"], harmless=SPEC.harmless), WIDE)
+    options = RoundsOptions(select=SETS["harmful_measure"], max_new_tokens=2)
+    with pytest.raises(UserError, match="were measured on 128 of the prompts to select by"):
+        finish(rounds(host, other, options, found.directions))
+
+
 def test_a_metric_on_the_selection_prompts_says_that_they_are_not_held_out(host, found, tmp_path):
     path = found.directions.save(tmp_path / "rounds.safetensors")
     edit = Ablation(DirectionSpec(file=str(path)), WIDE)

@@ -13,7 +13,7 @@ among them.
 """
 
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -128,10 +128,8 @@ def rounds(
     known = begin
     if known is None:
         known = yield from job.first()
-    elif not known.decisions:
-        raise UserError(
-            "these directions do not say where they were measured; begin without a directions file."
-        )
+    else:
+        job.check(known)
     done = [Round(0, None, (yield from job.shares(job.before)))]
     yield done[0]
     row = yield from job.row(known)
@@ -213,6 +211,21 @@ class _Search:
         )
         return replace(found, decisions=decisions, meta={**found.meta, **meta})
 
+    def check(self, begin: Directions) -> None:
+        """Raise a `UserError` where nobody can go on from these directions."""
+        if not begin.decisions:
+            raise UserError(
+                "these directions do not say where they were measured; begin without a directions "
+                "file."
+            )
+        heads = {head for each in begin.decisions for head in each.heads}
+        asked = encode(self.host, self.parts.select, "template").prompts
+        if known := [ids for ids in asked if any(head[: len(ids)] == ids for head in heads)]:
+            raise UserError(
+                f"these directions were measured on {len(known)} of the prompts to select by; "
+                "select by others, or begin without a directions file."
+            )
+
     def active(self) -> list[int]:
         alpha = kernel.table(self.edit.weights, self.host.layers)
         layers = [int(i) for i in (alpha != 0).any(1).nonzero()[0]]
@@ -273,7 +286,8 @@ class _Search:
             self.host, known, row, said, self.harmless, self.active(), names
         )
         best: tuple[Directions, Row, Round] | None = None
-        for candidate in found:
+        tried = 0
+        for tried, candidate in enumerate(found, 1):  # noqa: B007  how far it came
             try:
                 more = extended(
                     known, candidate.difference, candidate.reference, candidate.decision
@@ -282,12 +296,12 @@ class _Search:
                 continue  # nothing new there
             edited = yield from self.row(more)
             shares = yield from self.shares(edited)
-            then = Round(more.k, candidate.decision, shares, len(found))
+            then = Round(more.k, candidate.decision, shares)
             if best is None or _rank(then) > _rank(best[2]):
                 best = (more, edited, then)
             if then.held <= self.options.goal and not then.shares["degenerate"]:
                 break  # nothing better is asked for
-        return best
+        return best and (*best[:2], replace(best[2], tried=tried))
 
 
 def divided(edit: Ablation, options: RoundsOptions) -> Parts:
