@@ -31,7 +31,9 @@ WAYS = (("filtered μ .1, 1.5", "filter", 0.1, 1.5), ("plain", "ablate", 1.0, 1.
 CONTRASTS = get_args(Contrast)
 
 
-def table(folder: Path, part: str, most: int, contrasts: Sequence[str]) -> list[Row]:
+def table(
+    folder: Path, part: str, most: int, contrasts: Sequence[str], operations: Sequence[str]
+) -> list[Row]:
     """Every way with one direction, and in rounds with every contrast.
 
     Args:
@@ -51,6 +53,8 @@ def table(folder: Path, part: str, most: int, contrasts: Sequence[str]) -> list[
     recipes: dict[str, Recipe] = {}
     with tempfile.TemporaryDirectory() as place:
         for name, operation, mu, strength in WAYS:
+            if operation not in operations:
+                continue
             edit = Ablation(
                 DirectionSpec(harmful=sets.harmful, harmless=sets.harmless),
                 replace(WIDE, strength=strength),
@@ -82,10 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", choices=("select", "test"), default="test")
     parser.add_argument("--most", type=int, default=4, help="directions at most")
     parser.add_argument("--contrasts", nargs="+", choices=CONTRASTS, default=CONTRASTS)
+    operations = [operation for _, operation, _, _ in WAYS]
+    parser.add_argument("--operations", nargs="+", choices=operations, default=operations)
     given = parser.parse_args(arguments)
     try:
         for plan in chosen(given.names):
-            found = table(make.make(plan), given.part, given.most, given.contrasts)
+            how = (given.part, given.most, given.contrasts, given.operations)
+            found = table(make.make(plan), *how)
             print(f"### {plan.name}\n\n{markdown(found)}\n", flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

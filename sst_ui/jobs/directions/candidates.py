@@ -159,7 +159,7 @@ def _places(held: Sequence[Said], chart: Tensor, active: Sequence[int]) -> list[
     peak = int(score.argmax())
     places.append((ANSWER, peak, [(s, peak) for s in held if len(s.read) >= peak]))
     found: list[Place] = []
-    seen: list[Counter] = []
+    seen: list[Counter[tuple[int, int]]] = []
     for anchor, offset, where in places:
         where = [(s, p) for s, p in where if known[p]]
         same = Counter((id(s), p) for s, p in where)

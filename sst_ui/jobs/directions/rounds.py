@@ -301,7 +301,10 @@ class _Search:
                 best = (more, edited, then)
             if then.held <= self.options.goal and not then.shares["degenerate"]:
                 break  # nothing better is asked for
-        return best and (*best[:2], replace(best[2], tried=tried))
+        if best is None:
+            return None
+        more, edited, then = best
+        return more, edited, replace(then, tried=tried)
 
 
 def divided(edit: Ablation, options: RoundsOptions) -> Parts:

@@ -21,6 +21,8 @@ from sst_ui.model.inference.fisher_step import Conversation
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
+HELD = 256 << 20  # bytes of residuals that a step may hold
+
 
 @dataclass(frozen=True, eq=False)
 class Along:
@@ -73,7 +75,8 @@ def along_answers(
             )
     sums = _Sums(max(groups) + 1, positions, host)
     waiting = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    room = Room(len(texts))
+    one = 4 * positions * host.layers * host.hidden  # bytes of a conversation's residuals
+    room = Room(max(1, min(len(texts), HELD // one)))
     yield Progress(stage, 0, len(texts))
     while waiting:
         longest = len(texts[waiting[0]])
