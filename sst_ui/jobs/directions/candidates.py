@@ -1,8 +1,9 @@
 """Where the next decision may lie: positions of the answers that are still refused or evaded, each
 with what the residuals there are compared with.
 
-A refusal is decided before its first word is written, so positions are looked at up to there; what
-differs later differs because other words are said.
+A refusal is decided before its first word is written, and taken up again at its next ones ("I'm" may
+still become "I'm glad"), so positions are looked at up to there; what differs later differs because
+other words are said.
 """
 
 from collections import Counter
@@ -28,6 +29,7 @@ from sst_ui.progress import Progress
 FEW = 4  # answers that a mean is made of, at least
 AT_ONCE = 2  # tokens of an answer before a refusal that counts as its beginning
 BEFORE = (-1, 0)  # offsets from a late refusal's first token: the comma or full stop decides, or it
+WITHIN = 2  # tokens of a refusal that are looked at
 APOLOGY = 8  # tokens at most, as in "I'm sorry, but" before "I cannot"
 ENDS = (".", "!", "?", ":", "。", "！", "？", "：")  # of a sentence
 HELD, REFERENCE = 0, 1  # groups of conversations
@@ -55,8 +57,8 @@ class Said:
 
     @property
     def read(self) -> tuple[int, ...]:
-        """The answer as far as nothing is refused."""
-        return self.answer if self.onset is None else self.answer[: self.onset]
+        """The answer as far as it is looked at."""
+        return self.answer if self.onset is None else self.answer[: self.onset + WITHIN]
 
 
 @dataclass(frozen=True, eq=False)
