@@ -1,9 +1,9 @@
 """Where the next decision may lie: positions of the answers that are still refused or evaded, each
 with what the residuals there are compared with.
 
-A refusal is decided before its first word is written, and taken up again at its next ones ("I'm" may
-still become "I'm glad"), so positions are looked at up to there; what differs later differs because
-other words are said.
+A refusal is decided before its first word is written, and again at the next ones ("I'm" may still
+become "I'm glad"), so positions are looked at up to there; what differs later differs because other
+words are said.
 """
 
 from collections import Counter
