@@ -214,6 +214,7 @@ def _measure(options: argparse.Namespace) -> None:
     values = {name: getattr(options, name) for name in MEASURED}
     values["scope"] = "per_layer" if options.layer is None else "single"
     spec = _checked(DirectionSpec, "directions", values)
+    in_rounds.check(options)
     _writable(options.out)
 
     from sst_ui.jobs.directions.filtering import tradeoff

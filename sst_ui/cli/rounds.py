@@ -4,16 +4,18 @@ Heavy imports happen inside.
 """
 
 import argparse
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from sst_ui.cli import streams, tables
 from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
+from sst_ui.errors import UserError
 from sst_ui.options import RoundsOptions
 from sst_ui.recipe import SHAPE, Ablation, DirectionSpec, Filter, ModelSpec, WeightTable
-from sst_ui.schema import build, setting
+from sst_ui.schema import build
 
+OWN = ("goal", "contrast", "select")
 WEIGHTS = ("profile", *SHAPE, "strength")
 ENDED = {
     "goal": "few enough answers to the selection prompts are refused or evaded",
@@ -25,26 +27,46 @@ ENDED = {
 
 def options(parser: argparse.ArgumentParser) -> None:
     """How many rounds, what they go by, and the edit that is made along the directions."""
-    group: Any = parser.add_argument_group("directions in rounds")
-    unless = RoundsOptions()
+    group: Any = parser.add_argument_group(
+        "directions in rounds", "with --rounds, on what the edited model still refuses or evades"
+    )
     add(group, "rounds.rounds", "--rounds")
-    for name in ("goal", "contrast"):
-        add(group, f"rounds.{name}", default=getattr(unless, name))
-    add(group, "rounds.select")
+    for name in OWN:
+        add(group, f"rounds.{name}")
     add(group, "rounds.max_new_tokens", "--tokens", dest="tokens")
-    add(group, "edit.operation", default="filter", help="how the model is edited along them")
-    add(group, "filter.mu", default=setting("filter.mu").default)
+    add(group, "edit.operation", help="how the model is edited along them; default filter")
+    add(group, "filter.mu")
     for name in WEIGHTS:
         add(group, f"weights.{name}")
 
 
+def check(given: argparse.Namespace) -> None:
+    """Refuse options that would go unheard.
+
+    Raises:
+        UserError: one of rounds without them, or --filter with them.
+    """
+    if given.rounds is not None and given.filter:
+        raise UserError("--filter prints the trade-off of one direction; leave out --rounds.")
+    for name in (*OWN, "tokens", "operation", "mu", *WEIGHTS):
+        if given.rounds is None and getattr(given, name) is not None:
+            raise UserError(f"--{name} goes with --rounds; say how many, for example --rounds 4.")
+
+
 def run(given: argparse.Namespace, model: ModelSpec, spec: DirectionSpec) -> None:
     """Find the directions, save them, and print what each did."""
-    chosen = {name: getattr(given, name) for name in WEIGHTS}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    weights = build(WeightTable, chosen, "weights")
-    edit = Ablation(spec, weights, given.operation, filter=Filter(mu=given.mu))
-    wanted = RoundsOptions(given.rounds, given.goal, given.select, given.tokens, given.contrast)
+
+    def told(names: Iterable[str]) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(given, name)) is not None}
+
+    edit = Ablation(
+        spec,
+        build(WeightTable, told(WEIGHTS), "weights"),
+        given.operation or "filter",
+        filter=Filter(**told(["mu"])),
+    )
+    length = {} if given.tokens is None else {"max_new_tokens": given.tokens}
+    wanted = RoundsOptions(given.rounds, **told(OWN), **length)
 
     from sst_ui.jobs.directions.rounds import rounds
     from sst_ui.model.runtime.host import load

@@ -186,6 +186,25 @@ def test_the_command_saves_a_file_and_says_that_the_goal_was_missed(tmp_path, ca
     assert maths_directions.load(out).decisions[0].anchor == "prompt"
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--goal", "0.1"], "--goal goes with --rounds"),
+        (["--rounds", "2", "--filter"], "leave out --rounds"),
+        (["--rounds", "0"], "1 to 16"),
+        (["--rounds", "2", "--operation", "add"], "not with add"),
+    ],
+)
+def test_options_that_would_go_unheard_are_refused_in_a_line(given, words, tmp_path, capsys):
+    out = tmp_path / "never.safetensors"
+    model = str(ORGANISM / "model")
+    assert main(["measure", "--model", model, "--out", str(out), *given]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
 # The parts, against independent computations
 
 

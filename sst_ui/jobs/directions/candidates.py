@@ -128,7 +128,7 @@ def candidates(
             reference = torch.stack([other.mean[p] for p in positions]).mean(0)  # [L, d]
             mean = here.double().mean(0)
             score = apart(mean - reference, mean, reference, directions.vectors)  # [L]
-            layer = max(active, key=lambda i, score=score: float(score[i]))
+            layer = max((float(score[i]), i) for i in active)[1]
             place = int(median(positions))
             decision = Decision(
                 number, anchor, offset, place, layer, name, tuple(heads), chart.float()
