@@ -79,9 +79,9 @@ def run(given: argparse.Namespace, model: ModelSpec, spec: DirectionSpec) -> Non
     found.directions.save(given.out)
     rows = [each.to_json() for each in found.rounds]
     if given.json:
-        told = {"layers": found.directions.layers, "meta": dict(found.directions.meta)}
+        head = {"layers": found.directions.layers, "meta": dict(found.directions.meta)}
         stats = {name: values.tolist() for name, values in found.directions.stats.items()}
-        print(streams.to_json({**told, **stats, "rounds": rows, "ended": found.ended}))
+        print(streams.to_json({**head, **stats, "rounds": rows, "ended": found.ended}))
         return
     tables.rounds(rows)
     print(f"{ENDED[found.ended]}.")
