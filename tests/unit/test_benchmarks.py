@@ -196,6 +196,7 @@ def merged() -> sst.Result:
 
 def test_the_table_of_strategies_says_what_each_took_and_found():
     values = {"refusal_rate": Value(0.0125, 0.003, 0.04, 160)}
+    values |= {"delivered": Value(0.98, 0.95, 1.0, 160)}
     values |= {"kl_16": Value(1.2e-4, 8e-5, 2e-4, 128), "quality": Value(0.99, 0.98, 1.0, 102)}
     start = load_recipe(PRESETS / "recipes" / "default.yaml")
     rows = [
@@ -203,10 +204,16 @@ def test_the_table_of_strategies_says_what_each_took_and_found():
         strategies.Row("TPE", (85, 15), 61.4, replace(start, name="peak 0.5"), values),
     ]
     table = strategies.markdown(rows)
-    assert "| default profile | – | – | 0.013 [0.003, 0.040] | 1.2e-04 [8.0e-05, 2.0e-04]" in table
+    assert (
+        "| default profile | – | – | 0.013 [0.003, 0.040] | 0.980 [0.950, 1.000] | 1.2e-04 [8.0e-05, 2.0e-04]"
+        in table
+    )
     assert "| TPE | 100, 15 ruled out early | 61 s |" in table
     assert "| peak 0.5 |" in table
-    assert table.endswith("Held-out prompts: refusals 160, KL, 16 tokens 128, quality kept 102.")
+    assert table.endswith(
+        "Held-out prompts: refusals 160, delivered 160, KL, 16 tokens 128, quality kept 102; "
+        "answers of at most 128 tokens."
+    )
 
 
 def test_the_modules_of_an_8b_layer_have_llamas_shapes():

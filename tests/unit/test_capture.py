@@ -156,11 +156,11 @@ def test_other_sessions_may_compute_at_the_same_time(llama):
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(llama, monkeypatch):
     forward, sizes = capture._forward, []
 
-    def small(host, prompts, rows):
+    def small(host, prompts, rows, *more):
         sizes.append(len(prompts))
         if len(prompts) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(host, prompts, rows)
+        return forward(host, prompts, rows, *more)
 
     monkeypatch.setattr(capture, "_forward", small)
     found = finish(residuals(llama, PROMPTS, batch_size=5))

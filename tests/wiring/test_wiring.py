@@ -151,7 +151,8 @@ def test_every_control_of_the_form_redraws_when_it_is_turned(page, engine):
     by_id = {b.elem_id: b for b in page.blocks.values() if getattr(b, "elem_id", None)}
     heard = {target for fn in page.fns.values() for target in fn.targets}
     ids = {
-        "metrics": "metric-names", "norm_preserving": "norm-preserving", "file": "directions-file",
+        "metrics": "metric-names", "norm_preserving": "norm-preserving", "affine_at": "affine-at",
+        "file": "directions-file",
         "metric_samples": "metric-samples", "metric_tokens": "metric-tokens",
         "metric_preset": "metric-preset", "labels": "labels-file",
     }  # fmt: skip
