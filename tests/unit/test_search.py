@@ -45,7 +45,7 @@ def test_candidates_of_one_batch_score_as_one_evaluation_at_a_time(host):
 
 
 def test_the_grid_finds_a_kernel_that_costs_less_than_the_default_on_prompts_it_never_saw(host):
-    spec = SearchSpec("grid", samples=16)
+    spec = SearchSpec("grid", samples=16, target=0.05)
     found = spent(host, spec)
     kept = chosen(found, aims(DEFAULT, spec), spec)
     assert len(found) == 25
@@ -53,7 +53,7 @@ def test_the_grid_finds_a_kernel_that_costs_less_than_the_default_on_prompts_it_
     unseen = Evaluation(metrics=("refusal_rate", "kl_16"), preset="full", max_new_tokens=48)
     (_, default_kl), (refusals, kl) = finish(evaluate_rows(host, edits, unseen))
     assert refusals.edited.n == 160
-    assert refusals.edited.value <= 0.02
+    assert refusals.edited.value <= 0.05
     assert kl.edited.value < default_kl.edited.value
 
 
@@ -179,7 +179,7 @@ def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     out = tmp_path / "best.yaml"
     recipe = str(PRESETS / "recipes" / "default.yaml")
     asked = ["search", recipe, "--samples", "8", "--trials", "5", "--storage", "memory",
-             "--target", "0.1"]  # fmt: skip
+             "--target", "0.2"]  # fmt: skip
     assert main([*asked, "--out", str(out), "--json", "--held-out"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert recipes.load(out).digest() == told["best"]
@@ -187,7 +187,7 @@ def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     assert told["reached"]
     (row,) = [row for row in told["candidates"] if row["number"] == told["number"]]
     assert row["test"][REFUSALS]["n"] == 160  # all that are held out
-    assert row["test"][REFUSALS]["value"] <= 0.1
+    assert row["test"][REFUSALS]["value"] <= 0.2
     kinds = ("refusal_rate", "delivered", "evaded", "degenerate_harmful")
     assert told["held_out"].keys() == {*kinds, "kl_16", "quality"}
     assert sum(told["held_out"][kind]["value"] for kind in kinds) == pytest.approx(1)

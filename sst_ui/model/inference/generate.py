@@ -98,6 +98,7 @@ class _Running:
         begun = start(host, prompts, rows, cache=self._cache)
         self._first: Prefill | None = begun
         self._batch, self._plan = begun.batch, begun.plan
+        self._said = 0  # tokens of every answer so far
         self._new = begun.new  # the prefill computes every column, later steps only the last
 
     def logits(self) -> Tensor:
@@ -140,7 +141,11 @@ class _Running:
         self._batch = Batch(
             torch.cat([ids, fresh], 1), torch.cat([mask, torch.ones_like(fresh)], 1)
         )
-        self._new = None if self._cache is None else 1
+        self._said += 1
+        self._new = 1
+        if self._cache is None:  # everything is read again, the end of the prompt too
+            self._new = None
+            self._plan = self._plan.ending([self._said + 1] * len(tokens))
 
 
 def _check_lengths(host: Host, prompts: Sequence[Sequence[int]]) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 
 import gradio as gr
 
+from sst_ui.errors import UserError
 from sst_ui.jobs.directions.rounds import Rounds
 from sst_ui.progress import finish
 from sst_ui.ui.events.apply import JOB, Screen, idle, watched
@@ -70,7 +71,11 @@ def find(
 
 def look(figures: FiguresPanel, engine: Engine, draft: Draft) -> dict:
     """The decisions of the draft's directions."""
-    known = engine.directions(draft.loaded.key, draft.ablation().directions)
+    try:
+        spec = draft.ablation().directions
+    except UserError:  # said at its control
+        return {figures.decisions: gr.skip()}
+    known = engine.directions(draft.loaded.key, spec)
     found = () if known is None else known.decisions
     return {figures.decisions: decisions.draw(draft.language, found)}
 
