@@ -204,10 +204,8 @@ def test_the_table_of_strategies_says_what_each_took_and_found():
         strategies.Row("TPE", (85, 15), 61.4, replace(start, name="peak 0.5"), values),
     ]
     table = strategies.markdown(rows)
-    assert (
-        "| default profile | – | – | 0.013 [0.003, 0.040] | 0.980 [0.950, 1.000] | 1.2e-04 [8.0e-05, 2.0e-04]"
-        in table
-    )
+    default = ["0.013 [0.003, 0.040]", "0.980 [0.950, 1.000]", "1.2e-04 [8.0e-05, 2.0e-04]"]
+    assert f"| default profile | – | – | {' | '.join(default)}" in table
     assert "| TPE | 100, 15 ruled out early | 61 s |" in table
     assert "| peak 0.5 |" in table
     assert table.endswith(
