@@ -58,7 +58,7 @@ def test_a_random_control_gets_no_advice():
     recipe = control(Recipe(edits=(Ablation(),)))
     known = Variants().add(recipe)
     board = Board("en", known, {recipe.digest(): left})
-    assert "no layer has evidence" in advice_events.render(board)
+    assert "no layer shows evidence" in advice_events.render(board)
     assert "Try this" not in advice_events.render(board)
     assert advice_events.render(replace(board, results={})) == ""
 

@@ -337,7 +337,7 @@ def test_a_shared_program_without_signing_in_offers_no_push_and_refuses_one(
     push = handler(page, export_events, "push")
     *_, last = push("en", WINDOW, None, Done(Path("x"), "d"), "me/mine", True)
     assert sent == [], "the owner's token is not a visitor's"
-    assert "signed in" in text(last, page, "export-status")
+    assert "for visitors who sign in" in text(last, page, "export-status")
 
 
 def test_without_a_token_there_is_nothing_to_push_with(monkeypatch):
