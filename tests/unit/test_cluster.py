@@ -76,9 +76,15 @@ def all_ready(cluster):
 
 
 @pytest.mark.slow
-def test_two_workers_come_to_the_numbers_of_one_process(cluster, local):
+def test_two_workers_come_to_the_numbers_of_one_process(cluster, local, monkeypatch):
     all_ready(cluster)
-    told = []
+    give, at_work, told = cluster._give, [], []
+
+    def counted(*work):
+        give(*work)
+        at_work.append(sum(worker.place is not None for worker in cluster._team))
+
+    monkeypatch.setattr(cluster, "_give", counted)
     found = {}
     for step in cluster.numbers(GRID, EVALUATION):
         if isinstance(step, Progress):
@@ -88,6 +94,7 @@ def test_two_workers_come_to_the_numbers_of_one_process(cluster, local):
     assert len(found) == 10
     assert found == local
     assert len({numbers.values[EVALUATION.metrics[0]].value for numbers in found.values()}) > 1
+    assert at_work == [1, 2]  # both at once
     assert all(any(f"worker {number}" in note for note in told) for number in (1, 2))
     assert (cluster.layers, cluster.preserving, cluster.name) == (12, True, "demo")
 
