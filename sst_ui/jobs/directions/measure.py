@@ -61,14 +61,14 @@ def measure(
         yield Progress("directions", 1, 1, note)
         return read
     harmful, harmless = (load_prompts(name, spec.samples) for name in (spec.harmful, spec.harmless))
-    if texts(harmful) == texts(harmless):
+    if _texts(harmful) == _texts(harmless):
         raise UserError(
             f"the harmful prompts {spec.harmful!r} and the harmless prompts {spec.harmless!r} are "
             "the same; a direction needs two different sets."
         )
-    other, note = _heldout(heldout, spec.samples, texts(harmful) | texts(harmless))
+    other, note = _heldout(heldout, spec.samples, _texts(harmful) | _texts(harmless))
     sets = (harmful, harmless, *other)
-    meta = described(host, spec, sets) | {"note": note}
+    meta = _meta(host, spec, sets) | {"note": note}
     asked = digest(meta)
     if (recent := _recent.get(host, {}).get(asked)) is not None:
         yield Progress("directions", 1, 1, note)
@@ -164,8 +164,7 @@ def _from_file(host: Host, spec: DirectionSpec, path: str) -> tuple[Directions, 
         note = f"these directions were measured on another model ({name})"
     if spec.estimator == "random":
         shape = (directions.layers, directions.hidden, directions.k)
-        control = random(*shape, spec.seed, directions.norms)
-        directions = replace(control, decisions=directions.decisions)
+        directions = random(*shape, spec.seed, directions.norms)
     asked = directions.digest()
     return _recent.get(host, {}).get(asked) or _keep(host, asked, directions), note
 
@@ -205,8 +204,7 @@ def _text(prompt: Prompt) -> str:
     return prompt.key
 
 
-def texts(prompts: PromptSet) -> set[str]:
-    """The requests of a prompt set, for telling whether two share any."""
+def _texts(prompts: PromptSet) -> set[str]:
     return {_text(prompt) for prompt in prompts.prompts}
 
 
@@ -233,8 +231,7 @@ def _cached(host: Host, path: Path | None) -> Directions | None:
     return directions
 
 
-def described(host: Host, spec: DirectionSpec, sets: tuple[PromptSet, ...]) -> dict[str, str]:
-    """Meta data of directions: model, settings, and the sets in the order of their roles."""
+def _meta(host: Host, spec: DirectionSpec, sets: tuple[PromptSet, ...]) -> dict[str, str]:
     roles = ("harmful", "harmless", "heldout_harmful", "heldout_harmless")
     names = {
         role: f"{each.name} ({len(each)} prompts, {each.digest})"
