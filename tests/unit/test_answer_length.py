@@ -45,9 +45,9 @@ def test_a_search_reads_a_hundred_tokens_of_a_real_model_unless_told_otherwise()
 
 def test_the_refusals_of_a_search_have_the_other_kinds_of_answer_beside_them():
     aim = aims(RECIPE, SearchSpec())
-    assert aim.objectives[0] == "refusal_rate@demo/harmful"
+    assert aim.objectives[0] == "refusal_rate@demo/harmful?part=2/2"
     for name in ("delivered", "evaded", "degenerate_harmful"):
-        assert f"{name}@demo/harmful" in aim.metrics  # on the same answers
+        assert f"{name}@demo/harmful?part=2/2" in aim.metrics  # on the same answers
     assert not aims(RECIPE, SearchSpec(objectives=("kl_16",))).beside
 
 

@@ -323,7 +323,7 @@ def test_progress_names_the_metric_and_its_step(small, chats, write):
 
 def test_a_derived_metric_brings_its_source_but_does_not_show_it(small, monkeypatch, chats):
     monkeypatch.setattr(
-        "sst_ui.jobs.evaluate.evaluate.prompt_sets.load", lambda *_: load_prompts(chats)
+        "sst_ui.jobs.evaluate.apart.prompt_sets.load", lambda *_: load_prompts(chats)
     )
     results = finish(evaluate(small, edits(small), Evaluation(("removal",), max_new_tokens=4)))
     assert [r.name for r in results] == ["removal"]
