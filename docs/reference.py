@@ -15,7 +15,7 @@ from sst_ui.paths import PRESETS
 from sst_ui.schema import KINDS, Setting, parts, settings
 
 PAGES = {"en": "recipe.md", "ja": "recipe-ja.md"}
-ORDER = ("recipe", "model", "edit", "directions", "weights", "merge", "evaluation",
+ORDER = ("recipe", "model", "edit", "filter", "directions", "weights", "merge", "evaluation",
          "search", "export", "chat")  # fmt: skip
 TEXTS: Mapping[str, Mapping[str, Any]] = {
     "en": {
@@ -30,6 +30,7 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
             "recipe": "At the top",
             "model": "`model`",
             "edit": "`edits`: an ablation",
+            "filter": "`filter` of an ablation with operation `filter`",
             "directions": "`directions` of an ablation",
             "weights": "`weights` of an ablation or a merge",
             "merge": "`edits`: a merge",
@@ -54,6 +55,7 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
             "recipe": "最上位",
             "model": "`model`",
             "edit": "`edits`：除去",
+            "filter": "操作 `filter` の除去の `filter`",
             "directions": "除去の `directions`",
             "weights": "除去・マージの `weights`",
             "merge": "`edits`：マージ",

@@ -148,6 +148,10 @@ def _measure_options(parser: argparse.ArgumentParser) -> None:
     for name in MEASURED:
         add(parser, f"directions.{name}", default=setting(f"directions.{name}").default)
     parser.add_argument("--json", action="store_true", help="per-layer analysis as JSON")
+    parser.add_argument(
+        "--filter", action="store_true",
+        help="also collect what operation filter needs, and print what it is predicted to do",
+    )  # fmt: skip
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +213,7 @@ def _measure(options: argparse.Namespace) -> None:
     spec = _checked(DirectionSpec, "directions", values)
     _writable(options.out)
 
+    from sst_ui.jobs.directions.filtering import tradeoff
     from sst_ui.jobs.directions.measure import measure
     from sst_ui.jobs.export import protected_paths
     from sst_ui.model.runtime.host import load as load_host
@@ -218,22 +223,22 @@ def _measure(options: argparse.Namespace) -> None:
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load_host(model)
-        return (yield from measure(host, spec))
+        directions = yield from measure(host, spec)
+        edit = Ablation(directions=spec, operation="filter")
+        told = (yield from tradeoff(host, edit, directions)) if options.filter else []
+        return directions, told
 
-    directions = with_bar(job())
+    directions, told = with_bar(job())
     directions.save(options.out)
     stats = {name: values.tolist() for name, values in directions.stats.items()}
     if options.json:
         meta = dict(directions.meta)
-        print(streams.to_json({"layers": directions.layers, "meta": meta, **stats}))
+        rows = {"filter": [vars(point) for point in told]} if options.filter else {}
+        print(streams.to_json({"layers": directions.layers, "meta": meta, **stats, **rows}))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("layer", *stats, box=None)
-    for layer in range(directions.layers):
-        table.add_row(str(layer), *(f"{values[layer]:.3f}" for values in stats.values()))
-    Console().print(table)
+    tables.directions(stats, directions.layers)
+    if options.filter:
+        tables.tradeoff(told)
     print(f"saved {options.out}")
 
 
@@ -292,6 +297,7 @@ def _run(options: argparse.Namespace) -> None:
         print(streams.to_json([result.to_json() for result in outcome.results]))
         return
     from sst_ui.model.architecture.discover import fold
+    from sst_ui.model.hooks.low_rank import RowFilter
 
     tables.metrics(outcome.results)
     report = outcome.report
@@ -300,6 +306,9 @@ def _run(options: argparse.Namespace) -> None:
     print(f"largest relative error against the formula: {report.max_error:.1e}")
     for message in report.messages:
         print(f"note: {message}")
+    for edit in outcome.edits:
+        if isinstance(edit, RowFilter):
+            print(edit.summary)
     print(f"recipe {recipe.digest()}: results in {options.out}")
 
 

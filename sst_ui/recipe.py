@@ -52,12 +52,14 @@ Rank = Annotated[Whole, Field(ge=1)]
 # A slider of decades: its step is one of the exponent.
 Budget = Annotated[Number, Field(gt=0), Slider(0.01, low=1e-5, high=3)]
 
+Price = Annotated[Number, Field(ge=0, le=1e9), Slider(0.05, low=1e-3, high=1e3)]
+
 SHAPE = ("peak", "width", "threshold")  # what a profile's name stands for
 
 Estimator = Literal["mean_difference", "projected", "whitened", "random"]
 Scope = Literal["per_layer", "single"]
 Position = Literal["template", "instruction"]
-Operation = Literal["ablate", "add"]
+Operation = Literal["ablate", "add", "filter"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Size = Literal["quick", "standard", "full"]
@@ -185,6 +187,22 @@ class DirectionSpec(Checked):
             raise UserError("directions.scope is 'single': say which layer with directions.layer.")
 
 
+@described("filter")
+@dataclass(frozen=True)
+class Filter(Checked):
+    """What the operation `filter` leaves as it is, and at what price: μ itself, or a budget."""
+
+    mu: Price = 1.0
+    budget: Annotated[Number, Field(gt=0, le=1), Slider(0.01, low=1e-4)] | None = None
+    ridge: Annotated[Number, Field(gt=0, ge=1e-6, le=1)] = 1e-3
+    answers: Annotated[Whole, Field(ge=0, le=512)] = 16
+    lookalikes: Text | None = None
+    lookalike_weight: Annotated[Number, Field(ge=0, le=100)] = 1.0
+
+    def __post_init__(self) -> None:
+        schema.check(self)
+
+
 @described("edit")
 @dataclass(frozen=True)
 class Ablation(Checked):
@@ -195,17 +213,18 @@ class Ablation(Checked):
     operation: Operation = "ablate"
     norm_preserving: Flag = False
     affine: Flag = False
+    filter: Filter = field(default_factory=Filter)
 
     def __post_init__(self) -> None:
         schema.check(self)
         if unknown_kinds := (set(self.weights.modules) | set(self.weights.overrides)) - set(KINDS):
             raise unknown("module kind", min(unknown_kinds), KINDS)
-        if self.norm_preserving and (self.affine or self.operation == "add"):
+        if self.norm_preserving and (self.affine or self.operation != "ablate"):
             raise UserError(
-                "norm_preserving goes with a plain ablation only: not with affine or add."
+                "norm_preserving goes with a plain ablation only: not with affine, add or filter."
             )
         if self.affine and self.operation == "add":
-            raise UserError("affine goes with operation 'ablate', not with 'add'.")
+            raise UserError("affine goes with operations 'ablate' and 'filter', not with 'add'.")
 
 
 def flat() -> WeightTable:

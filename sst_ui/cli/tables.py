@@ -1,6 +1,6 @@
 """Tables of results in a terminal, one line per metric. Heavy imports happen inside."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -26,6 +26,27 @@ def metrics(results: Iterable[Any]) -> None:
     show(table)
     if compared:
         print("; ".join(f"{word}: {meaning}" for word, meaning in MEANING.items()) + ".")
+
+
+def directions(stats: Mapping[str, Sequence[float]], layers: int) -> None:
+    """Print the statistics of each layer's direction."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", *stats, box=None)
+    for layer in range(layers):
+        table.add_row(str(layer), *(f"{values[layer]:.3f}" for values in stats.values()))
+    Console().print(table)
+
+
+def tradeoff(points: Iterable[Any]) -> None:
+    """Print what a filter is predicted to do at several prices, by the default kernel."""
+    from rich.table import Table
+
+    table = Table("μ", "harmful removed", "harmless moved, of plain ablation's", box=None)
+    for point in points:
+        table.add_row(f"{point.mu:g}", f"{point.removed:.1%}", f"{point.moved:.3%}")
+    show(table)
 
 
 def verdict(result: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import Goal
-from sst_ui.model.hooks.live_edits import Edit, RowEdit
+from sst_ui.model.hooks.live_edits import Edit, RowEdit, RowFilter
 from sst_ui.recipe import LAYERS, Ablation, Merge, Recipe, WeightTable
 
 Purpose = Literal["plain", "abliterated", "reinforced", "merged", "both"]
@@ -34,7 +34,7 @@ def purpose(recipe: Recipe, layers: int | None = None) -> Purpose:
 
 def goal(edits: Sequence[Edit]) -> Goal:
     """Which way the metrics of resolved edits are good."""
-    tables = [edit.alpha for edit in edits if isinstance(edit, RowEdit)]
+    tables = [edit.alpha for edit in edits if isinstance(edit, RowEdit | RowFilter)]
     return goal_of(_purpose(tables, len(tables) < len(edits)))
 
 

@@ -11,7 +11,7 @@ from sst_ui.jobs.directions.measure import resolve
 from sst_ui.jobs.evaluate.evaluate import MetricResult, evaluate
 from sst_ui.jobs.export import protected_paths
 from sst_ui.metrics.registry import find
-from sst_ui.model.hooks.live_edits import Edit, EditReport, RowDelta
+from sst_ui.model.hooks.live_edits import Edit, EditReport, RowDelta, RowEdit, RowFilter
 from sst_ui.model.lora.adapters import write_adapter
 from sst_ui.model.runtime.host import Host, load
 from sst_ui.model.weights.staged_folder import refuse_to_overwrite, staged
@@ -35,7 +35,8 @@ def run(
     """Carry out a recipe and write `recipe.yaml`, `metrics.json` and `directions.safetensors`.
 
     With several edits the second and later directions go to `directions_2.safetensors` and so on; a
-    merge leaves a PEFT adapter in the folder `adapter` (`adapter_2`, ...).
+    merge leaves a PEFT adapter in the folder `adapter` (`adapter_2`, ...), a filtered ablation
+    both.
     The folder appears at the end with all of them; a run that fails or is cancelled leaves none.
 
     Args:
@@ -63,9 +64,9 @@ def run(
         (folder / recipes.FILE).write_text(recipes.to_yaml(recipe), encoding="utf-8")
         for number, edit in enumerate(edits, 1):
             suffix = "" if number == 1 else f"_{number}"
-            if isinstance(edit, RowDelta):
-                write_adapter(folder / f"adapter{suffix}", edit.deltas, host)
-            else:
+            if isinstance(edit, RowDelta) and (edit.active() or not isinstance(edit, RowFilter)):
+                write_adapter(folder / f"adapter{suffix}", edit.weighed(), host)
+            if isinstance(edit, RowEdit | RowFilter):
                 edit.directions.save(folder / f"directions{suffix}.safetensors")
         rows = [result.to_json() for result in results]
         (folder / "metrics.json").write_text(

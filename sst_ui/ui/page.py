@@ -24,6 +24,7 @@ from sst_ui.ui.events import answers as answers_events
 from sst_ui.ui.events import apply as apply_events
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import export as export_events
+from sst_ui.ui.events import filter as filter_events
 from sst_ui.ui.events import merge as merge_events
 from sst_ui.ui.events import runs as runs_events
 from sst_ui.ui.events import search as search_events
@@ -108,9 +109,11 @@ class Screen:
             limits=self.metrics.limits,
             merge_figure=f.merge,
             merge=left.merge,
+            filter=left.weights.filter,
         )
         read = [s.language, s.loaded, s.extras, s.variants, f.signal, f.merge_view, *form]
-        return Editor(Controls(form, left.merge, s.extras), drawing, Reads(read, Draft.of))
+        controls = Controls(form, left.merge, left.weights.filter, s.extras)
+        return Editor(controls, drawing, Reads(read, Draft.of))
 
     @property
     def board(self) -> Reads:
@@ -214,6 +217,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     changed = apply_events.connect(jobs, left.direction.measure, lang, board, engine)
     edit.connect(editor, bar, lang, engine)
     edit.connect_others(editor, figs.signal, engine)
+    filter_events.connect(editor, engine)
     edit_table.connect(figs, editor, engine)
     edit_recipe.connect(work.recipe, editor, lang, engine)
     merge_events.connect(editor, figs, changed, engine)

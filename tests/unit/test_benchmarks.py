@@ -11,6 +11,7 @@ from benchmarks import (
     evaluate,
     export,
     export_ways,
+    filter,
     live_edit,
     mergers,
     search,
@@ -363,3 +364,19 @@ def test_exports_are_compared_with_cp_round_by_round():
     table = export.markdown(result)
     assert "| 0.50 | 1× | 1 MiB |" in table
     assert {line.count("|") for line in table.splitlines()} == {7}
+
+
+def test_the_filters_benchmark_times_the_demo_and_compares_it_with_the_plain_ablation(host):
+    demo = filter.costs(host, repeats=1)
+    assert min(vars(demo).values()) > 0
+    rows = filter.effects(host, samples=2)
+    assert [row.removed is None for row in rows] == [True, False, False, False] * 2
+    moved = [row.moved for row in rows if row.moved is not None]
+    assert moved[0] > moved[1] > moved[2]  # a dearer filter moves less
+    assert filter.markdown(demo, rows, []).count("|---") == 2 + 7 + 8
+
+
+def test_the_filters_benchmark_holds_a_subspace_against_the_whole_space():
+    row = filter.wide(640, exact=True, harmful=64, harmless=1024)
+    assert row.state < row.whole
+    assert all(-1e-6 < value < 0.1 for value in row.excess.values())

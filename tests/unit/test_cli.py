@@ -110,6 +110,17 @@ def test_a_failed_run_leaves_no_folder(recipe, tmp_path, capsys):
     assert [f.name for f in tmp_path.iterdir()] == ["small.yaml"]
 
 
+def test_measure_tells_the_trade_off_of_a_filter(tmp_path, capsys):
+    out = tmp_path / "directions.safetensors"
+    assert main(["measure", "--samples", "8", "--out", str(out), "--json", "--filter"]) == 0
+    rows = json.loads(capsys.readouterr().out)["filter"]
+    assert [row["mu"] for row in rows] == sorted(row["mu"] for row in rows)
+    for name in ("removed", "moved"):  # a dearer filter removes less and moves less
+        values = [row[name] for row in rows]
+        assert values == sorted(values, reverse=True)
+        assert values[0] > values[-1] > 0
+
+
 def test_measure_saves_directions_and_prints_the_layer_analysis(tmp_path, capsys):
     out = tmp_path / "d.safetensors"
     assert main(["measure", "--samples", "8", "--out", str(out), "--json"]) == 0

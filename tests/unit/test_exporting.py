@@ -20,7 +20,15 @@ from sst_ui.model.runtime.host import load
 from sst_ui.model.weights.staged_folder import MANIFEST
 from sst_ui.paths import DEMO, PRESETS
 from sst_ui.progress import finish
-from sst_ui.recipe import Ablation, DirectionSpec, Merge, ModelSpec, Recipe, WeightTable
+from sst_ui.recipe import (
+    Ablation,
+    DirectionSpec,
+    Filter,
+    Merge,
+    ModelSpec,
+    Recipe,
+    WeightTable,
+)
 from tests import vocabularies
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft", "ignore:::transformers")
@@ -103,6 +111,25 @@ def test_mixtures_pass_as_whole_models_also_where_only_the_files_can_be_edited(
     assert checked.residue < (1e-5 if dtype == torch.float32 else 0.03)
     assert "no answers were compared" in checked.summary()
     assert "not compared" in (tmp_path / "n" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("format", ["adapter", "model", "gguf"])
+def test_a_filtered_demo_is_found_as_it_was_in_the_studio(host, in_process, tmp_path, format):
+    edit = Ablation(DirectionSpec(samples=24), operation="filter", filter=Filter(answers=0))
+    recipe = Recipe(name="filtered", edits=(edit,))
+    done = finish(export(host, recipe, tmp_path / "out", format, verify=3))
+    checked = done.verification
+    assert checked.ok
+    assert checked.same_answers + checked.near_ties == 3
+    assert checked.parameters == 14
+    assert checked.max_logit_error < (1e-5 if format == "adapter" else 0.02)
+
+
+def test_mergekit_gets_a_filter_as_an_exact_adapter(host, tmp_path):
+    edit = Ablation(DirectionSpec(samples=24), operation="filter", filter=Filter(answers=0))
+    done = finish(export(host, Recipe(edits=(edit,)), tmp_path / "out", "mergekit"))
+    assert (done.folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert any("Exact" in note for note in done.notes)
 
 
 def test_a_norm_preserving_adapter_says_how_much_it_lacks(stored_host, in_process, tmp_path):

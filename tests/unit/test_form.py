@@ -9,7 +9,7 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import Ablation, Merge, ModelSpec, Recipe, WeightTable
+from sst_ui.recipe import Ablation, Filter, Merge, ModelSpec, Recipe, WeightTable
 from sst_ui.ui.panels.model import spec
 from sst_ui.ui.state import merge_form
 from sst_ui.ui.state.form import Extras, Form, read, show
@@ -29,6 +29,13 @@ TURNED = {  # another position of every control
     "operation": "add",
     "norm_preserving": True,
     "affine": True,
+    "filter_goal": "budget",
+    "filter_budget": 0.2,
+    "filter_mu": 30.0,
+    "lookalikes": "demo/facts",
+    "lookalike_weight": 3.0,
+    "filter_answers": 4,
+    "filter_ridge": 0.01,
     "estimator": "whitened",
     "k": 3,
     "scope": "single",
@@ -78,6 +85,8 @@ def ready(form: Form, name: str) -> Form:
     """The form with everything switched on that a control needs to be of use."""
     if name == "layer":  # only asked for where one layer's direction serves all
         form = form._replace(scope="single")
+    if name == "filter_budget":
+        form = form._replace(filter_goal="budget")
     if name in merge_form.FIELDS and name != "merge_on":
         form = form._replace(merge_on=True)
     if name in ("m_peak", "m_width"):
@@ -128,6 +137,11 @@ def test_a_turned_control_comes_back_from_its_recipe(form, name):
         ("k", 99),
         ("samples", 1),
         ("harmful", "  "),
+        ("filter_goal", "nats"),
+        ("filter_mu", -1),
+        ("lookalike_weight", None),
+        ("filter_answers", 2.5),
+        ("filter_ridge", 0),
         ("metric_tokens", 5000),
         ("metric_samples", -1),
         ("metric_preset", "quik"),
@@ -182,6 +196,13 @@ SHAPED = WeightTable(
 EDITS = {
     "nothing": (),
     "ablation": (Ablation(),),
+    "filter": (
+        Ablation(
+            operation="filter",
+            affine=True,
+            filter=Filter(3.0, 0.004, 0.01, 7, "demo/lookalike", 2.0),
+        ),
+    ),
     "merge": (Merge("a", "b"),),
     "both": (Merge("a", "b", budget=0.02), Ablation()),
     "defaults named": (Merge("a", "b", "sst_topk", {"k": 128, "damping": 1e-3}),),

@@ -196,6 +196,19 @@ def test_a_merge_is_searched_by_price_safety_weight_and_modules():
         spent(SearchSpec("grid"), recipe=MERGE)
 
 
+def test_a_filter_is_searched_by_its_price_or_by_its_budget():
+    (plain,) = DEFAULT.edits
+    assert not {"mu", "budget"} & space(DEFAULT).keys()
+    for named, other, settings in (("mu", "budget", {}), ("budget", "mu", {"budget": 0.01})):
+        edit = replace(plain, operation="filter", filter=replace(plain.filter, **settings))
+        recipe = replace(DEFAULT, edits=(edit,))
+        rows = space(recipe)
+        assert named in rows
+        assert not {other, "norm_preserving"} & rows.keys()
+        made = candidate(recipe, {**values(recipe, rows, LAYERS), named: 0.05}, LAYERS).edits[0]
+        assert (made.operation, getattr(made.filter, named)) == ("filter", 0.05)
+
+
 def test_candidates_of_an_ablation_say_what_was_drawn():
     drawn = {"peak": 0.5, "width": 0.2, "strength": 0.8, "threshold": 0.05, "attention": 0.5,
              "mlp": 1.2, "norm_preserving": True, "scope": "single", "layer": 0.5}  # fmt: skip

@@ -6,7 +6,7 @@ Each edit's directions are measured on the base model. The formulas are in
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -15,12 +15,14 @@ from sst_ui import cache
 from sst_ui.data.prompt_sets import Prompt, PromptSet
 from sst_ui.data.prompt_sets import load as load_prompts
 from sst_ui.errors import UserError
+from sst_ui.jobs.directions.filtering import filters, refuse
 from sst_ui.jobs.directions.residual_cache import Encoded, captured, check_fits, encode
 from sst_ui.jobs.merge.merge import merge
 from sst_ui.maths import kernel
 from sst_ui.maths.direction_estimators import estimate
 from sst_ui.maths.directions import Directions, load, random
 from sst_ui.model.hooks.live_edits import Edit, RowEdit
+from sst_ui.model.load.fingerprint import state
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, DirectionSpec, Merge, Recipe, digest, to_dict
@@ -94,12 +96,21 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
     # The tables first: a typing error there should not show after minutes of measuring.
     ablations = [edit for edit in recipe.edits if isinstance(edit, Ablation)]
     tables = iter([kernel.table(edit.weights, host.layers) for edit in ablations])
+    for ablation in ablations:
+        if ablation.operation == "filter":
+            refuse(host, ablation)
     edits: list[Edit] = []
-    for edit in recipe.edits:
+    for number, edit in enumerate(recipe.edits):
         if isinstance(edit, Merge):
             edits.append((yield from merge(host, edit)).live)
             continue
         directions = yield from measure(host, edit.directions)
+        if edit.operation == "filter":
+            next(tables)
+            identity = named(recipe.edits[:number])
+            found = yield from filters(host, edit, directions, tuple(edits), identity)
+            edits.append(found.edit_row(edit))
+            continue
         edits.append(
             RowEdit(
                 directions,
@@ -110,6 +121,19 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
             )
         )
     return tuple(edits)
+
+
+def named(edits: Sequence[Ablation | Merge]) -> str:
+    """Names edits by their settings and by the state of the files that they name; '' for none."""
+    if not edits:
+        return ""
+    files = [
+        state(e.utility, e.safety, e.unaligned)
+        if isinstance(e, Merge)
+        else state(e.directions.file)
+        for e in edits
+    ]
+    return digest([to_dict(tuple(edits)), files])
 
 
 def control(recipe: Recipe, seed: int = 0) -> Recipe:

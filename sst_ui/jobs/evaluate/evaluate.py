@@ -22,7 +22,7 @@ from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import Derived, Metric, Reads, default_metrics, find
 from sst_ui.metrics.results import Item, MetricResult, Value, compare
 from sst_ui.metrics.text import languages
-from sst_ui.model.hooks.live_edits import Edit, RowEdit
+from sst_ui.model.hooks.live_edits import Edit, RowEdit, RowFilter
 from sst_ui.model.runtime.host import Host
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
@@ -159,9 +159,10 @@ def _held_out(metric: Metric, edits: tuple[Edit, ...]) -> str:
     sources = {
         edit.directions.meta.get(role, "").rpartition(" (")[0]
         for edit in edits
-        if isinstance(edit, RowEdit)
+        if isinstance(edit, RowEdit | RowFilter)
         for role in ("harmful", "harmless")
     }
+    sources |= {name for edit in edits if isinstance(edit, RowFilter) for name in edit.sources}
     if metric.prompts not in sources:
         return ""
     return f"not held out: directions were measured on {metric.prompts}"

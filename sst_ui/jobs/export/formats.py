@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from sst_ui.errors import UserError
+from sst_ui.jobs.directions.filtering import refuse
 from sst_ui.maths import kernel
 from sst_ui.maths.directions import random
 from sst_ui.model.hooks.live_edits import Edit
+from sst_ui.model.hooks.low_rank import RowFilter
 from sst_ui.model.hooks.row_plan import RowEdit
 from sst_ui.model.load.companion_files import carry
 from sst_ui.model.load.load import contents
@@ -57,20 +59,28 @@ class Made:
     check: bool = True
 
 
-def pretended(host: Host, recipe: Recipe) -> tuple[RowEdit, ...]:
+def pretended(host: Host, recipe: Recipe) -> tuple[RowEdit | RowFilter, ...]:
     """The recipe's ablations along random directions: enough to tell what a format can hold,
-    before minutes go into measuring the real ones."""
-    shape = (host.layers, host.hidden)
-    return tuple(
-        RowEdit(
-            random(*shape, edit.directions.k, 0),
-            kernel.table(edit.weights, host.layers),
-            norm_preserving=edit.norm_preserving,
-            affine=edit.affine,
-            operation=edit.operation,
-        )
-        for edit in recipe.edits
-        if isinstance(edit, Ablation)
+    before minutes go into measuring the real ones.
+
+    Raises:
+        UserError: a filtered ablation that this model does not allow.
+    """
+    return tuple(_pretended(host, edit) for edit in recipe.edits if isinstance(edit, Ablation))
+
+
+def _pretended(host: Host, edit: Ablation) -> RowEdit | RowFilter:
+    directions = random(host.layers, host.hidden, edit.directions.k, 0)
+    alpha = kernel.table(edit.weights, host.layers)
+    if edit.operation == "filter":  # deltas like a merge's, which every format holds
+        refuse(host, edit)
+        return RowFilter({}, directions=directions, alpha=alpha)
+    return RowEdit(
+        directions,
+        alpha,
+        norm_preserving=edit.norm_preserving,
+        affine=edit.affine,
+        operation=edit.operation,
     )
 
 

@@ -20,7 +20,7 @@ from sst_ui.maths import kernel
 from sst_ui.metrics.results import MEANING, MetricResult, Value
 from sst_ui.model.load.source import is_local
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import KINDS, Ablation, Merge, ModelSpec, Recipe
+from sst_ui.recipe import KINDS, Ablation, Filter, Merge, ModelSpec, Recipe
 
 if TYPE_CHECKING:
     from sst_ui.jobs.export.export import Export
@@ -181,7 +181,16 @@ def _edit(edit: Ablation | Merge) -> str:
     options = [f"{d.k} direction{'s' if d.k > 1 else ''} per layer ({d.estimator})"]
     options += [f"from `{d.harmful}` and `{d.harmless}`", f"strength {edit.weights.strength:g}"]
     options += ["norm preserving"] * edit.norm_preserving + ["affine"] * edit.affine
+    options += _filter(edit.filter) if edit.operation == "filter" else []
     return f"{edit.operation}: {', '.join(options)}"
+
+
+def _filter(settings: Filter) -> list[str]:
+    price = f"μ {settings.mu:g}"
+    if settings.budget is not None:
+        price = f"at most {settings.budget:.3g} of the harmless energy that plain ablation moves"
+    beside = settings.lookalikes
+    return [price] + ([f"look-alikes `{beside}` × {settings.lookalike_weight:g}"] if beside else [])
 
 
 def _metric(result: MetricResult) -> Mapping[str, Any]:

@@ -50,7 +50,7 @@ def space(
 
     Args:
         recipe: decides by what is being searched: affine edits cannot preserve norms, a method
-            without a price has no budget.
+            without a price has no budget, and only a filter has a price or the budget it names.
         preserving: whether this model's norms can be preserved while it computes.
         fused: kinds of this model's matrices that hold several kinds (qkv, gate_up); they are
             weighed as a whole, as a budget needs.
@@ -68,8 +68,12 @@ def space(
         rows |= {f"module_{kind}": factors for kind in (*single, *fused)}
         return {name: _span(row) for name, row in rows.items()}
     rows = dict(presets()["ablation"])
-    if not preserving or edit.affine or edit.operation == "add":
+    if not preserving or edit.affine or edit.operation != "ablate":
         rows.pop("norm_preserving")
+    chosen = "mu" if edit.filter.budget is None else "budget"
+    for name in ("mu", "budget"):
+        if edit.operation != "filter" or name != chosen:
+            rows.pop(name)
     if edit.directions.file is not None:
         rows.pop("scope"), rows.pop("layer")
     if purpose(replace(recipe, edits=(edit,))) == "reinforced":
@@ -115,6 +119,7 @@ def candidate(recipe: Recipe, params: Mapping[str, Any], layers: int) -> Recipe:
             weights=weights,
             directions=_directions(old.directions, params, layers),
             norm_preserving=bool(params.get("norm_preserving", old.norm_preserving)),
+            filter=replace(old.filter, **_only(params, ("mu", "budget"))),
         )
     edits = tuple(new if edit is old else edit for edit in recipe.edits)
     return replace(recipe, edits=edits, name=describe(params))
@@ -157,10 +162,16 @@ def _own(edit: Ablation | Merge, name: str, layers: int) -> Any:
         return getattr(weights, name)
     if isinstance(edit, Merge):
         return edit.budget if name == "budget" else edit.parameters.get(name)
+    if name in ("mu", "budget"):
+        return getattr(edit.filter, name)
     if name == "layer":
         place = edit.directions.layer
         return None if place is None else place / max(1, layers - 1)
     return edit.directions.scope if name == "scope" else edit.norm_preserving
+
+
+def _only(params: Mapping[str, Any], names: Sequence[str]) -> Params:
+    return {name: float(params[name]) for name in names if name in params}
 
 
 def _weights(old: WeightTable, params: Mapping[str, Any], layers: int) -> WeightTable:

@@ -22,7 +22,14 @@ from sst_ui.maths.directions import Directions
 from sst_ui.model.architecture.discover import Architecture, fold
 from sst_ui.model.architecture.module_roles import Writer, device_of
 from sst_ui.model.hooks.layer_sharing import ForkHooks
-from sst_ui.model.hooks.low_rank import DeltaHooks, RowDelta, Scaled, columns, summed
+from sst_ui.model.hooks.low_rank import (
+    DeltaHooks,
+    RowDelta,
+    RowFilter,
+    Scaled,
+    columns,
+    summed,
+)
 from sst_ui.model.hooks.row_plan import (
     Op,
     Place,
@@ -38,7 +45,7 @@ from sst_ui.model.hooks.self_check import EditReport, check
 from sst_ui.model.hooks.stream_accounting import account
 from sst_ui.recipe import KINDS
 
-__all__ = ["Edit", "EditReport", "LiveEdits", "Plan", "RowDelta", "RowEdit"]
+__all__ = ["Edit", "EditReport", "LiveEdits", "Plan", "RowDelta", "RowEdit", "RowFilter"]
 
 Edit = RowEdit | RowDelta  # a row of a batch is a tuple of these
 Link = tuple[Directions, float, bool]  # one ablation of a chain: along what, α, norm preserving
@@ -152,8 +159,7 @@ class LiveEdits:
                         f"this {family} does not call {fold(idle)}: it uses the weight in another "
                         "way, which a live adapter does not reach. Leave that module out."
                     )
-                continue
-            if edit.on_residual:
+            if not isinstance(edit, RowFilter) and (isinstance(edit, RowDelta) or edit.on_residual):
                 continue
             if hit := sorted(layer for layer in problems if edit.alpha[layer].any()):
                 more = f" ({len(hit)} layers are like that.)" if len(hit) > 1 else ""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sst_ui.errors import UserError
+from sst_ui.maths.directions import Directions
 from sst_ui.maths.merge.low_rank import Delta
 from sst_ui.model.architecture.discover import Architecture, fold
 from sst_ui.model.architecture.module_roles import device_of, shape_of
@@ -55,6 +56,44 @@ class RowDelta:
             for path, s in scales.items()
             if s and (self.deltas[path].rank or self.deltas[path].bias is not None)
         }
+
+    def weighed(self) -> dict[str, Delta]:
+        """Path -> delta of every module that this changes, the scale folded in."""
+        return {
+            path: Delta(s * d.b, d.a, None if d.bias is None else s * d.bias)
+            for path, (d, s) in self.active().items()
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class RowFilter(RowDelta):
+    """A filtered ablation of one row: −r̂ vᵀ in every writer, with its weight as the scale.
+
+    Attributes:
+        directions: [L, k, d] that it acts along.
+        alpha: [L, len(KINDS)] strength of every cell, as of a `RowEdit`.
+        sources: names of the prompt sets that it was solved on.
+        mu: the price it was solved at.
+        removed: predicted share of the harmful component that goes.
+        moved: predicted harmless energy that is moved, as a share of what plain ablation moves.
+    """
+
+    directions: Directions = field(kw_only=True)
+    alpha: np.ndarray = field(kw_only=True)
+    sources: tuple[str, ...] = field(kw_only=True, default=())
+    mu: float = field(kw_only=True, default=0.0)
+    removed: float = field(kw_only=True, default=0.0)
+    moved: float = field(kw_only=True, default=0.0)
+
+    @property
+    def summary(self) -> str:
+        """What it is predicted to do, in a sentence."""
+        verb = "remove" if self.removed >= 0 else "add"
+        return (
+            f"filter at μ {self.mu:.3g}: predicted to {verb} {abs(self.removed):.1%} of the "
+            f"harmful component and to move {self.moved:.2%} of the harmless energy that plain "
+            "ablation moves."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,6 +54,8 @@ class RowEdit:
             raise UserError("norm_preserving goes with a plain ablation only: not affine or add.")
         if self.affine and self.operation == "add":
             raise UserError("affine goes with operation 'ablate', not with 'add'.")
+        if self.operation == "filter":
+            raise UserError("a filtered ablation is a RowFilter: its rows have to be solved for.")
 
     @property
     def on_residual(self) -> bool:

@@ -67,13 +67,18 @@ class Step:
                         torch.autograd.grad(self._log_p(logits, dice), start)
         return sums
 
-    def watch(self, shift: Row, hooks: Mapping[str, Callable]) -> None:
-        """One forward pass with forward hooks (module path -> hook) and nothing else."""
+    def watch(self, shift: Row, hooks: Mapping[str, Callable], edited: bool = False) -> None:
+        """One forward pass with forward hooks (module path -> hook) and nothing else.
+
+        Args:
+            edited: hooks see what a module writes with its edits, not what its own weights write.
+        """
         plan = self.host.live.compile([shift] * len(self.conversations))
         with self.host.step(plan), torch.inference_mode(), ExitStack() as stack:
             for path, hook in hooks.items():
                 module = self.host.architecture.matrices[path]
-                stack.callback(module.register_forward_hook(hook, prepend=True).remove)
+                handle = module.register_forward_hook(hook, prepend=not edited)
+                stack.callback(handle.remove)
             self.host.model(**arguments(self.host, self.batch, self.keep), use_cache=False)
 
     def _log_p(self, logits: Tensor, dice: Sequence[torch.Generator] | None) -> Tensor:

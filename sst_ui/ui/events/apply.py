@@ -162,8 +162,10 @@ def measure(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -
     """The directions of the draft, and where their signal is strongest."""
     bar = screen.bar
     try:
-        spec = draft.ablation().directions
-        yield from _watched(bar, engine, draft, engine.measure(draft.loaded.key, spec), request)
+        edit, before = draft.ablation(), draft.before()
+        spec = edit.directions
+        job = engine.measure_edit(draft.loaded.key, before, edit, again=True)
+        yield from _watched(bar, engine, draft, job, request)
         signals = engine.signals(draft.loaded.key, spec)
         updates = draw(screen.editor.drawing, engine, draft)
     except Exception as error:

@@ -10,15 +10,19 @@ import gradio as gr
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.jobs.directions.filtering import Forecast
 from sst_ui.maths import kernel
-from sst_ui.recipe import Ablation, Recipe, WeightTable
+from sst_ui.recipe import Ablation, Merge, Recipe, WeightTable
 from sst_ui.ui.events import draw_merge
 from sst_ui.ui.events.binding import Reads
 from sst_ui.ui.panels import export as export_panel
 from sst_ui.ui.panels import merge as merge_panel
 from sst_ui.ui.panels import recipe_text as recipe_panel
+from sst_ui.ui.panels import weights as weights_panel
 from sst_ui.ui.panels.metrics import told_limits
 from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.errors import message
+from sst_ui.ui.state import merge_form
 from sst_ui.ui.state.form import WAYS, Extras, Form, ablation, free, read, show
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.window import Variants
@@ -60,6 +64,10 @@ class Draft:
         """The ablation that the controls say, switched on or not."""
         return ablation(self.form, self.extras)
 
+    def before(self) -> tuple[Merge, ...]:
+        """What comes in front of the ablation: the merge, if it is switched on."""
+        return (merge_form.read(self.form, self.extras.merge),) if self.form.merge_on else ()
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -76,6 +84,7 @@ class Drawing:
     limits: gr.HTML
     merge_figure: gr.Plot
     merge: merge_panel.MergePanel
+    filter: weights_panel.FilterPanel
 
     @property
     def outputs(self) -> list:
@@ -91,6 +100,8 @@ class Drawing:
             self.exported,
             self.limits,
             *draw_merge.outputs(self.merge, self.merge_figure),
+            *self.filter.rows.values(),
+            self.filter.readout,
         ]
 
 
@@ -100,12 +111,14 @@ class Controls:
 
     form: Form
     merge: merge_panel.MergePanel
+    filter: weights_panel.FilterPanel
     extras: gr.State
 
     @property
     def outputs(self) -> list:
         """The components that `fill` may write to."""
-        return [*self.form, *self.merge.decades.values(), self.extras]
+        decades = {**self.merge.decades, **self.filter.decades}
+        return [*self.form, *decades.values(), self.extras]
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,7 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
         notes.append(notice(say(lang, "warn.control"), "info"))
     if not all(free(draft.form).values()):
         notes.append(notice(say(lang, "weights.exclude"), "info"))
+    told, readout = _forecast(engine, draft, edit)
     figure = plots.curve(
         lang,
         kernel.table(weights, layers),
@@ -144,13 +158,39 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
         say(lang, f"signal.{draft.signal}"),
         weights.overrides,
         any(key == "early" for key, _ in found),
+        None if told is None else (told.removed, told.moved),
     )
     return {
         drawing.curve: figure,
         drawing.table: weight_table.rows(weights, layers),
         drawing.notes: "".join(notes),
+        **weights_panel.shown(drawing.filter, edit.operation, draft.form.filter_goal),
+        drawing.filter.readout: gr.update(value=readout, visible=edit.operation == "filter"),
         **draw_rest(drawing, engine, draft),
     }
+
+
+def _forecast(engine: Engine, draft: Draft, edit: Ablation) -> tuple[Forecast | None, str]:
+    """What a filtered ablation is predicted to do, and the same in words; (None, words) where it
+    is not measured yet or cannot be."""
+    lang = draft.language
+    if edit.operation != "filter":
+        return None, ""
+    try:
+        told = engine.forecast(draft.loaded.key, draft.before(), edit)
+    except UserError as error:
+        return None, notice(message(error, lang), "warn")
+    if told is None:
+        return None, notice(say(lang, "filter.unmeasured"), "info")
+    key = "filter.forecast" if told.total_removed >= 0 else "filter.reinforces"
+    words = say(
+        lang,
+        key,
+        mu=f"{told.mu:.3g}",
+        removed=f"{abs(told.total_removed):.1%}",
+        moved=f"{told.total_moved:.2%}",
+    )
+    return told, f"<p>{words}</p>"
 
 
 def draw_rest(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
@@ -201,6 +241,7 @@ def fill(controls: Controls, recipe: Recipe, now: Draft | None = None) -> tuple[
         else:
             updates[component] = value
     updates |= merge_panel.places(controls.merge, form)
+    updates |= merge_panel.places(controls.filter, form)
     updates[controls.extras] = extras
     return updates, form, extras
 

@@ -108,9 +108,11 @@ def connect(editor: Editor, apply: ApplyBar, language: gr.State, engine: Engine)
 
 
 def connect_others(editor: Editor, signal: gr.Dropdown, engine: Engine) -> None:
-    """Wire the controls that only have to be drawn: neither shapes nor the merge's."""
+    """Wire the controls that only have to be drawn: neither shapes nor the merge's, nor those that
+    a slider of decades stands beside."""
     form, merge = editor.controls.form, editor.controls.merge
-    special = [getattr(form, name) for name in ("profile", *recipes.SHAPE)]
+    beside = editor.controls.filter.decades
+    special = [getattr(form, name) for name in ("profile", *recipes.SHAPE, *beside)]
     mine = [*special, *merge.controls.values()]
     gr.on(
         [*[c.input for c in form if c not in mine], signal.input],

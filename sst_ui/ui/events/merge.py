@@ -42,7 +42,7 @@ def connect(editor: Editor, figures: FiguresPanel, changed: Sequence, engine: En
                 partial(slide, editor, name, engine),
                 draft,
                 slider,
-                check=partial(_dialable, check, name, slider),
+                check=partial(dialable, check, name, slider),
             ),
             outputs=[*drawing.outputs, editor.controls.merge.controls[name]],
             **LIVE,
@@ -119,7 +119,7 @@ def slide(editor: Editor, name: str, engine: Engine, draft: Draft, place: float)
     return {**draw_rest(editor.drawing, engine, draft), control: number}
 
 
-def _dialable(check: Callable[..., dict], name: str, slider: Any, draft: Draft, place: Any) -> dict:
+def dialable(check: Callable[..., dict], name: str, slider: Any, draft: Draft, place: Any) -> dict:
     """A slider of decades stands somewhere, and the form is sound with it."""
     try:
         number(f"log10 {name}", place)

@@ -4,7 +4,6 @@ The controls of the methods' own parameters are made from `maths.merge.registry.
 that is added brings its controls, their ranges and words along.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from sst_ui.schema import setting
 from sst_ui.ui.state import merge_form
 from sst_ui.ui.state.merge_form import FACTORS, GOALS, SHAPES, dials, own, priced
 from sst_ui.ui.widgets.html import safe
-from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, Slider, dial
+from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, Slider, decade, dial, wide
 from sst_ui.ui.widgets.texts import has, say, t
 
 LOWEST = 1e-5  # where a slider of decades begins; a number may be typed below it
@@ -188,23 +187,9 @@ def _is_wide(row: Parameter) -> bool:
 def _wide(
     found: _Dials, name: str, label: Any, ends: tuple[float, float], value: float, visible: bool
 ) -> None:
-    """A slider of decades with the number itself beside it; the number is the form's control."""
-    low, high = (math.log10(end) for end in ends)
-    with gr.Row(elem_classes="wide", visible=visible) as found.rows[name]:
-        found.decades[name] = Slider(
-            low, high, decade(value, low, high), step=0.01, label=label, buttons=[],
-            elem_id=f"{name}-decades", scale=4, min_width=120,
-        )  # fmt: skip
-        found.controls[name] = Number(
-            value, label=label, show_label=False, container=False, elem_id=name, scale=1,
-            min_width=96,
-        )  # fmt: skip
-
-
-def decade(value: Any, low: float, high: float) -> float:
-    """Where a slider of decades stands for a number; at its end for what lies beyond."""
-    number = float(value) if isinstance(value, int | float) and value > 0 else 0.0
-    return round(min(max(math.log10(number) if number else low, low), high), 2)
+    found.rows[name], found.decades[name], found.controls[name] = wide(
+        name, label, ends, value, visible
+    )
 
 
 def dialled(name: str, place: float) -> float:
@@ -239,7 +224,7 @@ def shown(panel: MergePanel, spec_method: str, goal: str, shape: str) -> dict:
     return updates
 
 
-def places(panel: MergePanel, form: Any) -> dict:
+def places(panel: Any, form: Any) -> dict:
     """The sliders of decades where the form's numbers say."""
     return {
         slider: decade(getattr(form, name), slider.minimum, slider.maximum)

@@ -1,6 +1,6 @@
 """The weights and direction panels: every number and choice of an edit."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,18 @@ from sst_ui.maths import kernel
 from sst_ui.recipe import Ablation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
-from sst_ui.ui.state.form import OWN_PROFILES, Form, show
-from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, dial
+from sst_ui.ui.state.form import FILTER_GOALS, OWN_PROFILES, Form, show
+from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, dial, wide
 from sst_ui.ui.widgets.texts import has, t
+
+
+@dataclass(frozen=True)
+class FilterPanel:
+    """What only the operation `filter` has: `decades` are the sliders beside wide numbers."""
+
+    rows: Mapping[str, gr.Row]
+    decades: Mapping[str, gr.Slider]
+    readout: gr.HTML
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,10 @@ class WeightsPanel:
     operation: gr.Radio
     norm_preserving: gr.Checkbox
     affine: gr.Checkbox
+    filter_goal: gr.Radio
+    filter_budget: gr.Number
+    filter_mu: gr.Number
+    filter: FilterPanel
     notes: gr.HTML
 
 
@@ -45,6 +58,10 @@ class DirectionPanel:
     samples: gr.Number
     harmful: gr.Dropdown
     harmless: gr.Dropdown
+    lookalikes: gr.Dropdown
+    lookalike_weight: gr.Number
+    filter_answers: gr.Number
+    filter_ridge: gr.Number
     file: gr.Textbox
     measure: gr.Button
     upload: prompt_files.UploadPanel
@@ -100,6 +117,7 @@ def create_weights() -> WeightsPanel:
             label=t("weights.operation"),
             elem_id="operation",
         )
+        goal, numbers, filtered = _filter(start)
         with gr.Row(elem_id="ways"):
             norm_preserving = gr.Checkbox(
                 start.norm_preserving, label=t("weights.norm_preserving"), elem_id="norm-preserving"
@@ -118,14 +136,48 @@ def create_weights() -> WeightsPanel:
         operation,
         norm_preserving,
         affine,
+        goal,
+        numbers["filter_budget"],
+        numbers["filter_mu"],
+        filtered,
         notes,
     )
+
+
+def _filter(start: Form) -> tuple[gr.Radio, dict[str, Number], FilterPanel]:
+    """How strict a filter is: by price or by budget, and what that is predicted to do."""
+    rows, decades, numbers = {}, {}, {}
+    with gr.Row(elem_classes="one", visible=False) as rows["goal"]:
+        goal = Radio(
+            _choices("filter.goal", FILTER_GOALS),
+            value=start.filter_goal,
+            label=t("filter.goal"),
+            show_label=False,
+            elem_id="filter_goal",
+        )
+    for name in ("budget", "mu"):
+        ends, key = setting(f"filter.{name}").slider, f"filter_{name}"
+        rows[name], decades[key], numbers[key] = wide(
+            key, t(f"filter.{name}"), (ends.low, ends.high), getattr(start, key), False
+        )
+    readout = gr.HTML(elem_id="filter-readout", elem_classes="hint", visible=False)
+    return goal, numbers, FilterPanel(rows, decades, readout)
+
+
+def shown(panel: FilterPanel, operation: str, goal: str) -> dict:
+    """Which of the filter's controls are there."""
+    filtered = operation == "filter"
+    return {
+        panel.rows["goal"]: gr.update(visible=filtered),
+        panel.rows["budget"]: gr.update(visible=filtered and goal == "budget"),
+        panel.rows["mu"]: gr.update(visible=filtered and goal == "price"),
+    }
 
 
 def create_direction() -> DirectionPanel:
     start, _ = show(Recipe(edits=(Ablation(),)))
     with gr.Accordion(t("section.direction"), open=False, elem_id="direction-panel"):
-        made = _estimation(start) | _prompts(start)
+        made = _estimation(start) | _prompts(start) | _filtered(start)
         file = gr.Textbox(label=t("direction.file"), max_lines=1, elem_id="directions-file")
         upload = prompt_files.create("direction", ("harmful", "harmless"))
         measure = gr.Button(t("direction.measure"), size="sm", elem_id="measure")
@@ -185,6 +237,30 @@ def _prompts(start: Form) -> dict[str, Any]:
             allow_custom_value=True,
             elem_id=name,
         )
+    return made
+
+
+def _filtered(start: Form) -> dict[str, Any]:
+    """What a filter leaves alone beside harmless prompts, and how firmly."""
+    sets = [*prompt_sets.names(), *prompt_sets.public_names()]
+    made: dict[str, Any] = {
+        "lookalikes": Dropdown(
+            ["", *sets],
+            value=start.lookalikes,
+            label=t("filter.lookalikes"),
+            allow_custom_value=True,
+            elem_id="lookalikes",
+        )
+    }
+    with gr.Row(elem_classes="factors"):
+        for key, name in (
+            ("lookalike_weight", "lookalike_weight"),
+            ("filter_answers", "answers"),
+            ("filter_ridge", "ridge"),
+        ):
+            made[key] = Number(
+                getattr(start, key), label=t(f"filter.{name}"), elem_id=key, min_width=50
+            )
     return made
 
 

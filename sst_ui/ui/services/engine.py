@@ -20,7 +20,8 @@ import numpy as np
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.jobs.chat import chat
-from sst_ui.jobs.directions.measure import measure, resolve
+from sst_ui.jobs.directions.filtering import Forecast, filters, refuse
+from sst_ui.jobs.directions.measure import measure, named, resolve
 from sst_ui.jobs.directions.residual_cache import probe
 from sst_ui.jobs.evaluate.evaluate import evaluate
 from sst_ui.jobs.export.export import Export, export
@@ -42,7 +43,15 @@ from sst_ui.model.runtime.host import Host, inspect, load
 from sst_ui.options import Format
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
-from sst_ui.recipe import Ablation, DirectionSpec, Evaluation, Merge, ModelSpec, Recipe
+from sst_ui.recipe import (
+    Ablation,
+    DirectionSpec,
+    Evaluation,
+    Merge,
+    ModelSpec,
+    Recipe,
+    WeightTable,
+)
 from sst_ui.ui.services.merge_forecasts import Merges
 from sst_ui.ui.state.loaded_model import Loaded, Replaced
 from sst_ui.ui.state.run_store import shared
@@ -53,6 +62,7 @@ Result = TypeVar("Result")
 KEPT = 64  # of each kind in memory; edits and directions come back from the disk cache
 
 
+FILTERS = 8  # sets of filters in memory; their moments come back from the disk cache
 PATIENCE = 10.0  # seconds to wait for the step of an answer that was told to end
 
 
@@ -79,6 +89,7 @@ class Engine:
         # edits with the warnings that measuring them gave
         self._edits: Memory[tuple[tuple[Edit, ...], tuple[str, ...]]] = Memory(KEPT)
         self._directions: Memory[Directions] = Memory(KEPT)
+        self._filters: Memory[Any] = Memory(FILTERS)
         self._chats = 0
         self._stopped: Memory[bool] = Memory(KEPT)  # job -> whether it was told to stop
         self._answers: Memory[Answering] = Memory(KEPT)  # window -> its `Answering`
@@ -139,6 +150,7 @@ class Engine:
             if key != self._loaded.key:  # the same model again: windows and results stay good
                 self._edits.clear()
                 self._directions.clear()
+                self._filters.clear()
             self._host = host
             self._loaded = Loaded(
                 key=key,
@@ -168,6 +180,7 @@ class Engine:
             self._host, self._loaded = None, Loaded(spec=self._loaded.spec)
             self._edits.clear()
             self._directions.clear()
+            self._filters.clear()
 
     def host(self, key: str) -> Host:
         """The model, if `key` is still its key.
@@ -189,6 +202,41 @@ class Engine:
         directions = yield from measure(host, spec)
         self._directions.put(_name(key, spec), directions)
         return directions
+
+    def measure_edit(
+        self,
+        key: str,
+        before: tuple[Ablation | Merge, ...],
+        edit: Ablation,
+        again: bool = False,
+    ) -> Generator[Progress, None, None]:
+        """Measure an edit's directions and, if it filters, what its filters are made of.
+
+        Args:
+            before: the edits in front of it.
+            again: look at the prompts again though both are known.
+        """
+        directions = None if again else self.directions(key, edit.directions)
+        if directions is None:
+            directions = yield from self.measure(key, edit.directions)
+        known = self._filters.get(_filtered(key, before, edit)) is not None
+        if edit.operation != "filter" or (known and not again):
+            return
+        refuse(self.host(key), edit)
+        earlier = yield from self.resolve(key, Recipe(model=self._loaded.spec, edits=before))
+        job = filters(self.host(key), edit, directions, earlier, named(before))
+        self._filters.put(_filtered(key, before, edit), (yield from job))
+
+    def forecast(
+        self, key: str, before: tuple[Ablation | Merge, ...], edit: Ablation
+    ) -> Forecast | None:
+        """What a filtered ablation is predicted to do; None before `measure_edit`. Maths alone.
+
+        Raises:
+            UserError: a budget that no filter keeps.
+        """
+        found = self._filters.get(_filtered(key, before, edit))
+        return None if found is None else found.forecast(edit)
 
     def directions(self, key: str, spec: DirectionSpec) -> Directions | None:
         """Measured directions of these settings, or None."""
@@ -216,9 +264,9 @@ class Engine:
         name = _edited(key, recipe)
         known = self._edits.get(name)
         if known is None:
-            for edit in recipe.edits:
-                if isinstance(edit, Ablation) and self.directions(key, edit.directions) is None:
-                    yield from self.measure(key, edit.directions)
+            for number, edit in enumerate(recipe.edits):
+                if isinstance(edit, Ablation):
+                    yield from self.measure_edit(key, recipe.edits[:number], edit)
                 if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
                     yield from self.merges.prepare(key, edit)
             heard: list[str] = []
@@ -395,6 +443,12 @@ def _listened(
 
 def _name(key: str, spec: DirectionSpec) -> str:
     return f"{key}:{recipes.digest([recipes.to_dict(spec), state(spec.file)])}"
+
+
+def _filtered(key: str, before: tuple[Ablation | Merge, ...], edit: Ablation) -> str:
+    """Names the filters of an edit: whatever its weights, price and budget."""
+    plain = replace(edit, weights=WeightTable(), filter=replace(edit.filter, mu=1.0, budget=None))
+    return f"{key}:{named((*before, plain))}"
 
 
 def _edited(key: str, recipe: Recipe) -> str:

@@ -14,6 +14,7 @@ from sst_ui.recipe import (
     Ablation,
     DirectionSpec,
     Evaluation,
+    Filter,
     Merge,
     ModelSpec,
     Recipe,
@@ -27,10 +28,13 @@ MEASURING = ("metrics", "metric_preset", "metric_samples", "metric_tokens", "jud
 
 WAYS = ("operation", "norm_preserving", "affine")  # exclude one another where not at rest
 
+FILTER_GOALS = ("price", "budget")
+FILTER_BUDGET = 0.01  # where the slider starts
 ABLATION = (
     "ablation_on", "profile", "strength", "peak", "width", "threshold", "attention", "mlp",
-    "operation", "norm_preserving", "affine", "estimator", "k", "scope", "layer", "winsorize",
-    "position", "shrinkage", "seed", "samples", "harmful", "harmless", "file",
+    "operation", "norm_preserving", "affine", "filter_goal", "filter_budget", "filter_mu",
+    "lookalikes", "lookalike_weight", "filter_answers", "filter_ridge", "estimator", "k", "scope",
+    "layer", "winsorize", "position", "shrinkage", "seed", "samples", "harmful", "harmless", "file",
 )  # fmt: skip
 
 
@@ -38,7 +42,7 @@ def _fields() -> Any:
     return namedtuple("Form", (*ABLATION, *MEASURING, *merge_form.FIELDS))
 
 
-_Named: Any = _fields()  # in a name without a type: the merge methods' parameters are among them
+_Named: Any = _fields()  # no type: some fields are the merge methods' parameters, read at start
 
 
 class Form(_Named):
@@ -119,6 +123,21 @@ def ablation(values: Form, extras: Extras) -> Ablation:
         operation=values.operation,
         norm_preserving=bool(values.norm_preserving),
         affine=bool(values.affine),
+        filter=_filter(values),
+    )
+
+
+def _filter(values: Form) -> Filter:
+    if values.filter_goal not in FILTER_GOALS:
+        raise unknown("filter.goal", values.filter_goal, FILTER_GOALS)
+    budget = values.filter_goal == "budget"
+    return Filter(
+        mu=number("filter.mu", values.filter_mu),
+        budget=number("filter.budget", values.filter_budget) if budget else None,
+        ridge=number("filter.ridge", values.filter_ridge),
+        answers=whole("filter.answers", values.filter_answers),
+        lookalikes=(values.lookalikes or "").strip() or None,
+        lookalike_weight=number("filter.lookalike_weight", values.lookalike_weight),
     )
 
 
@@ -209,7 +228,7 @@ def show(
 
 
 def _shown(edit: Ablation) -> dict[str, Any]:
-    weights, directions = edit.weights, edit.directions
+    weights, directions, filtered = edit.weights, edit.directions, edit.filter
     offered = (*kernel.profiles(), *OWN_PROFILES)  # a merge's `flat` is not among them
     return {
         "profile": weights.profile if weights.profile in offered else "custom",
@@ -222,6 +241,13 @@ def _shown(edit: Ablation) -> dict[str, Any]:
         "operation": edit.operation,
         "norm_preserving": edit.norm_preserving,
         "affine": edit.affine,
+        "filter_goal": FILTER_GOALS[filtered.budget is not None],
+        "filter_budget": FILTER_BUDGET if filtered.budget is None else filtered.budget,
+        "filter_mu": filtered.mu,
+        "lookalikes": filtered.lookalikes or "",
+        "lookalike_weight": filtered.lookalike_weight,
+        "filter_answers": filtered.answers,
+        "filter_ridge": filtered.ridge,
         "estimator": directions.estimator,
         "k": directions.k,
         "scope": directions.scope,
@@ -267,10 +293,12 @@ def _refused(values: Form, extras: Extras, model: ModelSpec) -> str | None:
 
 
 def free(values: Form) -> dict[str, bool]:
-    """Which of `WAYS` can be chosen beside what is chosen: no two of add, norms and affine."""
-    chosen = {
-        "operation": values.operation == "add",
-        "norm_preserving": bool(values.norm_preserving),
-        "affine": bool(values.affine),
+    """Which of `WAYS` can be chosen beside what is chosen: no two of add, norms and affine, and
+    no norms beside a filter."""
+    norms, affine = bool(values.norm_preserving), bool(values.affine)
+    plain = values.operation == "ablate"
+    return {
+        "operation": not plain or not (norms or affine),
+        "norm_preserving": norms or (plain and not affine),
+        "affine": affine or (values.operation != "add" and not norms),
     }
-    return {name: chosen[name] or not any(chosen.values()) for name in WAYS}

@@ -151,6 +151,9 @@ def title(recipe: Recipe) -> str:
     if edit is not None:
         marks = [edit.weights.profile, f"×{edit.weights.strength:g}"]
         marks += [edit.operation] if edit.operation != "ablate" else []
+        if edit.operation == "filter":
+            price, budget = edit.filter.mu, edit.filter.budget
+            marks.append(f"μ {price:g}" if budget is None else f"≤{budget:.2g}")
         marks += ["affine"] if edit.affine else []
         marks += ["random"] if edit.directions.estimator == "random" else []
         parts.append(" ".join(marks))

@@ -6,6 +6,7 @@ control; a number it may round. Here every value reaches our own checks, which s
 the control. No handler may rely on a slider's ends or a menu's entries.
 """
 
+import math
 from typing import Any
 from unittest.mock import patch
 
@@ -57,3 +58,26 @@ def dial(name: str, value: float, label: Any, low: float | None = None, **more: 
     row = setting(name).slider
     start = row.low if low is None else low
     return Slider(start, row.high, value, step=row.step, label=label, buttons=[], **more)
+
+
+def wide(
+    name: str, label: Any, ends: tuple[float, float], value: float, visible: bool
+) -> tuple[gr.Row, Slider, Number]:
+    """A slider of decades with the number itself beside it; the number is the form's control."""
+    low, high = (math.log10(end) for end in ends)
+    with gr.Row(elem_classes="wide", visible=visible) as row:
+        slider = Slider(
+            low, high, decade(value, low, high), step=0.01, label=label, buttons=[],
+            elem_id=f"{name}-decades", scale=4, min_width=120,
+        )  # fmt: skip
+        number = Number(
+            value, label=label, show_label=False, container=False, elem_id=name, scale=1,
+            min_width=96,
+        )  # fmt: skip
+    return row, slider, number
+
+
+def decade(value: Any, low: float, high: float) -> float:
+    """Where a slider of decades stands for a number; at its end for what lies beyond."""
+    number = float(value) if isinstance(value, int | float) and value > 0 else 0.0
+    return round(min(max(math.log10(number) if number else low, low), high), 2)

@@ -20,6 +20,7 @@ FAINT, AMBER = "rgba(113,137,163,.16)", "rgba(217,150,43,.13)"
 OTHERS = (  # variants beside the current one; none is near the orange of the edited model
     "#2b8290", "#8a6fae", "#5a9367", "#b0892f", "#c46a8b", "#5aa7c7", "#8c6d4f", "#7a8f3c",
 )  # fmt: skip
+REMOVED, MOVED = "#5a9367", "#8a6fae"  # of what a filter is predicted to do
 HEIGHT = 232
 
 
@@ -31,6 +32,7 @@ def curve(
     signal_name: str,
     pinned: Mapping[str, Mapping[int, float]],
     early: bool,
+    predicted: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> go.Figure:
     """The weight of every layer over the measured signal.
 
@@ -40,10 +42,14 @@ def curve(
         signal: [layers] the statistic behind the curve, or None when not measured.
         pinned: kind -> layer -> alpha of the overridden cells, drawn as diamonds.
         early: whether the first quarter is touched, and shaded therefore.
+        predicted: of a filter, [layers] each: share of the harmful component removed, of the
+            harmless energy moved; nan where a layer is not edited.
     """
     layers = np.arange(len(alpha))
     used = np.any(alpha != 0, axis=1)
-    top, bottom = max(1.12, alpha.max() * 1.12), min(0.0, alpha.min() * 1.12)
+    heights = np.concatenate([alpha.ravel(), *(predicted or ())])
+    top = max(1.12, np.nanmax(heights) * 1.12)
+    bottom = min(0.0, np.nanmin(heights) * 1.12)
     figure = blank(say(language, "curve.layer"), say(language, "curve.weight"))
     if signal is not None:
         _put_behind(figure, signal, signal_name, used, (bottom, top))
@@ -65,6 +71,8 @@ def curve(
             },
             hovertemplate="%{y:.3f}",
         )
+    if predicted is not None:
+        _predict(language, figure, predicted)
     if early:
         figure.add_vrect(-0.5, (len(alpha) - 1) * EARLY, fillcolor=AMBER, line_width=0)
     if peak is not None:
@@ -76,6 +84,21 @@ def curve(
     figure.layout.yaxis.update(visible=False)
     figure.update_xaxes(range=[-0.6, len(alpha) - 0.4], dtick=max(1, len(alpha) // 12))
     return figure
+
+
+def _predict(language: str, figure: go.Figure, predicted: tuple[np.ndarray, np.ndarray]) -> None:
+    """What a filter is predicted to remove and to move, in the units of the weights' axis."""
+    names = ("removed", "moved")
+    for name, values, colour in zip(names, predicted, (REMOVED, MOVED), strict=True):
+        figure.add_scatter(
+            x=np.arange(len(values)),
+            y=values,
+            yaxis="y2",
+            name=say(language, f"filter.{name}"),
+            mode="lines",
+            line={"color": colour, "width": 1.6, "dash": "dash"},
+            hovertemplate="%{y:.2%}",
+        )
 
 
 def _put_behind(
