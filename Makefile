@@ -51,6 +51,7 @@ bench: $(VENV)/.studio $(VENV)/.tests
 	$(OFFLINE) $(PY) -m benchmarks.search
 	$(OFFLINE) $(PY) -m benchmarks.strategies
 	$(OFFLINE) $(PY) -m benchmarks.sst
+	$(OFFLINE) $(PY) -m benchmarks.filter
 	$(OFFLINE) $(PY) -m benchmarks.export
 	$(OFFLINE) $(PY) -m benchmarks.sweep
 

@@ -37,7 +37,8 @@ from sst_ui.recipe import Ablation, Evaluation, ModelSpec, Recipe, WeightTable
 CPU = torch.device("cpu")
 METRICS = ("refusal_rate", "over_refusal", "kl_1", "kl_16")
 LAYERS, WIDTHS, OUT = 32, (4096, 14336), 4096
-HARMFUL, HARMLESS, BATCH = 512, 16384, 1024  # tokens
+HARMFUL, HARMLESS, BATCH = 512, 8192, 1024  # tokens
+RANK = 2048  # directions that random inputs have
 RIDGE = 1e-3
 
 
@@ -136,18 +137,18 @@ def effects(host: Host, samples: int) -> list[Row]:
 
 
 def stream(width: int, tokens: int, seed: int, shift: float = 0.0) -> Callable[[], Any]:
-    """Batches of inputs [BATCH, width] whose energies fall as 1 / rank over half the width; streams
-    of one width share their directions, and one may be shifted."""
-    draw = torch.Generator().manual_seed(width)
-    mix = torch.randn(width // 2, width, generator=draw) / width**0.5
-    sizes = torch.arange(1, width // 2 + 1).float().rsqrt()
+    """Batches of inputs [BATCH, width] whose energies fall as 1 / i over RANK directions or half
+    the width; streams of one width share their directions, and one may be shifted."""
+    draw, rank = torch.Generator().manual_seed(width), min(width // 2, RANK)
+    mix = torch.randn(rank, width, generator=draw) / width**0.5
+    sizes = torch.arange(1, rank + 1).float().rsqrt()
     apart = shift * torch.randn(width, generator=draw) / width**0.5
 
     def batches():  # the same ones whenever asked
         fresh = torch.Generator().manual_seed(seed)
         for start in range(0, tokens, BATCH):
             count = min(BATCH, tokens - start)
-            yield torch.randn(count, width // 2, generator=fresh) * sizes @ mix + apart
+            yield torch.randn(count, rank, generator=fresh) * sizes @ mix + apart
 
     return batches
 

@@ -80,6 +80,8 @@ def of_writers(model, names, tokens, last):
 
 def answered(host, texts, tokens):
     """Prompts with greedy answers of plain transformers behind them."""
+    if not tokens:
+        return [host.encode(text) for text in texts]
     found = []
     for text in texts:
         ids = torch.tensor([host.encode(text)])
@@ -100,21 +102,33 @@ def samples(host, writers, texts, last):
     }
 
 
+def weights_of(host, answers):
+    """[tokens] of the harmless samples: half of it all on the last tokens of the prompts."""
+    texts = answered(host, HARMLESS, answers)
+    mean = sum(len(text) - 1 for text in texts) / len(texts)
+    found = []
+    for text, prompt in zip(texts, HARMLESS, strict=True):
+        found.append(torch.ones(len(text) - 1).double())
+        found[-1][len(host.encode(prompt)) - 2] += mean
+    return torch.cat(found)
+
+
 def by_hand(host, edit, directions):
     """A copy of the model with the filter's change in its weights, from the formula."""
     writers = {w.name: w for w in host.architecture.writers}
     harmful = samples(host, writers, [host.encode(text) for text in HARMFUL], True)
     harmless = samples(host, writers, answered(host, HARMLESS, edit.filter.answers), False)
+    w = weights_of(host, edit.filter.answers)[:, None]
     model = copy.deepcopy(host.model)
     for name, writer in writers.items():
         rows = directions.vectors[writer.layer].double()
         x, y = harmful[name]
         s, z = harmless[name]
-        centre = (z @ rows.T).mean(0) if edit.affine else 0.0
+        centre = (w * z @ rows.T).sum(0) / w.sum() if edit.affine else 0.0
         sigma = x.T @ x / len(x)
         ridge = edit.filter.ridge * sigma.diagonal().mean() * torch.eye(len(sigma)).double()
         g = x.T @ (y @ rows.T - centre) / len(x)
-        v = torch.linalg.solve(sigma + edit.filter.mu * s.T @ s / len(s) + ridge, g)
+        v = torch.linalg.solve(sigma + edit.filter.mu * (w * s).T @ s / w.sum() + ridge, g)
         change = -edit.weights.strength * rows.T @ v.T
         module = model.get_submodule(name)
         if type(module).__name__ == "Conv1D":
@@ -281,7 +295,7 @@ def test_wide_inputs_are_solved_in_their_subspace_and_come_back_from_the_cache(
         filtering._recent.clear()
         found.append(resolved(host, edit)[0].deltas[name].a)
     assert torch.linalg.norm(found[0] - row.deltas[name].a) < 1e-2 * torch.linalg.norm(found[0])
-    assert torch.equal(*found)
+    assert torch.allclose(*found, rtol=1e-3, atol=1e-4)
 
 
 def test_the_second_time_costs_no_pass_and_another_price_none_either(prompts):
@@ -301,7 +315,8 @@ def test_the_second_time_costs_no_pass_and_another_price_none_either(prompts):
     filtering._recent.clear()
     again = resolved(host, edit)[0]
     assert not passes
-    assert all(torch.equal(again.deltas[p].a, d.a) for p, d in first.deltas.items())
+    for path, delta in first.deltas.items():
+        assert torch.allclose(again.deltas[path].a, delta.a, rtol=1e-3, atol=1e-4)
 
 
 def test_the_forecast_is_what_the_first_writers_do(prompts):
@@ -320,8 +335,9 @@ def test_the_forecast_is_what_the_first_writers_do(prompts):
     s, z = samples(host, [name], [host.encode(t) for t in HARMLESS], False)[name]
     change, moved = (inputs @ delta.a.double().T @ delta.b.double().T @ vector for inputs in (x, s))
     gone = 1 - float((y @ vector + change).square().sum() / (y @ vector).square().sum())
-    share = float(moved.square().sum() / (z @ vector).square().sum())
-    assert told.removed[0] == pytest.approx(gone, abs=2e-3)  # the ridge's part counts as left
+    w = weights_of(host, 0)
+    share = float((w * moved.square()).sum() / (w * (z @ vector).square()).sum())
+    assert told.removed[0] == pytest.approx(gone, abs=5e-3)  # the ridge's part counts as left
     assert told.removed[0] <= gone + 1e-6
     assert told.moved[0] == pytest.approx(share, rel=1e-3)
     assert told.total_moved == pytest.approx(share, rel=1e-3)

@@ -29,8 +29,11 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, digest
 
-FORMULAS = 1  # raise it when the meaning of what is cached changes
+FORMULAS = 2  # raise it when the meaning of what is cached changes
 RECENT = 3  # statistics that a host keeps in memory
+# Of the weight of harmless prompts, the part on their last token: there refusal is decided, and one
+# token among thirty would hardly be heard. Chosen on halves of the prompts that are measured on.
+DECIDING = 0.5
 TASKS = ("harmful", "harmless", "lookalikes")
 _recent: WeakKeyDictionary[Host, Memory] = WeakKeyDictionary()
 
@@ -43,7 +46,8 @@ class Statistics:
         bases: Q [in, q] of the modules with many inputs, see `maths.filtered.subspace`; the moments
             of those are in it.
         harmful: at the token where the directions were measured.
-        harmless, lookalikes: over whole prompts and the answers to them; the latter may be empty.
+        harmless, lookalikes: over whole prompts and the answers to them, half of the weight being
+            on the last prompt token; the latter may be empty.
         sources: names of the prompt sets.
         key: digest of all that went into it.
     """
@@ -69,6 +73,11 @@ class Asked:
     texts: tuple[tuple[int, ...], ...]
     given: tuple[str, ...]
     where: Where
+
+    @property
+    def deciding(self) -> float:
+        """Share of the weight on the last prompt token beside what it has as one of all."""
+        return DECIDING if self.where == "all" else 0.0
 
 
 def single(host: Host) -> list[Writer]:
@@ -161,8 +170,9 @@ def _measured(
     wide = [w.name for w in writers if w.width > EXACT]
     sketches: dict[str, list[Tensor]] = {path: [] for path in wide}
     for task in asked if wide else ():
-        where, stage = asked[task].where, f"{task} inputs"
-        looked = yield from input_sketches(host, wide, talks[task], where, before, stage)
+        each, stage = asked[task], f"{task} inputs"
+        job = input_sketches(host, wide, talks[task], each.where, before, each.deciding, stage)
+        looked = yield from job
         for path, sketch in looked.items():
             sketches[path].append(sketch)
     bases = {}
@@ -171,8 +181,9 @@ def _measured(
     found: dict[str, Mapping[str, Moments]] = {"lookalikes": {}}
     for task, each in asked.items():
         stage = f"{task} moments"
-        job = writer_moments(host, readers, talks[task], each.where, before, bases, stage)
-        found[task] = yield from job
+        found[task] = yield from writer_moments(
+            host, readers, talks[task], each.where, before, bases, each.deciding, stage
+        )
     harmful, harmless, lookalikes = (found[task] for task in TASKS)
     return Statistics(bases, harmful, harmless, lookalikes, (), "")
 

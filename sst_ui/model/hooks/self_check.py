@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sst_ui.errors import UserError
 from sst_ui.model.architecture.discover import fold
 from sst_ui.model.architecture.module_roles import Writer, device_of, shape_of
-from sst_ui.model.hooks.low_rank import RowDelta
+from sst_ui.model.hooks.low_rank import RowDelta, RowFilter
 from sst_ui.model.hooks.row_plan import Plan, RowEdit, stream_of
 from sst_ui.model.hooks.stream_accounting import Seen, run_tokens, watched
 from sst_ui.recipe import KINDS
@@ -86,7 +86,11 @@ def check(live: "LiveEdits", edits: "tuple[Edit, ...]") -> EditReport:
     messages = []
     if not findings:
         messages.append("every weight is 0: the edit changes nothing.")
-    ablations = [edit for edit in edits if isinstance(edit, RowEdit) and not edit.on_residual]
+    ablations = [
+        edit
+        for edit in edits
+        if isinstance(edit, RowFilter) or (isinstance(edit, RowEdit) and not edit.on_residual)
+    ]
     if any(edit.alpha.any() for edit in ablations):
         messages += [f"{note[0].upper()}{note[1:]}." for note in architecture.notes]
     dtype = next(architecture.layers[0].parameters()).dtype

@@ -39,6 +39,7 @@ class Step:
         lengths = [len(response) for _, response in conversations]
         sizes = torch.tensor(lengths, device=host.device)[:, None]
         self.predicts = column >= length - sizes  # [rows, length] output predicts the response
+        self.decides = column == length - sizes  # the last token of each prompt
         counted = self.predicts if where == "response" else self.batch.mask.bool()
         self.counted = counted & (self.batch.positions >= SINKS)
 
@@ -72,6 +73,7 @@ class Step:
 
         Args:
             edited: hooks see what a module writes with its edits, not what its own weights write.
+                None of them may be on the head, of which one column is computed.
         """
         plan = self.host.live.compile([shift] * len(self.conversations))
         with self.host.step(plan), torch.inference_mode(), ExitStack() as stack:
@@ -79,7 +81,8 @@ class Step:
                 module = self.host.architecture.matrices[path]
                 handle = module.register_forward_hook(hook, prepend=not edited)
                 stack.callback(handle.remove)
-            self.host.model(**arguments(self.host, self.batch, self.keep), use_cache=False)
+            keep = 1 if edited else self.keep
+            self.host.model(**arguments(self.host, self.batch, keep), use_cache=False)
 
     def _log_p(self, logits: Tensor, dice: Sequence[torch.Generator] | None) -> Tensor:
         """Log-probability of all labels together; only gradients of it are wanted."""

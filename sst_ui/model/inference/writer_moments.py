@@ -13,13 +13,13 @@ from sst_ui.maths.filtered import SMALL, Moments, random_columns
 from sst_ui.model.architecture.module_roles import device_of, shape_of
 from sst_ui.model.hooks.row_plan import by_rows
 from sst_ui.model.inference.batch import Room, Row, tokens_a_step
-from sst_ui.model.inference.fisher_step import Conversation, Step, Where
+from sst_ui.model.inference.fisher_step import SINKS, Conversation, Step, Where
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
 Sums = dict[str, dict[str, Tensor]]  # path -> name of a sum over tokens -> it
-# (inputs [tokens, in], outputs [tokens, out]) of one module -> what is added up of them
-Read = Callable[[Tensor, Tensor], dict[str, Tensor]]
+# (inputs [tokens, in], outputs [tokens, out], weights [tokens, 1]) -> what is added up of them
+Read = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 def input_sketches(
@@ -28,6 +28,7 @@ def input_sketches(
     conversations: Sequence[Conversation],
     where: Where,
     shift: Row = (),
+    deciding: float = 0.0,
     stage: str = "inputs",
 ) -> Generator[Progress, None, dict[str, Tensor]]:
     """XᵀXΩ [in, m] float32 of each module, for `maths.filtered.subspace`.
@@ -40,10 +41,11 @@ def input_sketches(
 
     def reading(path: str) -> Read:
         omega = omegas[widths[path]].to(device_of(modules[path]))
-        return lambda x, y: {"sketch": x.mT @ (x @ omega.to(x))}
+        return lambda x, y, w: {"sketch": (w * x).mT @ (x @ omega.to(x))}
 
-    readers = {path: reading(path) for path in paths}
-    sums = yield from _summed(host, readers, conversations, where, shift, stage)
+    reads = {path: reading(path) for path in paths}
+    job = _summed(host, reads, conversations, where, shift, deciding, stage)
+    sums = yield from job
     return {path: found["sketch"].float() for path, found in sums.items()}
 
 
@@ -54,6 +56,7 @@ def writer_moments(
     where: Where,
     shift: Row = (),
     bases: Mapping[str, Tensor] | None = None,
+    deciding: float = 0.0,
     stage: str = "moments",
 ) -> Generator[Progress, None, dict[str, Moments]]:
     """Moments of each writer's inputs, and of what it writes along some directions.
@@ -68,6 +71,8 @@ def writer_moments(
             token that is its last. `all`: every token but padding and the first.
         shift: edits under which the model computes; a module's output is taken behind them.
         bases: path -> Q [in, q], the subspace of inputs of those modules that have one.
+        deciding: share of the weight that lies on the prompts' last tokens, 0 <= share < 1, the
+            rest being even over all tokens.
 
     Yields:
         Progress in conversations.
@@ -78,35 +83,43 @@ def writer_moments(
     Raises:
         UserError: no conversation or one that is too long; numbers that are not finite.
     """
-    modules = host.architecture.matrices
-
-    def reading(path: str, reader: Tensor) -> Read:
-        rows = reader.mT.to(device_of(modules[path]))
+    reads = {}
+    for path, reader in readers.items():
+        device = device_of(host.architecture.matrices[path])
         basis = None if bases is None else bases.get(path)
-        basis = None if basis is None else basis.to(rows.device)
-
-        def read(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-            along = y @ rows.to(y)  # [tokens, k]
-            x = x if basis is None else x @ basis.to(x)
-            return {
-                "inputs": x.mT @ x,
-                "mean": x.sum(0),
-                "cross": x.mT @ along,
-                "along": along.sum(0),
-                "squares": along.square().sum(0),
-            }
-
-        return read
-
-    reads = {path: reading(path, reader) for path, reader in readers.items()}
-    sums = yield from _summed(host, reads, conversations, where, shift, stage)
+        reads[path] = _reading(reader.mT.to(device), None if basis is None else basis.to(device))
+    job = _summed(host, reads, conversations, where, shift, deciding, stage)
+    sums = yield from job
     found = {}
     for path, parts in sums.items():
-        n = float(parts["n"])
-        means = {name: (value / n).float() for name, value in parts.items()}
+        n, weight = float(parts["n"]), float(parts["weight"])
+        means = {name: (value / weight).float() for name, value in parts.items()}
         mean, cross, along, squares = (means[name] for name in SMALL)
         found[path] = Moments(means["inputs"], mean, cross, along, squares, int(n))
     return found
+
+
+def _reading(rows: Tensor, basis: Tensor | None) -> Read:
+    """The sums of one writer's moments.
+
+    Args:
+        rows: Rᵀ [out, k], on its device.
+        basis: Q [in, q] there, or None.
+    """
+
+    def read(x: Tensor, y: Tensor, w: Tensor) -> dict[str, Tensor]:
+        along = y @ rows.to(y)  # [tokens, k]
+        x = x if basis is None else x @ basis.to(x)
+        weighed = (w * x).mT
+        return {
+            "inputs": weighed @ x,
+            "mean": weighed.sum(1),
+            "cross": weighed @ along,
+            "along": (w * along).sum(0),
+            "squares": (w * along.square()).sum(0),
+        }
+
+    return read
 
 
 def _summed(
@@ -115,16 +128,19 @@ def _summed(
     conversations: Sequence[Conversation],
     where: Where,
     shift: Row,
+    deciding: float,
     stage: str,
 ) -> Generator[Progress, None, Sums]:
     """What is read of every module, summed over all tokens in float64 on the CPU; `n` counts
-    them."""
+    them, `weight` is the sum of their weights."""
     if not conversations:
         raise UserError("no prompts were given to collect the filter's moments with.")
     sizes = [len(prompt) + len(rest) - 1 for prompt, rest in conversations]
     for size in sizes:
         if not 0 < size <= host.context:
             raise UserError(f"a prompt has {size} tokens; {host.name} reads 1 to {host.context}.")
+    # what the last tokens weigh beside 1, so that all of them together have their share
+    extra = deciding / (1 - deciding) * (sum(sizes) / len(sizes) - SINKS)
     sums: Sums = {}
     # Longest first: what does not fit the memory shows at once, and padding stays small.
     waiting = sorted(range(len(conversations)), key=lambda i: -sizes[i])
@@ -135,7 +151,7 @@ def _summed(
         chunk = waiting[: min(room.size, max(1, tokens_a_step(host) // longest))]
         with room.attempt(len(chunk), longest):
             step = Step(host, [conversations[i] for i in chunk], where)
-            part = _collected(step, reads, shift)
+            part = _collected(step, reads, shift, extra)
         if room.failed:
             continue
         for path, found in part.items():
@@ -149,8 +165,9 @@ def _summed(
     return sums
 
 
-def _collected(step: Step, reads: Mapping[str, Read], shift: Row) -> Sums:
+def _collected(step: Step, reads: Mapping[str, Read], shift: Row, extra: float) -> Sums:
     rows = step.batch.ids.shape[0]
+    weights = (1 + extra * step.decides)[step.counted][:, None]  # [tokens, 1]
     sums: Sums = {}
 
     def hook(path: str, read: Read) -> Callable[..., None]:
@@ -158,7 +175,8 @@ def _collected(step: Step, reads: Mapping[str, Read], shift: Row) -> Sums:
             pair = (by_rows(z.detach(), rows) for z in (args[0], output))
             counted = step.counted.to(output.device)
             x, y = (z[counted].to(torch.promote_types(z.dtype, torch.float32)) for z in pair)
-            sums[path] = {**read(x, y), "n": x.new_tensor(float(len(x)))}
+            w = weights.to(x)
+            sums[path] = {**read(x, y, w), "weight": w.sum(), "n": x.new_tensor(float(len(x)))}
 
         return seen
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from sst_ui.data import prompt_sets
 from sst_ui.maths import kernel
-from sst_ui.recipe import Ablation, Recipe
+from sst_ui.recipe import KINDS, Ablation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
 from sst_ui.ui.state.form import FILTER_GOALS, OWN_PROFILES, Form, show
@@ -89,59 +89,54 @@ def create_weights() -> WeightsPanel:
             ablation_on = gr.Checkbox(
                 True, label=t("edit.on"), elem_id="ablation_on", container=False, min_width=90
             )
-        profile = Radio(
+        made = _table(start) | _way(start)
+        notes = gr.HTML(elem_id="notes")
+    return WeightsPanel(ablation_on, **made, notes=notes)
+
+
+def _table(start: Form) -> dict[str, Any]:
+    """How strongly each layer and kind of module is edited."""
+
+    def dialled(name: str, setting: str = "", **more: Any) -> gr.Slider:
+        label = t(f"weights.{name}")
+        value = getattr(start, name)
+        return dial(f"weights.{setting or name}", value, label, elem_id=name, **more)
+
+    made: dict[str, Any] = {
+        "profile": Radio(
             _choices("profile", (*kernel.profiles(), *OWN_PROFILES)),
             value=start.profile,
             label=t("weights.profile"),
             show_label=False,
             elem_id="profile",
-        )
-        strength = dial(
-            "weights.strength", start.strength, t("weights.strength"),
-            info=t("weights.strength.info"), elem_id="strength",
-        )  # fmt: skip
-        with gr.Row(elem_classes="pair"):
-            peak = dial("weights.peak", start.peak, t("weights.peak"), elem_id="peak")
-            width = dial("weights.width", start.width, t("weights.width"), elem_id="width")
-        with gr.Row(elem_classes="pair"):
-            attention = dial(
-                "weights.modules", start.attention, t("weights.attention"), elem_id="attention"
-            )
-            mlp = dial("weights.modules", start.mlp, t("weights.mlp"), elem_id="mlp")
-        threshold = dial(
-            "weights.threshold", start.threshold, t("weights.threshold"), elem_id="threshold"
-        )
-        operation = Radio(
+        ),
+        "strength": dialled("strength", info=t("weights.strength.info")),
+    }
+    with gr.Row(elem_classes="pair"):
+        made |= {name: dialled(name) for name in ("peak", "width")}
+    with gr.Row(elem_classes="pair"):
+        made |= {name: dialled(name, "modules") for name in KINDS}
+    made["threshold"] = dialled("threshold")
+    return made
+
+
+def _way(start: Form) -> dict[str, Any]:
+    """What is done with the direction, and what goes with it."""
+    made: dict[str, Any] = {
+        "operation": Radio(
             _choices("operation", setting("edit.operation").choices),
             value=start.operation,
             label=t("weights.operation"),
             elem_id="operation",
         )
-        goal, numbers, filtered = _filter(start)
-        with gr.Row(elem_id="ways"):
-            norm_preserving = gr.Checkbox(
-                start.norm_preserving, label=t("weights.norm_preserving"), elem_id="norm-preserving"
-            )
-            affine = gr.Checkbox(start.affine, label=t("weights.affine"), elem_id="affine")
-        notes = gr.HTML(elem_id="notes")
-    return WeightsPanel(
-        ablation_on,
-        profile,
-        strength,
-        peak,
-        width,
-        threshold,
-        attention,
-        mlp,
-        operation,
-        norm_preserving,
-        affine,
-        goal,
-        numbers["filter_budget"],
-        numbers["filter_mu"],
-        filtered,
-        notes,
-    )
+    }
+    made["filter_goal"], numbers, made["filter"] = _filter(start)
+    with gr.Row(elem_id="ways"):
+        made["norm_preserving"] = gr.Checkbox(
+            start.norm_preserving, label=t("weights.norm_preserving"), elem_id="norm-preserving"
+        )
+        made["affine"] = gr.Checkbox(start.affine, label=t("weights.affine"), elem_id="affine")
+    return made | numbers
 
 
 def _filter(start: Form) -> tuple[gr.Radio, dict[str, Number], FilterPanel]:

@@ -62,7 +62,7 @@ Result = TypeVar("Result")
 KEPT = 64  # of each kind in memory; edits and directions come back from the disk cache
 
 
-FILTERS = 8  # sets of filters in memory; their moments come back from the disk cache
+FILTERS = 4  # sets of filters in memory: 1.5 GB each for 8 billion parameters
 PATIENCE = 10.0  # seconds to wait for the step of an answer that was told to end
 
 
