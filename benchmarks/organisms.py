@@ -1,0 +1,71 @@
+"""Edits of model organisms, on harmful words that took no part in measuring.
+
+    python -m benchmarks.organisms [NAME ...] [--json]
+
+Organisms that are missing are made first, in minutes each (`python -m training.organisms`). The
+last table is made on those of the group `final`; `tuning` are for choosing defaults.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.effectiveness import Row, Sets, markdown, measure, rows
+from sst_ui.errors import UserError
+from sst_ui.model.runtime.host import load
+from sst_ui.progress import finish
+from sst_ui.recipe import ModelSpec
+from training.organisms import make
+from training.organisms.__main__ import chosen
+from training.organisms.plans import Plan
+from training.organisms.prompts import TOKENS
+
+
+def run(plan: Plan, part: str = "test") -> list[Row]:
+    """The table of one organism.
+
+    Args:
+        part: prompts that are measured on: test, or select while methods are being chosen.
+    """
+    return table(make.make(plan), part)
+
+
+def table(folder: Path, part: str, samples: int | None = None) -> list[Row]:
+    """The same of an organism's folder."""
+    prompts = folder / make.PROMPTS
+    sets = Sets(
+        harmful=str(prompts / "harmful_measure.jsonl"),
+        harmless=str(prompts / "harmless_measure.jsonl"),
+        truth=str(prompts / f"harmful_{part}.jsonl"),
+        ordinary=str(prompts / f"harmless_{part}.jsonl"),
+        lookalikes=str(prompts / f"lookalike_{part}.jsonl"),
+    )
+    model = str(folder / make.MODEL)
+    host = finish(load(ModelSpec(id=model)))
+    return measure(host, rows(model, sets), sets, samples, TOKENS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.organisms", description=__doc__)
+    parser.add_argument("names", nargs="*", default=["tuning"], help="or tuning, final, test, all")
+    parser.add_argument("--part", choices=("select", "test"), default="test")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    try:
+        found = {plan.name: run(plan, given.part) for plan in chosen(given.names)}
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.json:
+        data = {name: [row.to_json() for row in each] for name, each in found.items()}
+        print(json.dumps(data, ensure_ascii=False))
+        return 0
+    print("\n\n".join(f"### {name}\n\n{markdown(each)}" for name, each in found.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
