@@ -244,7 +244,7 @@ Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_"
         (lambda t: t.update({Q + "magnitude_vector.weight": torch.ones(2)}), "DoRA"),
         (lambda t: t.update({Q + "A.bias": torch.ones(2)}), "biases"),
         (lambda t: t.update({Q + "B.bias": torch.ones(32)}), "sets lora_bias false"),
-        (lambda t: t.update({Q + "A.weight": torch.ones(4, 32).int()}), "int32, no floating"),
+        (lambda t: t.update({Q + "A.weight": torch.ones(4, 32).int()}), "int32, not floating"),
         (lambda t: t.clear(), "no LoRA factors"),
     ],
 )
