@@ -38,7 +38,7 @@ def _fields() -> Any:
     return namedtuple("Form", (*ABLATION, *MEASURING, *merge_form.FIELDS))
 
 
-_Named: Any = _fields()  # in a name without a type: the merge methods' parameters are among them
+_Named: Any = _fields()  # no type: some fields are the merge methods' parameters, read at start
 
 
 class Form(_Named):
