@@ -118,6 +118,6 @@ def test_what_the_hub_refuses_is_said_in_one_sentence(hub, folder, options, word
 
 
 def test_a_folder_that_is_not_there_or_empty_is_refused(hub, folder, tmp_path):
-    assert "is no folder" in push(hub, tmp_path / "none")["error"]
+    assert "is not a folder" in push(hub, tmp_path / "none")["error"]
     (tmp_path / "empty").mkdir()
     assert "no files" in push(hub, tmp_path / "empty")["error"]
