@@ -135,6 +135,16 @@ def test_the_best_costs_least_of_those_that_are_good_enough():
     assert front([*rows, broken, candidate(4, 0.3, 0.2)], aim) == rows
 
 
+def test_of_many_that_are_equally_good_not_only_one_is_tested():
+    spec = SearchSpec()
+    aim = aims(DEFAULT, spec)
+    rows = [candidate(n, 0.0, kl) for n, kl in enumerate((1e-4, 9e-5, 2e-4, 5e-5))]
+    assert len(front(rows, aim)) == 1  # divergences so small count as equal
+    assert {each.number for each in finalists(rows, aim, spec)} == {0, 1, 3}
+    tested = [with_test(rows[0], 0.1), with_test(rows[1], 0.0), rows[2], with_test(rows[3], 0.1)]
+    assert chosen(tested, aim, spec) is tested[1]
+
+
 def test_a_broken_constraint_ends_the_stages_before_it_is_kept():
     spec = SearchSpec("staged")
     aim = aims(DEFAULT, spec)

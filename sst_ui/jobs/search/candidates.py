@@ -138,8 +138,9 @@ def finalists(found: Sequence[Candidate], aim: Aims, spec: SearchSpec) -> list[C
     """Who is to be tested, the cheapest first.
 
     Of those at the target the cheapest, the one that moves the first objective most, and others in
-    between; where none is there, those that come nearest. A staged search has one, its last good
-    stage. Nobody is among them who breaks a constraint or changes nothing.
+    between, or with the same numbers where few are on the front; where none is there, those that
+    come nearest. A staged search has one, its last good stage. Nobody is among them who breaks a
+    constraint or changes nothing.
     """
     if spec.strategy == "staged":
         kept = _last_good(found, aim)
@@ -152,7 +153,12 @@ def finalists(found: Sequence[Candidate], aim: Aims, spec: SearchSpec) -> list[C
     if not there:
         order = sorted(good, key=lambda each: (distance(each, aim), _price(each, aim)))
         return sorted(order[:count], key=lambda each: _price(each, aim))
-    ends = front(there, aim) or there
+    ends = front(there, aim)
+    # many may have the same numbers, a rate of 0 at next to no divergence: one of them is not all
+    points = {point(each, aim) for each in ends}
+    rest = [each for each in there if each not in ends and point(each, aim) in points]
+    rest = sorted(rest, key=lambda each: _exactly(each, aim))
+    ends += rest[: max(0, count - len(ends))]
     ends = sorted(ends, key=lambda each: _price(each, aim))
     places = np.linspace(0, len(ends) - 1, min(count, len(ends))).round().astype(int)
     return [ends[place] for place in places]
@@ -300,6 +306,12 @@ def _price(each: Candidate, aim: Aims) -> tuple[float, ...]:
     """What is compared among candidates at the target: the cost, then the other objectives."""
     mine = point(each, aim)
     return mine[1:] + mine[:1]
+
+
+def _exactly(each: Candidate, aim: Aims) -> tuple[float, ...]:
+    """Its objectives, divergences that count as equal included."""
+    signs = [1 if low else -1 for low in aim.lower]
+    return tuple(each.value(n) * s for n, s in zip(aim.objectives, signs, strict=True))
 
 
 def _way(before: float, now: float, end: float) -> float:
