@@ -36,6 +36,7 @@ RECENT = 3  # statistics that a host keeps in memory
 DECIDING = 0.5
 TASKS = ("harmful", "harmless", "lookalikes")
 _recent: WeakKeyDictionary[Host, Memory] = WeakKeyDictionary()
+_said: WeakKeyDictionary[Host, Memory] = WeakKeyDictionary()  # other directions: the same answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,9 @@ def collect(
     names = [edit.directions.harmful, edit.directions.harmless, edit.filter.lookalikes]
     named = {task: name for task, name in zip(TASKS, names, strict=True) if name}
     asked = {task: _asked(host, edit, task, name) for task, name in named.items()}
+    if directions.decisions:  # measured where each of them was, and on no other prompts
+        heads = tuple(head for decision in directions.decisions for head in decision.heads)
+        asked["harmful"] = Asked(heads, ("",) * len(heads), "response")
     content = [[task, each.texts, each.given] for task, each in asked.items()]
     key = digest(
         [FORMULAS, host.digest, directions.digest(), identity, edit.filter.answers, content]
@@ -110,7 +114,7 @@ def collect(
     path = cache.place("moments", f"{key}.safetensors") if host.digest else None
     found = memory.get(key) or _read(path)
     if found is None:
-        talks = yield from _conversations(host, asked, before, edit.filter.answers)
+        talks = yield from _conversations(host, asked, before, identity, edit.filter.answers)
         found = yield from _measured(host, directions, asked, talks, before)
         _write(path, found)
     memory.put(key, found)
@@ -131,7 +135,7 @@ def _asked(host: Host, edit: Ablation, task: str, name: str) -> Asked:
 
 
 def _conversations(
-    host: Host, asked: Mapping[str, Asked], before: Row, answers: int
+    host: Host, asked: Mapping[str, Asked], before: Row, identity: str, answers: int
 ) -> Generator[Progress, None, dict[str, list[Conversation]]]:
     """The prompts with what follows them. The last token of that is predicted but not read: one
     more makes all of them count."""
@@ -139,7 +143,12 @@ def _conversations(
     for task, each in asked.items():
         rest: list[tuple[int, ...]] = [()] * len(each.texts)
         if each.where == "all" and answers:
-            rest = yield from _answers(host, each, before, answers)
+            memory = _said.setdefault(host, Memory(RECENT))
+            key = digest([each.texts, each.given, identity, answers])
+            if (known := memory.get(key)) is None:
+                known = yield from _answers(host, each, before, answers)
+                memory.put(key, known)
+            rest = known
         found[task] = [(t, (*r, host.pad)) for t, r in zip(each.texts, rest, strict=True)]
     return found
 

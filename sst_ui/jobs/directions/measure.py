@@ -61,14 +61,14 @@ def measure(
         yield Progress("directions", 1, 1, note)
         return read
     harmful, harmless = (load_prompts(name, spec.samples) for name in (spec.harmful, spec.harmless))
-    if _texts(harmful) == _texts(harmless):
+    if texts(harmful) == texts(harmless):
         raise UserError(
             f"the harmful prompts {spec.harmful!r} and the harmless prompts {spec.harmless!r} are "
             "the same; a direction needs two different sets."
         )
-    other, note = _heldout(heldout, spec.samples, _texts(harmful) | _texts(harmless))
+    other, note = _heldout(heldout, spec.samples, texts(harmful) | texts(harmless))
     sets = (harmful, harmless, *other)
-    meta = _meta(host, spec, sets) | {"note": note}
+    meta = described(host, spec, sets) | {"note": note}
     asked = digest(meta)
     if (recent := _recent.get(host, {}).get(asked)) is not None:
         yield Progress("directions", 1, 1, note)
@@ -164,7 +164,8 @@ def _from_file(host: Host, spec: DirectionSpec, path: str) -> tuple[Directions, 
         note = f"these directions were measured on another model ({name})"
     if spec.estimator == "random":
         shape = (directions.layers, directions.hidden, directions.k)
-        directions = random(*shape, spec.seed, directions.norms)
+        control = random(*shape, spec.seed, directions.norms)
+        directions = replace(control, decisions=directions.decisions)
     asked = directions.digest()
     return _recent.get(host, {}).get(asked) or _keep(host, asked, directions), note
 
@@ -204,7 +205,8 @@ def _text(prompt: Prompt) -> str:
     return prompt.key
 
 
-def _texts(prompts: PromptSet) -> set[str]:
+def texts(prompts: PromptSet) -> set[str]:
+    """The requests of a prompt set, for telling whether two share any."""
     return {_text(prompt) for prompt in prompts.prompts}
 
 
@@ -231,7 +233,8 @@ def _cached(host: Host, path: Path | None) -> Directions | None:
     return directions
 
 
-def _meta(host: Host, spec: DirectionSpec, sets: tuple[PromptSet, ...]) -> dict[str, str]:
+def described(host: Host, spec: DirectionSpec, sets: tuple[PromptSet, ...]) -> dict[str, str]:
+    """Meta data of directions: model, settings, and the sets in the order of their roles."""
     roles = ("harmful", "harmless", "heldout_harmful", "heldout_harmless")
     names = {
         role: f"{each.name} ({len(each)} prompts, {each.digest})"
