@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,10 +56,18 @@ def cluster(nodes):
 @pytest.fixture(scope="module")
 def local(host):
     """The numbers of the grid in this process, with one thread, as the workers have."""
+    with one_thread():
+        return by_place(Local(host).numbers(GRID, EVALUATION))
+
+
+@contextmanager
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield by_place(Local(host).numbers(GRID, EVALUATION))
-    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def by_place(steps):
@@ -268,30 +278,23 @@ def test_workers_need_a_cluster(capsys):
 # In processes of their own: this one is connected to a cluster.
 
 
-@pytest.fixture(scope="module")
-def terminal():
-    """Run the command `search` on a few candidates; its finished process."""
-    import subprocess
-
-    def run(*options, **environment):
-        command = [sys.executable, "-m", "sst_ui", "search"]
-        command += [str(PRESETS / "recipes" / "default.yaml"), *options]
-        command += ["--samples", "8", "--tokens", "24", "--storage", "memory", "--json"]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=120,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        )  # fmt: skip
-
-    return run
-
-
 @pytest.mark.slow
-def test_the_terminal_starts_a_cluster_and_prints_nothing_but_json(terminal, local):
-    done = terminal("--ray", "local", "--workers", "1", "--trials", "5")
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)["candidates"]
+def test_the_terminal_starts_a_cluster_and_prints_nothing_but_json(host, tmp_path):
+    few = Evaluation(samples=8, max_new_tokens=24)
+    file = tmp_path / "few.yaml"
+    file.write_text(recipes.to_yaml(replace(DEFAULT, evaluation=few)))
+    options = ["--ray", "local", "--workers", "1", "--trials", "5", "--samples", "8",
+               "--tokens", "24", "--storage", "memory", "--json"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "sst_ui", "search", str(file), *options],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert done.returncode == (0 if told["reached"] else 3), done.stderr
     assert done.stderr == ""
-    found = [{name: row["values"][name] for name in EVALUATION.metrics} for row in rows]
-    assert found == [
-        {name: value.to_json() for name, value in local[place].values.items()} for place in range(5)
+    spec = SearchSpec("grid", trials=5, samples=8, max_new_tokens=24)
+    with one_thread():
+        here = finish(search(recipes.load(file), spec, Local(host), "memory"))
+    assert [row["values"] for row in told["candidates"]] == [
+        {name: value.to_json() for name, value in each.values.items()} for each in here
     ]

@@ -327,7 +327,18 @@ def commands(stored_host, tmp_path, monkeypatch):
     for name, text in zip(("bad", "good"), rows, strict=True):
         (tmp_path / f"{name}.jsonl").write_text(text)
     pair = ["--harmful", str(tmp_path / "bad.jsonl"), "--harmless", str(tmp_path / "good.jsonl")]
-    quick = ["--strategy", "staged", "--trials", "1", "--samples", "2", "--tokens", "1"]
+    quick = [
+        "--strategy",
+        "grid",
+        "--trials",
+        "1",
+        "--samples",
+        "2",
+        "--tokens",
+        "1",
+        "--objective",
+        "kl_16",
+    ]  # fmt: skip  (no target: a random model refuses nothing)
     return lambda out: {
         "run": ["run", file, "--out", str(out / "r")],
         "measure": ["measure", *pair, "--out", str(out / "d.safetensors")],
