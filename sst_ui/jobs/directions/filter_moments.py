@@ -18,6 +18,7 @@ from sst_ui import cache
 from sst_ui.data import prompt_sets
 from sst_ui.jobs.directions.residual_cache import LARGEST, encode
 from sst_ui.lru import Memory
+from sst_ui.maths.decisions import PROMPT
 from sst_ui.maths.directions import Directions
 from sst_ui.maths.filtered import EXACT, SMALL, Moments, subspace
 from sst_ui.model.architecture.module_roles import Writer
@@ -31,8 +32,9 @@ from sst_ui.recipe import Ablation, digest
 
 FORMULAS = 2  # raise it when the meaning of what is cached changes
 RECENT = 3  # statistics that a host keeps in memory
-# Of the weight of harmless prompts, the part on their last token: there refusal is decided, and one
-# token among thirty would hardly be heard. Chosen on halves of the prompts that are measured on.
+# Of the weight of harmless prompts, the part on their last token for directions that were measured
+# at a prompt's end: there those refuse, and one token among thirty would hardly be heard. Chosen on
+# halves of the prompts that are measured on.
 DECIDING = 0.5
 TASKS = ("harmful", "harmless", "lookalikes")
 _recent: WeakKeyDictionary[Host, Memory] = WeakKeyDictionary()
@@ -47,8 +49,8 @@ class Statistics:
         bases: Q [in, q] of the modules with many inputs, see `maths.filtered.subspace`; the moments
             of those are in it.
         harmful: at the token where the directions were measured.
-        harmless, lookalikes: over whole prompts and the answers to them, half of the weight being
-            on the last prompt token; the latter may be empty.
+        harmless, lookalikes: over whole prompts and the answers to them, up to half of the weight
+            being on the last prompt token; the latter may be empty.
         sources: names of the prompt sets.
         key: digest of all that went into it.
     """
@@ -69,16 +71,13 @@ class Asked:
         texts: tokens of each prompt, up to the position that counts.
         given: the set's own answers, '' for none.
         where: which tokens count.
+        deciding: share of the weight on the last prompt token beside what it has as one of all.
     """
 
     texts: tuple[tuple[int, ...], ...]
     given: tuple[str, ...]
     where: Where
-
-    @property
-    def deciding(self) -> float:
-        """Share of the weight on the last prompt token beside what it has as one of all."""
-        return DECIDING if self.where == "all" else 0.0
+    deciding: float = 0.0
 
 
 def single(host: Host) -> list[Writer]:
@@ -102,11 +101,12 @@ def collect(
     """
     names = [edit.directions.harmful, edit.directions.harmless, edit.filter.lookalikes]
     named = {task: name for task, name in zip(TASKS, names, strict=True) if name}
-    asked = {task: _asked(host, edit, task, name) for task, name in named.items()}
+    deciding = DECIDING * _at_prompt_end(directions)
+    asked = {task: _asked(host, edit, task, name, deciding) for task, name in named.items()}
     if directions.decisions:  # measured where each of them was, and on no other prompts
         heads = tuple(head for decision in directions.decisions for head in decision.heads)
         asked["harmful"] = Asked(heads, ("",) * len(heads), "response")
-    content = [[task, each.texts, each.given] for task, each in asked.items()]
+    content = [[task, each.texts, each.given, each.deciding] for task, each in asked.items()]
     key = digest(
         [FORMULAS, host.digest, directions.digest(), identity, edit.filter.answers, content]
     )
@@ -121,11 +121,18 @@ def collect(
     return replace(found, sources=tuple(named.values()), key=key)
 
 
-def _asked(host: Host, edit: Ablation, task: str, name: str) -> Asked:
+def _at_prompt_end(directions: Directions) -> float:
+    """Share of the directions that were measured at the end of a prompt, and not in an answer."""
+    if not directions.decisions:
+        return 1.0
+    return sum(d.anchor == PROMPT for d in directions.decisions) / len(directions.decisions)
+
+
+def _asked(host: Host, edit: Ablation, task: str, name: str, deciding: float) -> Asked:
     chosen = prompt_sets.load(name, edit.directions.samples)
     if task != "harmful":
         given = tuple("" if p.choices else p.assistant for p in chosen.prompts)
-        return Asked(encode(host, chosen, "template").prompts, given, "all")
+        return Asked(encode(host, chosen, "template").prompts, given, "all", deciding)
     encoded = encode(host, chosen, edit.directions.position)
     texts = encoded.prompts
     if encoded.positions is not None:

@@ -137,7 +137,7 @@ def rounds(
     yield now
     done.append(now)
     best, stale = (known, len(done)), 0
-    while (ended := job.over(done[best[1] - 1], now)) is None:
+    while (ended := job.over(done[0], done[best[1] - 1], now)) is None:
         found = yield from job.next(known, row)
         if found is None:
             ended = "none"
@@ -266,10 +266,11 @@ class _Search:
         counts: Counter[Label] = Counter(each.label for each in said)
         return {name: counts[name] / len(said) for name in LABELS}
 
-    def over(self, best: Round, now: Round) -> str | None:
-        """Why no further round is needed or allowed. Answers that are broken and refuse nothing are
-        no goal: what counts is the round in which most is delivered."""
-        if best.held <= self.options.goal:
+    def over(self, base: Round, best: Round, now: Round) -> str | None:
+        """Why no further round is needed or allowed. What counts is the round in which most is
+        delivered; answers that the edit broke are as far from the goal as those that refuse."""
+        broken = max(0.0, best.shares["degenerate"] - base.shares["degenerate"])
+        if best.held + broken <= self.options.goal:
             return "goal"
         return "rounds" if now.number >= self.options.rounds else None
 
