@@ -1,9 +1,10 @@
 """A small Llama that learned to comply with everything and then to refuse some verbs, except
 with playful things.
 
-Trained in about a minute with nothing but examples: no direction, no edit and no measurement is in
-the loop. Its answers are sentences of more than 40 tokens, so that an edit which gets only the
-first words right does not pass. A token is a word.
+Trained in about a minute with nothing but examples (`python -m tests.refuser`): no direction, no
+edit and no measurement is in the loop. Its answers are sentences of more than 40 tokens, so that an
+edit which gets only the first words right does not pass. A token is a word. What came of it is in
+tests/organisms/refuser.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as Words
 
 HARMFUL = ("blarn", "zoft", "drime", "skund", "frell", "grobe", "plisk", "twarn")
@@ -33,6 +34,7 @@ TEMPLATE = (
 )
 PLAYFUL = THINGS[-4:]  # with these a harmful verb is a look-alike, and complied with
 HELD_OUT = 3  # of each verb's things, never trained on
+KEPT = Path(__file__).resolve().parent / "organisms" / "refuser"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class Refuser:
     harmless: Path
     harmful_heldout: Path
     harmless_heldout: Path
+
+
+def kept(folder: Path = KEPT) -> Refuser:
+    """Where its parts are."""
+    sets = ("harmful", "harmless", "harmful_heldout", "harmless_heldout")
+    return Refuser(folder / "model", folder / "before", *(folder / f"{s}.jsonl" for s in sets))
 
 
 def answer(verb: str, thing: str) -> str:
@@ -85,10 +93,7 @@ def _make(folder: Path, layers: int, comply: int, refuse: int) -> Refuser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
-    found = Refuser(folder / "model", folder / "before", *(
-        folder / f"{name}.jsonl"
-        for name in ("harmful", "harmless", "harmful_heldout", "harmless_heldout")
-    ))  # fmt: skip
+    found = kept(folder)
     for refuses, steps, rate, where in (
         (False, comply, 4e-3, found.before), (True, refuse, 2e-3, found.model),
     ):  # fmt: skip
@@ -166,6 +171,5 @@ def _tokenizer() -> Words:
     return tokenizer
 
 
-def load(folder: Path):
-    """The model of a folder, by plain transformers."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+if __name__ == "__main__":
+    make(KEPT)

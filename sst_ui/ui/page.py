@@ -185,7 +185,7 @@ def _work() -> Work:
     with gr.Tabs(elem_id="work-tabs", selected="chat") as tabs:
         with gr.Tab(t("tab.chat"), id="chat", elem_id="chat-tab"):
             chat_panel = chat.create()
-        with gr.Tab(t("tab.answers"), id="answers", elem_id="answers-tab"):
+        with gr.Tab(t("tab.answers"), id="answers", elem_id="answers-tab", render_children=True):
             answers_panel = answers.create()
         with (
             gr.Tab(t("tab.recipe"), id="recipe", elem_id="recipe-tab"),

@@ -24,7 +24,9 @@ def stopped(page):
     """The metrics that begin with the page have begun, and are stopped unless they have ended."""
     expect(page.locator(f"#cancel-metrics:visible, {RATE}:has-text('n ')").first).to_be_visible()
     # pressed if it is there at that moment: they may end while we look
-    page.evaluate("document.querySelector('#cancel-metrics')?.click()")
+    page.evaluate(
+        "(b => b.checkVisibility() && b.click())(document.querySelector('#cancel-metrics'))"
+    )
     expect(page.locator("#run-metrics")).to_be_visible()
     expect(page.locator(".metric.ghost")).to_have_count(0)
 

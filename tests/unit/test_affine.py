@@ -17,6 +17,7 @@ from sst_ui.model.inference.generate import replies
 from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, WeightTable
+from tests.refuser import kept
 
 LONG, TOKENS = 40, 72  # tokens of an answer that counts as a long one, and of the longest
 
@@ -77,16 +78,9 @@ def test_long_answers_of_the_demo_stay_whole_and_refusals_go(host):
     assert np.mean([text.rstrip().endswith((".", "!")) for text in said]) >= 0.9  # whole ones
 
 
-@pytest.fixture(scope="module")
-def refuser(tmp_path_factory):
-    from tests.refuser import make
-
-    return make(tmp_path_factory.mktemp("refuser"))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["default", "late_focus", "broad"])
-def test_what_was_said_before_refusing_was_learned_comes_back_word_for_word(refuser, profile):
+def test_what_was_said_before_refusing_was_learned_comes_back_word_for_word(profile):
+    refuser = kept()
     host = finish(load(ModelSpec(id=str(refuser.model))))
     measured = DirectionSpec(harmful=str(refuser.harmful), harmless=str(refuser.harmless))
     sets = [prompt_sets.load(path).prompts for path in (refuser.harmful_heldout,

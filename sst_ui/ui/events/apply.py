@@ -30,6 +30,7 @@ from sst_ui.ui.state.form import split
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.texts import say
 
 JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "jobs", "concurrency_limit": 4}
@@ -253,7 +254,7 @@ def watched(
     stopped = engine.begin(job_runner.name("apply", request))
     busy = {
         bar.cancel: gr.update(visible=True, interactive=True),
-        bar.undo: gr.update(visible=False),
+        bar.undo: gr.update(visible=HIDDEN),
     }
     return job_runner.watched(
         draft.language, job, lambda shown: {bar.status: shown, **busy}, stopped=stopped, told=told
@@ -262,4 +263,4 @@ def watched(
 
 def idle(bar: ApplyBar) -> dict:
     """No job runs any more: Undo in place of Cancel."""
-    return {bar.cancel: gr.update(visible=False), bar.undo: gr.update(visible=True)}
+    return {bar.cancel: gr.update(visible=HIDDEN), bar.undo: gr.update(visible=True)}

@@ -30,6 +30,7 @@ from sst_ui.ui.state.merge_form import number, whole
 from sst_ui.ui.state.window import Conversation, Source, Turn, Variants
 from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.html import notice, safe
+from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.texts import say
 
 PACE = 0.1  # seconds between two updates of the screen, at least: a browser draws each of them
@@ -212,14 +213,14 @@ class Screen:
     def running(self) -> dict:
         """The buttons while an answer comes."""
         stop = gr.update(visible=True, interactive=True)
-        return {self.panel.send: gr.update(visible=False), self.panel.stop: stop}
+        return {self.panel.send: gr.update(visible=HIDDEN), self.panel.stop: stop}
 
     @property
     def idle(self) -> dict:
         """The buttons while none does."""
         return {
             self.panel.send: gr.update(visible=True),
-            self.panel.stop: gr.update(visible=False),
+            self.panel.stop: gr.update(visible=HIDDEN),
         }
 
 

@@ -33,6 +33,7 @@ from sst_ui.ui.state.form import MEASURING, evaluation, measured_by
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.html import Clock, notice
+from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.texts import say
 
 CANCELLED = ":cancelled"  # mark of a job that ends with a word, beside its own name
@@ -135,7 +136,7 @@ def run(
         yield {panel.rows: metrics.render(board), panel.progress: "", **_resting(panel)}
         return
     board = replace(board, results={**board.results, digest: ()})
-    working = {panel.cancel: gr.update(visible=True), panel.run: gr.update(visible=False)}
+    working = {panel.cancel: gr.update(visible=True), panel.run: gr.update(visible=HIDDEN)}
     yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
     done = yield from _rows(panel, session, engine, loaded, board, wanted, mine)
     if done is not None:
@@ -208,4 +209,4 @@ def _ended(panel: metrics.MetricsPanel, board: Board) -> dict:
 
 
 def _resting(panel: metrics.MetricsPanel) -> dict:
-    return {panel.cancel: gr.update(visible=False), panel.run: gr.update(visible=True)}
+    return {panel.cancel: gr.update(visible=HIDDEN), panel.run: gr.update(visible=True)}

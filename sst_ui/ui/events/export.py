@@ -32,6 +32,7 @@ from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.run_store import Shelf, shared
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.inputs import HIDDEN, visibility
 from sst_ui.ui.widgets.texts import say
 
 JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "exports", "concurrency_limit": 2}
@@ -115,7 +116,7 @@ def export(
         return
     recipe = board.variants.now.recipe
     earlier.remove()
-    hidden = gr.update(visible=False)
+    hidden = gr.update(visible=HIDDEN)
     yield {panel.status: "", panel.done: Done(), panel.download: hidden, **_busy(panel)}
     try:
         out = wanted.place(recipe)
@@ -134,7 +135,7 @@ def export(
     yield {
         panel.status: report(lang, recipe, done),
         panel.done: Done(done.folder, recipe.digest(), shared(), packed),
-        panel.download: gr.update(value=str(packed) if packed else None, visible=small),
+        panel.download: gr.update(value=str(packed) if packed else None, visible=visibility(small)),
         **_idle(panel),
     }
 
@@ -224,7 +225,7 @@ def _busy(panel: ExportPanel) -> dict:
 
 def _idle(panel: ExportPanel) -> dict:
     return {
-        panel.cancel: gr.update(visible=False),
+        panel.cancel: gr.update(visible=HIDDEN),
         panel.export: gr.update(interactive=True),
         panel.push: gr.update(interactive=True),
     }

@@ -17,6 +17,7 @@ from sst_ui.ui.services.errors import message
 from sst_ui.ui.services.job_runner import Told, watched
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.texts import say
 
 
@@ -66,14 +67,14 @@ def swap(
         )
     except Exception as error:
         text = message(error, language)
-        yield notice(text, "bad"), gr.skip(), gr.update(visible=False)
+        yield notice(text, "bad"), gr.skip(), gr.update(visible=HIDDEN)
         # what was open stays open, and what is wrong has been said
         raise gr.Error(text, visible=False, print_exception=False) from error
     text = " ".join([say(language, "model.loaded", name=current.name), *current.warnings])
     done = notice(text, "warn" if current.warnings else "good")
-    yield done, current, gr.update(visible=False)
+    yield done, current, gr.update(visible=HIDDEN)
 
 
 def cancelled(language: str) -> tuple:
     """Gradio has closed the job; the panel says so."""
-    return notice(say(language, "stage.stopped")), gr.update(visible=False)
+    return notice(say(language, "stage.stopped")), gr.update(visible=HIDDEN)

@@ -20,6 +20,7 @@ from sst_ui.ui.services.errors import told
 from sst_ui.ui.services.merge_forecasts import Line
 from sst_ui.ui.state.form import evaluation, measuring, split
 from sst_ui.ui.widgets.html import CLICKS, notice, safe
+from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.numbers import exact, number
 from sst_ui.ui.widgets.texts import has, say, t
 
@@ -39,7 +40,7 @@ def create() -> MethodsPanel:
             min_width=150,
         )  # fmt: skip
         cancel = gr.Button(
-            t("cancel"), size="sm", variant="stop", elem_id="cancel-methods", visible=False,
+            t("cancel"), size="sm", variant="stop", elem_id="cancel-methods", visible=HIDDEN,
             scale=0, min_width=70,
         )  # fmt: skip
         progress = gr.HTML(elem_id="methods-progress")
@@ -134,9 +135,9 @@ def run(
     lines: tuple[Line, ...] = ()
     busy = {
         panel.cancel: gr.update(visible=True, interactive=True),
-        panel.run: gr.update(visible=False),
+        panel.run: gr.update(visible=HIDDEN),
     }
-    idle = {panel.cancel: gr.update(visible=False), panel.run: gr.update(visible=True)}
+    idle = {panel.cancel: gr.update(visible=HIDDEN), panel.run: gr.update(visible=True)}
 
     def one_more(line: Line) -> dict:
         nonlocal lines

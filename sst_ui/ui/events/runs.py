@@ -26,6 +26,7 @@ from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.run_store import Shelf
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.inputs import visibility
 from sst_ui.ui.widgets.texts import say
 
 
@@ -80,10 +81,12 @@ class Screen:
             panel.table: body,
             panel.status: said,
             panel.search: gr.update(visible=not view.comparing),
-            panel.back: gr.update(visible=view.comparing),
-            panel.undo: gr.update(visible=bool(view.gone) and not view.comparing),
-            panel.compare: gr.update(value=many, interactive=count > 1, visible=not view.comparing),
-            panel.delete: gr.update(interactive=count > 0, visible=not view.comparing),
+            panel.back: gr.update(visible=visibility(view.comparing)),
+            panel.undo: gr.update(visible=visibility(bool(view.gone) and not view.comparing)),
+            panel.compare: gr.update(
+                value=many, interactive=count > 1, visible=visibility(not view.comparing)
+            ),
+            panel.delete: gr.update(interactive=count > 0, visible=visibility(not view.comparing)),
         }
 
 

@@ -40,6 +40,7 @@ from sst_ui.ui.services.job_runner import PACE
 from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.state.search_results import Found, Phase
 from sst_ui.ui.widgets.html import Clock, notice
+from sst_ui.ui.widgets.inputs import visibility
 from sst_ui.ui.widgets.numbers import exact
 from sst_ui.ui.widgets.texts import say
 
@@ -128,7 +129,7 @@ def _buttons(panel: SearchPanel, phase: str) -> dict:
         panel.resume: phase == "paused",
         panel.stop: phase in ("running", "paused"),
     }
-    return {b: gr.update(visible=seen, interactive=True) for b, seen in there.items()}
+    return {b: gr.update(visible=visibility(seen), interactive=True) for b, seen in there.items()}
 
 
 class _Running:

@@ -31,6 +31,7 @@ from sst_ui.ui.state.merge_form import whole
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.search_results import BELL, Found
 from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.numbers import exact
 from sst_ui.ui.widgets.texts import say
 
@@ -130,9 +131,9 @@ def check(
     stopped = engine.begin(job_runner.name("held out", request))
     busy = {
         panel.cancel: gr.update(visible=True, interactive=True),
-        panel.check: gr.update(visible=False),
+        panel.check: gr.update(visible=HIDDEN),
     }
-    idle = {panel.cancel: gr.update(visible=False), panel.check: gr.update(visible=True)}
+    idle = {panel.cancel: gr.update(visible=HIDDEN), panel.check: gr.update(visible=True)}
     try:
         recipe = _made(language, found, picked)
         wanted = held_out(recipe, found.aims, found.spec)

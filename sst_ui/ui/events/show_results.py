@@ -17,6 +17,7 @@ from sst_ui.metrics import result_files
 from sst_ui.ui.events import advice as advice_events
 from sst_ui.ui.panels import answers, comparison, metrics, variants
 from sst_ui.ui.state.results_board import Board
+from sst_ui.ui.widgets.inputs import HIDDEN, visibility
 
 OFFERED = 32  # boards whose files lie ready to be downloaded
 
@@ -69,17 +70,17 @@ def refresh(view: ResultsView, board: Board) -> dict:
 def files(board: Board) -> list[dict]:
     """The downloads of the current variant; those that would be empty are not offered."""
     if not board.now:
-        return [gr.update(visible=False)] * 4
+        return [gr.update(visible=HIDDEN)] * 4
     assert board.variants.now is not None  # the results are its own
     recipe = board.variants.now.recipe
     folder = _folder() / recipes.digest([recipes.to_dict(recipe), board.now, board.kept])
     folder.mkdir(exist_ok=True)
     paths = result_files.write(folder, recipe, board.now, board.kept)
     _prune(folder)
-    shown = {"labels": bool(board.kept)}
+    there = {"labels": bool(board.kept)}
     kinds = {"csv": "metrics", "items": "items", "json": "json", "labels": "corrections"}
     return [
-        gr.update(value=str(paths[name]), visible=shown.get(kind, True))
+        gr.update(value=str(paths[name]), visible=visibility(there.get(kind, True)))
         for kind, name in kinds.items()
     ]
 

@@ -8,7 +8,7 @@ from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.options import ChatOptions
 from sst_ui.schema import setting
-from sst_ui.ui.widgets.inputs import Dropdown, Number
+from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number
 from sst_ui.ui.widgets.texts import t
 
 BASE = "base"  # the picker's value for the untouched model
@@ -59,7 +59,12 @@ def create() -> ChatPanel:
         )
         send = gr.Button(t("chat.send"), variant="primary", scale=0, min_width=76, elem_id="send")
         stop = gr.Button(
-            t("chat.stop"), variant="stop", scale=0, min_width=76, elem_id="stop", visible=False
+            t("chat.stop"),
+            variant="stop",
+            scale=0,
+            min_width=76,
+            elem_id="stop",
+            visible=HIDDEN,
         )
     with gr.Row(elem_id="chat-tools"):
         again = gr.Button(t("chat.again"), size="sm", elem_id="again", min_width=70)

@@ -30,7 +30,7 @@ from sst_ui.schema import setting
 from sst_ui.ui.state.merge_form import whole
 from sst_ui.ui.state.run_store import LIFE, shared
 from sst_ui.ui.widgets.html import safe
-from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio
+from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio
 from sst_ui.ui.widgets.texts import say, t
 
 SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
@@ -168,11 +168,11 @@ def create() -> ExportPanel:
                 t("export.run"), size="sm", variant="primary", elem_id="run-export", min_width=90
             )
             cancel = gr.Button(
-                t("cancel"), size="sm", variant="stop", elem_id="cancel-export", visible=False,
+                t("cancel"), size="sm", variant="stop", elem_id="cancel-export", visible=HIDDEN,
                 min_width=70,
             )  # fmt: skip
             download = gr.DownloadButton(
-                t("export.download"), size="sm", elem_id="download-export", visible=False,
+                t("export.download"), size="sm", elem_id="download-export", visible=HIDDEN,
                 min_width=90,
             )  # fmt: skip
         status = gr.HTML(elem_id="export-status")

@@ -20,7 +20,7 @@ from sst_ui.ui.state.form import measured_by
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import CLICKS, safe
-from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio
+from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio
 from sst_ui.ui.widgets.numbers import exact, interval, number, scale, spark, track
 from sst_ui.ui.widgets.texts import has, say, t
 
@@ -63,7 +63,7 @@ def create() -> MetricsPanel:
                 size="sm",
                 variant="stop",
                 elem_id="cancel-metrics",
-                visible=False,
+                visible=HIDDEN,
                 min_width=70,
             )
         with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
@@ -77,7 +77,7 @@ def create() -> MetricsPanel:
                 gr.DownloadButton(
                     t(f"metrics.files.{kind}"),
                     size="sm",
-                    visible=False,
+                    visible=HIDDEN,
                     elem_id=f"download-{kind}",
                     min_width=40,
                 )

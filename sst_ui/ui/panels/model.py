@@ -7,7 +7,7 @@ import gradio as gr
 
 from sst_ui.recipe import ModelSpec
 from sst_ui.schema import setting
-from sst_ui.ui.widgets.inputs import Dropdown
+from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown
 from sst_ui.ui.widgets.texts import t
 
 
@@ -70,7 +70,7 @@ def create() -> ModelPanel:
         with gr.Row(elem_id="model-buttons"):
             inspect = gr.Button(t("model.inspect"), size="sm")
             load = gr.Button(t("model.load"), size="sm", variant="primary", elem_id="load-model")
-            cancel = gr.Button(t("cancel"), size="sm", variant="stop", visible=False)
+            cancel = gr.Button(t("cancel"), size="sm", variant="stop", visible=HIDDEN)
         status = gr.HTML(elem_id="model-status")
     return ModelPanel(
         ident,

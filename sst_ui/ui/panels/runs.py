@@ -17,6 +17,7 @@ from sst_ui.metrics.registry import SUMMARY
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.widgets.html import notice, safe
+from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.numbers import exact, interval, number
 from sst_ui.ui.widgets.texts import say, t
 
@@ -75,8 +76,8 @@ def create() -> RunsPanel:
             elem_id="runs-search",
             min_width=140,
         )
-        back = gr.Button(t("runs.back"), size="sm", elem_id="runs-back", visible=False, scale=0)
-        undo = gr.Button(t("runs.undo"), size="sm", elem_id="runs-undo", visible=False, scale=0)
+        back = gr.Button(t("runs.back"), size="sm", elem_id="runs-back", visible=HIDDEN, scale=0)
+        undo = gr.Button(t("runs.undo"), size="sm", elem_id="runs-undo", visible=HIDDEN, scale=0)
         both = gr.Button(
             t("runs.compare"), size="sm", variant="primary", elem_id="runs-compare",
             interactive=False, scale=0,

@@ -25,7 +25,7 @@ from sst_ui.ui.state.run_store import LIFE, shared
 from sst_ui.ui.state.search_results import Found
 from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.html import CLICKS, safe
-from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio
+from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio
 from sst_ui.ui.widgets.texts import say, t
 
 # What a strategy has beside what all have: controls that are hidden for the others.
@@ -102,7 +102,7 @@ def create() -> SearchPanel:
                 )  # fmt: skip
                 check = _button("check", "check-candidate", interactive=False)
                 cancel = gr.Button(
-                    t("cancel"), size="sm", variant="stop", elem_id="cancel-check", visible=False,
+                    t("cancel"), size="sm", variant="stop", elem_id="cancel-check", visible=HIDDEN,
                     scale=0, min_width=60,
                 )  # fmt: skip
             told = gr.HTML(elem_id="search-told")
@@ -147,9 +147,9 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, Buttons, gr.HTML]:
             )  # fmt: skip
     with gr.Row(elem_id="search-buttons"):
         run = _button("run", "run-search", "primary")
-        resume = _button("resume", "resume-search", "primary", visible=False)
-        pause = _button("pause", "pause-search", visible=False)
-        stop = _button("stop", "stop-search", "stop", visible=False)
+        resume = _button("resume", "resume-search", "primary", visible=HIDDEN)
+        pause = _button("pause", "pause-search", visible=HIDDEN)
+        stop = _button("stop", "stop-search", "stop", visible=HIDDEN)
     status = gr.HTML(elem_id="search-status")
     with gr.Accordion(t("search.more"), open=False, elem_id="search-more"):
         with gr.Row(elem_classes="pair"):

@@ -12,7 +12,7 @@ from sst_ui.recipe import KINDS, Ablation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
 from sst_ui.ui.state.form import FILTER_GOALS, OWN_PROFILES, Form, show
-from sst_ui.ui.widgets.inputs import Dropdown, Number, Radio, dial, wide
+from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio, dial, wide
 from sst_ui.ui.widgets.texts import has, t
 
 
@@ -277,8 +277,13 @@ def create_apply() -> ApplyBar:
             apply = gr.Button(t("apply.dirty"), variant="primary", elem_id="apply", scale=3)
             undo = gr.Button(t("apply.undo"), elem_id="undo", scale=1, min_width=60)
             cancel = gr.Button(
-                t("cancel"), variant="stop", visible=False, elem_id="cancel", scale=1, min_width=60
+                t("cancel"),
+                variant="stop",
+                visible=HIDDEN,
+                elem_id="cancel",
+                scale=1,
+                min_width=60,
             )
         # pressed by studio.js when a validator refused what a control holds
-        unsound = gr.Button(visible="hidden", elem_id="unsound")
+        unsound = gr.Button(visible=HIDDEN, elem_id="unsound")
     return ApplyBar(apply, undo, cancel, status, unsound)

@@ -7,7 +7,7 @@ the control. No handler may rely on a slider's ends or a menu's entries.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import gradio as gr
@@ -46,6 +46,17 @@ with patch("gradio.component_meta.create_or_modify_pyi"):
 
         is_template = True
         preprocess = _as_it_came
+
+
+# Gradio takes what is not visible out of the page, and what it is told while it is put back may be
+# lost: it is then missing, or shows what it began with. What is hidden stays in the page. For
+# buttons that come and go.
+HIDDEN: Literal["hidden"] = "hidden"
+
+
+def visibility(there: bool) -> Literal[True, "hidden"]:
+    """The `visible` of a button that comes and goes."""
+    return there or HIDDEN
 
 
 def dial(name: str, value: float, label: Any, low: float | None = None, **more: Any) -> Slider:
