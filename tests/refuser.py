@@ -4,7 +4,7 @@ with playful things.
 Trained in about a minute with nothing but examples (`python -m tests.refuser`): no direction, no
 edit and no measurement is in the loop. Its answers are sentences of more than 40 tokens, so that an
 edit which gets only the first words right does not pass. A token is a word. What came of it is in
-tests/organisms/refuser.
+tests/models/refuser.
 """
 
 import json
@@ -34,7 +34,7 @@ TEMPLATE = (
 )
 PLAYFUL = THINGS[-4:]  # with these a harmful verb is a look-alike, and complied with
 HELD_OUT = 3  # of each verb's things, never trained on
-KEPT = Path(__file__).resolve().parent / "organisms" / "refuser"
+KEPT = Path(__file__).resolve().parent / "models" / "refuser"
 
 
 @dataclass(frozen=True)
