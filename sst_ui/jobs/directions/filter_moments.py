@@ -18,7 +18,6 @@ from sst_ui import cache
 from sst_ui.data import prompt_sets
 from sst_ui.jobs.directions.residual_cache import LARGEST, encode
 from sst_ui.lru import Memory
-from sst_ui.maths.decisions import PROMPT
 from sst_ui.maths.directions import Directions
 from sst_ui.maths.filtered import EXACT, SMALL, Moments, subspace
 from sst_ui.model.architecture.module_roles import Writer
@@ -32,9 +31,10 @@ from sst_ui.recipe import Ablation, digest
 
 FORMULAS = 2  # raise it when the meaning of what is cached changes
 RECENT = 3  # statistics that a host keeps in memory
-# Of the weight of harmless prompts, the part on their last token for directions that were measured
-# at a prompt's end: there those refuse, and one token among thirty would hardly be heard. Chosen on
-# halves of the prompts that are measured on.
+# Of the weight of harmless prompts, the part on their last token: there refusal is decided, and one
+# token among thirty would hardly be heard. Chosen on halves of the prompts that are measured on.
+# Directions that were found in rounds act within answers too: with a weight on one token the model
+# begins anew in the middle of them ("I Sure! To …"), so there all tokens count alike.
 DECIDING = 0.5
 TASKS = ("harmful", "harmless", "lookalikes")
 _recent: WeakKeyDictionary[Host, Memory] = WeakKeyDictionary()
@@ -49,8 +49,9 @@ class Statistics:
         bases: Q [in, q] of the modules with many inputs, see `maths.filtered.subspace`; the moments
             of those are in it.
         harmful: at the token where the directions were measured.
-        harmless, lookalikes: over whole prompts and the answers to them, up to half of the weight
-            being on the last prompt token; the latter may be empty.
+        harmless, lookalikes: over whole prompts and the answers to them, half of the weight being
+            on the last prompt token unless the directions were found in rounds; the latter may be
+            empty.
         sources: names of the prompt sets.
         key: digest of all that went into it.
     """
@@ -101,7 +102,7 @@ def collect(
     """
     names = [edit.directions.harmful, edit.directions.harmless, edit.filter.lookalikes]
     named = {task: name for task, name in zip(TASKS, names, strict=True) if name}
-    deciding = DECIDING * _at_prompt_end(directions)
+    deciding = 0.0 if directions.decisions else DECIDING
     asked = {task: _asked(host, edit, task, name, deciding) for task, name in named.items()}
     if directions.decisions:  # measured where each of them was, and on no other prompts
         heads = tuple(head for decision in directions.decisions for head in decision.heads)
@@ -119,13 +120,6 @@ def collect(
         _write(path, found)
     memory.put(key, found)
     return replace(found, sources=tuple(named.values()), key=key)
-
-
-def _at_prompt_end(directions: Directions) -> float:
-    """Share of the directions that were measured at the end of a prompt, and not in an answer."""
-    if not directions.decisions:
-        return 1.0
-    return sum(d.anchor == PROMPT for d in directions.decisions) / len(directions.decisions)
 
 
 def _asked(host: Host, edit: Ablation, task: str, name: str, deciding: float) -> Asked:
