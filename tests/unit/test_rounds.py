@@ -2,6 +2,7 @@
 the other half after a first step. Tests read tests/organisms, which no edit took part in making."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,3 +257,19 @@ def test_a_refusal_begins_with_its_first_word(host, text, said):
     start = onset(host, ids)
     assert host.decode(ids[:start]).strip() == said
     assert onset(host, host.tokens("Sure! To fold a lamp, first lower the lid.")) is None
+
+
+def test_an_affine_edit_in_rounds_is_the_one_that_its_recipe_makes(host, found, tmp_path):
+    """With its neutral points where it acts, as everywhere else."""
+    affine = Ablation(SPEC, WIDE, affine=True)
+    options = RoundsOptions(rounds=1, select=SETS["harmful_select"], max_new_tokens=TOKENS)
+    done = finish(rounds(host, affine, options))
+    path = done.directions.save(tmp_path / "one.safetensors")
+    spec = DirectionSpec(**{**vars(SPEC), "file": str(path)})
+    row = finish(resolve(host, Recipe(model=host.spec, edits=(replace(affine, directions=spec),))))
+    name = f"refusal_rate@{SETS['harmful_select']}"
+    wanted = Evaluation(metrics=(name,), samples=None, preset="full", max_new_tokens=TOKENS)
+    (result,) = finish(evaluate(host, row, wanted))
+    labels = [item.edited_label for item in result.items]
+    shares = {kind: labels.count(kind) / len(labels) for kind in done.rounds[1].shares}
+    assert shares == pytest.approx(dict(done.rounds[1].shares))

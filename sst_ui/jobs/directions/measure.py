@@ -96,7 +96,8 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
     """
     # The tables first: a typing error there should not show after minutes of measuring.
     ablations = [edit for edit in recipe.edits if isinstance(edit, Ablation)]
-    tables = iter([kernel.table(edit.weights, host.layers) for edit in ablations])
+    for ablation in ablations:
+        kernel.table(ablation.weights, host.layers)
     for ablation in ablations:
         if ablation.operation == "filter":
             refuse(host, ablation)
@@ -106,28 +107,39 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
             edits.append((yield from merge(host, edit)).live)
             continue
         directions = yield from measure(host, edit.directions)
-        if edit.operation == "filter":
-            next(tables)
-            identity = named(recipe.edits[:number])
-            found = yield from filters(host, edit, directions, tuple(edits), identity)
-            edits.append(found.edit_row(edit))
-            continue
-        centre = None
-        if edit.affine and edit.affine_at == "everywhere":
-            centre = yield from everywhere(host, edit.directions, directions)
-        elif edit.affine:
-            directions = yield from at_prompt_end(host, edit.directions, directions)
-        edits.append(
-            RowEdit(
-                directions,
-                next(tables),
-                norm_preserving=edit.norm_preserving,
-                affine=edit.affine,
-                operation=edit.operation,
-                centre=centre,
-            )
-        )
+        identity = named(recipe.edits[:number]) if edit.operation == "filter" else ""
+        edits.append((yield from along(host, edit, directions, tuple(edits), identity)))
     return tuple(edits)
+
+
+def along(
+    host: Host,
+    edit: Ablation,
+    directions: Directions,
+    before: tuple[Edit, ...] = (),
+    identity: str = "",
+) -> Generator[Progress, None, Edit]:
+    """An ablation along measured directions, with what its kind needs beside them.
+
+    Args:
+        before: the edits in front of it, and `identity` what names them; a filter needs both.
+    """
+    if edit.operation == "filter":
+        found = yield from filters(host, edit, directions, before, identity)
+        return found.edit_row(edit)
+    centre = None
+    if edit.affine and edit.affine_at == "everywhere":
+        centre = yield from everywhere(host, edit.directions, directions)
+    elif edit.affine:
+        directions = yield from at_prompt_end(host, edit.directions, directions)
+    return RowEdit(
+        directions,
+        kernel.table(edit.weights, host.layers),
+        norm_preserving=edit.norm_preserving,
+        affine=edit.affine,
+        operation=edit.operation,
+        centre=centre,
+    )
 
 
 def named(edits: Sequence[Ablation | Merge]) -> str:

@@ -23,8 +23,8 @@ from sst_ui.data import prompt_sets
 from sst_ui.data.prompt_sets import PromptSet
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.candidates import FEW, Said, candidates, onset
-from sst_ui.jobs.directions.filtering import filters, refuse
-from sst_ui.jobs.directions.measure import described, texts
+from sst_ui.jobs.directions.filtering import refuse
+from sst_ui.jobs.directions.measure import along, described, texts
 from sst_ui.jobs.directions.residual_cache import captured, encode
 from sst_ui.maths import kernel
 from sst_ui.maths.contrast import extended
@@ -33,7 +33,6 @@ from sst_ui.maths.direction_estimators import estimate
 from sst_ui.maths.directions import Directions
 from sst_ui.metrics.registry import METRICS, Metric
 from sst_ui.metrics.text.labels import LABELS, Label, label
-from sst_ui.model.hooks.live_edits import Edit, RowEdit
 from sst_ui.model.inference.batch import Row
 from sst_ui.model.inference.fisher_step import Conversation
 from sst_ui.model.inference.generate import replies
@@ -237,13 +236,7 @@ class _Search:
 
     def row(self, directions: Directions) -> Generator[Progress, None, Row]:
         """The edit along these directions, behind those in front of it."""
-        edit: Edit
-        if self.edit.operation == "filter":
-            found = yield from filters(self.host, self.edit, directions, self.before, self.identity)
-            edit = found.edit_row(self.edit)
-        else:
-            alpha = kernel.table(self.edit.weights, self.host.layers)
-            edit = RowEdit(directions, alpha, self.edit.norm_preserving, self.edit.affine)
+        edit = yield from along(self.host, self.edit, directions, self.before, self.identity)
         return (*self.before, edit)
 
     def said(
