@@ -16,7 +16,7 @@ from sst_ui.schema import KINDS, Setting, parts, settings
 
 PAGES = {"en": "recipe.md", "ja": "recipe-ja.md"}
 ORDER = ("recipe", "model", "edit", "filter", "directions", "weights", "merge", "evaluation",
-         "search", "export", "chat")  # fmt: skip
+         "search", "rounds", "export", "chat")  # fmt: skip
 TEXTS: Mapping[str, Mapping[str, Any]] = {
     "en": {
         "title": "Recipe reference",
@@ -36,6 +36,7 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
             "merge": "`edits`: a merge",
             "evaluation": "`evaluation`",
             "search": "Options of `search`",
+            "rounds": "Options of `measure --rounds`",
             "export": "Options of `export`",
             "chat": "Options of `chat`",
         },
@@ -61,6 +62,7 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
             "merge": "`edits`：マージ",
             "evaluation": "`evaluation`",
             "search": "`search` のオプション",
+            "rounds": "`measure --rounds` のオプション",
             "export": "`export` のオプション",
             "chat": "`chat` のオプション",
         },

@@ -35,6 +35,9 @@ from sst_ui.cli import (
     merge as merging,
 )
 from sst_ui.cli import (
+    rounds as in_rounds,
+)
+from sst_ui.cli import (
     search as searching,
 )
 from sst_ui.cli.option_types import add, whole
@@ -107,7 +110,7 @@ def build_parser() -> Parser:
 
     command("kernel", _kernel, "print a weight kernel, one value per layer", _kernel_options)
     command("measure", _measure, "measure refusal directions and save them",
-            _model_options, _measure_options)  # fmt: skip
+            _model_options, _measure_options, in_rounds.options)  # fmt: skip
     command("run", _run, "carry out a recipe and write its results", _recipe_file, _run_options)
     command("search", _search, "try many settings and keep the best",
             _recipe_file, searching.options, _other_model)  # fmt: skip
@@ -211,6 +214,7 @@ def _measure(options: argparse.Namespace) -> None:
     values = {name: getattr(options, name) for name in MEASURED}
     values["scope"] = "per_layer" if options.layer is None else "single"
     spec = _checked(DirectionSpec, "directions", values)
+    in_rounds.check(options)
     _writable(options.out)
 
     from sst_ui.jobs.directions.filtering import tradeoff
@@ -220,6 +224,9 @@ def _measure(options: argparse.Namespace) -> None:
 
     model = _model_spec(options)
     protected_paths.check(options.out, Recipe(model=model, edits=(Ablation(directions=spec),)))
+    if options.rounds is not None:
+        in_rounds.run(options, model, spec)
+        return
 
     def job() -> Generator[Progress, None, Any]:
         host = yield from load_host(model)

@@ -9,13 +9,14 @@ from pydantic import Field
 from sst_ui import schema
 from sst_ui.checked import Flag, Number, Several, Text, Whole
 from sst_ui.errors import UserError, shown
-from sst_ui.recipe import Prompts, Rank, Seed, Tokens
+from sst_ui.recipe import Prompts, Rank, Seed, Share, Tokens
 from sst_ui.schema import Slider, described
 
 Strategy = Literal["grid", "staged", "sensitivity", "tpe"]
 Start = Literal["recipe", "signal"]
 Format = Literal["adapter", "model", "mergekit", "gguf"]
 Rounding = Literal["nearest", "stochastic"]
+Contrast = Literal["best", "harmless", "inside"]  # best: whichever of the others is
 
 
 @described("search")
@@ -71,6 +72,21 @@ class ChatOptions:
     max_new_tokens: Tokens = 128
     temperature: Annotated[Number, Field(ge=0, le=2), Slider(0.1)] = 0.0
     seed: Seed | None = None
+
+    def __post_init__(self) -> None:
+        schema.check(self)
+
+
+@described("rounds")
+@dataclass(frozen=True)
+class RoundsOptions:
+    """How further decisions are looked for."""
+
+    rounds: Annotated[Whole, Field(ge=1, le=16)] = 4
+    goal: Share = 0.05
+    select: Text | None = None
+    max_new_tokens: Tokens | None = None
+    contrast: Contrast = "best"
 
     def __post_init__(self) -> None:
         schema.check(self)

@@ -53,6 +53,23 @@ def tradeoff(points: Iterable[Any]) -> None:
     show(table)
 
 
+def rounds(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print what the selection prompts get after each round, and where its decision lies."""
+    from rich.table import Table
+
+    from sst_ui.metrics.text.labels import LABELS
+
+    table = Table("directions", "decided at", "layer", "compared with", *LABELS, box=None)
+    for row in rows:
+        decision = row["decision"]
+        where = ["–"] * 3
+        if decision is not None:
+            where = [f"token {decision['position']}", str(decision["layer"]), decision["contrast"]]
+        shares = [f"{row['shares'][name]:.1%}" for name in LABELS]
+        table.add_row(str(row["directions"]), *where, *shares)
+    show(table)
+
+
 def verdict(result: Any) -> str:
     """The verdict in words, with its threshold where that decides."""
     if result.change == "changed":

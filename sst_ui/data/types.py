@@ -4,7 +4,7 @@ The wording is here too: letters of a multiple-choice question, context before a
 worked examples before it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -120,7 +120,11 @@ class PromptSet:
         """An evenly spread subset (see `spread`); all of it for None or a larger number."""
         if samples is None or samples >= len(self.prompts):
             return self
-        chosen = tuple(self.prompts[i] for i in spread(len(self.prompts), samples))
+        return self.only(spread(len(self.prompts), samples))
+
+    def only(self, places: Sequence[int]) -> "PromptSet":
+        """The prompts at these places."""
+        chosen = tuple(self.prompts[i] for i in places)
         return named(self.name, chosen, self.shots, self.shots_each)
 
 

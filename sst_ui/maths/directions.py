@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sst_ui import disk
 from sst_ui.errors import UserError, shown
+from sst_ui.maths.decisions import Decision, pack, unpack
 
 FORMAT = "sst-studio directions 1"
 STATS = ("norm", "snr", "cosine", "purity", "quality", "auroc", "cohens_d")
@@ -33,6 +34,7 @@ class Directions:
         neutral: [L, k] float32, component of the harmless prompts' mean along every direction.
         stats: [L] float32 each, see `STATS`; NaN where nothing was measured.
         meta: where it comes from: model, estimator, prompts, settings (text to text).
+        decisions: where each direction was measured, if they were found in rounds; else empty.
     """
 
     vectors: Tensor
@@ -40,6 +42,7 @@ class Directions:
     neutral: Tensor
     stats: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, str] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 3:
@@ -84,6 +87,8 @@ class Directions:
         content = hashlib.sha256(str(tuple(self.vectors.shape)).encode())
         for tensor in (self.vectors, self.norms, self.neutral):
             content.update(tensor.contiguous().numpy().tobytes())
+        for decision in self.decisions:  # a filter is measured at them
+            content.update(str(decision.heads).encode())
         return content.hexdigest()[:12]
 
     def save(self, path: str | Path) -> Path:
@@ -101,11 +106,10 @@ class Directions:
         """Write the file itself."""
         tensors = {"vectors": self.vectors, "norms": self.norms, "neutral": self.neutral}
         tensors |= {f"stats.{name}": value for name, value in self.stats.items()}
-        save_file(
-            {name: value.clone().contiguous() for name, value in tensors.items()},
-            path,
-            metadata={"format": FORMAT, "meta": json.dumps(dict(self.meta))},
-        )
+        more, decisions = pack(self.decisions)
+        tensors |= more
+        told = {"format": FORMAT, "meta": json.dumps(dict(self.meta)), "decisions": decisions}
+        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, path, told)
 
 
 def load(path: str | Path) -> Directions:
@@ -120,19 +124,29 @@ def load(path: str | Path) -> Directions:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is not a directions file of this studio.")
         return Directions(
-            tensors["vectors"],
-            tensors["norms"],
-            tensors["neutral"],
-            {name: tensors[f"stats.{name}"] for name in STATS},
+            tensors["vectors"].float(),
+            tensors["norms"].float(),
+            tensors["neutral"].float(),
+            {name: tensors[f"stats.{name}"].float() for name in STATS},
             json.loads(metadata["meta"]),
+            unpack(tensors, metadata.get("decisions", "[]")),
         )
     except UserError:
         raise
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RecursionError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise UserError(f"the directions file {path} is damaged: {error}") from error
 
 

@@ -26,6 +26,7 @@ from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import export as export_events
 from sst_ui.ui.events import filter as filter_events
 from sst_ui.ui.events import merge as merge_events
+from sst_ui.ui.events import rounds as rounds_events
 from sst_ui.ui.events import runs as runs_events
 from sst_ui.ui.events import search as search_events
 from sst_ui.ui.events.binding import Reads
@@ -215,6 +216,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     lang, bar = session.language, left.apply
     jobs = apply_events.Screen(bar, editor, applied, figs.tabs)
     changed = apply_events.connect(jobs, left.direction.measure, lang, board, engine)
+    rounds_events.connect(jobs, left.direction.decision, figs, engine)
     edit.connect(editor, bar, lang, engine)
     edit.connect_others(editor, figs.signal, engine)
     filter_events.connect(editor, engine)

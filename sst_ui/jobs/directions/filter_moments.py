@@ -33,9 +33,12 @@ FORMULAS = 2  # raise it when the meaning of what is cached changes
 RECENT = 3  # statistics that a host keeps in memory
 # Of the weight of harmless prompts, the part on their last token: there refusal is decided, and one
 # token among thirty would hardly be heard. Chosen on halves of the prompts that are measured on.
+# Directions that were found in rounds act within answers too: with a weight on one token the model
+# begins anew in the middle of them ("I Sure! To …"), so there all tokens count alike.
 DECIDING = 0.5
 TASKS = ("harmful", "harmless", "lookalikes")
 _recent: WeakKeyDictionary[Host, Memory] = WeakKeyDictionary()
+_said: WeakKeyDictionary[Host, Memory] = WeakKeyDictionary()  # other directions: the same answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,8 @@ class Statistics:
             of those are in it.
         harmful: at the token where the directions were measured.
         harmless, lookalikes: over whole prompts and the answers to them, half of the weight being
-            on the last prompt token; the latter may be empty.
+            on the last prompt token unless the directions were found in rounds; the latter may be
+            empty.
         sources: names of the prompt sets.
         key: digest of all that went into it.
     """
@@ -68,16 +72,13 @@ class Asked:
         texts: tokens of each prompt, up to the position that counts.
         given: the set's own answers, '' for none.
         where: which tokens count.
+        deciding: share of the weight on the last prompt token beside what it has as one of all.
     """
 
     texts: tuple[tuple[int, ...], ...]
     given: tuple[str, ...]
     where: Where
-
-    @property
-    def deciding(self) -> float:
-        """Share of the weight on the last prompt token beside what it has as one of all."""
-        return DECIDING if self.where == "all" else 0.0
+    deciding: float = 0.0
 
 
 def single(host: Host) -> list[Writer]:
@@ -101,8 +102,12 @@ def collect(
     """
     names = [edit.directions.harmful, edit.directions.harmless, edit.filter.lookalikes]
     named = {task: name for task, name in zip(TASKS, names, strict=True) if name}
-    asked = {task: _asked(host, edit, task, name) for task, name in named.items()}
-    content = [[task, each.texts, each.given] for task, each in asked.items()]
+    deciding = 0.0 if directions.decisions else DECIDING
+    asked = {task: _asked(host, edit, task, name, deciding) for task, name in named.items()}
+    if directions.decisions:  # measured where each of them was, and on no other prompts
+        heads = tuple(head for decision in directions.decisions for head in decision.heads)
+        asked["harmful"] = Asked(heads, ("",) * len(heads), "response")
+    content = [[task, each.texts, each.given, each.deciding] for task, each in asked.items()]
     key = digest(
         [FORMULAS, host.digest, directions.digest(), identity, edit.filter.answers, content]
     )
@@ -110,18 +115,18 @@ def collect(
     path = cache.place("moments", f"{key}.safetensors") if host.digest else None
     found = memory.get(key) or _read(path)
     if found is None:
-        talks = yield from _conversations(host, asked, before, edit.filter.answers)
+        talks = yield from _conversations(host, asked, before, identity, edit.filter.answers)
         found = yield from _measured(host, directions, asked, talks, before)
         _write(path, found)
     memory.put(key, found)
     return replace(found, sources=tuple(named.values()), key=key)
 
 
-def _asked(host: Host, edit: Ablation, task: str, name: str) -> Asked:
+def _asked(host: Host, edit: Ablation, task: str, name: str, deciding: float) -> Asked:
     chosen = prompt_sets.load(name, edit.directions.samples)
     if task != "harmful":
         given = tuple("" if p.choices else p.assistant for p in chosen.prompts)
-        return Asked(encode(host, chosen, "template").prompts, given, "all")
+        return Asked(encode(host, chosen, "template").prompts, given, "all", deciding)
     encoded = encode(host, chosen, edit.directions.position)
     texts = encoded.prompts
     if encoded.positions is not None:
@@ -131,7 +136,7 @@ def _asked(host: Host, edit: Ablation, task: str, name: str) -> Asked:
 
 
 def _conversations(
-    host: Host, asked: Mapping[str, Asked], before: Row, answers: int
+    host: Host, asked: Mapping[str, Asked], before: Row, identity: str, answers: int
 ) -> Generator[Progress, None, dict[str, list[Conversation]]]:
     """The prompts with what follows them. The last token of that is predicted but not read: one
     more makes all of them count."""
@@ -139,7 +144,12 @@ def _conversations(
     for task, each in asked.items():
         rest: list[tuple[int, ...]] = [()] * len(each.texts)
         if each.where == "all" and answers:
-            rest = yield from _answers(host, each, before, answers)
+            memory = _said.setdefault(host, Memory(RECENT))
+            key = digest([each.texts, each.given, identity, answers])
+            if (known := memory.get(key)) is None:
+                known = yield from _answers(host, each, before, answers)
+                memory.put(key, known)
+            rest = known
         found[task] = [(t, (*r, host.pad)) for t, r in zip(each.texts, rest, strict=True)]
     return found
 

@@ -61,14 +61,14 @@ def measure(
         yield Progress("directions", 1, 1, note)
         return read
     harmful, harmless = (load_prompts(name, spec.samples) for name in (spec.harmful, spec.harmless))
-    if _texts(harmful) == _texts(harmless):
+    if texts(harmful) == texts(harmless):
         raise UserError(
             f"the harmful prompts {spec.harmful!r} and the harmless prompts {spec.harmless!r} are "
             "the same; a direction needs two different sets."
         )
-    other, note = _heldout(heldout, spec.samples, _texts(harmful) | _texts(harmless))
+    other, note = _heldout(heldout, spec.samples, texts(harmful) | texts(harmless))
     sets = (harmful, harmless, *other)
-    meta = _meta(host, spec, sets) | {"note": note}
+    meta = described(host, spec, sets) | {"note": note}
     asked = digest(meta)
     if (recent := _recent.get(host, {}).get(asked)) is not None:
         yield Progress("directions", 1, 1, note)
@@ -96,7 +96,8 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
     """
     # The tables first: a typing error there should not show after minutes of measuring.
     ablations = [edit for edit in recipe.edits if isinstance(edit, Ablation)]
-    tables = iter([kernel.table(edit.weights, host.layers) for edit in ablations])
+    for ablation in ablations:
+        kernel.table(ablation.weights, host.layers)
     for ablation in ablations:
         if ablation.operation == "filter":
             refuse(host, ablation)
@@ -106,28 +107,39 @@ def resolve(host: Host, recipe: Recipe) -> Generator[Progress, None, tuple[Edit,
             edits.append((yield from merge(host, edit)).live)
             continue
         directions = yield from measure(host, edit.directions)
-        if edit.operation == "filter":
-            next(tables)
-            identity = named(recipe.edits[:number])
-            found = yield from filters(host, edit, directions, tuple(edits), identity)
-            edits.append(found.edit_row(edit))
-            continue
-        centre = None
-        if edit.affine and edit.affine_at == "everywhere":
-            centre = yield from everywhere(host, edit.directions, directions)
-        elif edit.affine:
-            directions = yield from at_prompt_end(host, edit.directions, directions)
-        edits.append(
-            RowEdit(
-                directions,
-                next(tables),
-                norm_preserving=edit.norm_preserving,
-                affine=edit.affine,
-                operation=edit.operation,
-                centre=centre,
-            )
-        )
+        identity = named(recipe.edits[:number]) if edit.operation == "filter" else ""
+        edits.append((yield from along(host, edit, directions, tuple(edits), identity)))
     return tuple(edits)
+
+
+def along(
+    host: Host,
+    edit: Ablation,
+    directions: Directions,
+    before: tuple[Edit, ...] = (),
+    identity: str = "",
+) -> Generator[Progress, None, Edit]:
+    """An ablation along measured directions, with what its kind needs beside them.
+
+    Args:
+        before: the edits in front of it, and `identity` what names them; a filter needs both.
+    """
+    if edit.operation == "filter":
+        found = yield from filters(host, edit, directions, before, identity)
+        return found.edit_row(edit)
+    centre = None
+    if edit.affine and edit.affine_at == "everywhere":
+        centre = yield from everywhere(host, edit.directions, directions)
+    elif edit.affine:
+        directions = yield from at_prompt_end(host, edit.directions, directions)
+    return RowEdit(
+        directions,
+        kernel.table(edit.weights, host.layers),
+        norm_preserving=edit.norm_preserving,
+        affine=edit.affine,
+        operation=edit.operation,
+        centre=centre,
+    )
 
 
 def named(edits: Sequence[Ablation | Merge]) -> str:
@@ -164,7 +176,8 @@ def _from_file(host: Host, spec: DirectionSpec, path: str) -> tuple[Directions, 
         note = f"these directions were measured on another model ({name})"
     if spec.estimator == "random":
         shape = (directions.layers, directions.hidden, directions.k)
-        directions = random(*shape, spec.seed, directions.norms)
+        control = random(*shape, spec.seed, directions.norms)
+        directions = replace(control, decisions=directions.decisions)
     asked = directions.digest()
     return _recent.get(host, {}).get(asked) or _keep(host, asked, directions), note
 
@@ -204,7 +217,8 @@ def _text(prompt: Prompt) -> str:
     return prompt.key
 
 
-def _texts(prompts: PromptSet) -> set[str]:
+def texts(prompts: PromptSet) -> set[str]:
+    """The requests of a prompt set, for telling whether two share any."""
     return {_text(prompt) for prompt in prompts.prompts}
 
 
@@ -231,7 +245,8 @@ def _cached(host: Host, path: Path | None) -> Directions | None:
     return directions
 
 
-def _meta(host: Host, spec: DirectionSpec, sets: tuple[PromptSet, ...]) -> dict[str, str]:
+def described(host: Host, spec: DirectionSpec, sets: tuple[PromptSet, ...]) -> dict[str, str]:
+    """Meta data of directions: model, settings, and the sets in the order of their roles."""
     roles = ("harmful", "harmless", "heldout_harmful", "heldout_harmless")
     names = {
         role: f"{each.name} ({len(each)} prompts, {each.digest})"

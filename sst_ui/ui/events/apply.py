@@ -139,13 +139,13 @@ def apply(
     told_of = job_runner.Told(toast=False)  # they stay under the button
     try:
         recipe = draft.recipe()
-        edits = yield from _watched(
+        edits = yield from watched(
             bar, engine, draft, engine.resolve(draft.loaded.key, recipe), request, told_of
         )
         report = engine.check(draft.loaded.key, edits)
     except Exception as error:
         text = message(error, draft.language)
-        yield {bar.status: told(error, draft.language), **_idle(bar)}
+        yield {bar.status: told(error, draft.language), **idle(bar)}
         raise gr.Error(text, visible=False, print_exception=False) from error  # said already
     draft = replace(draft, variants=draft.variants.add(recipe))
     text = report_text(draft.language, draft.variants.current, report)
@@ -155,7 +155,7 @@ def apply(
         **draw(screen.editor.drawing, engine, draft),
         **adopted(screen.applied, draft, board),
         bar.status: notice(text, tone, report_more(draft.language, report)),
-        **_idle(bar),
+        **idle(bar),
     }
 
 
@@ -166,11 +166,11 @@ def measure(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -
         edit, before = draft.ablation(), draft.before()
         spec = edit.directions
         job = engine.measure_edit(draft.loaded.key, before, edit, again=True)
-        yield from _watched(bar, engine, draft, job, request)
+        yield from watched(bar, engine, draft, job, request)
         signals = engine.signals(draft.loaded.key, spec)
         updates = draw(screen.editor.drawing, engine, draft)
     except Exception as error:
-        yield {bar.status: told(error, draft.language), **_idle(bar)}
+        yield {bar.status: told(error, draft.language), **idle(bar)}
         return
     text = say(draft.language, "stage.done")
     if (values := signals.get(draft.signal)) is not None:
@@ -182,7 +182,7 @@ def measure(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -
             name=say(draft.language, f"signal.{draft.signal}"),
             value=float(values[best]),
         )
-    yield {**updates, bar.status: notice(text, "good"), **_idle(bar)}
+    yield {**updates, bar.status: notice(text, "good"), **idle(bar)}
 
 
 def predict(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -> Iterator[dict]:
@@ -193,15 +193,15 @@ def predict(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -
         merge, _ = split(on.recipe())
         assert merge is not None  # it is switched on
         job = engine.merges.prepare(draft.loaded.key, merge)
-        yield from _watched(bar, engine, draft, job, request)
+        yield from watched(bar, engine, draft, job, request)
         updates = draw_draft.draw_rest(screen.editor.drawing, engine, on)
     except Exception as error:
-        yield {bar.status: told(error, draft.language), **_idle(bar)}
+        yield {bar.status: told(error, draft.language), **idle(bar)}
         return
     done = notice(say(draft.language, "merge.done"), "good")
     shown = gr.update(selected="merge")
     switched = {screen.editor.controls.form.merge_on: True, screen.figures: shown}
-    yield {**updates, **switched, bar.status: done, **_idle(bar)}
+    yield {**updates, **switched, bar.status: done, **idle(bar)}
 
 
 def stop(engine: Engine, language: str, request: gr.Request) -> dict:
@@ -242,7 +242,7 @@ def _bring_back(
     return {**updates, **drawn, **adopted(screen.applied, draft, board), screen.bar.status: ""}
 
 
-def _watched(
+def watched(
     bar: ApplyBar,
     engine: Engine,
     draft: Draft,
@@ -261,5 +261,6 @@ def _watched(
     )
 
 
-def _idle(bar: ApplyBar) -> dict:
+def idle(bar: ApplyBar) -> dict:
+    """No job runs any more: Undo in place of Cancel."""
     return {bar.cancel: gr.update(visible=HIDDEN), bar.undo: gr.update(visible=True)}

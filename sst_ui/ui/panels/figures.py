@@ -27,6 +27,8 @@ class FiguresPanel:
     probe: gr.Plot
     tradeoff: gr.Plot
     compare: gr.Plot
+    decisions: gr.Plot
+    decisions_tab: gr.Tab
     merge: gr.Plot
     merge_view: gr.Radio
 
@@ -55,6 +57,8 @@ def create(layers: int) -> FiguresPanel:
             tradeoff = _empty("tradeoff", "tradeoff.empty")
         with gr.Tab(t("tab.compare"), id="compare", elem_id="compare-tab"):
             compare = _empty("compare", "compare.empty")
+        with gr.Tab(t("tab.decisions"), id="decisions", elem_id="decisions-tab") as decisions_tab:
+            decisions = _empty("decisions", "rounds.empty")
         with gr.Tab(t("tab.merge"), id="merge", elem_id="merge-tab"):
             merge_view = Radio(
                 [(t(f"merge.view.{name}"), name) for name in VIEWS],
@@ -67,7 +71,7 @@ def create(layers: int) -> FiguresPanel:
             merge = _empty("merge", "merge.off")
     return FiguresPanel(
         tabs, curve, signal, table, table_note, reset, row, target, use, probe, tradeoff, compare,
-        merge, merge_view,
+        decisions, decisions_tab, merge, merge_view,
     )  # fmt: skip
 
 

@@ -65,6 +65,7 @@ class DirectionPanel:
     filter_ridge: gr.Number
     file: gr.Textbox
     measure: gr.Button
+    decision: gr.Button
     upload: prompt_files.UploadPanel
 
 
@@ -183,8 +184,10 @@ def create_direction() -> DirectionPanel:
         made = _estimation(start) | _prompts(start) | _filtered(start)
         file = gr.Textbox(label=t("direction.file"), max_lines=1, elem_id="directions-file")
         upload = prompt_files.create("direction", ("harmful", "harmless"))
-        measure = gr.Button(t("direction.measure"), size="sm", elem_id="measure")
-    return DirectionPanel(**made, file=file, measure=measure, upload=upload)
+        with gr.Row():
+            measure = gr.Button(t("direction.measure"), size="sm", elem_id="measure")
+            decision = gr.Button(t("rounds.next"), size="sm", elem_id="next-decision")
+    return DirectionPanel(**made, file=file, measure=measure, decision=decision, upload=upload)
 
 
 def _estimation(start: Form) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sst_ui.jobs.chat import chat
 from sst_ui.jobs.directions.filtering import Forecast, filters, refuse
 from sst_ui.jobs.directions.measure import measure, named, resolve
 from sst_ui.jobs.directions.residual_cache import probe
+from sst_ui.jobs.directions.rounds import Rounds, rounds
 from sst_ui.jobs.evaluate.evaluate import evaluate
 from sst_ui.jobs.export.export import Export, export
 from sst_ui.jobs.history.store import History
@@ -40,8 +41,8 @@ from sst_ui.model.hooks.self_check import EditReport
 from sst_ui.model.load.fingerprint import state
 from sst_ui.model.load.memory import Report
 from sst_ui.model.runtime.host import Host, inspect, load
-from sst_ui.options import Format
-from sst_ui.paths import PRESETS
+from sst_ui.options import Format, RoundsOptions
+from sst_ui.paths import PRESETS, data_dir
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import (
     Ablation,
@@ -237,6 +238,30 @@ class Engine:
         """
         found = self._filters.get(_filtered(key, before, edit))
         return None if found is None else found.forecast(edit)
+
+    def next_decision(
+        self, key: str, before: tuple[Ablation | Merge, ...], edit: Ablation
+    ) -> Generator[Any, None, tuple[Rounds, Path]]:
+        """Look for one more direction than the edit has, and save all of them.
+
+        Args:
+            before: the edits in front of it.
+
+        Returns:
+            What was found, and the file.
+
+        Raises:
+            UserError: as `jobs.directions.rounds.rounds`; the file cannot be written.
+        """
+        host, spec, begin = self.host(key), edit.directions, None
+        if spec.file is not None:
+            begin = yield from measure(host, spec)
+        earlier = yield from self.resolve(key, Recipe(model=self._loaded.spec, edits=before))
+        options = RoundsOptions(rounds=(spec.k if begin is None else begin.k) + 1)
+        job = rounds(host, edit, options, begin, earlier, named(before))
+        found = yield from job
+        path = data_dir() / "directions" / f"{found.directions.digest()}.safetensors"
+        return found, found.directions.save(path)
 
     def directions(self, key: str, spec: DirectionSpec) -> Directions | None:
         """Measured directions of these settings, or None."""
