@@ -14,9 +14,9 @@ from typing import Any
 
 from benchmarks.ways import PROFILES, STRENGTHS, WAYS, Choice, Sets
 from sst_ui.data import prompt_sets
+from sst_ui.errors import UserError
 from sst_ui.jobs.directions.measure import resolve
 from sst_ui.jobs.evaluate.evaluate import evaluate_rows
-from sst_ui.errors import UserError
 from sst_ui.maths.statistics import wilson
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.model.hooks.live_edits import Edit
@@ -138,7 +138,11 @@ def shares(labels: Sequence[str]) -> dict[str, Value]:
 
 def markdown(table: Sequence[Row]) -> str:
     """Shares in per cent and everything else as it is, each with its 95 % interval."""
-    told = [c for c in COLUMNS if c != "evaded" or any(row.labels[c].value for row in table if row.labels)]
+    told = [
+        c
+        for c in COLUMNS
+        if c != "evaded" or any(row.labels[c].value for row in table if row.labels)
+    ]
     known = any("like_before" in row.values for row in table)
     heads = ["edit", *told, *(["like before"] if known else [])]
     heads += ["over-refusal", "KL, first token", "KL, 16 tokens"]
@@ -161,7 +165,9 @@ def footer(table: Sequence[Row], tokens: int) -> str:
     ordinary = [row.values["kl_1"].n for row in table if "kl_1" in row.values]
     counts += [f"{ordinary[0]} ordinary ones"] if ordinary else []
     said = f"{', '.join(counts)}; answers of at most {tokens} tokens; 95 % intervals."
-    return "\n".join([said, *(f"{row.name}: not possible here. {row.note}" for row in table if row.note)])
+    return "\n".join(
+        [said, *(f"{row.name}: not possible here. {row.note}" for row in table if row.note)]
+    )
 
 
 def options(parser: argparse.ArgumentParser) -> None:

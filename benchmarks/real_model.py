@@ -79,9 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps([row.to_json() for row in table], ensure_ascii=False))
         return 0
     print(markdown(table))
-    print(
-        f"\n{footer(table, given.tokens)} {time.perf_counter() - clock:.0f} s."
-    )
+    print(f"\n{footer(table, given.tokens)} {time.perf_counter() - clock:.0f} s.")
     return 0
 
 

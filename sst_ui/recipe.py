@@ -56,9 +56,7 @@ Price = Annotated[Number, Field(ge=0, le=1e9), Slider(0.05, low=1e-3, high=1e3)]
 
 SHAPE = ("peak", "width", "threshold")  # what a profile's name stands for
 
-Estimator = Literal[
-    "mean_difference", "projected", "biprojected", "whitened", "surgical", "random"
-]
+Estimator = Literal["mean_difference", "projected", "biprojected", "whitened", "surgical", "random"]
 Scope = Literal["per_layer", "single"]
 Position = Literal["template", "instruction"]
 Operation = Literal["ablate", "add", "filter"]
@@ -210,11 +208,11 @@ class Filter(Checked):
 
     mu: Price = 1.0
     budget: Annotated[Number, Field(gt=0, le=1), Slider(0.01, low=1e-4)] | None = None
-    null_space: Annotated[Number, Field(gt=0, le=1)] | None = None
     ridge: Annotated[Number, Field(gt=0, ge=1e-6, le=1)] = 1e-3
     answers: Annotated[Whole, Field(ge=0, le=512)] = 16
     lookalikes: Text | None = None
     lookalike_weight: Annotated[Number, Field(ge=0, le=100)] = 1.0
+    null_space: Annotated[Number, Field(gt=0, le=1)] | None = None
 
     def __post_init__(self) -> None:
         schema.check(self)

@@ -204,7 +204,7 @@ EDITS = {
         Ablation(
             operation="filter",
             affine=True,
-            filter=Filter(3.0, 0.004, 0.01, 7, "demo/lookalike", 2.0),
+            filter=Filter(3.0, 0.004, 0.01, 7, "demo/lookalike", 2.0, 0.02),
         ),
     ),
     "merge": (Merge("a", "b"),),

@@ -84,6 +84,8 @@ def notes(edit: Ablation | Merge, spec: SearchOptions, tests: tuple[str, ...]) -
             "checked."
         )
     before = list(dict.fromkeys(found.measure.values()))
+    if isinstance(edit, Ablation) and edit.directions.estimator == "surgical":
+        before += [edit.directions.concepts] if edit.directions.concepts else []
     for what, names, others in (
         ("selected on", list(found.select.values()), before),
         ("tested on", list(tests), [*before, *found.select.values()]),
