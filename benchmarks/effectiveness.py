@@ -138,11 +138,8 @@ def shares(labels: Sequence[str]) -> dict[str, Value]:
 
 def markdown(table: Sequence[Row]) -> str:
     """Shares in per cent and everything else as it is, each with its 95 % interval."""
-    told = [
-        c
-        for c in COLUMNS
-        if c != "evaded" or any(row.labels[c].value for row in table if row.labels)
-    ]
+    measured = [row.labels for row in table if row.labels]
+    told = [c for c in COLUMNS if c != "evaded" or any(each[c].value for each in measured)]
     known = any("like_before" in row.values for row in table)
     heads = ["edit", *told, *(["like before"] if known else [])]
     heads += ["over-refusal", "KL, first token", "KL, 16 tokens"]
@@ -165,9 +162,8 @@ def footer(table: Sequence[Row], tokens: int) -> str:
     ordinary = [row.values["kl_1"].n for row in table if "kl_1" in row.values]
     counts += [f"{ordinary[0]} ordinary ones"] if ordinary else []
     said = f"{', '.join(counts)}; answers of at most {tokens} tokens; 95 % intervals."
-    return "\n".join(
-        [said, *(f"{row.name}: not possible here. {row.note}" for row in table if row.note)]
-    )
+    empty = [f"{row.name}: not possible here. {row.note}" for row in table if row.note]
+    return "\n".join([said, *empty])
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.organisms [NAME ...] [--ways WAY ...] [--json]
 
-The ways of editing are those of benchmarks/ways.py. Organisms that are missing are made first, in minutes each (`python -m training.organisms`). The
-last table is made on those of the group `final`; `tuning` are for choosing defaults.
+The ways of editing are those of benchmarks/ways.py. Organisms that are missing are made first, in
+minutes each (`python -m training.organisms`). The last table is made on those of the group `final`;
+`tuning` are for choosing defaults.
 """
 
 import argparse

@@ -61,10 +61,7 @@ def test_one_layers_direction_is_taken_at_the_peak_of_the_bell():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (
-            ["--ways", "plain", "filterd"],
-            ("'filterd' is unknown", "did you mean 'filtered'", "plain"),
-        ),
+        (["--ways", "plain", "filterd"], ("'filterd' is unknown", "'filtered'? Known: affine,")),
         (["--profiles", "narow"], ("profile 'narow'", "did you mean 'narrow'", "late_focus")),
         (["--strengths", "9"], ("weights.strength is 9", "-2 to 2")),
         (["tiny-lama"], ("organism 'tiny-lama'", "did you mean 'tiny-llama'")),
@@ -134,7 +131,7 @@ def test_a_way_that_a_model_does_not_take_says_why_and_the_others_are_measured(t
         markdown(table).splitlines()[0].count("|")
     }
     with pytest.raises(UserError, match="experts"):  # nothing else is left to measure
-        effectiveness.measure(host, {"f": [*chosen.values()][0]}, sets, 2, 2)
+        effectiveness.measure(host, {"f": next(iter(chosen.values()))}, sets, 2, 2)
 
 
 def test_a_table_without_edits_has_its_counts():
