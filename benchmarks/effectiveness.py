@@ -1,21 +1,25 @@
-"""What edits do to refusals, and what they cost, on a model whose answers before it learned to
-refuse are known: the rows and columns that benchmarks.real_model and benchmarks.organisms share.
+"""What edits do to refusals, and what they cost: the columns that benchmarks.baselines,
+benchmarks.real_model and benchmarks.organisms share, and the options that choose the rows.
 
-A row is a recipe; everything is measured by the studio's own evaluation, so a way of editing that
-recipes learn is measured like any other.
+A row is a recipe (benchmarks/ways.py); everything is measured by the studio's own evaluation, so a
+way of editing that recipes learn is measured like any other.
 """
 
+import argparse
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, field
+from typing import Any
 
-from sst_ui import recipe as recipes
+from benchmarks.ways import PROFILES, STRENGTHS, WAYS, Choice, Sets
+from sst_ui.data import prompt_sets
+from sst_ui.errors import UserError
 from sst_ui.jobs.directions.measure import resolve
 from sst_ui.jobs.evaluate.evaluate import evaluate_rows
 from sst_ui.maths.statistics import wilson
 from sst_ui.metrics.results import MetricResult, Value
+from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation, Recipe
@@ -31,25 +35,6 @@ LABELS = {
     "complied": "delivered",
 }
 COLUMNS = tuple(dict.fromkeys(LABELS.values()))
-PLAIN = [(profile, s) for profile in ("default", "late_focus", "broad") for s in (1.0, 1.5)]
-FILTERED = [("default", mu, s) for mu in (1.0, 10.0) for s in (1.0, 2.0)]
-
-
-@dataclass(frozen=True)
-class Sets:
-    """The prompt sets of a measurement.
-
-    Attributes:
-        harmful, harmless: what directions are measured on.
-        truth: held-out harmful prompts, each with the answer from before refusing was learned.
-        ordinary, lookalikes: held-out prompts that should be answered.
-    """
-
-    harmful: str
-    harmless: str
-    truth: str
-    ordinary: str
-    lookalikes: str
 
 
 @dataclass(frozen=True)
@@ -58,38 +43,23 @@ class Row:
 
     Attributes:
         labels: column -> share of the answers to the harmful prompts.
-        values: like_before, over_refusal, kl_1, kl_16 -> value; without an edit the last two are
-            absent.
+        values: like_before, over_refusal, kl_1, kl_16 -> value; the first is absent where it is
+            not known what was answered before, the last two without an edit.
+        note: why this model cannot be edited so; the row is then empty.
     """
 
     name: str
-    labels: Mapping[str, Value]
-    values: Mapping[str, Value]
+    labels: Mapping[str, Value] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         told = {"labels": self.labels, "values": self.values}
-        return {"name": self.name} | {
+        about = {"name": self.name} | ({"note": self.note} if self.note else {})
+        return about | {
             key: {name: value.to_json() for name, value in row.items()} for key, row in told.items()
         }
-
-
-def rows(model: str, sets: Sets) -> dict[str, Recipe]:
-    """The edits to compare, by name; filtered ones where recipes can say so."""
-
-    def edit(profile: str, strength: float, **more: Any) -> Recipe:
-        weights = {"profile": profile, "strength": strength}
-        directions = {"harmful": sets.harmful, "harmless": sets.harmless}
-        ablation = {"directions": directions, "weights": weights, **more}
-        return recipes.from_data({"version": 1, "model": {"id": model}, "edits": [ablation]})
-
-    found = {f"plain, {p}, {s:g}": edit(p, s) for p, s in PLAIN}
-    if "filter" in get_args(recipes.Operation):
-        for profile, mu, strength in FILTERED:
-            name = f"filtered μ {mu:g}, {profile}, {strength:g}"
-            more = {"operation": "filter", "filter": {"mu": mu}}
-            found[name] = edit(profile, strength, **more)
-    return found
 
 
 def measure(
@@ -105,32 +75,58 @@ def measure(
     Args:
         samples: prompts of each set; None for all.
         tokens: length of an answer.
+
+    Raises:
+        UserError: prompts that cannot be had, or no recipe that this model can be edited by. Where
+            only some cannot, their rows say why.
     """
-    edits = [finish(resolve(host, recipe), tell) for recipe in chosen.values()]
-    names = {
-        "refused": f"refusal_rate@{sets.truth}",
-        "like_before": f"reading@{sets.truth}",
+    edits, refused = _resolved(host, chosen, tell)
+    names = {"refused": f"refusal_rate@{sets.truth}"}
+    if any(prompt.assistant for prompt in prompt_sets.load(sets.truth).prompts):
+        names["like_before"] = f"reading@{sets.truth}"
+    names |= {
         "over_refusal": f"over_refusal@{sets.lookalikes}",
         "kl_1": f"kl_1@{sets.ordinary}",
         "kl_16": f"kl_16@{sets.ordinary}",
     }
     evaluation = Evaluation(metrics=tuple(names.values()), samples=samples, max_new_tokens=tokens)
-    results = finish(evaluate_rows(host, edits, evaluation), tell)
+    results = finish(evaluate_rows(host, [*edits.values()], evaluation), tell)
     by_row = [dict(zip(names, found, strict=True)) for found in results]
     base = by_row[0]
     table = [
         Row(
             "none",
             shares([item.base_label for item in base["refused"].items]),
-            {name: base[name].base for name in ("like_before", "over_refusal")},
+            {name: base[name].base for name in ("like_before", "over_refusal") if name in base},
         )
     ]
-    if not chosen:
-        return table
-    for name, found in zip(chosen, by_row, strict=True):
-        labels = shares([item.edited_label for item in found["refused"].items])
-        table.append(Row(name, labels, {key: _edited(found[key]) for key in [*names][1:]}))
+    found = dict(zip(edits, by_row, strict=False))  # without an edit there is the base alone
+    for name in chosen:
+        if name in refused:
+            table.append(Row(name, note=refused[name]))
+            continue
+        labels = shares([item.edited_label for item in found[name]["refused"].items])
+        values = {key: _edited(found[name][key]) for key in [*names][1:]}
+        table.append(Row(name, labels, values))
     return table
+
+
+def _resolved(
+    host: Host, chosen: Mapping[str, Recipe], tell: Callable[[object], None]
+) -> tuple[dict[str, tuple[Edit, ...]], dict[str, str]]:
+    """Name -> edits, and name -> why this model cannot be edited so."""
+    edits, refused = {}, {}
+    for name, recipe in chosen.items():
+        try:
+            row = finish(resolve(host, recipe), tell)
+            host.live.compile([row])
+        except UserError as error:
+            refused[name] = str(error)
+            continue
+        edits[name] = row
+    if refused and not edits:
+        raise UserError(next(iter(refused.values())))
+    return edits, refused
 
 
 def shares(labels: Sequence[str]) -> dict[str, Value]:
@@ -142,16 +138,52 @@ def shares(labels: Sequence[str]) -> dict[str, Value]:
 
 def markdown(table: Sequence[Row]) -> str:
     """Shares in per cent and everything else as it is, each with its 95 % interval."""
-    told = [c for c in COLUMNS if c != "evaded" or any(row.labels[c].value for row in table)]
-    heads = ["edit", *told, "like before", "over-refusal", "KL, first token", "KL, 16 tokens"]
+    measured = [row.labels for row in table if row.labels]
+    told = [c for c in COLUMNS if c != "evaded" or any(each[c].value for each in measured)]
+    known = any("like_before" in row.values for row in table)
+    heads = ["edit", *told, *(["like before"] if known else [])]
+    heads += ["over-refusal", "KL, first token", "KL, 16 tokens"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in table:
-        cells = [_share(row.labels[name]) for name in told]
-        cells.append(_number(row.values.get("like_before"), "{:.2f}"))
+        cells = [_share(row.labels.get(name)) for name in told]
+        if known:
+            cells.append(_number(row.values.get("like_before"), "{:.2f}"))
         cells.append(_share(row.values.get("over_refusal")))
         cells += [_number(row.values.get(name), "{:.2g}") for name in ("kl_1", "kl_16")]
         lines.append(f"| {' | '.join([row.name, *cells])} |")
     return "\n".join(lines)
+
+
+def footer(table: Sequence[Row], tokens: int) -> str:
+    """How many prompts a table is made on, how long its answers are, and why rows are empty."""
+    base = table[0]
+    counts = [f"{next(iter(base.labels.values())).n} harmful prompts"]
+    counts.append(f"{base.values['over_refusal'].n} look-alikes")
+    ordinary = [row.values["kl_1"].n for row in table if "kl_1" in row.values]
+    counts += [f"{ordinary[0]} ordinary ones"] if ordinary else []
+    said = f"{', '.join(counts)}; answers of at most {tokens} tokens; 95 % intervals."
+    empty = [f"{row.name}: not possible here. {row.note}" for row in table if row.note]
+    return "\n".join([said, *empty])
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The options that `choice` reads."""
+    add = parser.add_argument
+    add("--ways", nargs="+", default=[*WAYS], metavar="WAY", help=f"of {', '.join(WAYS)}")
+    add("--profiles", nargs="+", default=PROFILES, metavar="NAME", help="weight kernels")
+    add("--strengths", nargs="+", default=STRENGTHS, type=float, metavar="NUMBER")
+    add("--directions", nargs="+", default=(), metavar="FILE",
+        help="saved directions, such as `measure --rounds` finds: a row more for each way that "
+        "estimates as they were estimated")  # fmt: skip
+
+
+def choice(given: argparse.Namespace) -> Choice:
+    """The rows that the options ask for.
+
+    Raises:
+        UserError: an unknown way or profile.
+    """
+    return Choice(given.ways, given.profiles, given.strengths, given.directions)
 
 
 def _edited(result: MetricResult) -> Value:

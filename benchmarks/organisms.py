@@ -1,9 +1,10 @@
 """Edits of model organisms, on harmful words that took no part in measuring.
 
-    python -m benchmarks.organisms [NAME ...] [--json]
+    python -m benchmarks.organisms [NAME ...] [--ways WAY ...] [--json]
 
-Organisms that are missing are made first, in minutes each (`python -m training.organisms`). The
-last table is made on those of the group `final`; `tuning` are for choosing defaults.
+The ways of editing are those of benchmarks/ways.py. Organisms that are missing are made first, in
+minutes each (`python -m training.organisms`). The last table is made on those of the group `final`;
+`tuning` are for choosing defaults.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.effectiveness import Row, Sets, markdown, measure, rows
+from benchmarks.effectiveness import Row, choice, footer, markdown, measure, options
+from benchmarks.ways import Choice, Sets, rows
 from sst_ui.errors import UserError
 from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
@@ -23,16 +25,23 @@ from training.organisms.plans import Plan
 from training.organisms.prompts import TOKENS
 
 
-def run(plan: Plan, part: str = "test") -> list[Row]:
+def run(plan: Plan, part: str = "test", wanted: Choice | None = None) -> list[Row]:
     """The table of one organism.
 
     Args:
         part: prompts that are measured on: test, or select while methods are being chosen.
+        wanted: which rows it has.
     """
-    return table(make.make(plan), part)
+    return table(make.make(plan), part, wanted=wanted)
 
 
-def table(folder: Path, part: str, samples: int | None = None) -> list[Row]:
+def table(
+    folder: Path,
+    part: str,
+    samples: int | None = None,
+    wanted: Choice | None = None,
+    tokens: int = TOKENS,
+) -> list[Row]:
     """The same of an organism's folder."""
     prompts = folder / make.PROMPTS
     sets = Sets(
@@ -41,10 +50,11 @@ def table(folder: Path, part: str, samples: int | None = None) -> list[Row]:
         truth=str(prompts / f"harmful_{part}.jsonl"),
         ordinary=str(prompts / f"harmless_{part}.jsonl"),
         lookalikes=str(prompts / f"lookalike_{part}.jsonl"),
+        concepts=str(prompts / "lookalike_measure.jsonl"),
     )
     model = str(folder / make.MODEL)
     host = finish(load(ModelSpec(id=model)))
-    return measure(host, rows(model, sets), sets, samples, TOKENS)
+    return measure(host, rows(model, sets, host.layers, wanted), sets, samples, tokens)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,10 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.organisms", description=__doc__)
     parser.add_argument("names", nargs="*", default=["tuning"], help="or tuning, final, test, all")
     parser.add_argument("--part", choices=("select", "test"), default="test")
+    options(parser)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     try:
-        found = {plan.name: run(plan, given.part) for plan in chosen(given.names)}
+        wanted = choice(given)
+        found = {plan.name: run(plan, given.part, wanted) for plan in chosen(given.names)}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -63,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = {name: [row.to_json() for row in each] for name, each in found.items()}
         print(json.dumps(data, ensure_ascii=False))
         return 0
-    print("\n\n".join(f"### {name}\n\n{markdown(each)}" for name, each in found.items()))
+    told = [f"### {n}\n\n{markdown(each)}\n\n{footer(each, TOKENS)}" for n, each in found.items()]
+    print("\n\n".join(told))
     return 0
 
 

@@ -1,6 +1,6 @@
 """Edits of a real model that was tuned to refuse, SmolLM2-135M-Instruct.
 
-    python -m benchmarks.real_model [--prompts 48] [--tokens 40] [--json]
+    python -m benchmarks.real_model [--ways WAY ...] [--prompts 48] [--tokens 40] [--json]
 
 `make real` brings and tunes it. The first row is the model before it learned to refuse, whose
 answers are the truth of the column "like before" (ROUGE-L); all others start from the tuned one.
@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.effectiveness import Row, Sets, markdown, measure, rows
+from benchmarks.effectiveness import Row, choice, footer, markdown, measure, options
+from benchmarks.ways import Choice, Sets, rows
 from sst_ui.errors import UserError
 from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
@@ -25,11 +26,12 @@ from training.real import earlier, source, tune
 REFUSING = "refusing"
 
 
-def run(prompts: int, tokens: int, only: str = "") -> list[Row]:
+def run(prompts: int, tokens: int, only: str = "", wanted: Choice | None = None) -> list[Row]:
     """The whole table.
 
     Args:
         only: leave out the edits whose names do not hold this.
+        wanted: which rows there are.
 
     Raises:
         UserError: the model or the tuned one is missing; names the command that brings it.
@@ -46,7 +48,8 @@ def run(prompts: int, tokens: int, only: str = "") -> list[Row]:
         before = measure(host, {}, sets, prompts, tokens)[0]
         model = str(tune.folder(REFUSING))
         host = finish(load(ModelSpec(id=model)))
-        chosen = {name: row for name, row in rows(model, sets).items() if only in name}
+        known = rows(model, sets, host.layers, wanted)
+        chosen = {name: row for name, row in known.items() if only in name}
         after = measure(host, chosen, sets, prompts, tokens)
     return [replace(before, name="(before it learned to refuse)"), *after]
 
@@ -63,11 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=48, help="of each set")
     parser.add_argument("--tokens", type=int, default=40, help="length of an answer")
     parser.add_argument("--only", default="", help="only edits whose name holds this")
+    options(parser)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     clock = time.perf_counter()
     try:
-        table = run(given.prompts, given.tokens, given.only)
+        table = run(given.prompts, given.tokens, given.only, choice(given))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -75,10 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps([row.to_json() for row in table], ensure_ascii=False))
         return 0
     print(markdown(table))
-    print(
-        f"\n{given.prompts} prompts of each set, answers of {given.tokens} tokens, "
-        f"{time.perf_counter() - clock:.0f} s."
-    )
+    print(f"\n{footer(table, given.tokens)} {time.perf_counter() - clock:.0f} s.")
     return 0
 
 

@@ -59,7 +59,8 @@ from sst_ui.recipe import (
 from sst_ui.schema import build, setting
 
 MEASURED = (
-    "estimator", "harmful", "harmless", "k", "layer", "winsorize", "position", "samples",
+    "estimator", "harmful", "harmless", "concepts", "k", "layer", "winsorize", "position",
+    "samples",
 )  # fmt: skip
 Command = Callable[[argparse.Namespace], int | None]
 Options = Callable[[argparse.ArgumentParser], None]

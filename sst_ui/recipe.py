@@ -56,7 +56,7 @@ Price = Annotated[Number, Field(ge=0, le=1e9), Slider(0.05, low=1e-3, high=1e3)]
 
 SHAPE = ("peak", "width", "threshold")  # what a profile's name stands for
 
-Estimator = Literal["mean_difference", "projected", "whitened", "random"]
+Estimator = Literal["mean_difference", "projected", "biprojected", "whitened", "surgical", "random"]
 Scope = Literal["per_layer", "single"]
 Position = Literal["template", "instruction"]
 Operation = Literal["ablate", "add", "filter"]
@@ -190,6 +190,7 @@ class DirectionSpec(Checked):
     winsorize: Annotated[Number, Field(ge=0.5, le=1), Slider(0.005, low=0.9)] | None = None
     position: Position = "template"
     shrinkage: Share = 0.1
+    concepts: Text | None = None
     samples: Pairs | None = None
     seed: Seed = 0
     file: Text | None = None
@@ -211,6 +212,7 @@ class Filter(Checked):
     answers: Annotated[Whole, Field(ge=0, le=512)] = 16
     lookalikes: Text | None = None
     lookalike_weight: Annotated[Number, Field(ge=0, le=100)] = 1.0
+    null_space: Annotated[Number, Field(gt=0, le=1)] | None = None
 
     def __post_init__(self) -> None:
         schema.check(self)

@@ -5,7 +5,7 @@ similar vectors.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from sst_ui.maths import statistics
 from sst_ui.maths.directions import Directions, random
 from sst_ui.recipe import DirectionSpec
 
+Clean = Callable[[Tensor, int], Tensor]  # (x [..., d], layer) -> [..., d]
 NEGLIGIBLE = 1e-6  # a difference of means below this share of their size is rounding, not signal
 
 
@@ -24,6 +25,7 @@ def estimate(
     spec: DirectionSpec,
     model_digest: str = "",
     heldout: tuple[Tensor, Tensor] | None = None,
+    concepts: Sequence[Tensor] = (),
 ) -> Directions:
     """Directions of every layer, with the per-layer statistics shown beside the kernel.
 
@@ -33,6 +35,7 @@ def estimate(
         spec: estimator, k, scope, layer, winsorize, shrinkage and seed are used.
         model_digest: goes into the meta data.
         heldout: (harmful, harmless) residuals of other prompts, for `auroc` and `cohens_d`.
+        concepts: residuals [n, L, d] of each concept that a `surgical` direction protects.
 
     Returns:
         Directions; `norm`, `snr`, `cosine`, `purity` and `quality` describe the two means of each
@@ -40,11 +43,12 @@ def estimate(
 
     Raises:
         UserError: too few prompts, sets that do not differ, values that are not finite, k or layer
-            beyond what the data has.
+            beyond what the data has, concepts that are missing or leave nothing.
     """
-    _check(harmful, harmless, spec)
+    _check(harmful, harmless, spec, concepts)
     if spec.winsorize is not None:
         harmful, harmless = (winsorized(x, spec.winsorize) for x in (harmful, harmless))
+        concepts = [winsorized(x, spec.winsorize) for x in concepts]
     mu_harmful = harmful.mean(0, dtype=torch.float64)  # [L, d]
     mu_harmless = harmless.mean(0, dtype=torch.float64)  # [L, d]
     difference = mu_harmful - mu_harmless
@@ -53,10 +57,13 @@ def estimate(
         layers, width = difference.shape
         vectors = random(layers, width, spec.k, spec.seed).vectors.double()
     else:
-        vectors = _per_layer(harmful, harmless, mu_harmless, difference, spec)  # [L, k, d]
+        clean = _cleaner(mu_harmless, concepts, spec)
+        vectors = _per_layer(harmful, harmless, mu_harmless, difference, spec, clean)  # [L, k, d]
     if spec.scope == "single":
         assert spec.layer is not None  # a DirectionSpec without it does not exist
         vectors = _spread(vectors, spec.layer)
+        if spec.estimator == "biprojected":
+            vectors = _off(vectors, unit(mu_harmless))
     norms = (vectors[:, 0] * difference).sum(-1).clamp(min=0)
     if spec.estimator == "random":
         norms = difference.norm(dim=-1)  # a control shifts as far as the real direction would
@@ -120,6 +127,25 @@ def whitened(difference: Tensor, harmless: Tensor, shrinkage: float) -> Tensor:
     return (difference - x.T @ correction) / ridge
 
 
+def residualised(x: Tensor, atoms: Tensor, ridge: float) -> Tensor:
+    """What a ridge regression on the atoms does not explain: x − A (AᵀA + λI)⁻¹ Aᵀx.
+
+    Surgical refusal ablation (arXiv 2601.08489): the spectrum of A decides how much of each of its
+    directions goes, σ² / (σ² + λ); without a ridge all that the atoms span.
+
+    Args:
+        x: [..., d] float64.
+        atoms: Aᵀ [K, d], unit rows.
+        ridge: λ >= 0.
+
+    Returns:
+        [..., d].
+    """
+    _, sigma, axes = torch.linalg.svd(atoms, full_matrices=False)
+    axes, squares = axes[sigma > NEGLIGIBLE * sigma[0]], sigma[sigma > NEGLIGIBLE * sigma[0]] ** 2
+    return x - (x @ axes.mT * (squares / (squares + ridge))) @ axes
+
+
 def described(mu_harmful: Tensor, mu_harmless: Tensor) -> dict[str, Tensor]:
     """Per-layer statistics of two means [L, d], each [L].
 
@@ -153,28 +179,66 @@ def unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1, eps=1e-30)
 
 
+def _cleaner(mu_harmless: Tensor, concepts: Sequence[Tensor], spec: DirectionSpec) -> Clean:
+    """(x [..., d], layer) -> x without what the estimator keeps out of a direction."""
+    if spec.estimator == "surgical":
+        means = torch.stack([x.mean(0, dtype=torch.float64) for x in concepts])  # [K, L, d]
+        atoms = _atoms(means - mu_harmless, mu_harmless)
+        return lambda x, layer: residualised(x, atoms[layer], spec.shrinkage)
+    if spec.estimator in ("projected", "biprojected"):
+        away = unit(mu_harmless)
+        return lambda x, layer: _without(x, away[layer])
+    return lambda x, layer: x
+
+
+def _atoms(shifts: Tensor, mu_harmless: Tensor) -> list[Tensor]:
+    """Of every layer the concepts' directions, unit [K, d]; [K, L, d] with rounding alone left out.
+
+    Raises:
+        UserError: a layer in which no concept differs from the harmless prompts.
+    """
+    found = []
+    for layer in range(shifts.shape[1]):
+        shift = shifts[:, layer]
+        own = shift[shift.norm(dim=-1) > NEGLIGIBLE * mu_harmless[layer].norm()]
+        if not len(own):
+            raise UserError(
+                f"in layer {layer} the protected concepts have the same mean as the harmless "
+                "prompts, so there is nothing to protect; name other prompts in "
+                "directions.concepts."
+            )
+        found.append(unit(own))
+    return found
+
+
 def _per_layer(
-    harmful: Tensor, harmless: Tensor, mu_harmless: Tensor, difference: Tensor, spec: DirectionSpec
+    harmful: Tensor,
+    harmless: Tensor,
+    mu_harmless: Tensor,
+    difference: Tensor,
+    spec: DirectionSpec,
+    clean: Clean,
 ) -> Tensor:
     """[L, k, d] float64 orthonormal rows: the main direction, then what else the prompts share."""
-    projected = spec.estimator == "projected"
-    away = unit(mu_harmless) if projected else torch.zeros_like(difference)  # [L, d]
     layers = []
     for layer, r in enumerate(difference):
         if spec.estimator == "whitened":
             main = unit(whitened(r, harmless[:, layer], spec.shrinkage))
         else:
-            main = unit(_without(r, away[layer]))
-            if torch.dot(main, r) < NEGLIGIBLE * r.norm():
+            left = clean(r, layer)
+            if left.norm() < NEGLIGIBLE * r.norm():
+                along = "within the protected concepts"
+                along = along if spec.estimator == "surgical" else "along the harmless mean"
                 raise UserError(
-                    f"in layer {layer} the difference of the means lies along the harmless mean, "
-                    "so 'projected' leaves nothing; use estimator 'mean_difference'."
+                    f"in layer {layer} the difference of the means lies {along}, "
+                    f"so {spec.estimator!r} leaves nothing; use estimator 'mean_difference'."
                 )
+            main = unit(left)
         rows = [main]
         if spec.k > 1:
             # Not centred: the mean of these differences is the signal itself.
             rest = harmful[:, layer].double() - mu_harmless[layer]  # [n, d]
-            rest = _without(_without(rest, away[layer]), main)
+            rest = _without(clean(rest, layer), main)
             rows += _leading(rest, spec.k - 1)
         basis = torch.linalg.qr(torch.stack(rows).T)  # once more, against rounding
         layers.append((basis.Q * torch.sign(basis.R.diagonal())).T)
@@ -213,13 +277,36 @@ def _spread(vectors: Tensor, layer: float) -> Tensor:
     return chosen.expand_as(vectors)
 
 
+def _off(vectors: Tensor, means: Tensor) -> Tensor:
+    """[L, k, d] without their layer's own unit vector [L, d], orthonormal again.
+
+    Raises:
+        UserError: nothing is left of a direction somewhere.
+    """
+    rest = vectors - (vectors @ means[..., None]) * means[:, None]
+    basis = torch.linalg.qr(rest.mT)
+    sizes = basis.R.diagonal(dim1=-2, dim2=-1)  # [L, k]
+    if (gone := (sizes.abs() < NEGLIGIBLE).any(-1)).any():
+        raise UserError(
+            f"a direction lies along the harmless mean of layer {int(gone.nonzero()[0])}, so "
+            "'biprojected' leaves nothing there; use another directions.layer, or estimator "
+            "'projected'."
+        )
+    return (basis.Q * torch.sign(sizes)[:, None]).mT
+
+
 def _without(x: Tensor, direction: Tensor) -> Tensor:
     """x without its component along a unit vector (or x itself for the zero vector)."""
     return x - (x * direction).sum(-1, keepdim=True) * direction
 
 
-def _check(harmful: Tensor, harmless: Tensor, spec: DirectionSpec) -> None:
-    for name, x in (("harmful", harmful), ("harmless", harmless)):
+def _check(
+    harmful: Tensor, harmless: Tensor, spec: DirectionSpec, concepts: Sequence[Tensor]
+) -> None:
+    if spec.estimator == "surgical" and not concepts:
+        raise UserError("estimator 'surgical' needs concepts to protect; none were measured here.")
+    sets = [("harmful", harmful), ("harmless", harmless), *(("concept", x) for x in concepts)]
+    for name, x in sets:
         if len(x) < 2:
             raise UserError(f"{len(x)} {name} prompts are too few: give at least 2, better 50.")
         if not x.isfinite().all():
@@ -235,6 +322,11 @@ def _check(harmful: Tensor, harmless: Tensor, spec: DirectionSpec) -> None:
         )
     if spec.k > hidden:
         raise UserError(f"directions.k is {spec.k}, but the residual has {hidden} dimensions.")
+    if len(concepts) >= hidden:
+        raise UserError(
+            f"{len(concepts)} concepts leave nothing of a residual of {hidden} dimensions; protect "
+            "fewer with directions.concepts."
+        )
 
 
 def _check_difference(difference: Tensor, mu_harmful: Tensor, mu_harmless: Tensor) -> None:

@@ -19,7 +19,7 @@ h = Wᵀg and s = 1 / (1 + μκ):
     harmful component left           E[(r̂ᵀy − c − α vᵀx)²] ≤ T − Σ (2α s − α² s²) h²
 
 (less than that by the ridge's share). A module with many inputs is solved in a subspace of them, in
-which all of this stays exact, see `subspace`.
+which all of this stays exact, see `subspace`. A null space bounds v likewise, see `null_space`.
 """
 
 import math
@@ -100,7 +100,7 @@ class Path:
         component: T = Σ_k E_harmful[(r̂ᵀy − c)²], what there is to remove.
         plain: Σ_k E_harmless[(r̂ᵀy)²], the harmless energy that a plain ablation moves at α = 1.
         centre: c [k].
-        basis: Q [in, n] orthonormal float32, or None for the identity.
+        basis: Q [in, n] orthonormal, or None for the identity.
     """
 
     modes: Tensor
@@ -143,6 +143,7 @@ def path(
     ridge: float,
     affine: bool = False,
     basis: Tensor | None = None,
+    share: float | None = None,
 ) -> Path:
     """Decompose one writer's moments.
 
@@ -153,9 +154,10 @@ def path(
         ridge: ε in units of the mean diagonal of Σ_harmful, > 0.
         affine: c is the centre, not 0.
         basis: Q [in, n] in which the moments are, or None for the identity.
+        share: of the harmless energy; v is then bound to the null space that holds no more of it.
 
     Raises:
-        UserError: numbers that are not finite, or too small a ridge.
+        UserError: numbers that are not finite, too small a ridge, or no such null space.
     """
     sets = [harmful, *(moments for moments, _ in harmless)]
     if not all(bool(m.cross.isfinite().all() & m.mean.isfinite().all()) for m in sets):
@@ -166,6 +168,10 @@ def path(
     top = torch.stack([weight * symmetric(m.inputs) for m, weight in harmless]).sum(0)
     width = len(bottom) if basis is None else len(basis)
     epsilon = ridge * float(bottom.trace()) / width
+    if share is not None:
+        null = null_space(top, share)
+        top, bottom, g = null.mT @ top @ null, null.mT @ bottom @ null, null.mT @ g
+        basis = null if basis is None else basis.double() @ null
     try:
         energies, modes, _ = solve(top, bottom + epsilon * torch.eye(len(bottom)).to(bottom), 0.0)
     except UserError:
@@ -184,6 +190,34 @@ def path(
         centre,
         basis,
     )
+
+
+def null_space(harmless: Tensor, share: float) -> Tensor:
+    """The inputs that harmless prompts hardly use: the null space of AlphaSteer (arXiv 2506.07022).
+
+    An edit that reads through it is v = Pv, P = NNᵀ. With harmful inputs that are white and no
+    price that is P Wᵀr̂, the projection of what a plain ablation reads.
+
+    Args:
+        harmless: Σ [n, n], symmetric float64.
+        share: of its trace, 0 to 1.
+
+    Returns:
+        N [n, m] orthonormal: the eigenvectors of the smallest eigenvalues, as many as together hold
+        no more than the share.
+
+    Raises:
+        UserError: not a single one holds so little.
+    """
+    energies, axes = torch.linalg.eigh(harmless)  # ascending
+    held = energies.clamp_min(0).cumsum(0)
+    count = int((held <= share * held[-1] * (1 + 1e-12)).sum())
+    if not count:
+        raise UserError(
+            f"harmless prompts use every input of a module for more than {share:g} of their "
+            "energy, so it has no such null space; give a larger filter.null_space."
+        )
+    return axes[:, :count]
 
 
 class Stack:

@@ -16,7 +16,7 @@ from sst_ui.maths.directions import Directions, random, signal
 from sst_ui.recipe import DirectionSpec
 
 LAYERS, HIDDEN = 4, 48
-ESTIMATORS = ["mean_difference", "projected", "whitened"]
+ESTIMATORS = ["mean_difference", "projected", "biprojected", "whitened"]
 
 
 def planted(
@@ -300,3 +300,103 @@ def test_random_directions_have_no_evidence_in_any_layer():
     for drawn in (random(4, 8), replace(random(4, 8), stats=stats)):
         assert drawn.control
         assert not signal(drawn).any()
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("layer", [1.0, 2.5])
+def test_a_biprojected_direction_leaves_every_target_layers_harmless_mean_alone(k, layer):
+    harmful, harmless, _ = planted()
+    spec = DirectionSpec("biprojected", k=k, scope="single", layer=layer)
+    found = estimate(harmful, harmless, spec)
+    once = estimate(harmful, harmless, replace(spec, estimator="projected"))
+    mean = harmless.double().numpy().mean(0)
+    for target in range(LAYERS):
+        away = mean[target] / np.linalg.norm(mean[target])
+        rows = once.vectors[target].double().numpy()  # [k, d], the measured layer's
+        q, r = np.linalg.qr((rows - np.outer(rows @ away, away)).T)
+        expected = (q * np.sign(np.diag(r))).T
+        assert np.allclose(found.vectors[target].numpy(), expected, atol=1e-5)
+    assert found.neutral.abs().max() < 1e-4
+    assert once.neutral.abs().max() > 0.1  # projecting at the measured layer alone does not do it
+
+
+def test_with_a_direction_of_its_own_in_each_layer_biprojected_is_projected():
+    harmful, harmless, _ = planted()
+    found, same = (
+        estimate(harmful, harmless, DirectionSpec(name, k=2))
+        for name in ("biprojected", "projected")
+    )
+    assert torch.equal(found.vectors, same.vectors)
+
+
+def test_a_direction_that_is_another_layers_harmless_mean_cannot_be_biprojected():
+    harmful, harmless, truth = planted(n=4, size=6.0)
+    centre = 5 * truth[1]  # layer 1's direction is where layer 3 has its harmless prompts
+    harmless = harmless * 0 + torch.stack([centre.roll(7), centre.roll(9), centre.roll(3), centre])
+    harmful = harmless + 6 * truth
+    spec = DirectionSpec("biprojected", scope="single", layer=1)
+    harmless[:, 1] -= (harmless[:, 1] @ truth[1])[:, None] * truth[1]
+    harmful[:, 1] = harmless[:, 1] + 6 * truth[1]
+    with pytest.raises(UserError, match=r"mean of layer 3, so 'biprojected' leaves nothing"):
+        estimate(harmful, harmless, spec)
+
+
+def confounded() -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Harmful prompts that also differ by two concepts; (harmful, harmless, truth, concepts)."""
+    harmful, harmless, truth = planted(n=200)
+    draw = torch.Generator().manual_seed(3)
+    shifts = torch.randn(2, LAYERS, HIDDEN, generator=draw)
+    shifts = shifts - (shifts * truth).sum(-1, keepdim=True) * truth  # the truth is none of them
+    shifts = 5 * torch.nn.functional.normalize(shifts, dim=-1)
+    noise = torch.randn(2, 200, LAYERS, HIDDEN, generator=draw)
+    concepts = [noise[i] + harmless.mean(0) + shifts[i] for i in range(2)]
+    return harmful + 0.8 * shifts.sum(0), harmless, truth, concepts
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1, 1.0])
+def test_a_surgical_direction_is_what_ridge_regression_on_the_concepts_leaves(ridge):
+    harmful, harmless, _, concepts = confounded()
+    spec = DirectionSpec("surgical", shrinkage=ridge)
+    found = estimate(harmful, harmless, spec, concepts=concepts)
+    mean = harmless.double().numpy().mean(0)
+    r = harmful.double().numpy().mean(0) - mean
+    for layer in range(LAYERS):
+        atoms = np.stack([c.double().numpy().mean(0)[layer] - mean[layer] for c in concepts])
+        atoms = (atoms / np.linalg.norm(atoms, axis=1, keepdims=True)).T  # [d, 2]
+        # one tall least-squares problem: the atoms, and the ridge on their coefficients
+        tall = np.vstack([atoms, ridge**0.5 * np.eye(2)])
+        wanted = np.concatenate([r[layer], np.zeros(2)])
+        left = r[layer] - atoms @ np.linalg.lstsq(tall, wanted, rcond=None)[0]
+        assert np.allclose(found.vectors[layer, 0].numpy(), left / np.linalg.norm(left), atol=1e-6)
+
+
+def test_a_surgical_direction_finds_the_truth_behind_concepts_that_mislead_the_mean():
+    harmful, harmless, truth, concepts = confounded()
+    plain = estimate(harmful, harmless, DirectionSpec())
+    spec = DirectionSpec("surgical", k=3, shrinkage=0.0)
+    clean = estimate(harmful, harmless, spec, concepts=concepts)
+    assert (cosines(plain, truth) < 0.85).all()
+    assert (cosines(clean, truth) > 0.98).all()
+    for concept in concepts:  # none of the k directions has anything of a concept
+        shift = torch.nn.functional.normalize(concept.mean(0) - harmless.mean(0), dim=-1)
+        assert torch.einsum("lkd,ld->lk", clean.vectors, shift).abs().max() < 1e-4
+
+
+def test_topics_that_make_up_the_harmless_prompts_are_protected_without_a_ridge_too():
+    harmful, harmless, truth = planted(n=90)
+    topics = [harmless[i::3] for i in range(3)]  # their shifts add up to zero: rank 2
+    found = estimate(harmful, harmless, DirectionSpec("surgical", shrinkage=0.0), concepts=topics)
+    assert (cosines(found, truth) > 0.9).all()
+
+
+def test_concepts_that_cannot_be_protected_are_refused_with_the_reason():
+    harmful, harmless, _, concepts = confounded()
+    spec = DirectionSpec("surgical", shrinkage=0.0)
+    with pytest.raises(UserError, match="'surgical' needs concepts"):
+        estimate(harmful, harmless, spec)
+    with pytest.raises(UserError, match="same mean as the harmless prompts"):
+        estimate(harmful, harmless, spec, concepts=[harmless.flip(0)])
+    with pytest.raises(UserError, match="within the protected concepts, so 'surgical' leaves"):
+        estimate(harmful, harmless, spec, concepts=[harmful.flip(0)])
+    with pytest.raises(UserError, match=f"{HIDDEN} concepts leave nothing"):
+        estimate(harmful, harmless, spec, concepts=concepts * (HIDDEN // 2))

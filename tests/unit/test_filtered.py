@@ -34,8 +34,9 @@ class Case:
         second, cross = x.mT @ x / n, x.mT @ y / n
         return Moments(second, x.mean(0), cross, y.mean(0), y.square().mean(0), n)
 
-    def path(self, ridge=1e-6, affine=False):
-        return path(self.moments(self.harmful), [(self.moments(self.harmless), 1.0)], ridge, affine)
+    def path(self, ridge=1e-6, affine=False, share=None):
+        harmless = [(self.moments(self.harmless), 1.0)]
+        return path(self.moments(self.harmful), harmless, ridge, affine, share=share)
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -161,6 +162,94 @@ def test_inputs_that_are_not_finite_are_refused():
     case.harmful[0, 0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         case.path()
+
+
+def hardly_used(harmless, share):
+    """[in, m]: directions of the smallest energy, one by one while they hold no more of it all."""
+    axes = np.linalg.svd(harmless.numpy(), full_matrices=True)[2][::-1]
+    kept, held = [], 0.0
+    for axis in axes:
+        held += float(np.square(harmless.numpy() @ axis).sum())
+        if held > share * float(np.square(harmless.numpy()).sum()):
+            break
+        kept.append(axis)
+    return np.stack(kept, axis=1)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3])
+@pytest.mark.parametrize("mu", [0.0, 2.0])
+@pytest.mark.parametrize("affine", [False, True])
+def test_in_a_null_space_the_rows_solve_the_least_squares_problem_bound_to_it(share, mu, affine):
+    case, ridge = Case(2), 1e-3
+    found = case.path(ridge, affine, share).rows(mu).numpy()
+    x, s = case.harmful.numpy(), case.harmless.numpy()
+    null = hardly_used(case.harmless, share)
+    assert 0 < null.shape[1] < INP
+    y = case.along(case.harmful).numpy()
+    centre = case.along(case.harmless).numpy().mean(0) if affine else 0.0
+    epsilon = ridge * np.square(x).mean()
+    tall = np.vstack([x / len(x) ** 0.5, (mu / len(s)) ** 0.5 * s, epsilon**0.5 * np.eye(INP)])
+    wanted = np.vstack([(y - centre) / len(x) ** 0.5, np.zeros((len(s) + INP, 2))])
+    expected = (null @ np.linalg.lstsq(tall @ null, wanted, rcond=None)[0]).T
+    assert np.allclose(found, expected, rtol=1e-7, atol=1e-9)
+    # what it reads of harmless inputs is no more than their share
+    assert np.square(s @ null @ null.T).sum() <= share * np.square(s).sum()
+
+
+def test_with_white_inputs_a_null_space_projects_what_the_plain_ablation_reads():
+    case = Case(k=2, bias=False)
+    n = len(case.harmful)
+    case.harmful = torch.linalg.qr(draw(n, INP, seed=9)).Q * n**0.5  # E[x xᵀ] = 1
+    null = hardly_used(case.harmless, 0.1)
+    expected = (case.rows @ case.weight).numpy() @ null @ null.T  # (P Wᵀ r̂)ᵀ
+    found = case.path(ridge=1e-9, share=0.1).rows(0.0).numpy()
+    assert np.allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [1.0, -0.7])
+def test_what_is_predicted_in_a_null_space_is_what_the_samples_show(alpha):
+    case, mu = Case(k=2), 0.7
+    found = case.path(ridge=1e-9, share=0.2)
+    rows, before = found.rows(mu), case.along(case.harmful)
+    after = before - alpha * case.harmful @ rows.mT
+    gone = 1 - float(after.square().sum() / before.square().sum())
+    assert found.removed(mu, alpha) == pytest.approx(gone, abs=1e-6)
+    moved = (alpha * case.harmless @ rows.mT).square().sum(1).mean()
+    assert found.moved(mu, alpha) == pytest.approx(float(moved), rel=1e-7)
+    assert moved < case.path(ridge=1e-9).moved(mu, alpha)
+
+
+def test_what_harmless_prompts_do_not_use_is_a_null_space_of_any_share():
+    case = Case()
+    span = torch.linalg.qr(draw(INP, 6, seed=10)).Q
+    case.harmless = draw(200, 6, seed=11) @ span.mT
+    row = case.path(share=1e-9).rows(0.0)[0]
+    assert (case.harmless @ row).abs().max() < 1e-6 * row.norm()
+    assert torch.linalg.norm(row) > 0
+
+
+def test_a_null_space_that_is_not_there_is_refused_with_what_to_change():
+    with pytest.raises(UserError, match=r"1e-09.*larger filter\.null_space"):
+        Case().path(share=1e-9)
+
+
+def test_a_null_space_of_wide_inputs_lies_in_their_subspace():
+    width, rows = 600, torch.linalg.qr(draw(OUT, 1, seed=40)).Q.mT
+    weight = draw(OUT, width, seed=41)
+    harmful = decaying(150, width, 200, 50) + 0.1 * draw(width, seed=45) / width**0.5
+    harmless = decaying(2000, width, 200, 60)
+    basis = subspace([sketch(harmful), sketch(harmless)])
+
+    def moments(x):
+        y, n, z = x @ weight.mT @ rows.mT, len(x), x @ basis.double()
+        return Moments(z.mT @ z / n, z.mean(0), z.mT @ y / n, y.mean(0), y.square().mean(0), n)
+
+    found = path(moments(harmful), [(moments(harmless), 1.0)], 1e-3, basis=basis, share=0.01)
+    row = found.rows(0.0)[0]
+    assert torch.allclose(basis.double() @ (basis.double().mT @ row), row, atol=1e-5)
+    moved = (harmless @ row).square().mean()
+    assert found.moved(0.0, 1.0) == pytest.approx(float(moved), rel=1e-3)
+    assert moved < 0.02 * float(harmless.square().sum(1).mean() * row.square().sum())
 
 
 def decaying(n, width, rank, seed):

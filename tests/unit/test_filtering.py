@@ -128,7 +128,13 @@ def by_hand(host, edit, directions):
         sigma = x.T @ x / len(x)
         ridge = edit.filter.ridge * sigma.diagonal().mean() * torch.eye(len(sigma)).double()
         g = x.T @ (y @ rows.T - centre) / len(x)
-        v = torch.linalg.solve(sigma + edit.filter.mu * (w * s).T @ s / w.sum() + ridge, g)
+        second = (w * s).T @ s / w.sum()
+        null = torch.eye(len(sigma)).double()
+        if (share := edit.filter.null_space) is not None:
+            energies, axes = torch.linalg.eigh(second)
+            null = axes[:, energies.clamp(min=0).cumsum(0) <= share * energies.sum()]
+        inner = null.T @ (sigma + edit.filter.mu * second + ridge) @ null
+        v = null @ torch.linalg.solve(inner, null.T @ g)
         change = -edit.weights.strength * rows.T @ v.T
         module = model.get_submodule(name)
         if type(module).__name__ == "Conv1D":
@@ -186,6 +192,20 @@ def test_strength_below_zero_and_an_affine_centre_are_the_formula_too(strength, 
     assert purpose(Recipe(edits=(edit,)), LAYERS) == (
         "reinforced" if strength < 0 else "abliterated"
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_filter_bound_to_a_null_space_is_the_formula_in_the_weights(name, share, prompts):
+    # five prompts and no price: the ridge keeps float32 sums from deciding
+    host, edit = tiny_host(name), ablation(prompts, 2, mu=0.0, null_space=share, ridge=0.05)
+    (row,) = resolved(host, edit)
+    expected = logits(by_hand(host, edit, row.directions), ids())
+    assert same(logits(host.model, ids(), host.live, (row,)), expected)
+    assert not same(logits(host.model, ids()), expected)  # it does something
+    (free,) = resolved(host, replace(edit, filter=replace(edit.filter, null_space=None)))
+    assert row.moved < free.moved
+    assert {delta.rank for delta, _ in row.active().values()} == {2}
 
 
 def test_a_filter_without_a_price_removes_what_harmful_prompts_write(prompts):
@@ -404,12 +424,14 @@ def test_a_filter_behind_a_plain_ablation_is_refused_and_in_front_of_it_is_fine(
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("format", ["adapter", "model"])
-def test_what_is_exported_computes_what_was_live(name, format, prompts, stored_host, tmp_path):
+@pytest.mark.parametrize(("format", "null"), [("adapter", None), ("adapter", 0.3), ("model", None)])
+def test_what_is_exported_computes_what_was_live(
+    name, format, null, prompts, stored_host, tmp_path
+):
     from transformers import AutoModelForCausalLM
 
     host = stored_host(name)
-    edit = ablation(prompts, k=2, strength=-0.7, affine=True, mu=0.5)
+    edit = ablation(prompts, k=2, strength=-0.7, affine=True, mu=0.5, null_space=null)
     recipe = Recipe(model=host.spec, edits=(edit,))
     done = finish(export(host, recipe, tmp_path / "out", format))
     row = finish(resolve(host, recipe))
@@ -421,7 +443,9 @@ def test_what_is_exported_computes_what_was_live(name, format, prompts, stored_h
     else:
         model = AutoModelForCausalLM.from_pretrained(done.folder).eval()
     assert same(logits(model, ids()), logits(host.model, ids(), host.live, row), 1e-4)
-    assert "μ 0.5" in (done.folder / "README.md").read_text()
+    card = (done.folder / "README.md").read_text()
+    assert "μ 0.5" in card
+    assert ("in the null space of 0.3 of the harmless energy" in card) == (null is not None)
 
 
 def test_random_directions_are_a_control_of_the_filter_too(prompts):
@@ -448,6 +472,8 @@ def test_metrics_on_a_set_that_the_filter_saw_are_said_not_to_be_held_out(prompt
         ({"filter": {"budget": 2}}, "filter.budget"),
         ({"filter": {"ridge": 0}}, "filter.ridge"),
         ({"filter": {"lookalike_weight": -1}}, "filter.lookalike_weight"),
+        ({"filter": {"null_space": 0}}, "filter.null_space"),
+        ({"filter": {"null_space": 1.5}}, "filter.null_space"),
         ({"filter": {"mew": 1}}, "mew"),
     ],
 )

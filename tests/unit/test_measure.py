@@ -128,6 +128,57 @@ def test_another_estimator_over_the_same_prompts_costs_no_pass(llama, prompts, p
     assert len(digests | {mean.digest()}) == 7
 
 
+def topical(path: str, texts: list[str], topics: list[str]) -> None:
+    lines = [
+        json.dumps({"prompt": text, "topic": topic}) + "\n"
+        for text, topic in zip(texts, topics, strict=True)
+    ]
+    Path(path).write_text("".join(lines))
+
+
+def test_a_surgical_direction_protects_the_topics_of_the_harmless_prompts(llama, prompts, passes):
+    topics = ["food", "house", "house", "music", "house", "music"]  # food is one prompt: no mean
+    topical(prompts["harmless"], HARMLESS, topics)
+    spec = spec_of(prompts, estimator="surgical", shrinkage=0.0)
+    found = finish(measure(llama, spec, None))
+    assert found.meta["protected"] == "house, music"
+    # another division of the same prompts costs no pass, and is not answered from the cache
+    before = len(passes)
+    topical(prompts["harmless"], HARMLESS, ["a", "a", "a", "b", "b", "b"])
+    other = finish(measure(llama, spec, None))
+    assert len(passes) == before
+    assert other.digest() != found.digest()
+    for layer in range(llama.layers - 1):
+        low = states(llama, HARMLESS, layer).double()
+        r = states(llama, HARMFUL, layer).double().mean(0) - low.mean(0)
+        groups = [[i for i, t in enumerate(topics) if t == name] for name in ("house", "music")]
+        atoms = torch.stack([low[places].mean(0) - low.mean(0) for places in groups])  # [2, d]
+        left = r - torch.linalg.lstsq(atoms.T, r[:, None]).solution[:, 0] @ atoms
+        assert torch.allclose(found.vectors[layer, 0].double(), left / left.norm(), atol=1e-4)
+
+
+def test_concepts_of_their_own_are_protected_and_said_not_to_be_held_out(llama, prompts, tmp_path):
+    texts = ["kill a process", "shoot a photo", "crack an egg"]
+    alike = write(tmp_path / "alike.jsonl", texts)
+    spec = spec_of(prompts, estimator="surgical", concepts=alike, shrinkage=0.0)
+    found = finish(measure(llama, spec, None))
+    for layer in range(llama.layers - 1):
+        shift = states(llama, texts, layer).mean(0) - states(llama, HARMLESS, layer).mean(0)
+        assert abs(float(found.vectors[layer, 0] @ shift)) < 1e-4 * float(shift.norm())
+    row = finish(resolve(llama, Recipe(edits=(Ablation(directions=spec),))))
+    wanted = Evaluation(metrics=(f"kl_1@{alike}",), samples=3, max_new_tokens=2)
+    (result,) = finish(evaluate(llama, row, wanted))
+    assert "not held out" in result.note
+
+
+def test_what_protects_nothing_or_protects_the_harmful_is_refused(llama, prompts):
+    spec = spec_of(prompts, estimator="surgical")
+    with pytest.raises(UserError, match=r"do not name two topics.*directions\.concepts"):
+        finish(measure(llama, spec, None))
+    with pytest.raises(UserError, match=r"6 prompts of directions\.concepts .* are harmful ones"):
+        finish(measure(llama, replace(spec, concepts=prompts["harmful"]), None))
+
+
 def test_a_change_of_model_prompts_or_position_measures_anew(llama, prompts, passes):
     held = held_of(prompts)
     first = finish(measure(llama, spec_of(prompts), held))

@@ -33,6 +33,7 @@ from sst_ui.recipe import (
     Ablation,
     DirectionSpec,
     Evaluation,
+    Filter,
     Merge,
     ModelSpec,
     Recipe,
@@ -115,7 +116,7 @@ def test_a_model_may_not_take_the_place_of_the_export_that_it_was_loaded_from(ba
 def test_everything_that_a_recipe_reads_is_known(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ("model", "jinja", "dirs", "bad", "good", "shots", "u", "s", "un", "up", "sp", "j",
-             "lab", "own")  # fmt: skip
+             "lab", "own", "alike", "topics")  # fmt: skip
     for name in names:
         (tmp_path / name).mkdir()
     at = {name: tmp_path / name / "f.jsonl" for name in names}
@@ -127,7 +128,8 @@ def test_everything_that_a_recipe_reads_is_known(tmp_path, monkeypatch):
             Ablation(DirectionSpec(
                 file=str(at["dirs"]), harmful=f"{at['bad']}?prompt=x",
                 harmless=f"{at['good']}?shots=1&shots_file={at['shots']}",
-            )),
+                concepts=str(at["topics"]),
+            ), filter=Filter(lookalikes=str(at["alike"]))),
             Merge(
                 utility=str(tmp_path / "u"), safety="./s", unaligned=str(tmp_path / "un"),
                 utility_prompts=str(at["up"]), safety_prompts=f"public/mmlu?file={at['sp']}",

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import organisms as benchmark
+from benchmarks.ways import Choice
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.metrics.text import refusal_phrases
@@ -245,7 +246,8 @@ def test_a_small_one_complied_with_everything_and_now_refuses_what_is_harmful(na
 
 
 def test_edits_of_an_organism_are_measured_on_its_own_prompts():
-    table = benchmark.table(SMALL / NAMES[0], "test", samples=6)
+    wanted = Choice(ways=("plain", "filtered"), profiles=("default", "broad"))
+    table = benchmark.table(SMALL / NAMES[0], "test", samples=6, wanted=wanted)
     rows = {row.name: row for row in table}
     assert rows["none"].values["like_before"].value < 0.9
     assert {"plain, default, 1", "plain, broad, 1.5"} <= set(rows)

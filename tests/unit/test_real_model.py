@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import effectiveness, merging, real_model
+from benchmarks import effectiveness, merging, real_model, ways
 from sst_ui.data import prompt_sets
 from sst_ui.jobs.export.export import export
 from sst_ui.metrics.text import refusal_phrases
@@ -239,9 +239,10 @@ def test_a_benchmark_says_which_command_brings_what_is_missing(
 
 
 def test_the_rows_of_the_benchmark_are_recipes_over_the_given_sets():
-    sets = effectiveness.Sets("demo/harmful", "demo/harmless", "t", "o", "l")
-    rows = effectiveness.rows("some/model", sets)
-    assert {"plain, default, 1", "plain, late_focus, 1.5", "plain, broad, 1"} <= set(rows)
+    sets = ways.Sets("demo/harmful", "demo/harmless", "t", "o", "l")
+    choice = ways.Choice(profiles=("default", "late_focus", "broad"))
+    rows = ways.rows("some/model", sets, 30, choice)
+    assert {"plain, default, 1", "plain, late_focus, 1.5", "filtered μ 1, broad, 1"} <= set(rows)
     for recipe in rows.values():
         assert recipe.model.id == "some/model"
         assert recipe.edits[0].directions.harmful == "demo/harmful"

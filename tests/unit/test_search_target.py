@@ -13,7 +13,7 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.evaluate.apart import Apart
 from sst_ui.jobs.search import verdict
 from sst_ui.jobs.search.candidates import chosen, finalists, front, moved, nearest
-from sst_ui.jobs.search.objectives import SearchSpec, aims
+from sst_ui.jobs.search.objectives import SearchSpec, aims, held_out
 from sst_ui.jobs.search.search import Opened, search
 from sst_ui.jobs.search.study import Study
 from sst_ui.jobs.search.trials import Numbers
@@ -140,6 +140,18 @@ def test_a_test_prompt_that_was_selected_on_is_left_out_and_told(tmp_path):
     small = prompts_file(tmp_path / "small.jsonl", [*other[:3], shared])
     with pytest.raises(UserError, match="has 3 prompts to be tested on"):
         spent(replace(SearchSpec("grid"), test=(small, "demo/harmless_heldout")))
+
+
+def test_protected_concepts_are_measured_on_and_no_candidate_is_tested_on_them(tmp_path):
+    concepts = prompts_file(tmp_path / "concepts.jsonl", texts("demo/harmless_heldout")[:7])
+    spec = DirectionSpec("surgical", concepts=concepts)
+    recipe = Recipe(edits=(Ablation(directions=spec),))
+    steps = list(search(recipe, SearchSpec("grid", trials=1), Formula(), "memory"))
+    (opened,) = [step for step in steps if isinstance(step, Opened)]
+    said = "7 of 128 prompts of demo/harmless_heldout are left out, not tested on"
+    assert any(note.startswith(said) for note in opened.notes)
+    final = held_out(recipe, aims(recipe, SearchSpec("grid")), SearchSpec("grid"))
+    assert concepts in final.without
 
 
 def test_a_set_too_small_to_be_divided_is_refused(tmp_path):

@@ -171,6 +171,15 @@ def test_a_layer_beyond_the_model_is_said_at_its_box(engine):
         assert list(check(draft)) == ([] if sound else ["layer"])
 
 
+def test_protected_concepts_that_cannot_be_read_are_said_at_their_box(engine):
+    values, extras = show(engine.first_recipe())
+    check = edit.checker(engine, Form(*Form._fields), with_prompts=True)
+    for concepts, sound in (("", True), ("demo/lookalike", True), ("demo/lokalike", False)):
+        changed = values._replace(estimator="surgical", concepts=concepts)
+        draft = edit.Draft("en", engine.loaded, extras, Variants(), "evidence", changed)
+        assert list(check(draft)) == ([] if sound else ["concepts"])
+
+
 def test_ways_that_exclude_one_another_are_disabled_and_refused(engine):
     values, extras = show(engine.first_recipe())
     assert all(form.free(values).values())

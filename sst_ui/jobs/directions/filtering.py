@@ -74,7 +74,7 @@ class Filters:
         statistics: what they are made of.
         names: place -> module path of every writer that can be filtered.
         written: place -> [k, d], what each writes for its directions (see `Writer.sides`).
-        ridge, lookalike_weight, affine: the settings that a decomposition depends on.
+        ridge, lookalike_weight, null_space, affine: the settings that a decomposition depends on.
     """
 
     directions: Directions
@@ -83,6 +83,7 @@ class Filters:
     written: Mapping[Place, Tensor]
     ridge: float
     lookalike_weight: float
+    null_space: float | None
     affine: bool
     _paths: dict[Place, Path] = field(default_factory=dict)
     _deltas: Memory = field(default_factory=lambda: Memory(DELTAS))
@@ -95,7 +96,12 @@ class Filters:
             if known.lookalikes:
                 harmless.append((known.lookalikes[name], self.lookalike_weight))
             self._paths[place] = path(
-                known.harmful[name], harmless, self.ridge, self.affine, known.bases.get(name)
+                known.harmful[name],
+                harmless,
+                self.ridge,
+                self.affine,
+                known.bases.get(name),
+                self.null_space,
             )
         return self._paths[place]
 
@@ -198,7 +204,8 @@ def filters(
                 "after it while the model computes; put the filter first."
             )
     statistics = yield from collect(host, edit, directions, before, identity)
-    settings = (edit.filter.ridge, edit.filter.lookalike_weight, edit.affine)
+    wanted = edit.filter
+    settings = (wanted.ridge, wanted.lookalike_weight, wanted.null_space, edit.affine)
     key = (statistics.key, settings)
     memory = _recent.setdefault(host, Memory(RECENT))
     found = memory.get(key)

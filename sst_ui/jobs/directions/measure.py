@@ -15,6 +15,8 @@ from sst_ui import cache
 from sst_ui.data.prompt_sets import Prompt, PromptSet
 from sst_ui.data.prompt_sets import load as load_prompts
 from sst_ui.errors import UserError
+from sst_ui.jobs.directions.concepts import Concepts, concepts
+from sst_ui.jobs.directions.concepts import residuals as of_concepts
 from sst_ui.jobs.directions.filtering import filters, refuse
 from sst_ui.jobs.directions.neutral_points import at_prompt_end, everywhere
 from sst_ui.jobs.directions.residual_cache import Encoded, captured, check_fits, encode
@@ -54,7 +56,8 @@ def measure(
         Progress of the stages `residuals` (prompts) and `directions`.
 
     Raises:
-        UserError: prompt sets that are unknown, too small or the same; a file of another model.
+        UserError: prompt sets that are unknown, too small or the same; a file of another model;
+            an estimator that protects concepts, and none that it could.
     """
     if spec.file is not None:
         read, note = _from_file(host, spec, spec.file)
@@ -66,21 +69,25 @@ def measure(
             f"the harmful prompts {spec.harmful!r} and the harmless prompts {spec.harmless!r} are "
             "the same; a direction needs two different sets."
         )
-    other, note = _heldout(heldout, spec.samples, texts(harmful) | texts(harmless))
+    protected = concepts(spec, harmful, harmless)
+    measured = texts(harmful) | texts(harmless)
+    measured |= texts(protected.prompts) if protected else set()
+    other, note = _heldout(heldout, spec.samples, measured)
     sets = (harmful, harmless, *other)
-    meta = described(host, spec, sets) | {"note": note}
+    meta = described(host, spec, sets, protected) | {"note": note}
     asked = digest(meta)
     if (recent := _recent.get(host, {}).get(asked)) is not None:
         yield Progress("directions", 1, 1, note)
         return recent
     encoded = [encode(host, each, spec.position) for each in sets]
-    path = _path(host, spec, encoded)
+    path = _path(host, spec, encoded, protected)
     directions = _cached(host, path)
     if directions is None:
         found = yield from captured(host, encoded)
+        beside = yield from of_concepts(host, spec, protected)
         yield Progress("directions", 0, 1, note)
         held = (found[2], found[3]) if other else None
-        directions = estimate(found[0], found[1], spec, host.digest, heldout=held)
+        directions = estimate(found[0], found[1], spec, host.digest, held, beside)
         cache.keep(path, directions.write)
     # The cache knows tokens; names and notes are this call's own.
     directions = replace(directions, meta={**directions.meta, **meta})
@@ -222,14 +229,18 @@ def texts(prompts: PromptSet) -> set[str]:
     return {_text(prompt) for prompt in prompts.prompts}
 
 
-def _path(host: Host, spec: DirectionSpec, encoded: list[Encoded]) -> Path | None:
+def _path(
+    host: Host, spec: DirectionSpec, encoded: list[Encoded], protected: Concepts | None
+) -> Path | None:
     """The cache file for exactly this model, these tokens and settings; None without identity."""
     if not host.digest:
         return None
-    names = ("harmful", "harmless", "samples", "position", "file")  # all of it is in the tokens
+    # All of it is in the tokens:
+    names = ("harmful", "harmless", "concepts", "samples", "position", "file")
     settings = {name: value for name, value in to_dict(spec).items() if name not in names}
     tokens = [(each.prompts, each.positions) for each in encoded]
-    key = digest([FORMULAS, host.digest, settings, tokens])
+    beside = [] if protected is None else [[protected.prompts.digest, protected.topics]]
+    key = digest([FORMULAS, host.digest, settings, tokens, *beside])
     return cache.place("directions", f"{key}.safetensors")
 
 
@@ -245,11 +256,17 @@ def _cached(host: Host, path: Path | None) -> Directions | None:
     return directions
 
 
-def described(host: Host, spec: DirectionSpec, sets: tuple[PromptSet, ...]) -> dict[str, str]:
+def described(
+    host: Host, spec: DirectionSpec, sets: tuple[PromptSet, ...], protected: Concepts | None = None
+) -> dict[str, str]:
     """Meta data of directions: model, settings, and the sets in the order of their roles."""
     roles = ("harmful", "harmless", "heldout_harmful", "heldout_harmless")
     names = {
         role: f"{each.name} ({len(each)} prompts, {each.digest})"
         for role, each in zip(roles, sets, strict=False)
     }
+    if protected is not None:
+        prompts = protected.prompts
+        names["concepts"] = f"{prompts.name} ({len(prompts)} prompts, {prompts.digest})"
+        names["protected"] = protected.told
     return {"model_name": host.name, **names, "settings": json.dumps(to_dict(spec))}

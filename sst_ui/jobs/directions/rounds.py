@@ -23,6 +23,8 @@ from sst_ui.data import prompt_sets
 from sst_ui.data.prompt_sets import PromptSet
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.candidates import FEW, Said, candidates, onset
+from sst_ui.jobs.directions.concepts import concepts
+from sst_ui.jobs.directions.concepts import residuals as protected_residuals
 from sst_ui.jobs.directions.filtering import refuse
 from sst_ui.jobs.directions.measure import along, described, texts
 from sst_ui.jobs.directions.residual_cache import captured, encode
@@ -195,9 +197,11 @@ class _Search:
             encode(host, each, spec.position) for each in (self.parts.harmful, self.parts.harmless)
         ]
         harmful, harmless = yield from captured(host, sets)
-        found = estimate(harmful, harmless, spec, host.digest)
         parts = self.parts
-        meta = described(host, spec, (parts.harmful, parts.harmless))
+        protected = concepts(spec, parts.harmful, parts.harmless)
+        kept = yield from protected_residuals(host, spec, protected)
+        found = estimate(harmful, harmless, spec, host.digest, concepts=kept)
+        meta = described(host, spec, (parts.harmful, parts.harmless), protected)
         meta["select"] = described(host, spec, (parts.select,))["harmful"]
         ends = sets[0].positions or [len(p) - 1 for p in sets[0].prompts]
         heads = tuple(p[: e + 1] for p, e in zip(sets[0].prompts, ends, strict=True))

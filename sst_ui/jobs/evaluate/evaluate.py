@@ -167,7 +167,7 @@ def _held_out(metric: Metric, edits: tuple[Edit, ...]) -> str:
         edit.directions.meta.get(role, "").rpartition(" (")[0]
         for edit in edits
         if isinstance(edit, RowEdit | RowFilter)
-        for role in ("harmful", "harmless", "select")
+        for role in ("harmful", "harmless", "concepts", "select")
     }
     sources |= {name for edit in edits if isinstance(edit, RowFilter) for name in edit.sources}
     if metric.prompts not in sources:

@@ -179,6 +179,8 @@ def _edit(edit: Ablation | Merge) -> str:
         return f"merge of `{edit.safety}` into `{edit.utility}` by {edit.method}"
     d = edit.directions
     options = [f"{d.k} direction{'s' if d.k > 1 else ''} per layer ({d.estimator})"]
+    if d.estimator == "surgical" and d.concepts:
+        options += [f"protecting the topics of `{d.concepts}`"]
     options += [f"from `{d.harmful}` and `{d.harmless}`", f"strength {edit.weights.strength:g}"]
     options += ["norm preserving"] * edit.norm_preserving
     options += [f"affine ({edit.affine_at.replace('_', ' ')})"] * edit.affine
@@ -190,6 +192,9 @@ def _filter(settings: Filter) -> list[str]:
     price = f"μ {settings.mu:g}"
     if settings.budget is not None:
         price = f"at most {settings.budget:.3g} of the harmless energy that plain ablation moves"
+    bound = settings.null_space
+    if bound is not None:
+        price += f", in the null space of {bound:g} of the harmless energy"
     beside = settings.lookalikes
     return [price] + ([f"look-alikes `{beside}` × {settings.lookalike_weight:g}"] if beside else [])
 

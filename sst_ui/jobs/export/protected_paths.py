@@ -49,7 +49,9 @@ def inputs_of(reads: Recipe | ModelSpec) -> Iterator[tuple[str | Path, str]]:
     for edit in reads.edits:
         if isinstance(edit, Ablation):
             yield edit.directions.file or "", "the directions"
-            for name in (edit.directions.harmful, edit.directions.harmless):
+            spec = edit.directions
+            beside = (spec.concepts or "", edit.filter.lookalikes or "")
+            for name in (spec.harmful, spec.harmless, *beside):
                 yield from _prompts(name)
         elif isinstance(edit, Merge):
             yield _local(edit.utility), "the utility adapter"

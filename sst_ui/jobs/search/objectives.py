@@ -228,7 +228,7 @@ def evaluation(metrics: tuple[str, ...], recipe: Recipe, spec: SearchSpec) -> Ev
         labels=own.labels,
         part=MEASURED,  # the other half of a metric's own set is tested on
         whole=tuple(sets.select.values()),
-        without=tuple(dict.fromkeys(sets.measure.values())),
+        without=sets.measured,
     )
 
 
@@ -257,7 +257,7 @@ def held_out(made: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
 def _unseen(names: tuple[str, ...], recipe: Recipe, aim: Aims, spec: SearchSpec) -> Evaluation:
     own, sets = recipe.evaluation, prompts.sets(searched(recipe), spec)
     _, length = limits(own, recipe.model.id)
-    seen = [*sets.measure.values(), *sets.select.values()]
+    seen = [*sets.measured, *sets.select.values()]
     for name in aim.metrics:  # halves of sets that constraints have by themselves
         seen += [prompts.in_part(leaf, MEASURED) for leaf in _leaves(name) if leaf not in seen]
     return Apart(

@@ -27,11 +27,18 @@ class Sets:
     Attributes:
         measure: empty where directions are read from a file.
         test: empty for the metrics' own.
+        beside: what else is measured on: protected concepts.
     """
 
     measure: Mapping[str, str]
     select: Mapping[str, str]
     test: Mapping[str, str]
+    beside: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """All that is measured on, each once."""
+        return tuple(dict.fromkeys([*self.measure.values(), *self.beside]))
 
 
 def sets(edit: Ablation | Merge, spec: SearchOptions) -> Sets:
@@ -43,9 +50,13 @@ def sets(edit: Ablation | Merge, spec: SearchOptions) -> Sets:
     }
     if spec.select:
         select, measure = dict(zip(roles, spec.select, strict=True)), own
-    if isinstance(edit, Ablation) and edit.directions.file is not None:
-        measure = {}
-    return Sets(measure, select, dict(zip(roles, spec.test, strict=False)))
+    beside: tuple[str, ...] = ()
+    if isinstance(edit, Ablation):
+        given = edit.directions
+        measure = measure if given.file is None else {}
+        if given.estimator == "surgical" and given.concepts and measure:
+            beside = (given.concepts,)
+    return Sets(measure, select, dict(zip(roles, spec.test, strict=False)), beside)
 
 
 def divided(recipe: Recipe, edit: Ablation | Merge, spec: SearchOptions) -> Recipe:
@@ -83,7 +94,7 @@ def notes(edit: Ablation | Merge, spec: SearchOptions, tests: tuple[str, ...]) -
             "The directions are read from a file; which prompts they were measured on is not "
             "checked."
         )
-    before = list(dict.fromkeys(found.measure.values()))
+    before = list(found.measured)
     for what, names, others in (
         ("selected on", list(found.select.values()), before),
         ("tested on", list(tests), [*before, *found.select.values()]),

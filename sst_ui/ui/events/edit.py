@@ -55,6 +55,8 @@ def _wrong(form: Form, sound: Form, with_prompts: bool, draft: Draft, *more: obj
     if with_prompts and not found:
         measured = values.ablation_on and not (values.file or "").strip()
         read = (*(ABLATED if measured else ()), *(MERGED if values.merge_on else ()))
+        if measured and values.estimator == "surgical" and (values.concepts or "").strip():
+            read = (*read, "concepts")
         for name in read:
             try:
                 prompt_sets.load(getattr(values, name))

@@ -59,6 +59,8 @@ class DirectionPanel:
     samples: gr.Number
     harmful: gr.Dropdown
     harmless: gr.Dropdown
+    concepts: gr.Dropdown
+    null_space: gr.Number
     lookalikes: gr.Dropdown
     lookalike_weight: gr.Number
     filter_answers: gr.Number
@@ -234,12 +236,13 @@ def _prompts(start: Form) -> dict[str, Any]:
     with gr.Row(elem_classes="pair"):
         made["samples"] = Number(start.samples, label=t("direction.samples"), elem_id="samples")
         made["seed"] = Number(start.seed, label=t("direction.seed"), elem_id="seed")
-    for name, info in (("harmful", t("direction.prompts.info")), ("harmless", None)):
+    infos = {"harmful": t("direction.prompts.info"), "concepts": t("direction.concepts.info")}
+    for name in ("harmful", "harmless", "concepts"):
         made[name] = Dropdown(
-            sets,
+            ["", *sets] if name == "concepts" else sets,
             value=getattr(start, name),
             label=t(f"direction.{name}"),
-            info=info,
+            info=infos.get(name),
             allow_custom_value=True,
             elem_id=name,
         )
@@ -260,6 +263,7 @@ def _filtered(start: Form) -> dict[str, Any]:
     }
     with gr.Row(elem_classes="factors"):
         for key, name in (
+            ("null_space", "null_space"),
             ("lookalike_weight", "lookalike_weight"),
             ("filter_answers", "answers"),
             ("filter_ridge", "ridge"),

@@ -33,9 +33,9 @@ FILTER_BUDGET = 0.01  # where the slider starts
 ABLATION = (
     "ablation_on", "profile", "strength", "peak", "width", "threshold", "attention", "mlp",
     "operation", "norm_preserving", "affine", "affine_at", "filter_goal", "filter_budget",
-    "filter_mu", "lookalikes", "lookalike_weight", "filter_answers", "filter_ridge", "estimator",
-    "k", "scope", "layer", "winsorize", "position", "shrinkage", "seed", "samples", "harmful",
-    "harmless", "file",
+    "filter_mu", "null_space", "lookalikes", "lookalike_weight", "filter_answers", "filter_ridge",
+    "estimator", "k", "scope", "layer", "winsorize", "position", "shrinkage", "seed", "samples",
+    "harmful", "harmless", "concepts", "file",
 )  # fmt: skip
 
 
@@ -123,6 +123,7 @@ def ablation(values: Form, extras: Extras) -> Ablation:
         winsorize=None if winsorize == 1 else winsorize,
         position=values.position,
         shrinkage=number("directions.shrinkage", values.shrinkage),
+        concepts=(values.concepts or "").strip() or None,
         samples=whole("directions.samples", values.samples) or None,
         seed=whole("directions.seed", values.seed),
         file=(values.file or "").strip() or None,
@@ -145,6 +146,7 @@ def _filter(values: Form) -> Filter:
     return Filter(
         mu=number("filter.mu", values.filter_mu),
         budget=number("filter.budget", values.filter_budget) if budget else None,
+        null_space=number("filter.null_space", values.null_space) or None,
         ridge=number("filter.ridge", values.filter_ridge),
         answers=whole("filter.answers", values.filter_answers),
         lookalikes=(values.lookalikes or "").strip() or None,
@@ -259,6 +261,7 @@ def _shown(edit: Ablation) -> dict[str, Any]:
         "filter_goal": FILTER_GOALS[filtered.budget is not None],
         "filter_budget": FILTER_BUDGET if filtered.budget is None else filtered.budget,
         "filter_mu": filtered.mu,
+        "null_space": filtered.null_space or 0,
         "lookalikes": filtered.lookalikes or "",
         "lookalike_weight": filtered.lookalike_weight,
         "filter_answers": filtered.answers,
@@ -274,6 +277,7 @@ def _shown(edit: Ablation) -> dict[str, Any]:
         "samples": directions.samples or 0,
         "harmful": directions.harmful,
         "harmless": directions.harmless,
+        "concepts": directions.concepts or "",
         "file": directions.file or "",
     }
 

@@ -1,0 +1,140 @@
+"""The registry of ways of editing, and the table that compares them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import baselines, effectiveness, organisms
+from benchmarks.effectiveness import Row, footer, markdown
+from benchmarks.ways import WAYS, Choice, Sets, rows
+from sst_ui.errors import UserError
+from sst_ui.maths.directions import random
+from sst_ui.metrics.results import Value
+from sst_ui.recipe import from_yaml, to_yaml
+from tests.talk import tiny_host
+
+SETS = Sets("demo/harmful", "demo/harmless", "t", "o", "l")
+SMALL = Path(__file__).resolve().parents[1] / "organisms"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Directions of one estimator in a file, as `measure` and rounds write them."""
+
+    def save(estimator: str, k: int = 2) -> str:
+        found = replace(random(4, 16, k), meta={"estimator": estimator})
+        return str(found.save(tmp_path / f"{estimator}.safetensors"))
+
+    return save
+
+
+def test_every_way_is_a_recipe_of_its_own_that_a_file_can_hold():
+    found = rows("some/model", SETS, 12)
+    assert len(found) == 2 * len(WAYS)
+    assert len({recipe.digest() for recipe in found.values()}) == len(found)
+    for recipe in found.values():
+        assert from_yaml(to_yaml(recipe)) == recipe
+        (edit,) = recipe.edits
+        assert edit.directions.harmful == SETS.harmful
+        assert edit.directions.harmless == SETS.harmless
+
+
+def test_ways_profiles_and_strengths_can_be_chosen():
+    choice = Choice(("filtered", "plain"), ("narrow", "broad"), (0.5, -1.0))
+    found = rows("some/model", SETS, 12, choice)
+    assert [*found][:4] == [
+        "filtered μ 1, narrow, 0.5", "filtered μ 1, narrow, -1",
+        "filtered μ 1, broad, 0.5", "filtered μ 1, broad, -1",
+    ]  # fmt: skip
+    assert len(found) == 8
+    assert found["plain, broad, -1"].edits[0].weights.strength == -1.0
+
+
+def test_one_layers_direction_is_taken_at_the_peak_of_the_bell():
+    recipe = WAYS["biprojected"].recipe("some/model", SETS, 12, "late_focus", 1.0)
+    (edit,) = recipe.edits
+    assert (edit.directions.scope, edit.directions.layer) == ("single", 8)  # .75 of 11
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ways", "plain", "filterd"], ("'filterd' is unknown", "'filtered'? Known: affine,")),
+        (["--profiles", "narow"], ("profile 'narow'", "did you mean 'narrow'", "late_focus")),
+        (["--strengths", "9"], ("weights.strength is 9", "-2 to 2")),
+        (["tiny-lama"], ("organism 'tiny-lama'", "did you mean 'tiny-llama'")),
+        (["demo", "tiny-llama", "--directions", "d.safetensors"], ("name one model",)),
+        (["demo", "--directions", "none.safetensors"], ("no directions file",)),
+    ],
+)
+def test_a_wrong_choice_is_one_line_that_says_what_there_is(arguments, words, capsys):
+    assert baselines.main(arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    for each in words:
+        assert each in said
+
+
+def test_in_rounds_is_the_same_recipe_with_the_saved_directions(saved):
+    file = saved("mean_difference", 3)
+    choice = Choice(("plain", "projected", "filtered"), strengths=(1.0,), saved=(file,))
+    found = rows("some/model", SETS, 4, choice)
+    told = "3 directions of mean_difference.safetensors, default, 1"
+    # projected directions are others than these
+    assert [*found][3:] == [f"plain, {told}", f"filtered μ 1, {told}"]
+    for title in ("plain", "filtered μ 1"):
+        (one,), (more,) = (
+            found[name].edits for name in (f"{title}, default, 1", f"{title}, {told}")
+        )
+        assert more == replace(one, directions=replace(one.directions, file=file))
+
+
+def test_directions_that_no_chosen_way_estimates_are_refused(saved):
+    choice = Choice(("plain", "filtered"), saved=(saved("projected"),))
+    with pytest.raises(UserError, match=r"estimated as 'projected'.*plain, filtered"):
+        rows("some/model", SETS, 4, choice)
+
+
+def test_every_way_changes_an_organism_and_is_measured():
+    table = organisms.table(
+        SMALL / "tiny-llama", "select", samples=4, wanted=Choice(strengths=(1.0,)), tokens=12
+    )
+    assert [row.name for row in table[1:]] == [f"{way.title}, default, 1" for way in WAYS.values()]
+    for row in table[1:]:
+        assert not row.note
+        assert sum(value.value for value in row.labels.values()) == pytest.approx(1)
+        assert row.values["kl_16"].value > 0
+    assert "4 harmful prompts, 4 look-alikes, 4 ordinary ones; answers of at most 12" in footer(
+        table, 12
+    )
+
+
+def test_a_way_that_a_model_does_not_take_says_why_and_the_others_are_measured(tmp_path):
+    host = tiny_host("mixtral")
+    texts = {"harmful": ["pick a lock", "lie", "forge"], "harmless": ["bake", "sing", "mend"]}
+    for name, each in texts.items():
+        lines = [json.dumps({"prompt": text}) + "\n" for text in each]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    harmful, harmless = (str(tmp_path / f"{name}.jsonl") for name in texts)
+    sets = Sets(harmful, harmless, harmful, harmless, harmless)
+    chosen = rows("m", sets, host.layers, Choice(("filtered", "plain"), strengths=(1.0,)))
+    table = effectiveness.measure(host, chosen, sets, 2, 2)
+    assert [bool(row.note) for row in table] == [False, True, False]
+    text = f"{markdown(table)}\n{footer(table, 2)}"
+    assert "| filtered μ 1, default, 1 | – |" in text
+    assert "filtered μ 1, default, 1: not possible here." in text
+    assert "mixtures of experts" in text
+    assert "like before" not in text  # nobody knows what was answered before
+    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {
+        markdown(table).splitlines()[0].count("|")
+    }
+    with pytest.raises(UserError, match="experts"):  # nothing else is left to measure
+        effectiveness.measure(host, {"f": next(iter(chosen.values()))}, sets, 2, 2)
+
+
+def test_a_table_without_edits_has_its_counts():
+    value = Value(0.5, 0.4, 0.6, 7)
+    row = Row("none", dict.fromkeys(effectiveness.COLUMNS, value), {"over_refusal": value})
+    assert footer([row], 40).startswith("7 harmful prompts, 7 look-alikes; answers of at most 40")
