@@ -29,7 +29,8 @@ from sst_ui.recipe import Evaluation, Merge, ModelSpec
 from sst_ui.ui.widgets import plots
 from training.real import merge_sets, source, tune
 
-COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, "#444444", "#b5b5b5"), strict=True))
+MORE = ("#444444", "#b5b5b5", "#1f3a5f", "#a6c48a", "#6b2d5c", "#d9c27e")
+COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, *MORE), strict=True))
 TOKENS = 40  # of an answer
 
 

@@ -24,13 +24,22 @@ GRID: Mapping[str, tuple[Mapping[str, float], ...]] = {
     "sst_topk": tuple({"k": x} for x in DIRECTIONS),
     "sst_residual": tuple({"k": 256, "ratio": x} for x in (0.1, 0.2, 0.4, 0.8)),
     "sst_layerwise": tuple({"k": x} for x in DIRECTIONS),
+    "sst_ranks": tuple({"mu": x} for x in (3.0, 10.0, 30.0, 100.0)),
+    "sst_staged": tuple(
+        {"mu": mu, "stages": stages} for mu, stages in ((100, 2), (100, 4), (300, 4), (300, 8))
+    ),
+    "sst_adaptive": tuple({"base_mu": x} for x in (10.0, 30.0, 100.0, 300.0)),
+    "sst_combined": tuple(
+        {"base_mu": 100.0, "ratio": ratio, "mlp": mlp, "lm_head": head}
+        for ratio, mlp, head in ((0, 0.3, 3), (0.1, 0.3, 20), (0.1, 1, 10), (0.2, 1, 20))
+    ),
     "fisher": tuple({"price": x} for x in (0.1, 1.0, 10.0, 100.0)),
     "task_arithmetic": tuple({"weight": x} for x in QUARTERS),
     "linear": tuple({"weight": x} for x in QUARTERS),
     "ties": tuple({"density": 0.5, "weight": x} for x in QUARTERS),
     "dare": tuple({"drop": 0.5, "weight": x} for x in QUARTERS),
-    "safe_lora": tuple({"threshold": x} for x in (0.1, 0.35, 0.6, 1.0)),
-    "safe_merge": tuple({"threshold": 1.0, "share": x} for x in QUARTERS),
+    "safe_lora": tuple({"selected": x} for x in QUARTERS),
+    "safe_merge": tuple({"selected": 0.5, "share": x} for x in QUARTERS),
 }
 TABLES = {"": flat(), ", late bell": late()}
 OURS = "sst"
