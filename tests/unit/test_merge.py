@@ -249,8 +249,12 @@ def test_held_out_prompts_take_no_part_in_the_statistics(small, pair, talks, tmp
         assert torch.allclose(old.utility.g, new.utility.g, atol=1e-6)
 
 
-def test_one_prompt_cannot_be_held_out_and_learnt_from(small, pair, talks):
-    spec = Merge(pair[0], pair[1], method="sst_combined", samples=1, **talks)
+def test_one_prompt_cannot_be_held_out_and_learnt_from(small, pair, talks, tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"prompt": "x", "answer": "y"}')
+    spec = Merge(
+        pair[0], pair[1], method="sst_combined", **(talks | {"utility_prompts": str(path)})
+    )
     with pytest.raises(UserError, match=r"1 prompt.*needs 2 or more"):
         finish(lab.merge(small, spec))
 
