@@ -10,7 +10,9 @@ import torch
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.measure import resolve
 from sst_ui.jobs.merge import merge as lab
+from sst_ui.jobs.merge import method_fronts
 from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.maths.merge.registry import METHODS
 from sst_ui.model.inference.generate import logprobs
 from sst_ui.model.lora.adapters import write_adapter
 from sst_ui.paths import DEMO
@@ -281,3 +283,16 @@ def test_prompts_without_answers_give_no_statistics(small, pair, tmp_path, talks
     spec = Merge(pair[0], pair[1], **(talks | {"safety_prompts": str(path)}))
     with pytest.raises(UserError, match="prompt 1 has no 'answer'"):
         finish(lab.merge(small, spec))
+
+
+@pytest.mark.parametrize("grid", [method_fronts.GRID, method_fronts.HEADS], ids=["all", "heads"])
+def test_every_setting_of_the_sweep_is_one_that_its_method_takes(grid):
+    rows = method_fronts.settings(Merge("utility", "safety"), grid=grid)
+    assert len({name for name, _ in rows}) == len(rows)
+    for _, spec in rows:
+        taken = lab.settings(spec)
+        assert {name: taken[name] for name in spec.parameters} == spec.parameters
+
+
+def test_the_sweep_is_of_every_method():
+    assert set(method_fronts.GRID) == set(METHODS.names())
