@@ -19,7 +19,7 @@ from benchmarks.pictures import svg
 from benchmarks.real_model import needs
 from sst_ui.errors import UserError
 from sst_ui.jobs.merge.compare_methods import ALONE, COLUMNS
-from sst_ui.jobs.merge.method_fronts import GRID, OURS, Front, Measured, fronts, goals, sweep
+from sst_ui.jobs.merge.method_fronts import GRID, HEADS, OURS, Front, Measured, fronts, goals, sweep
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.maths.pareto import front
 from sst_ui.model.runtime.host import load
@@ -29,7 +29,8 @@ from sst_ui.recipe import Evaluation, Merge, ModelSpec
 from sst_ui.ui.widgets import plots
 from training.real import merge_sets, source, tune
 
-COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, "#444444", "#b5b5b5"), strict=True))
+MORE = ("#444444", "#b5b5b5", "#1f3a5f", "#a6c48a", "#6b2d5c", "#d9c27e")
+COLOURS = dict(zip(GRID, (plots.EDITED, *plots.OTHERS, *MORE), strict=True))
 TOKENS = 40  # of an answer
 
 
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.merging", description=__doc__)
     parser.add_argument("--pair", default="", choices=("", "small", "real"), help="which adapters")
     parser.add_argument("--methods", nargs="+", choices=tuple(GRID))
+    parser.add_argument(
+        "--output-layer", action="store_true", help="sweep its factor alone, for the pair small"
+    )
     parser.add_argument("--samples", type=int, help="prompts of each set; default all")
     parser.add_argument("--full", action="store_true", help="every setting, not the best ones only")
     parser.add_argument("--save", type=Path, help="write every point there, one JSON a line")
@@ -52,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             model, spec = adapters(options.pair)
             host = finish(load(model))
-            rows = finish(sweep(host, spec, evaluation, options.methods), Told(options.save))
+            grid, methods = (HEADS, None) if options.output_layer else (GRID, options.methods)
+            rows = finish(sweep(host, spec, evaluation, methods, grid), Told(options.save))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

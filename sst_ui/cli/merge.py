@@ -64,19 +64,23 @@ def run(given: argparse.Namespace, model: ModelSpec) -> None:
 
     outcome = with_bar(job())
     rows = {
-        name: {"kept": r.kept, "size": r.size, "kl": r.kl, "error": r.error, "rank": r.rank}
+        name: {
+            "kept": r.kept, "size": r.size, "kl": r.kl, "error": r.error, "rank": r.rank,
+            "note": r.note,
+        }
         for name, r in outcome.records.items()
-    }
+    }  # fmt: skip
     if given.json:
         print(json.dumps({"parameters": outcome.parameters, "modules": rows}))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("module", "kept", "size", "KL", "rank", "truncation", box=None)
+    names = Column("module", no_wrap=True, min_width=max(map(len, rows), default=0))
+    table = Table(names, "kept", "size", "KL", "rank", "error", "", box=None)
     for name, r in rows.items():
-        numbers = ["–" if r[k] is None else f"{r[k]:.3g}" for k in ("kept", "size", "kl")]
-        table.add_row(name, *numbers, str(r["rank"]), f"{r['error']:.2g}")
+        numbers = ["–" if r[k] is None else f"{r[k]:.2g}" for k in ("kept", "size", "kl")]
+        table.add_row(name, *numbers, str(r["rank"]), f"{r['error']:.2g}", r["note"])
     Console().print(table)
     print(", ".join(f"{name} {value}" for name, value in outcome.parameters.items()))
     print(f"saved {given.out}")

@@ -78,7 +78,7 @@ TURNED = {  # another position of every control
     "rank": 8,
     **{f"f_{kind}": 0.5 for kind in merge_form.FACTORS},
     **{
-        f"p_{name}": 3 if row.kind == "int" else (row.low + row.high) / 2
+        f"p_{name}": 7 if row.kind == "int" else row.low + 0.4 * (row.high - row.low)
         for name, row in merge_form.dials().items()
     },
 }

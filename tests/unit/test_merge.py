@@ -1,5 +1,6 @@
 """Merging two adapters, from folders to a live row, against weights merged by hand in float64."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -9,9 +10,12 @@ import torch
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.measure import resolve
 from sst_ui.jobs.merge import merge as lab
+from sst_ui.jobs.merge import method_fronts
 from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.maths.merge.registry import METHODS
 from sst_ui.model.inference.generate import logprobs
 from sst_ui.model.lora.adapters import write_adapter
+from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import (
     Ablation,
@@ -72,10 +76,8 @@ def talks(tmp_path):
     }
 
 
-def merged_by_hand(host, changes):
-    """Log-probabilities of one prompt with W + change in every module, in float64."""
-    import copy
-
+def model_by_hand(host, changes):
+    """The model with W + change in every module, in float64."""
     model = copy.deepcopy(host.model)
     for module in model.modules():
         module._forward_hooks.clear()
@@ -83,6 +85,12 @@ def merged_by_hand(host, changes):
     model.double()
     for path, change in changes.items():
         model.get_submodule(path).weight.data += change
+    return model
+
+
+def merged_by_hand(host, changes):
+    """Log-probabilities of one prompt with W + change in every module, in float64."""
+    model = model_by_hand(host, changes)
     ids = torch.tensor([host.encode("Hello there")])
     return model(ids).logits[0, -1].log_softmax(-1).float()
 
@@ -199,9 +207,92 @@ def test_what_cannot_be_merged_is_said(small, pair, talks, change, message):
         finish(lab.merge(small, spec))
 
 
+def test_what_a_data_set_has_at_stake_is_its_held_out_loss_under_either_adapter(small, pair, talks):
+    utility, safety, u, s = pair
+    found = finish(lab.prepare(small, Merge(utility, safety, method="sst_adaptive", **talks)))
+    models = {
+        name: model_by_hand(small, {path: dense(d) for path, d in deltas.items()})
+        for name, deltas in (("utility", u), ("safety", s))
+    }
+
+    def loss(model, talk):
+        prompt, answer = (torch.tensor(part) for part in talk)
+        logits = model(torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
+        return float(torch.nn.functional.cross_entropy(logits, answer))
+
+    for own, other in (("utility", "safety"), ("safety", "utility")):
+        parts = [
+            lab.statistics.conversations(small, talks[f"{own}_prompts"], None, part)
+            for part in ("seen", "held_out", "all")
+        ]
+        seen, held, everything = parts
+        assert sorted(seen + held) == sorted(everything)
+        (talk,) = held
+        expected = loss(models[other], talk) - loss(models[own], talk)
+        assert getattr(found.stakes, own) == pytest.approx(expected, abs=1e-5)
+
+
+def test_held_out_prompts_take_no_part_in_the_statistics(small, pair, talks, tmp_path):
+    utility, safety, *_ = pair
+    spec = Merge(utility, safety, method="sst_adaptive", inputs=4, **talks)
+    before = finish(lab.prepare(small, spec))
+    name = spec.utility_prompts
+    (held,) = lab.statistics.conversations(small, name, None, "held_out")
+    number = lab.statistics.conversations(small, name, None).index(held)
+    with open(name) as file:
+        rows = [json.loads(line) for line in file]
+    rows[number] = {"prompt": "Something else?", "answer": "Something quite different."}
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(map(json.dumps, rows)))
+    after = finish(lab.prepare(small, replace(spec, utility_prompts=str(other))))
+    assert after.stakes != before.stakes
+    for old, new in zip(before.modules, after.modules, strict=True):
+        assert torch.allclose(old.utility.a, new.utility.a, atol=1e-6)
+        assert torch.allclose(old.utility.g, new.utility.g, atol=1e-6)
+
+
+def test_one_prompt_cannot_be_held_out_and_learnt_from(small, pair, talks, tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"prompt": "x", "answer": "y"}')
+    spec = Merge(
+        pair[0], pair[1], method="sst_combined", **(talks | {"utility_prompts": str(path)})
+    )
+    with pytest.raises(UserError, match=r"1 prompt.*needs 2 or more"):
+        finish(lab.merge(small, spec))
+
+
+def test_a_safety_adapter_that_does_no_better_on_its_own_data_is_said(small, pair, talks):
+    same = Merge(pair[0], pair[0], method="sst_adaptive", **talks)
+    steps, job = [], lab.prepare(small, same)
+    found = finish(job, steps.append)
+    assert found.stakes.price(3.0) == 3.0
+    assert len([s for s in steps if "hardly does better" in s.warning]) == 2
+
+
+@pytest.mark.parametrize("name", ["safe_lora", "safe_merge"])
+def test_on_the_demo_the_default_selects_about_half_of_the_modules(host, name):
+    spec = Merge(*(str(DEMO / "adapters" / side) for side in ("utility", "safety")), method=name)
+    notes = [record.note for record in finish(lab.merge(host, spec)).records.values()]
+    acted = sum(not note.startswith("kept") for note in notes)
+    assert 0.4 * len(notes) <= acted <= 0.6 * len(notes)
+
+
 def test_prompts_without_answers_give_no_statistics(small, pair, tmp_path, talks):
     path = tmp_path / "bare.jsonl"
     path.write_text('{"prompt": "x"}')
     spec = Merge(pair[0], pair[1], **(talks | {"safety_prompts": str(path)}))
     with pytest.raises(UserError, match="prompt 1 has no 'answer'"):
         finish(lab.merge(small, spec))
+
+
+@pytest.mark.parametrize("grid", [method_fronts.GRID, method_fronts.HEADS], ids=["all", "heads"])
+def test_every_setting_of_the_sweep_is_one_that_its_method_takes(grid):
+    rows = method_fronts.settings(Merge("utility", "safety"), grid=grid)
+    assert len({name for name, _ in rows}) == len(rows)
+    for _, spec in rows:
+        taken = lab.settings(spec)
+        assert {name: taken[name] for name in spec.parameters} == spec.parameters
+
+
+def test_the_sweep_is_of_every_method():
+    assert set(method_fronts.GRID) == set(METHODS.names())

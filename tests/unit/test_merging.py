@@ -14,11 +14,16 @@ from peft.utils import merge_utils
 from sst_ui.errors import UserError
 from sst_ui.maths.merge import baselines
 from sst_ui.maths.merge.low_rank import Delta, core, zero
-from sst_ui.maths.merge.registry import METHODS, Module, merge, method, spectrum
+from sst_ui.maths.merge.registry import METHODS, Module, family, merge, method, placed, spectrum
 from sst_ui.maths.merge.subspace import Moments, decompose, mu_for_budget, soft, top
+from sst_ui.maths.merge.types import Stakes
 
 OUT, INP = 10, 8
-SST = ("sst", "sst_topk", "sst_residual", "sst_layerwise")
+SST = (
+    "sst", "sst_topk", "sst_residual", "sst_layerwise", "sst_ranks", "sst_staged", "sst_adaptive",
+    "sst_combined",
+)  # fmt: skip
+STAKES = Stakes(utility=0.6, safety=0.9)
 
 
 def build(seed=0, out=OUT, inp=INP, ranks=(2, 3), dtype=torch.float64, **more):
@@ -38,6 +43,7 @@ def build(seed=0, out=OUT, inp=INP, ranks=(2, 3), dtype=torch.float64, **more):
         d = size * draw.normal(size=(300, out)) @ draw.normal(size=(out, out)) @ joint.u.numpy()
         moments[task] = Moments(torch.tensor(x.T @ x / 300), torch.tensor(d.T @ d / 300), 300)
     more = {"name": "layers.0.q_proj", "kind": "q", "layer": 0, **moments} | more
+    more = {"percentile": 0.0, "stakes": STAKES} | more
     more.setdefault("unaligned", torch.tensor(draw.normal(size=(out, inp)), dtype=dtype))
     return Module(core=joint, **more), *(d.dense().double().numpy() for d in deltas)
 
@@ -159,6 +165,119 @@ def test_layer_wise_weighs_kinds_on_top_of_the_table(kind, factor):
     plain = dense(merge(module, "sst_topk", k=5)) - utility
     merged = merge(module, "sst_layerwise", k=5, attention=1.5, mlp=0.2, lm_head=2.5)
     assert np.allclose(dense(merged) - utility, factor * plain, atol=1e-9)
+
+
+def problem(module):
+    """F_S, F_U [qp, qp] and D [qp] of a module, dense, as `decompose` normalises them."""
+    f_s, f_u = (np.kron(m.g.numpy(), m.a.numpy()) for m in (module.safety, module.utility))
+    scale = float(module.utility.g.trace() / module.safety.g.trace())
+    return scale * f_s, f_u, module.core.safety.numpy().reshape(-1)
+
+
+def lifted(module, edit):
+    """An edit of the core [qp] as a dense change of the weights."""
+    u, r = module.core.u.numpy(), module.core.r.numpy()
+    return u @ edit.reshape(module.core.q, module.core.p) @ r.T
+
+
+@pytest.mark.parametrize("stages", [1, 2, 5])
+def test_every_stage_filters_what_the_stages_before_it_left(stages):
+    module, utility, _ = build(weight=0.7)
+    f_s, f_u, d = problem(module)
+    edit = np.zeros_like(d)
+    for _ in range(stages):
+        edit = edit + np.linalg.solve(f_s + 4.0 * f_u, f_s @ (d - edit))
+    merged = merge(module, "sst_staged", mu=4.0, stages=stages, damping=0.0)
+    assert np.allclose(dense(merged), utility + 0.7 * lifted(module, edit), atol=1e-8)
+    if stages == 1:
+        plain = merge(module, "sst", mu=4.0, damping=0.0)
+        assert np.array_equal(dense(merged), dense(plain))
+
+
+def test_more_stages_keep_more():
+    module, _, _ = build()
+    kept = [merge(module, "sst_staged", mu=30.0, stages=n).record.kept for n in (1, 2, 4, 16)]
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1] <= 1
+
+
+@pytest.mark.parametrize("stakes", [Stakes(0.6, 0.9), Stakes(2.0, 0.1), Stakes(0.4, 0.4)])
+def test_held_out_losses_weigh_the_two_data_sets_in_the_objective(stakes):
+    module, utility, _ = build(stakes=stakes)
+    f_s, f_u, d = problem(module)
+    total = stakes.utility + stakes.safety
+    w_u, w_s = (2 * each / total for each in (stakes.utility, stakes.safety))
+    edit = np.linalg.solve(w_s * f_s + 4.0 * w_u * f_u, w_s * f_s @ d)
+    merged = dense(merge(module, "sst_adaptive", base_mu=4.0, damping=0.0))
+    assert np.allclose(merged, utility + lifted(module, edit), atol=1e-8)
+    plain = dense(merge(module, "sst", mu=4.0, damping=0.0))
+    assert np.allclose(merged, plain) == (stakes.utility == stakes.safety)
+    unmoved = merge(module, "sst_adaptive", base_mu=4.0, adapt=0.0, damping=0.0)
+    assert np.allclose(dense(unmoved), plain, atol=1e-12)
+
+
+def test_a_data_set_without_anything_at_stake_has_the_least_weight_and_not_none():
+    prices = [Stakes(u, s).price(1.0) for u, s in ((-0.3, -2.0), (0.0, 1.0), (1.0, 0.0))]
+    assert prices == pytest.approx([1.0, 0.01, 100.0])
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("q", 1.5), ("down", 0.2), ("lm_head", 20.0)])
+def test_the_combination_has_its_parts_as_limits(kind, factor):
+    module, utility, safety = build(kind=kind, weight=0.5)
+    weights = {"attention": 1.5, "mlp": 0.2, "lm_head": 20.0}
+
+    def combined(**given):
+        return (dense(merge(module, "sst_combined", **weights, **given)) - utility) / factor
+
+    def alone(name, **given):
+        return dense(merge(module, name, **given)) - utility
+
+    assert np.allclose(
+        combined(base_mu=4.0, adapt=0.0, stages=1, ratio=0.0), alone("sst", mu=4.0), atol=1e-9
+    )
+    assert np.allclose(
+        combined(base_mu=4.0, adapt=0.0, stages=3, ratio=0.0),
+        alone("sst_staged", mu=4.0, stages=3), atol=1e-9,
+    )  # fmt: skip
+    adaptive = alone("sst_adaptive", base_mu=4.0, adapt=2.0)
+    assert np.allclose(combined(base_mu=4.0, adapt=2.0, stages=1, ratio=0.0), adaptive, atol=1e-9)
+    some = combined(base_mu=4.0, adapt=2.0, stages=1, ratio=0.3)
+    assert np.allclose(some, 0.3 * 0.5 * safety + 0.7 * adaptive, atol=1e-9)
+    assert np.allclose(combined(ratio=1.0), 0.5 * safety, atol=1e-9)
+
+
+def test_one_bar_gives_every_module_a_k_of_its_own():
+    notes = []
+    for seed, ranks in ((1, (2, 3)), (2, (4, 1)), (3, (3, 3))):
+        module, utility, _ = build(seed, ranks=ranks)
+        f_s, f_u, d = problem(module)
+        lower = np.linalg.cholesky(f_u)
+        white = np.linalg.solve(lower, np.linalg.solve(lower, f_s).T)
+        values, q = np.linalg.eigh((white + white.T) / 2)
+        v = np.linalg.solve(lower.T, q)  # vᵀ F_U v = I
+        many = values > 1.0
+        edit = v[:, many] @ (v[:, many].T @ f_u @ d)
+        merged = merge(module, "sst_ranks", mu=1.0, damping=0.0)
+        assert np.allclose(dense(merged), utility + lifted(module, edit), atol=1e-7)
+        assert merged.record.note == f"k {many.sum()}"
+        same = merge(module, "sst_topk", k=int(many.sum()), damping=0.0)
+        assert np.allclose(dense(merged), dense(same), atol=1e-9)
+        notes.append(merged.record.note)
+    assert len(set(notes)) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("sst_ranks", {}), ("sst_staged", {"stages": 4}), ("sst", {})]
+)
+def test_a_budget_is_spent_and_not_exceeded_by_every_method_with_a_price(name, given):
+    modules = [build(1, name="q")[0], build(2, 30, 4, name="o", kind="o")[0]]
+    spectra = {module.name: spectrum(module) for module in modules}
+    whole = sum(merge(m, "task_arithmetic").record.kl for m in modules)
+    mu = mu_for_budget(spectra, whole / 10, family=family(name, given))
+    spent = sum(merge(m, name, mu=mu, **given).record.kl for m in modules)
+    assert spent <= whole / 10 * (1 + 1e-9)
+    more = sum(merge(m, name, mu=mu * (1 - 1e-6), **given).record.kl for m in modules)
+    assert more > whole / 10 * (1 - 1e-5)
 
 
 def test_one_price_for_a_budget_holds_for_what_is_merged():
@@ -295,6 +414,29 @@ def test_safe_merge_adds_the_safety_adapter_in_just_those_layers(weight):
 
 
 @pytest.mark.parametrize("name", ["safe_lora", "safe_merge"])
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, 3), ({"selected": 0.2}, 2), ({"selected": 0.0}, 0), ({"selected": 1.0}, 6)],
+)
+def test_the_selected_share_of_modules_is_that_of_the_lowest_cosines(name, given, count):
+    built = [build(seed, name=f"m{seed}", percentile=None) for seed in range(6)]
+    cosines = []
+    for module, utility, _ in built:
+        v = module.unaligned.numpy()
+        c = v @ v.T @ utility
+        cosines.append((c * utility).sum() / np.linalg.norm(c) / np.linalg.norm(utility))
+    modules = placed([module for module, _, _ in built])
+    order = np.argsort(cosines)
+    assert [modules[i].percentile for i in order] == pytest.approx([i / 6 for i in range(6)])
+    notes = [merge(module, name, **given).record.note for module in modules]
+    acted = {i for i, note in enumerate(notes) if not note.startswith("kept")}
+    assert acted == set(order[:count])
+    low = sorted(cosines)[1] + 1e-9  # the papers' absolute threshold
+    notes = [merge(m, name, selected=1.0, threshold=low).record.note for m in modules]
+    assert {i for i, n in enumerate(notes) if not n.startswith("kept")} == set(order[:2])
+
+
+@pytest.mark.parametrize("name", ["safe_lora", "safe_merge"])
 def test_where_alignment_changed_nothing_the_utility_adapter_stays(name):
     module, utility, _ = build(unaligned=torch.zeros(OUT, INP))
     merged = merge(module, name, threshold=1.0)
@@ -380,12 +522,13 @@ def test_a_missing_or_empty_adapter_is_a_zero_delta(name):
     )
     v = torch.randn(OUT, INP, generator=draw).double()
     eye = Moments(torch.eye(2), torch.eye(2), 9)
-    alone = Module("x", "q", 0, core(delta, None), eye, eye, v)
+    more = {"percentile": 0.0, "stakes": STAKES}
+    alone = Module("x", "q", 0, core(delta, None), eye, eye, v, **more)
     wanted = delta.dense().numpy()
     if "target" in [parameter.name for parameter in METHODS[name].parameters]:
         assert np.allclose(dense(merge(alone, name)), wanted)  # there is nothing to add
     assert np.isfinite(dense(merge(alone, name))).all()
-    added = dense(merge(Module("x", "q", 0, core(None, delta), eye, eye, v), name))
+    added = dense(merge(Module("x", "q", 0, core(None, delta), eye, eye, v, **more), name))
     if name in ("safe_lora", "safe_merge"):  # no utility delta, so none that is unsafe
         assert not added.any()
     elif name == "fisher":  # the diagonals are of the two adapters' own spaces
@@ -415,10 +558,11 @@ def test_every_control_is_read_from_the_function_and_reaches_it(row):
     other = {
         "mu": 0.1, "k": 2, "ratio": 0.9, "attention": 2.0, "mlp": 2.0, "lm_head": 2.0,
         "damping": 0.5, "density": 0.7, "scale": 0.5, "drop": 0.9, "seed": 7, "share": 0.9,
-        "price": 50.0,
+        "price": 50.0, "base_mu": 0.1, "adapt": 3.0, "stages": 9, "selected": 0.0,
         "threshold": -1.0, "target": "interpolating", "mode": "input",
     }  # fmt: skip
     start = {"threshold": 1.0} if "unaligned" in row.needs else {}
+    start |= {"mu": 1.0} if row.name == "sst_ranks" else {}
     start |= {"k": 5} if "k" in [p.name for p in row.parameters] else {}
     for parameter in row.parameters:
         turned = start | {parameter.name: other[parameter.name]}

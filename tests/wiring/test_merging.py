@@ -55,12 +55,27 @@ def drawn(screen, engine, now: Draft) -> dict:
 
 def test_a_forecast_is_what_the_merge_then_records(engine, merge, pair):
     host, key = engine.host(engine.loaded.key), engine.loaded.key
-    names = ("sst", "sst_topk", "sst_residual", "sst_layerwise", "linear")
+    names = ("sst", "sst_topk", "sst_residual", "sst_layerwise", "sst_ranks", "sst_staged",
+             "sst_adaptive", "sst_combined", "linear")  # fmt: skip
     for name in names:
         spec = replace(merge, method=name, budget=None, weights=WeightTable(width=0.2))
+        own = finish(engine.merges.prepare(key, spec))
+        assert (own is pair) == (own.stakes is None)  # others need no statistics of their own
         found = engine.merges.forecast(key, spec)
-        records = combine(host, pair, spec).records.values()
+        outcome = combine(host, own, spec)
+        records = outcome.records.values()
         assert found.chosen.cost == pytest.approx(sum(r.kl for r in records), rel=1e-6), name
+        assert found.parameters == outcome.parameters
+
+
+def test_the_curve_over_the_price_is_that_of_the_method(engine, merge, pair):
+    key = engine.loaded.key
+    for name, bend in (("sst_ranks", subspace.above), ("sst", subspace.soft)):
+        found = engine.merges.forecast(key, replace(merge, method=name))
+        every = engine.merges.spectra(key, merge)
+        expected = [subspace.total(every, bend(mu)) for mu in found.curve.mus[20:23]]
+        curve = zip(found.curve.kl, found.curve.residual, found.curve.kept, strict=True)
+        assert list(curve)[20:23] == [pytest.approx(point) for point in expected]
 
 
 def test_the_budget_is_kept_and_the_curve_is_that_of_the_maths(engine, merge, pair):
@@ -92,7 +107,7 @@ def test_moving_the_budget_moves_the_point_without_the_model(
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("view", ["budget", "spectrum", "kept"])
-@pytest.mark.parametrize("method", ["sst", "sst_topk", "ties"])
+@pytest.mark.parametrize("method", ["sst", "sst_topk", "sst_ranks", "ties"])
 def test_every_view_is_drawn_for_every_kind_of_method(
     engine, merge, pair, screen, view, method, language
 ):

@@ -4,8 +4,10 @@ Nothing here depends on a method's parameters, so it is kept on disk by what wen
 """
 
 import json
+import random
 from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -14,6 +16,7 @@ from torch import Tensor
 from sst_ui import cache
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
+from sst_ui.maths.merge.registry import METHODS
 from sst_ui.maths.merge.subspace import PARTS, Moments
 from sst_ui.model.hooks.low_rank import RowDelta
 from sst_ui.model.inference.batch import Row
@@ -28,6 +31,9 @@ from sst_ui.recipe import Merge, digest
 # gradients vanish, and what an edit destroys shows only where it is being destroyed.
 TAUS = {"utility": (0.0, 0.5, 1.0), "safety": (0.25, 0.5, 1.0)}
 FORMULAS = 2  # raise it when the meaning of what is cached changes
+ONE_IN = 4  # conversations of a set, of which a method that adapts to losses holds one out
+
+Part = Literal["all", "seen", "held_out"]  # of a set's conversations
 
 
 def inputs(
@@ -37,7 +43,7 @@ def inputs(
     asked = [
         each
         for name in (spec.utility_prompts, spec.safety_prompts)
-        for each in conversations(host, name, spec.samples)
+        for each in conversations(host, name, spec.samples, read_part(spec))
     ]
     tokens = [[list(p), list(r)] for p, r in asked]
     path = _path(host, digest([FORMULAS, host.digest, utility.digest, spec.inputs, paths, tokens]))
@@ -71,7 +77,7 @@ def collect(
     }
     found = {}
     for task, (name, shifts, labels) in plans.items():
-        asked = conversations(host, name, spec.samples)
+        asked = conversations(host, name, spec.samples, read_part(spec))
         # moments are numbers in the cores' bases, which another linear algebra may turn round
         bases = [
             round(float(c.u.double().sum() + 7 * c.r.double().sum()), 4) for c in cores.values()
@@ -90,11 +96,21 @@ def collect(
     return found
 
 
-def conversations(host: Host, name: str, samples: int | None) -> list[Conversation]:
+def read_part(spec: Merge) -> Part:
+    """Which conversations the statistics are of: not those that losses are measured on."""
+    return "seen" if "losses" in METHODS[spec.method].needs else "all"
+
+
+def conversations(
+    host: Host, name: str, samples: int | None, part: Part = "all"
+) -> list[Conversation]:
     """The prompts of a set with their answers, as tokens.
 
+    Args:
+        part: `held_out` is one in four, drawn once for a number of prompts; `seen` the others.
+
     Raises:
-        UserError: a prompt without an answer.
+        UserError: a prompt without an answer, or too few to hold one out.
     """
     chosen = prompt_sets.load(name, samples)
     found: list[Conversation] = []
@@ -107,7 +123,17 @@ def conversations(host: Host, name: str, samples: int | None) -> list[Conversati
         ids = host.encode(messages)
         response = host.template.answer_tokens(messages, prompt.assistant)
         found.append((tuple(ids), tuple(response)))
-    return found
+    return found if part == "all" else _drawn(name, found, part)
+
+
+def _drawn(name: str, found: list[Conversation], part: Part) -> list[Conversation]:
+    if len(found) < 2:
+        raise UserError(
+            f"{name} has {len(found)} prompt: a method that adapts to held-out losses needs 2 or "
+            "more, one for the statistics and one to hold out."
+        )
+    held = random.Random(0).sample(range(len(found)), max(1, len(found) // ONE_IN))
+    return [each for i, each in enumerate(found) if (i in held) == (part == "held_out")]
 
 
 def _path(host: Host, key: str) -> Path | None:

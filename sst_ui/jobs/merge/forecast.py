@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.jobs.merge.fisher_moments import conversations
+from sst_ui.jobs.merge.fisher_moments import conversations, read_part
 from sst_ui.jobs.merge.merge import SPECTRAL, SUMS, Outcome, Pair, settings, spectra, table, towards
-from sst_ui.maths.merge import subspace
-from sst_ui.maths.merge.registry import ATTENTION, MLP
-from sst_ui.maths.merge.subspace import Curve, Spectrum
+from sst_ui.maths.merge import registry, subspace
+from sst_ui.maths.merge.subspace import Curve, Filter, Spectrum
 from sst_ui.metrics.families.divergence import kl_by_token
 from sst_ui.model.hooks.low_rank import RowDelta
 from sst_ui.model.inference.logprobs import teacher_forced
@@ -30,6 +29,7 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Merge
 
 Gain = Callable[[Tensor, Tensor], Tensor]  # (λ, its rank in the module) -> share that stays
+Share = Callable[[np.ndarray], np.ndarray]  # λ -> share that stays
 PRICES = tuple(float(x) for x in np.logspace(-4, 5, 55))  # μ of the drawn curve
 STEPS = (0, *(2**i for i in range(13)))  # k of the drawn curve
 BATCH = 8
@@ -50,16 +50,19 @@ class Forecast:
     """The predicted trade-off of a pair of adapters, and where a merge lies on it.
 
     Attributes:
-        curve: the soft filter over μ.
+        curve: the method's filter over μ; the soft one for methods without a μ.
         steps: the method's own filter over k, for methods with a k.
         chosen: of the merge; None for a method that is no filter of the spectrum.
-        parameters: of the method as it would use them; mu is the one that the budget chose.
+        parameters: of the method as it would use them; mu is the one that the budget or the losses
+            chose.
+        share: what the method keeps under that μ, without factors; None without a μ.
     """
 
     curve: Curve
     steps: Curve | None
     chosen: Point | None
     parameters: Mapping[str, Any]
+    share: Share | None = None
 
 
 class Stack:
@@ -124,26 +127,36 @@ def forecast(
 
     Args:
         spectra: of `stack` for the same merge.
-        curve: over μ from an earlier forecast with the same spectra and weights.
+        curve: over μ from an earlier forecast with the same spectra, weights and `bend`.
 
     Raises:
         UserError: bad parameters, or a budget that cannot be kept.
     """
     parameters = settings(spec)
     weights = table(host, spec, [module.name for module in pair.modules])
-    curve = curve or spectra.curve([(mu, soft(mu)) for mu in PRICES], weights)
+    family = registry.family(spec.method, parameters)
+    curve = curve or spectra.curve([(mu, plain(family(mu))) for mu in PRICES], weights)
     if spec.budget is not None:
-        parameters["mu"] = _price(spectra, curve, spec.budget, weights)
+        parameters["mu"] = _price(spectra, curve, spec.budget, weights, family)
+    if "base_mu" in parameters:
+        parameters["mu"] = registry.price(parameters, pair.stakes)
     kinds = {module.name: module.kind for module in pair.modules}
-    factors = _factors(spec.method, parameters)
+    factors = _factors(parameters)
     shaped = {name: weights[name] * factors.get(kinds[name], 1.0) for name in spectra.spectra}
-    g = _gain(spec.method, parameters)
+    g = _gain(spec.method, parameters, family)
     chosen = None if g is None else spectra.point(g, shaped)
     steps = None
     if "k" in parameters:
         ratio = float(parameters.get("ratio", 0.0))
         steps = spectra.curve([(k, first(k, ratio)) for k in STEPS], shaped)
-    return Forecast(curve, steps, chosen, parameters)
+    share = _share(family(float(parameters["mu"]))) if "mu" in parameters else None
+    return Forecast(curve, steps, chosen, parameters, share)
+
+
+def bend(spec: Merge) -> tuple[object, ...]:
+    """What the curve over μ depends on beside spectra and weights."""
+    parameters = settings(spec)
+    return (spec.method == "sst_ranks", parameters.get("stages"), parameters.get("ratio"))
 
 
 def first(k: int, ratio: float) -> Gain:
@@ -151,23 +164,29 @@ def first(k: int, ratio: float) -> Gain:
     return lambda values, rank: torch.where(rank < k, 1.0, ratio).to(values)
 
 
-def soft(mu: float) -> Gain:
-    """g = λ / (λ + μ); everything for μ = 0."""
-    return lambda values, rank: values / (values + mu) if mu else torch.ones_like(values)
+def plain(g: Filter) -> Gain:
+    """A filter that looks at λ alone."""
+    return lambda values, rank: g(values)
 
 
-def _price(spectra: Stack, curve: Curve, budget: float, weights: Mapping[str, float]) -> float:
+def _price(
+    spectra: Stack,
+    curve: Curve,
+    budget: float,
+    weights: Mapping[str, float],
+    family: Callable[[float], Filter],
+) -> float:
     """The μ of `subspace.mu_for_budget` to three digits, from a bracket on the curve."""
-    if spectra.point(soft(0.0), weights).cost <= budget:
+    if spectra.point(plain(family(0.0)), weights).cost <= budget:
         return 0.0
     inside = [mu for mu, cost in zip(curve.mus, curve.kl, strict=True) if cost <= budget]
     if not inside or inside[0] == curve.mus[0]:
-        return subspace.mu_for_budget(spectra.spectra, budget, weights)
+        return subspace.mu_for_budget(spectra.spectra, budget, weights, family)
     high = inside[0]
     low = curve.mus[curve.mus.index(high) - 1]
     while high / low > 1 + 2e-3:
         middle = math.sqrt(low * high)
-        if spectra.point(soft(middle), weights).cost <= budget:
+        if spectra.point(plain(family(middle)), weights).cost <= budget:
             high = middle
         else:
             low = middle
@@ -216,15 +235,15 @@ def by_kind(pair: Pair, spectra: Mapping[str, Spectrum]) -> dict[str, np.ndarray
     return {k: np.exp(np.mean([r[: sizes[k]] for r in rows], axis=0)) for k, rows in kinds.items()}
 
 
-def _gain(method: str, parameters: Mapping[str, Any]) -> Gain | None:
+def _gain(
+    method: str, parameters: Mapping[str, Any], family: Callable[[float], Filter]
+) -> Gain | None:
     """g of a method, without the factors of modules; None for one that is no such filter."""
     if method in SUMS:
-        return soft(0.0)
-    if not {"mu", "k"} & parameters.keys():
-        return None
+        return plain(subspace.soft(0.0))
     if "k" in parameters:
         return first(int(parameters["k"]), float(parameters.get("ratio", 0.0)))
-    return soft(float(parameters["mu"]))
+    return plain(family(float(parameters["mu"]))) if "mu" in parameters else None
 
 
 def _half(edit: Tensor, pairs: tuple[Tensor, Tensor]) -> float:
@@ -232,19 +251,24 @@ def _half(edit: Tensor, pairs: tuple[Tensor, Tensor]) -> float:
     return 0.5 * float((edit * (pairs[0] @ edit @ pairs[1].mT)).sum())
 
 
-def _factors(method: str, parameters: Mapping[str, Any]) -> dict[str, float]:
+def _share(g: Filter) -> Share:
+    return lambda values: g(torch.tensor(values)).numpy()
+
+
+def _factors(parameters: Mapping[str, Any]) -> dict[str, float]:
     """Kind of module -> what the method itself multiplies it by."""
-    if method != "sst_layerwise":
-        return {}
-    attention, mlp, head = (float(parameters[n]) for n in ("attention", "mlp", "lm_head"))
-    return dict.fromkeys(ATTENTION, attention) | dict.fromkeys(MLP, mlp) | {"lm_head": head}
+    given = [float(parameters[n]) for n in ("attention", "mlp", "lm_head") if n in parameters]
+    return registry.factors(*given) if given else {}
 
 
 def basis(spec: Merge) -> Merge:
-    """The part of a merge that its statistics follow from; the same for every method and weight."""
-    plain = Merge(spec.utility, spec.safety)
+    """The part of a merge that its statistics follow from; the same for every weight, and for every
+    method but those that hold conversations out."""
+    bare = Merge(spec.utility, spec.safety)
+    if read_part(spec) != "all":
+        bare = replace(bare, method="sst_adaptive")
     return replace(
-        plain, target=spec.target, fisher=spec.fisher, inputs=spec.inputs, samples=spec.samples,
+        bare, target=spec.target, fisher=spec.fisher, inputs=spec.inputs, samples=spec.samples,
         utility_prompts=spec.utility_prompts, safety_prompts=spec.safety_prompts,
     )  # fmt: skip
 

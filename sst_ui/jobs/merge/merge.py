@@ -18,12 +18,14 @@ from torch import Tensor
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError, unknown
 from sst_ui.jobs.merge import fisher_moments as statistics
+from sst_ui.jobs.merge import held_out
 from sst_ui.lru import Memory
 from sst_ui.maths import kernel
 from sst_ui.maths.merge import registry, subspace
 from sst_ui.maths.merge.low_rank import Delta, core
 from sst_ui.maths.merge.registry import METHODS, Module, Record
 from sst_ui.maths.merge.subspace import Moments
+from sst_ui.maths.merge.types import Stakes
 from sst_ui.model.architecture.discover import fold
 from sst_ui.model.architecture.fused_rows import rows_of
 from sst_ui.model.architecture.module_roles import is_conv1d, shape_of, weight_of
@@ -55,6 +57,11 @@ class Pair:
     safety: Adapter
     modules: tuple[Module, ...]
 
+    @property
+    def stakes(self) -> Stakes | None:
+        """What each data set has to lose; None where it was not measured."""
+        return self.modules[0].stakes if self.modules else None
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -62,7 +69,7 @@ class Outcome:
 
     Attributes:
         records: module -> kept energy, predicted KL, truncation error.
-        parameters: of the method, as used; mu is the one that the budget chose.
+        parameters: of the method, as used; mu is the one that the budget or the losses chose.
     """
 
     deltas: Mapping[str, Delta]
@@ -127,7 +134,7 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
     if "moments" in needs:
         names = (spec.utility_prompts, spec.safety_prompts)
         sets = [prompt_sets.load(name, spec.samples).digest for name in names]
-        key = (*key, *sets, spec.fisher, spec.target, spec.inputs)
+        key = (*key, *sets, spec.fisher, spec.target, spec.inputs, statistics.read_part(spec))
     found = _kept.get(key) if host.digest else None
     if found is None:
         paths = sorted({*utility.deltas, *safety.deltas})
@@ -139,6 +146,9 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
             for path in paths
         }
         both: Mapping[str, Mapping[str, Moments]] = {"utility": {}, "safety": {}}
+        stakes = None
+        if "losses" in needs:
+            stakes = yield from held_out.stakes(host, spec, utility, safety)
         if "moments" in needs:
             both = yield from statistics.collect(host, spec, utility, safety, cores)
         found = tuple(
@@ -148,12 +158,13 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
                 core=cores[path],
                 utility=both["utility"].get(path),
                 safety=both["safety"].get(path),
+                stakes=stakes,
             )
             for path in cores
         )
         _kept.put(key, found)
     if "unaligned" in needs:
-        found = tuple(replace(m, unaligned=v) for m, v in _unaligned(host, spec, found))
+        found = registry.placed([replace(m, unaligned=v) for m, v in _unaligned(host, spec, found)])
     return Pair(utility, safety, found)
 
 
@@ -168,7 +179,8 @@ def combine(host: Host, pair: Pair, spec: Merge) -> Outcome:
         _check_whole(cells)
         found = spectra(whole, towards(spec, parameters))
         active = {name: weights[name] for name in found}
-        parameters["mu"] = subspace.mu_for_budget(found, spec.budget, active)
+        bend = registry.family(spec.method, parameters)
+        parameters["mu"] = subspace.mu_for_budget(found, spec.budget, active, bend)
     merged = {m.name: registry.merge(m, spec.method, spec.rank, **parameters) for m in whole}
     for module in pair.modules:
         if module.name not in weights:
@@ -176,6 +188,8 @@ def combine(host: Host, pair: Pair, spec: Merge) -> Outcome:
                 module, cells[module.name], spec.method, spec.rank, **parameters
             )
     merged = {m.name: merged[m.name] for m in pair.modules}  # in their own order
+    if "base_mu" in parameters:
+        parameters["mu"] = registry.price(parameters, pair.stakes)
     return Outcome(
         {name: _biased(m.delta, name, pair, spec, cells[name]) for name, m in merged.items()},
         {name: m.record for name, m in merged.items()},

@@ -19,18 +19,32 @@ DIRECTIONS = (5, 256, 1024, 4096)  # kept in each module
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 # What a method is swept over: four settings each, under every table of weights; `weight` is a
 # factor of the table's own safety weight.
-GRID: Mapping[str, tuple[Mapping[str, float], ...]] = {
+Grid = Mapping[str, tuple[Mapping[str, float], ...]]
+GRID: Grid = {
     "sst": tuple({"mu": x} for x in (3.0, 10.0, 30.0, 100.0)),
     "sst_topk": tuple({"k": x} for x in DIRECTIONS),
     "sst_residual": tuple({"k": 256, "ratio": x} for x in (0.1, 0.2, 0.4, 0.8)),
     "sst_layerwise": tuple({"k": x} for x in DIRECTIONS),
+    "sst_ranks": tuple({"mu": x} for x in (3.0, 10.0, 30.0, 100.0)),
+    "sst_staged": tuple(
+        {"mu": mu, "stages": stages} for mu, stages in ((100, 2), (100, 4), (300, 4), (300, 8))
+    ),
+    "sst_adaptive": tuple({"base_mu": x} for x in (10.0, 30.0, 100.0, 300.0)),
+    "sst_combined": tuple(
+        {"base_mu": 100.0, "ratio": ratio, "mlp": mlp, "lm_head": head}
+        for ratio, mlp, head in ((0, 0.3, 3), (0.1, 0.3, 20), (0.1, 1, 10), (0.2, 1, 20))
+    ),
     "fisher": tuple({"price": x} for x in (0.1, 1.0, 10.0, 100.0)),
     "task_arithmetic": tuple({"weight": x} for x in QUARTERS),
     "linear": tuple({"weight": x} for x in QUARTERS),
     "ties": tuple({"density": 0.5, "weight": x} for x in QUARTERS),
     "dare": tuple({"drop": 0.5, "weight": x} for x in QUARTERS),
-    "safe_lora": tuple({"threshold": x} for x in (0.1, 0.35, 0.6, 1.0)),
-    "safe_merge": tuple({"threshold": 1.0, "share": x} for x in QUARTERS),
+    "safe_lora": tuple({"selected": x} for x in QUARTERS),
+    "safe_merge": tuple({"selected": 0.5, "share": x} for x in QUARTERS),
+}
+# The factor of the output layer alone, for adapters that change it.
+HEADS: Grid = {
+    "sst_layerwise": tuple({"k": 256, "mlp": 1, "lm_head": x} for x in (0, 1, 3, 10, 20)),
 }
 TABLES = {"": flat(), ", late bell": late()}
 OURS = "sst"
@@ -56,12 +70,14 @@ class Front:
     ahead: tuple[float, float, float] | None = None
 
 
-def settings(spec: Merge, methods: Sequence[str] | None = None) -> list[tuple[str, Merge]]:
+def settings(
+    spec: Merge, methods: Sequence[str] | None = None, grid: Grid = GRID
+) -> list[tuple[str, Merge]]:
     """(name, merge) of every point of the sweep: each method's grid under each table of weights."""
     rows = []
-    for method in methods or GRID:
+    for method in methods or grid:
         for table, weights in TABLES.items():
-            for point in GRID[method]:
+            for point in grid[method]:
                 given = {name: value for name, value in point.items() if name != "weight"}
                 name = ", ".join(f"{name} {value:g}" for name, value in point.items())
                 scaled = replace(weights, strength=weights.strength * point.get("weight", 1.0))
@@ -97,12 +113,16 @@ class Measured:
 
 
 def sweep(
-    host: Host, spec: Merge, evaluation: Evaluation, methods: Sequence[str] | None = None
+    host: Host,
+    spec: Merge,
+    evaluation: Evaluation,
+    methods: Sequence[str] | None = None,
+    grid: Grid = GRID,
 ) -> Generator[Progress | Measured, None, list[Measured]]:
     """Measure the base, both adapters alone, and every method at each of its settings."""
     alone = yield from contenders(host, spec, (spec.method,))
     rows: list[Contender] = alone[:3]
-    todo = settings(spec, methods)
+    todo = settings(spec, methods, grid)
     for number, (name, chosen) in enumerate(todo):
         yield Progress("merging", number, len(todo), name)
         pair = yield from prepare(host, chosen)

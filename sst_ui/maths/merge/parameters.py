@@ -17,7 +17,11 @@ from sst_ui.errors import UserError, shown, unknown
 
 NEEDS = {
     "moments": (("safety", "utility"), "the Fisher moments of both tasks; run the Fisher pass"),
-    "unaligned": (("unaligned",), "the weights of an unaligned checkpoint beside the base"),
+    "unaligned": (
+        ("unaligned", "percentile"),
+        "the weights of an unaligned checkpoint beside the base",
+    ),
+    "losses": (("stakes",), "the losses of both adapters on held-out prompts"),
 }
 
 

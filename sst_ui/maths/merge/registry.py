@@ -7,7 +7,7 @@ and words, become the controls of the command line and the studio.
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -23,16 +23,20 @@ from sst_ui.maths.merge.subspace import (
     Filter,
     Moments,
     Spectrum,
+    above,
     scaled,
     soft,
     top,
 )
-from sst_ui.maths.merge.types import Change, Merged, Module, Record, spectrum
+from sst_ui.maths.merge.types import Change, Merged, Module, Record, Stakes, spectrum
 from sst_ui.recipe import GROUPS, KINDS, Target
 from sst_ui.recipe import Fisher as Mode
 from sst_ui.registry import Registry
 
-__all__ = ["METHODS", "Merged", "Module", "Record", "merge", "merge_rows", "spectrum"]
+__all__ = [
+    "METHODS", "Merged", "Module", "Record", "family", "merge", "merge_rows", "placed", "price",
+    "spectrum",
+]  # fmt: skip
 
 ATTENTION, MLP = (
     tuple(kind for kind, role in GROUPS.items() if role == wanted) for wanted in KINDS
@@ -41,11 +45,21 @@ ATTENTION, MLP = (
 METHODS: Registry[Method] = Registry("merge method")
 
 Mu = Annotated[float, Dial(0, HIGHEST, 0.1, "price of utility; 0 keeps the whole edit", log=True)]
+BaseMu = Annotated[float, Dial(0, HIGHEST, 0.1, "mu where both data sets weigh the same", log=True)]
+Adapt = Annotated[float, Dial(0, 4, 0.1, "how far held-out losses move mu; 0 not at all")]
+Stages = Annotated[int, Dial(1, 16, 1, "times that the rest is filtered again")]
 K = Annotated[int, Dial(0, 4096, 1, "directions kept in each module")]
+Ratio = Annotated[float, Dial(0, 1, 0.01, "share of the other directions that is kept")]
+Attention = Annotated[float, Dial(0, 4, 0.1, "factor of q, k, v and o")]
+Mlp = Annotated[float, Dial(0, 4, 0.1, "factor of gate, up and down")]
+Head = Annotated[float, Dial(0, 20, 0.1, "factor of lm_head")]
 Towards = Annotated[Target, Words("target: add the safety edit, or move towards it")]
 Sides = Annotated[Mode, Words("Fisher: both sides (nearest, kfac), inputs only, or the block")]
 Damping = Annotated[float, Dial(0, 1, 0.001, "relative damping of the utility Fisher", log=True)]
-Threshold = Annotated[float, Dial(-1, 1, 0.01, "cosine below which a module counts as unsafe")]
+Selected = Annotated[
+    float, Dial(0, 1, 0.01, "share of modules, lowest cosines first, that may count as unsafe")
+]
+Threshold = Annotated[float, Dial(-1, 1, 0.01, "cosine below which a module may count as unsafe")]
 
 
 def method(
@@ -154,7 +168,7 @@ def sst_topk(
 def sst_residual(
     module: Module,
     k: K = 128,
-    ratio: Annotated[float, Dial(0, 1, 0.01, "share of the other directions that is kept")] = 0.2,
+    ratio: Ratio = 0.2,
     target: Towards = "additive",
     mode: Sides = "nearest",
     damping: Damping = 1e-3,
@@ -167,17 +181,106 @@ def sst_residual(
 def sst_layerwise(
     module: Module,
     k: K = 5,
-    attention: Annotated[float, Dial(0, 4, 0.1, "factor of q, k, v and o")] = 1.0,
-    mlp: Annotated[float, Dial(0, 4, 0.1, "factor of gate, up and down")] = 0.3,
-    lm_head: Annotated[float, Dial(0, 4, 0.1, "factor of lm_head")] = 3.0,
+    attention: Attention = 1.0,
+    mlp: Mlp = 0.3,
+    lm_head: Head = 3.0,
     target: Towards = "additive",
     mode: Sides = "nearest",
     damping: Damping = 1e-3,
 ) -> Change:
     """Keep k directions and weigh them by kind of module, on top of the weight table."""
-    factors = dict.fromkeys(ATTENTION, attention) | dict.fromkeys(MLP, mlp) | {"lm_head": lm_head}
-    g = scaled(top(k), factors.get(module.kind, 1.0))
+    g = scaled(top(k), factors(attention, mlp, lm_head).get(module.kind, 1.0))
     return _filtered(module, g, spectrum(module, target, mode, damping))
+
+
+@method("sst_ranks", title="SST, rank per module", paper="this project", needs=("moments",))
+def sst_ranks(
+    module: Module,
+    mu: Mu = 30.0,
+    target: Towards = "additive",
+    mode: Sides = "nearest",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Keep the directions with λ above μ: one bar for all modules, a k of its own for each."""
+    parts = spectrum(module, target, mode, damping)
+    g = above(mu)
+    return replace(_filtered(module, g, parts), note=f"k {int(g(parts.eigenvalues).sum())}")
+
+
+@method("sst_staged", title="SST, in stages", paper="this project", needs=("moments",))
+def sst_staged(
+    module: Module,
+    mu: Mu = 100.0,
+    stages: Stages = 3,
+    target: Towards = "additive",
+    mode: Sides = "nearest",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Filter by λ / (λ + μ), then what that left of the edit, and so on: iterated Tikhonov."""
+    return _filtered(module, soft(mu, stages), spectrum(module, target, mode, damping))
+
+
+@method("sst_adaptive", title="SST, adaptive", paper="this project", needs=("moments", "losses"))
+def sst_adaptive(
+    module: Module,
+    base_mu: BaseMu = 30.0,
+    adapt: Adapt = 1.0,
+    target: Towards = "additive",
+    mode: Sides = "nearest",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Weigh the two data sets by what each loses, on held-out prompts, without its own adapter."""
+    mu = price({"base_mu": base_mu, "adapt": adapt}, module.stakes)
+    return _filtered(module, soft(mu), spectrum(module, target, mode, damping))
+
+
+@method("sst_combined", title="SST, combined", paper="this project", needs=("moments", "losses"))
+def sst_combined(
+    module: Module,
+    base_mu: BaseMu = 100.0,
+    adapt: Adapt = 1.0,
+    stages: Stages = 3,
+    ratio: Ratio = 0.1,
+    attention: Attention = 1.0,
+    mlp: Mlp = 0.3,
+    lm_head: Head = 3.0,
+    target: Towards = "additive",
+    mode: Sides = "nearest",
+    damping: Damping = 1e-3,
+) -> Change:
+    """Adaptive weights, stages, a residual ratio and factors by kind of module, all at once."""
+    mu = price({"base_mu": base_mu, "adapt": adapt}, module.stakes)
+    factor = factors(attention, mlp, lm_head).get(module.kind, 1.0)
+    g = scaled(soft(mu, stages, ratio), factor)
+    return _filtered(module, g, spectrum(module, target, mode, damping))
+
+
+def price(parameters: Mapping[str, Any], stakes: Stakes | None) -> float:
+    """The μ that a method filters with.
+
+    Args:
+        parameters: of the method; with mu, or with base_mu and adapt.
+        stakes: for the latter.
+    """
+    if "mu" in parameters:
+        return float(parameters["mu"])
+    assert stakes is not None  # `needs` says so
+    return stakes.price(parameters["base_mu"], parameters["adapt"])
+
+
+def family(name: str, parameters: Mapping[str, Any]) -> Callable[[float], Filter]:
+    """μ -> filter, without factors of modules; the soft one for a method that has no price."""
+    if name == "sst_ranks":
+        return above
+    if "stages" in parameters:
+        stages, ratio = int(parameters["stages"]), float(parameters.get("ratio", 0.0))
+        return lambda mu: soft(mu, stages, ratio)
+    return soft
+
+
+def factors(attention: float, mlp: float, lm_head: float) -> dict[str, float]:
+    """Kind of module -> its factor."""
+    return dict.fromkeys(ATTENTION, attention) | dict.fromkeys(MLP, mlp) | {"lm_head": lm_head}
 
 
 @method("fisher", title="Fisher averaging", paper="arXiv 2111.09832", needs=("moments",))
@@ -228,11 +331,11 @@ def dare(
 
 
 @method("safe_lora", title="Safe LoRA", paper="arXiv 2405.16833", needs=("unaligned",))
-def safe_lora(module: Module, threshold: Threshold = 0.35) -> Change:
-    """C Δ_U where cos(Δ_U, C Δ_U) is below the threshold; the safety adapter is not used."""
+def safe_lora(module: Module, selected: Selected = 0.5, threshold: Threshold = 1.0) -> Change:
+    """C Δ_U in the modules where cos(Δ_U, C Δ_U) is lowest; the safety adapter is not used."""
     utility, _ = module.core.delta(module.core.utility)
     projected, cosine = _aligned(module, utility)
-    if not cosine < threshold:
+    if not _unsafe(module, cosine, selected, threshold):
         return Change(delta=utility, note=_note("kept", cosine))
     w = module.weight
     mixed = Delta((1 - w) * utility.b + w * projected.b.to(utility.b), utility.a)
@@ -242,17 +345,42 @@ def safe_lora(module: Module, threshold: Threshold = 0.35) -> Change:
 @method("safe_merge", title="SafeMERGE", paper="arXiv 2503.17239", needs=("unaligned",))
 def safe_merge(
     module: Module,
-    threshold: Threshold = 0.35,
+    selected: Selected = 0.5,
+    threshold: Threshold = 1.0,
     share: Annotated[float, Dial(0, 1, 0.01, "share of the safety adapter where merged")] = 0.2,
 ) -> Change:
-    """(1 − s) Δ_U + s Δ_S where cos(Δ_U, C Δ_U) is below the threshold, Δ_U elsewhere."""
+    """(1 − s) Δ_U + s Δ_S in the modules where cos(Δ_U, C Δ_U) is lowest, Δ_U elsewhere."""
     utility, _ = module.core.delta(module.core.utility)
     _, cosine = _aligned(module, utility)
-    unsafe = cosine < threshold
+    unsafe = _unsafe(module, cosine, selected, threshold)
     w = module.weight * share if unsafe else 0.0
     d = module.core.safety - module.core.utility
     note = _note("merged" if unsafe else "kept", cosine)
     return Change(w * d, kept=abs(w), size=abs(w), note=note)
+
+
+def placed(modules: Sequence[Module]) -> tuple[Module, ...]:
+    """The modules with the `percentile` of each one's cosine(Δ_U, C Δ_U) among all.
+
+    Safe LoRA's published code can choose a number of layers, those of the lowest cosines, as well
+    as all below a threshold; a percentile is that for a model of any size. 0 for the lowest, and
+    for a module that has no cosine, which no method takes for unsafe.
+
+    Args:
+        modules: all those of a merge, with `unaligned`.
+    """
+    cosines = [_aligned(m, m.core.delta(m.core.utility)[0])[1] for m in modules]
+    known = [cosine for cosine in cosines if not math.isnan(cosine)]
+    return tuple(
+        replace(m, percentile=sum(other < cosine for other in known) / max(1, len(known)))
+        for m, cosine in zip(modules, cosines, strict=True)
+    )
+
+
+def _unsafe(module: Module, cosine: float, selected: float, threshold: float) -> bool:
+    """Whether a module is among the selected share and its cosine below the threshold."""
+    assert module.percentile is not None  # `needs` says so
+    return cosine < threshold and module.percentile < selected
 
 
 def _aligned(module: Module, utility: Delta) -> tuple[Delta, float]:

@@ -101,8 +101,14 @@ class Spectrum:
         return float(self.edit(g).norm()) / whole if whole else 1.0
 
 
-def soft(mu: float) -> Filter:
+def soft(mu: float, stages: int = 1, ratio: float = 0.0) -> Filter:
     """g(λ) = λ / (λ + μ), the minimiser of J; μ = 0 keeps everything, also what has λ = 0.
+
+    Args:
+        stages: times that g is applied to what the stages before left of the target, 1 or more:
+            E_i = E_{i-1} + g(D − E_{i-1}), which is 1 − (1 − g)^n (iterated Tikhonov
+            regularisation: King and Chillingworth 1979).
+        ratio: 0..1, share of the target that is kept whatever its λ: ρ + (1 − ρ) of the above.
 
     Raises:
         UserError: μ below 0 or not a number.
@@ -111,7 +117,29 @@ def soft(mu: float) -> Filter:
         raise UserError(f"mu is {mu}; it must be 0 (keep everything) or above.")
     if mu == 0:
         return torch.ones_like
-    return lambda eigenvalues: eigenvalues / (eigenvalues + mu)
+
+    def g(eigenvalues: Tensor) -> Tensor:
+        once = eigenvalues / (eigenvalues + mu)
+        # 1 − (1 − g)^n, exact also where g is tiny
+        kept = once if stages == 1 else -torch.expm1(stages * torch.log1p(-once))
+        return ratio + (1 - ratio) * kept
+
+    return g
+
+
+def above(mu: float) -> Filter:
+    """g = 1 for λ > μ and 0 for the others: k follows from μ, in every module for itself.
+
+    μ = 0 keeps everything, also what has λ = 0.
+
+    Raises:
+        UserError: μ below 0 or not a number.
+    """
+    if not mu >= 0:
+        raise UserError(f"mu is {mu}; it must be 0 (keep everything) or above.")
+    if mu == 0:
+        return torch.ones_like
+    return lambda eigenvalues: (eigenvalues > mu).to(eigenvalues)
 
 
 def top(k: int, rest: float = 0.0) -> Filter:
@@ -238,12 +266,16 @@ def _sums(
 
 
 def mu_for_budget(
-    spectra: Mapping[str, Spectrum], kl: float, weights: Mapping[str, float] | None = None
+    spectra: Mapping[str, Spectrum],
+    kl: float,
+    weights: Mapping[str, float] | None = None,
+    family: Callable[[float], Filter] = soft,
 ) -> float:
     """The smallest μ, one for all modules, whose predicted utility KL is within the budget.
 
     Args:
         kl: budget in nats per token, > 0.
+        family: μ -> filter, which keeps less the larger μ is.
 
     Returns:
         μ by bisection of its logarithm; 0 if the whole edit is within the budget.
@@ -260,7 +292,7 @@ def mu_for_budget(
         )
 
     def cost(mu: float) -> float:
-        return total(spectra, soft(mu), weights)[0]
+        return total(spectra, family(mu), weights)[0]
 
     if cost(0.0) <= kl:
         return 0.0

@@ -15,6 +15,33 @@ from sst_ui.recipe import Target
 REMEMBERED = 8  # spectra of one core: a few targets, modes and dampings
 
 
+FLOOR = 0.01  # nats per token: what a data set has at stake at least, so that no weight is 0
+
+
+@dataclass(frozen=True)
+class Stakes:
+    """What each data set has at stake in a merge, from held-out prompts.
+
+    Attributes:
+        utility, safety: nats per token that the data set's answers lose when the other adapter
+            takes the place of its own: L(other adapter) − L(own adapter).
+    """
+
+    utility: float
+    safety: float
+
+    def price(self, mu: float, adapt: float = 1.0) -> float:
+        """μ (w_U / w_S)^a, the price of utility when each data set is weighed by its stake.
+
+        With weights w of the two data sets, J = w_S/2 ‖E − D‖²_{F_S} + μ w_U/2 ‖E‖²_{F_U}, whose
+        minimiser is that of equal weights at this price. Equal stakes leave μ as it is.
+
+        Args:
+            adapt: a; 0 leaves μ as it is, 1 weighs in proportion to the stakes.
+        """
+        return mu * (max(self.utility, FLOOR) / max(self.safety, FLOOR)) ** adapt
+
+
 @dataclass(frozen=True, eq=False)
 class Module:
     """One linear module that at least one of the two adapters changes.
@@ -28,6 +55,9 @@ class Module:
         unaligned: V = W_aligned − W_unaligned [out, in], for methods that need it.
         weight: w, safety weight × kernel × the table's factor for this kind; 0 leaves the module
             as the utility adapter has it, whatever the method.
+        percentile: share of the modules that depart more from the alignment, 0 to 1; see
+            `registry.placed`. For methods that need `unaligned`.
+        stakes: of both data sets, the same for all modules, for methods that need them.
     """
 
     name: str
@@ -38,6 +68,8 @@ class Module:
     utility: Moments | None = None
     unaligned: Tensor | None = None
     weight: float = 1.0
+    percentile: float | None = None
+    stakes: Stakes | None = None
 
 
 @dataclass(frozen=True)

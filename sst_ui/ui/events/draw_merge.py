@@ -65,7 +65,7 @@ def picture(engine: Engine, draft: "Draft", spec: Merge) -> tuple[Any, str]:
         return merge_plots.budget(lang, found, _measured(engine, draft, spec)), readout
     if view == "spectrum":
         lines = by_kind(pair, merges.spectra(key, spec) or {})
-        return merge_plots.spectrum(lang, lines, mu, k), readout
+        return merge_plots.spectrum(lang, lines, mu, k, found.share), readout
     outcome = merges.outcome(key, spec) if found.chosen is not None else None
     values = {} if outcome is None else kept(pair, outcome)
     if not values:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from sst_ui.jobs.merge.forecast import Forecast, Point
+from sst_ui.jobs.merge.forecast import Forecast, Point, Share
 from sst_ui.recipe import MODULES
 from sst_ui.ui.widgets.plots import BASE, EDITED, OTHERS, SECOND, blank
 from sst_ui.ui.widgets.texts import say
@@ -76,13 +76,18 @@ def budget(
 
 
 def spectrum(
-    language: str, values: Mapping[str, np.ndarray], mu: float | None, k: int | None
+    language: str,
+    values: Mapping[str, np.ndarray],
+    mu: float | None,
+    k: int | None,
+    share: Share | None,
 ) -> go.Figure:
     """λ of every kind of module, largest first, and what the filter does to them.
 
     Args:
         values: kind -> [n] λ of its modules together, sorted; the lines show the mean module.
-        mu: of the soft filter, drawn as the line λ = μ. k: directions kept in each module.
+        mu: price of the filter, drawn as the line λ = μ. k: directions kept in each module.
+        share: of a method with a price: what its filter keeps of each direction.
     """
     drawn = blank(say(language, "merge.axis.rank"), "λ")
     for kind, colour in zip(ordered(values), OTHERS * 3, strict=False):
@@ -92,9 +97,9 @@ def spectrum(
             x=place, y=np.maximum(line[place - 1], 1e-12), name=kind, mode="lines",
             line={"width": 1.6, "color": colour}, hovertemplate="%{y:.2g}",
         )  # fmt: skip
-        if mu:
+        if mu and share is not None:
             drawn.add_scatter(
-                x=place, y=line[place - 1] / (line[place - 1] + mu), yaxis="y2", mode="lines",
+                x=place, y=share(line[place - 1]), yaxis="y2", mode="lines",
                 line={"width": 1, "dash": "dot", "color": colour}, opacity=0.6,
                 showlegend=False, name=f"g {kind}", hovertemplate="%{y:.2f}",
             )  # fmt: skip

@@ -75,7 +75,7 @@ class Merges:
         if stack is None:
             stack = lab.stack(pair, spec)
             self._stacks.put(seen, stack)
-        weighed = (*seen, recipes.digest(recipes.to_dict(spec.weights)))
+        weighed = (*seen, recipes.digest(recipes.to_dict(spec.weights)), lab.bend(spec))
         found = lab.forecast(host, pair, spec, stack, self._curves.get(weighed))
         self._curves.put(weighed, found.curve)
         return found

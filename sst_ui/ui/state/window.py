@@ -19,6 +19,7 @@ from sst_ui.ui.state.form import split
 
 SAVED = 20  # variants that the browser keeps
 KEPT = 40  # turns of a chat that it keeps
+MARKS = (("mu", "μ"), ("base_mu", "μ₀"), ("k", "k"))  # parameters that a merge is named by
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def _merged(merge: Merge) -> str:
     if merge.budget is not None:
         marks.append(f"≤{merge.budget:g} nats")
     else:
-        marks += [f"{sign} {values[n]:g}" for n, sign in (("mu", "μ"), ("k", "k")) if n in values]
+        marks += [f"{sign} {values[n]:g}" for n, sign in MARKS if n in values]
     marks += [f"×{merge.weights.strength:g}"] if merge.weights.strength != 1 else []
     return " ".join(marks)
 
