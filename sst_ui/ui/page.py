@@ -5,6 +5,7 @@ happens is in `ui.events`, one file per part of the screen.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
@@ -46,6 +47,12 @@ from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.widgets.texts import t
 
 HOUR = 3600  # seconds; how long what was uploaded or offered as a download is kept
+
+
+# A tab's components are in the page from the start. Gradio puts them in when it is opened, keeps
+# what they were told until then, and may hand that on after what has come meanwhile: an older
+# digest, no answers. (Not for figures, which take their size from what they can be seen in.)
+THERE: dict[str, Any] = {"render_children": True}
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,7 @@ def _left() -> Left:
             with gr.Tab(t("tab.ablation"), id="ablation", elem_id="ablation-tab"):
                 weights_panel = weights.create_weights()
                 direction_panel = weights.create_direction()
-            with gr.Tab(t("tab.merge"), id="merge", elem_id="merging-tab"):
+            with gr.Tab(t("tab.merge"), id="merge", elem_id="merging-tab", **THERE):
                 merge = merge_panel.create()
     bar = weights.create_apply()
     return Left(model_panel, edits, weights_panel, direction_panel, merge, bar)
@@ -185,18 +192,18 @@ def _work() -> Work:
     with gr.Tabs(elem_id="work-tabs", selected="chat") as tabs:
         with gr.Tab(t("tab.chat"), id="chat", elem_id="chat-tab"):
             chat_panel = chat.create()
-        with gr.Tab(t("tab.answers"), id="answers", elem_id="answers-tab", render_children=True):
+        with gr.Tab(t("tab.answers"), id="answers", elem_id="answers-tab", **THERE):
             answers_panel = answers.create()
         with (
-            gr.Tab(t("tab.recipe"), id="recipe", elem_id="recipe-tab"),
+            gr.Tab(t("tab.recipe"), id="recipe", elem_id="recipe-tab", **THERE),
             gr.Row(elem_id="recipe-row"),
         ):
             with gr.Column(elem_id="recipe-column", min_width=240):
                 recipe = recipe_panel.create()
             export = export_panel.create()
-        with gr.Tab(t("tab.runs"), id="runs", elem_id="runs-tab") as runs_tab:
+        with gr.Tab(t("tab.runs"), id="runs", elem_id="runs-tab", **THERE) as runs_tab:
             runs_panel = runs.create()
-        with gr.Tab(t("tab.methods"), id="methods", elem_id="methods-tab"):
+        with gr.Tab(t("tab.methods"), id="methods", elem_id="methods-tab", **THERE):
             methods = merge_methods.create()
         with gr.Tab(t("tab.search"), id="search", elem_id="search-tab") as search_tab:
             search = search_panel.create()
