@@ -79,3 +79,24 @@ def test_an_error_is_a_message_on_the_screen(boxes, streams):
     with pytest.raises(gr.Error, match=r"No such thing\."):
         for _ in fn("en"):
             pass
+
+
+def test_a_step_says_again_what_is_to_be_seen_so_that_no_difference_takes_it_back(boxes):
+    """Gradio sends the difference between two steps; the page may not have drawn the first yet."""
+    from gradio.utils import diff
+
+    language, width, height, name = boxes
+
+    def job(lang: str):
+        yield {width: gr.update(visible=True), name: "begun"}
+        yield {height: 1}
+        yield {width: gr.update(visible="hidden"), height: 2}
+        yield {name: "over"}
+        yield gr.skip()
+
+    steps = list(call(job, language)["fn"]("en"))
+    seen = [step[width]["visible"] for step in steps[:4]]
+    assert seen == [True, True, "hidden", "hidden"]
+    assert [name in step for step in steps[:4]] == [True, False, False, True]
+    assert diff(steps[0][width], steps[1][width]) == []
+    assert steps[4] == gr.skip()

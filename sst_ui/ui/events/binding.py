@@ -7,7 +7,7 @@ list, the list of components, and a validator that says what is wrong at which c
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def call(
     if inspect.isgeneratorfunction(handler):
 
         def event(language: Any, *values: Any) -> Any:
-            yield from arguments(language, values)()
+            yield from _lasting(arguments(language, values)())
     else:
 
         def event(language: Any, *values: Any) -> Any:
@@ -83,6 +83,30 @@ def call(
 
     _name(event, handler, special)
     return {"fn": guarded(event), "inputs": inputs, "validator": sound if check else None}
+
+
+def _lasting(steps: Iterator[Any]) -> Iterator[Any]:
+    """The steps of a generator, each with what the ones before it said of what is to be seen.
+
+    Gradio sends the difference between two steps, and its page takes it out of the very object that
+    it may not have drawn yet: of two steps in a moment, a button that the first one shows and the
+    second one does not name is never shown.
+    """
+    said: dict[Any, Any] = {}
+    for step in steps:
+        if not isinstance(step, dict) or "__type__" in step:
+            yield step
+            continue
+        for component, update in step.items():
+            if (
+                isinstance(update, dict)
+                and update.get("__type__") == "update"
+                and "value" not in update
+            ):
+                said[component] = update
+            else:
+                said.pop(component, None)
+        yield {**said, **step}
 
 
 def _same(value: Any) -> Any:
