@@ -63,6 +63,7 @@ def window(chromium, address):
     @contextlib.contextmanager
     def open_window(path="", **options):
         options = {"viewport": {"width": 1440, "height": 900}, "locale": "en-US", **options}
+        options["reduced_motion"] = "reduce"  # what moves is drawn by a processor of the tests'
         context = chromium.new_context(**options)
         page = context.new_page()
         page.set_default_timeout(MILLISECONDS)

@@ -28,7 +28,9 @@ from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation, ModelSpec
 
-DEFAULT = recipes.load(PRESETS / "recipes" / "default.yaml")
+# what finalists are tested on is kept short: it is not what these tests are about
+FEW = Evaluation(samples=8, max_new_tokens=24)
+DEFAULT = replace(recipes.load(PRESETS / "recipes" / "default.yaml"), evaluation=FEW)
 GRID = [candidate(DEFAULT, {"peak": p, "width": w}, 12) for p, w in kernel.grid()[:10]]
 EVALUATION = Evaluation(
     metrics=("refusal_rate@demo/harmful", "kl_16@demo/harmless"), samples=8, max_new_tokens=24
@@ -280,9 +282,8 @@ def test_workers_need_a_cluster(capsys):
 
 @pytest.mark.slow
 def test_the_terminal_starts_a_cluster_and_prints_nothing_but_json(host, tmp_path):
-    few = Evaluation(samples=8, max_new_tokens=24)
     file = tmp_path / "few.yaml"
-    file.write_text(recipes.to_yaml(replace(DEFAULT, evaluation=few)))
+    file.write_text(recipes.to_yaml(DEFAULT))
     options = ["--ray", "local", "--workers", "1", "--trials", "5", "--samples", "8",
                "--tokens", "24", "--storage", "memory", "--json"]  # fmt: skip
     done = subprocess.run(
