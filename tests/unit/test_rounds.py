@@ -100,8 +100,8 @@ def test_saved_directions_carry_their_decisions_and_edit_prompts_that_nothing_sa
     saved = Ablation(DirectionSpec(**{**vars(SPEC), "file": str(path)}), WIDE, "filter",
                      filter=EDIT.filter)  # fmt: skip
     single, several = told(host, EDIT), told(host, saved)
-    assert single.get("delivered", 0) <= 0.7
     assert several.get("delivered", 0) >= 0.9
+    assert single.get("delivered", 0) <= several["delivered"] - 0.3
     plain = Ablation(saved.directions, WIDE, norm_preserving=True)
     (row,) = finish(resolve(host, Recipe(model=host.spec, edits=(plain,))))
     assert row.directions.k == found.directions.k

@@ -113,9 +113,7 @@ def soft(mu: float, stages: int = 1, ratio: float = 0.0) -> Filter:
     Raises:
         UserError: μ below 0 or not a number.
     """
-    if not mu >= 0:
-        raise UserError(f"mu is {mu}; it must be 0 (keep everything) or above.")
-    if mu == 0:
+    if _free(mu):
         return torch.ones_like
 
     def g(eigenvalues: Tensor) -> Tensor:
@@ -135,11 +133,16 @@ def above(mu: float) -> Filter:
     Raises:
         UserError: μ below 0 or not a number.
     """
-    if not mu >= 0:
-        raise UserError(f"mu is {mu}; it must be 0 (keep everything) or above.")
-    if mu == 0:
+    if _free(mu):
         return torch.ones_like
     return lambda eigenvalues: (eigenvalues > mu).to(eigenvalues)
+
+
+def _free(mu: float) -> bool:
+    """Whether nothing has a price."""
+    if not mu >= 0:
+        raise UserError(f"mu is {mu}; it must be 0 (keep everything) or above.")
+    return mu == 0
 
 
 def top(k: int, rest: float = 0.0) -> Filter:
