@@ -118,8 +118,9 @@ class Screen:
             merge_figure=f.merge,
             merge=left.merge,
             filter=left.weights.filter,
+            drawn=s.drawn,
         )
-        read = [s.language, s.loaded, s.extras, s.variants, f.signal, f.merge_view, *form]
+        read = [s.language, s.loaded, s.extras, s.drawn, s.variants, f.signal, f.merge_view, *form]
         controls = Controls(form, left.merge, left.weights.filter, s.extras)
         return Editor(controls, drawing, Reads(read, Draft.of))
 
@@ -224,8 +225,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     jobs = apply_events.Screen(bar, editor, applied, figs.tabs)
     changed = apply_events.connect(jobs, left.direction.measure, lang, board, engine)
     rounds_events.connect(jobs, left.direction.decision, figs, engine)
-    edit.connect(editor, bar, lang, engine)
-    edit.connect_others(editor, figs.signal, engine)
+    edit.connect(editor, bar, figs.signal, lang, engine)
     filter_events.connect(editor, engine)
     edit_table.connect(figs, editor, engine)
     edit_recipe.connect(work.recipe, editor, lang, engine)

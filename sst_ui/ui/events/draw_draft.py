@@ -51,6 +51,7 @@ class Draft:
     signal: str
     form: Form
     view: str = "budget"
+    drawn: tuple | None = None
 
     @classmethod
     def of(
@@ -58,12 +59,13 @@ class Draft:
         language: str,
         loaded: Loaded,
         extras: Extras,
+        drawn: tuple | None,
         variants: Variants,
         signal: str,
         view: str,
         *form: Any,
     ) -> "Draft":
-        return cls(language, loaded, extras, variants, signal, Form(*form), view)
+        return cls(language, loaded, extras, variants, signal, Form(*form), view, drawn)
 
     def recipe(self) -> Recipe:
         """The recipe that the controls say (`UserError` for a bad value)."""
@@ -94,6 +96,7 @@ class Drawing:
     merge_figure: gr.Plot
     merge: merge_panel.MergePanel
     filter: weights_panel.FilterPanel
+    drawn: gr.State
 
     @property
     def outputs(self) -> list:
@@ -111,6 +114,7 @@ class Drawing:
             *draw_merge.outputs(self.merge, self.merge_figure),
             *self.filter.rows.values(),
             self.filter.readout,
+            self.drawn,
         ]
 
 
@@ -142,6 +146,11 @@ class Editor:
     def outputs(self) -> list:
         """The components that `fill` and `draw` may write to."""
         return [*self.drawing.outputs, *self.controls.outputs]
+
+
+def shape(form: Form) -> tuple:
+    """The profile and its numbers."""
+    return (form.profile, *(getattr(form, name) for name in recipes.SHAPE))
 
 
 def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
@@ -178,6 +187,7 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
         drawing.notes: "".join(notes),
         **weights_panel.shown(drawing.filter, edit.operation, draft.form.filter_goal),
         drawing.filter.readout: gr.update(value=readout, visible=edit.operation == "filter"),
+        drawing.drawn: shape(draft.form),
         **draw_rest(drawing, engine, draft),
     }
 

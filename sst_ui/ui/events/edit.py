@@ -17,15 +17,15 @@ from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.ui.events import draw_draft
 from sst_ui.ui.events.binding import PRIVATE, call
-from sst_ui.ui.events.draw_draft import Draft, Drawing, Editor, draw
+from sst_ui.ui.events.draw_draft import Draft, Editor, draw
 from sst_ui.ui.panels.weights import ApplyBar
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
-from sst_ui.ui.state.form import WAYS, Form, asks_where, free, show, split, wrong
+from sst_ui.ui.state.form import OWN_PROFILES, WAYS, Form, asks_where, free, show, split, wrong
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.merge_form import FACTORS
 from sst_ui.ui.widgets.html import notice
-from sst_ui.ui.widgets.texts import say
+from sst_ui.ui.widgets.texts import say, t
 
 LIVE: dict[str, Any] = {  # a dragged slider: only the newest position counts, nothing spins
     "trigger_mode": "always_last",
@@ -33,6 +33,8 @@ LIVE: dict[str, Any] = {  # a dragged slider: only the newest position counts, n
     "concurrency_limit": None,
     "api_visibility": "private",
 }
+# The profiles whose numbers only the server has.
+MEASURED = tuple(name for name in OWN_PROFILES if name != "custom")
 ABLATED, MERGED = ("harmful", "harmless"), ("utility_set", "safety_set")  # prompts that are read
 
 
@@ -68,21 +70,34 @@ def _wrong(form: Form, sound: Form, with_prompts: bool, draft: Draft, *more: obj
     }
 
 
-def connect(editor: Editor, apply: ApplyBar, language: gr.State, engine: Engine) -> None:
-    """Wire the ablation's controls, and all others but the merge's, to the drawing."""
-    controls, drawing, draft = editor.controls, editor.drawing, editor.draft
-    form, drawn = controls.form, drawing.outputs
-    check = checker(engine, form)
-    sound, _ = show(engine.first_recipe())
+def connect(
+    editor: Editor, apply: ApplyBar, signal: gr.Dropdown, language: gr.State, engine: Engine
+) -> None:
+    """Wire every control that has to be drawn, but the merge's and the filter's sliders.
+
+    What profile it is and what a named one's numbers are is written where the page is, at once:
+    Apply may be pressed before an answer is here, and must not send a name with other numbers; and
+    a name that still looks selected could not be picked. These come first: Gradio begins an event
+    of a control when the one before it is answered. One event draws for all of the controls: it
+    asks again after each answer if anything was moved meanwhile, so that no late answer stays.
+    """
+    controls, drawing = editor.controls, editor.drawing
+    form, check = controls.form, checker(engine, controls.form)
     shapes = [getattr(form, name) for name in recipes.SHAPE]
+    mine = [
+        *[getattr(form, name) for name in controls.filter.decades],
+        *controls.merge.controls.values(),
+    ]
+    ways = [getattr(form, name) for name in WAYS]
     gr.on(
         [c.input for c in shapes],
-        **call(partial(reshape, editor, engine), draft, check=check),
-        outputs=[*drawn, form.profile, controls.extras],
-        **LIVE,
+        None,
+        [form.profile, *shapes],
+        form.profile,
+        js=f"(name, ...now) => {json.dumps(MEASURED)}.includes(name) && !now.includes(null)"
+        f" || ({_numbers()})[name]?.every((x, n) => x === now[n]) ? name : 'custom'",
+        **PRIVATE,
     )
-    # A named profile's numbers are written where the page is, at once: Apply may be pressed before
-    # the answer to this click is here, and must not send the name with the last one's numbers.
     form.profile.input(
         None,
         [form.profile, *shapes],
@@ -90,92 +105,47 @@ def connect(editor: Editor, apply: ApplyBar, language: gr.State, engine: Engine)
         js=f"(name, ...now) => ({_numbers()})[name] ?? now",
         **PRIVATE,
     )
-    form.profile.input(
-        **call(partial(pick_profile, editor, sound, engine), draft),
-        outputs=[*drawn, form.profile, *shapes, controls.extras],
-        **LIVE | {"trigger_mode": "multiple"},  # each as it was picked: the answer writes it back
-    )
-    apply.unsound.click(
-        **call(partial(unsound, editor, sound), draft),
-        outputs=[drawing.apply, form.profile],
-        **LIVE,
-    )
-    ways = [getattr(form, name) for name in WAYS]
+    # A control was refused: what it shows is not what is applied.
+    apply.unsound.click(None, None, drawing.apply, js=f"() => ({_dirty()})", **PRIVATE)
     gr.on(
         [c.input for c in ways],
-        **call(partial(settle, sound), language, *ways),
+        **call(partial(settle, show(engine.first_recipe())[0]), language, *ways),
         outputs=[*ways, form.affine_at],
         **LIVE,
     )
-
-
-def connect_others(editor: Editor, signal: gr.Dropdown, engine: Engine) -> None:
-    """Wire the controls that only have to be drawn: neither shapes nor the merge's, nor those that
-    a slider of decades stands beside."""
-    form, merge = editor.controls.form, editor.controls.merge
-    beside = editor.controls.filter.decades
-    special = [getattr(form, name) for name in ("profile", *recipes.SHAPE, *beside)]
-    mine = [*special, *merge.controls.values()]
     gr.on(
         [*[c.input for c in form if c not in mine], signal.input],
-        **call(partial(redraw, editor.drawing, engine), editor.draft, check=checker(engine, form)),
-        outputs=editor.drawing.outputs,
+        **call(partial(redraw, editor, engine), editor.draft, check=check),
+        outputs=[*drawing.outputs, form.profile, *shapes, controls.extras],
         **LIVE,
     )
 
 
-def redraw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
-    """Draw what the controls say now."""
-    return draw(drawing, engine, draft)
+def redraw(editor: Editor, engine: Engine, draft: Draft) -> dict:
+    """Draw what the controls say now.
 
-
-def reshape(editor: Editor, engine: Engine, draft: Draft) -> dict:
-    """Peak, width or threshold by hand: the profile is custom now, a pasted curve and the bells of
-    single kinds of module are gone."""
-    extras = draft.extras.one_bell()
-    draft = replace(draft, form=draft.form._replace(profile="custom"), extras=extras)
-    return {
-        **draw(editor.drawing, engine, draft),
-        editor.controls.form.profile: "custom",
-        editor.controls.extras: extras,
-    }
-
-
-def pick_profile(editor: Editor, sound: Form, engine: Engine, draft: Draft) -> dict:
-    """Its own peak, width and threshold, whatever stood there: this also repairs a broken form.
-
-    Another control that is wrong keeps the figure as it is, not the profile's numbers.
+    With peak, width or threshold moved by hand the profile is a custom one, and a pasted curve and
+    the bells of single kinds of module are gone. A profile that was picked brings its own numbers,
+    whatever stood there.
     """
-    drawing, form = editor.drawing, editor.controls.form
-    if draft.form.profile != "custom":
-        numbers = {name: getattr(sound, name) for name in recipes.SHAPE}
-        extras = draft.extras.one_bell()
-        draft = replace(draft, form=draft.form._replace(**numbers), extras=extras)
-    try:
-        chosen, extras = draw_draft.with_profile(engine, draft)
-    except UserError as error:  # nothing is measured yet, or a direction's number is wrong
-        return {drawing.notes: notice(message(error, draft.language), "bad")}
-    draft = replace(draft, form=chosen, extras=extras)
-    written = {
-        form.profile: chosen.profile,  # written back: a page still opening may have reset it
-        form.peak: chosen.peak,
-        form.width: chosen.width,
-        form.threshold: chosen.threshold,
-        editor.controls.extras: extras,
-    }
-    try:
-        return {**draw(drawing, engine, draft), **written}
-    except UserError:  # the validator of the next event says where
-        return {**written, **draw_draft.dirty(drawing, draft.language)}
-
-
-def unsound(editor: Editor, sound: Form, draft: Draft) -> dict:
-    """A control was refused: what it shows is not what is applied, nor what a profile says."""
-    found = wrong(draft.form, draft.extras, draft.loaded.spec, sound)
-    if not found:  # mended meanwhile: the event of the newer value draws it
-        return {}
-    profile = {editor.controls.form.profile: "custom"} if {*recipes.SHAPE} & {*found} else {}
-    return {**draw_draft.dirty(editor.drawing, draft.language), **profile}
+    form, extras, written = draft.form, draft.extras, {}
+    controls, before, now = editor.controls, draft.drawn, draw_draft.shape(draft.form)
+    shapes = {name: getattr(controls.form, name) for name in recipes.SHAPE}
+    if before is not None and form.profile not in (before[0], "custom"):
+        try:
+            form, extras = draw_draft.with_profile(engine, draft)
+        except UserError as error:  # nothing is measured yet, or a direction's number is wrong
+            told = {editor.drawing.notes: notice(message(error, draft.language), "bad")}
+            return told | dict(zip((controls.form.profile, *shapes.values()), before, strict=True))
+        if form.profile in MEASURED:  # a named one's are written where the page is
+            written = {box: getattr(form, name) for name, box in shapes.items()}
+    elif before is not None and now[1:] != before[1:]:
+        extras = extras.one_bell()
+        if form.profile in MEASURED:
+            written = {controls.form.profile: "custom"}
+        form = form._replace(profile="custom")
+    draft = replace(draft, form=form, extras=extras)
+    return {**draw(editor.drawing, engine, draft), **written, controls.extras: extras}
 
 
 def settle(sound: Form, language: str, *chosen: object) -> list:
@@ -185,10 +155,22 @@ def settle(sound: Form, language: str, *chosen: object) -> list:
     return [*able, gr.update(visible=asks_where(values))]
 
 
+def _dirty() -> str:
+    """The update of `draw_draft.dirty`, as the page makes it: JSON, its text still to translate."""
+    update = {"__type__": "update", "value": str(t("apply.dirty")), "elem_classes": ["dirty"]}
+    return json.dumps(update)
+
+
 def _numbers() -> str:
-    """The named profiles' peak, width and threshold, as the page writes them: JSON."""
-    named = kernel.profiles().items()
-    return json.dumps({name: [numbers[key] for key in recipes.SHAPE] for name, numbers in named})
+    """The named profiles' peak, width and threshold, as the page writes them: JSON.
+
+    Sound ones for those that only the server has, until it answers: what is broken is repaired.
+    """
+    named = kernel.profiles()
+    sound = dict.fromkeys(MEASURED, named["default"])
+    return json.dumps(
+        {name: [row[key] for key in recipes.SHAPE] for name, row in (sound | named).items()}
+    )
 
 
 def usable(lang: str, loaded: Loaded, recipe: recipes.Recipe) -> recipes.Recipe:

@@ -16,12 +16,14 @@ class Session:
 
     `saved`, `corrections` and `talk` are kept by the browser and survive a restart: the recipes
     applied so far, as YAML, the labels that were corrected, and the chat; on a Space also the
-    `runs`, which elsewhere are the user's history. `job` names the metrics now being computed.
+    `runs`, which elsewhere are the user's history. `job` names the metrics now being computed;
+    `drawn` is the profile and its numbers that the figure shows (see `draw_draft.shape`).
     """
 
     language: gr.State
     loaded: gr.State
     extras: gr.State
+    drawn: gr.State
     variants: gr.State
     saved: gr.BrowserState
     results: gr.State
@@ -41,6 +43,7 @@ def create() -> Session:
         language=gr.State("en"),
         loaded=gr.State(Loaded()),
         extras=gr.State(Extras()),
+        drawn=gr.State(),
         variants=gr.State(Variants()),
         saved=gr.BrowserState([], storage_key="sst-studio-variants", secret="sst-studio"),
         results=gr.State({}),
