@@ -241,6 +241,28 @@ def test_the_selected_profile_repairs_what_was_broken(page):
     expect(page.locator("#apply")).to_contain_text("Applied")
 
 
+def test_a_profile_is_picked_though_no_answer_has_come_yet(page):
+    """On a slow machine the server has not said yet what an earlier number makes of the profile."""
+    box, held = page.locator("#peak input[type=number]"), []
+    page.route("**/queue/join**", lambda route: held.append(route))
+    for typed, name, peak in (
+        ("", "Narrow", "0.6"),
+        ("0.3", "Early", "0.4"),
+        ("", "Default", "0.6"),
+    ):
+        box.fill(typed)
+        expect(page.locator("#profile label.selected")).to_have_text("Custom")
+        page.click(f"#profile label:has-text('{name}')")
+        expect(box).to_have_value(peak)
+    assert held, "no request was made: nothing was late"
+    for route in held:
+        route.continue_()
+    page.unroute("**/queue/join**")
+    expect(page.locator("#apply")).to_contain_text("Applied")
+    expect(page.locator("#profile label.selected")).to_have_text("Default")
+    expect(page.locator("#peak .said")).to_have_count(0)
+
+
 def test_add_and_an_affine_target_exclude_one_another(page):
     page.click("#affine input")
     expect(page.locator("#operation input").last).to_be_disabled()
