@@ -3,7 +3,6 @@
 Nothing here needs the network: the Hub is switched off before anything imports it.
 """
 
-import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,8 +14,6 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def folders(tmp_path_factory):
     """Caches and outputs of a test run go to a folder of their own."""
-    gc.collect()
-    gc.freeze()  # loading a model collects: a quarter of a second each for what imports have made
     root = tmp_path_factory.mktemp("studio")
     os.environ["SST_CACHE"] = str(root / "cache")
     os.environ["SST_HOME"] = str(root / "home")
