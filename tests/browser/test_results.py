@@ -176,15 +176,13 @@ def test_cancel_keeps_what_is_finished_and_run_again_measures_again(window, held
         assert page.locator(".metric").count() > finished
 
 
-def test_advice_fills_the_controls_and_waits_for_apply(window):
-    with window() as page:
-        few(page)
-        page.click("#profile label:has-text('Early')")
-        expect(page.locator("#apply")).to_contain_text("Apply changes")
-        page.click("#apply")
-        button = page.locator('#advice button[data-pick="removal_low"]')
-        expect(button).to_be_visible()
-        button.click()
-        expect(page.locator("#peak input[type=number]")).to_have_value("0.525")
-        expect(page.locator("#apply")).to_contain_text("Apply changes")
-        expect(page.locator(".variant.current")).to_contain_text("early_focus")
+def test_advice_fills_the_controls_and_waits_for_apply(page):
+    page.click("#profile label:has-text('Early')")
+    expect(page.locator("#apply")).to_contain_text("Apply changes")
+    page.click("#apply")
+    button = page.locator('#advice button[data-pick="removal_low"]')
+    expect(button).to_be_visible()
+    button.click()
+    expect(page.locator("#peak input[type=number]")).to_have_value("0.525")
+    expect(page.locator("#apply")).to_contain_text("Apply changes")
+    expect(page.locator(".variant.current")).to_contain_text("early_focus")

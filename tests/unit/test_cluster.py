@@ -87,6 +87,9 @@ def all_ready(cluster):
         list(cluster._answers())
 
 
+# In this order: what kills workers comes last, as each new one costs the loading of a model.
+
+
 @pytest.mark.slow
 def test_two_workers_come_to_the_numbers_of_one_process(cluster, local, monkeypatch):
     all_ready(cluster)
@@ -109,6 +112,46 @@ def test_two_workers_come_to_the_numbers_of_one_process(cluster, local, monkeypa
     assert at_work == [1, 2]  # both at once
     assert all(any(f"worker {number}" in note for note in told) for number in (1, 2))
     assert (cluster.layers, cluster.preserving, cluster.name) == (12, True, "demo")
+
+
+@pytest.mark.slow
+def test_closing_leaves_no_batch_running(cluster, local):
+    all_ready(cluster)
+    before = pids(cluster)
+    with closing(cluster.numbers(GRID, EVALUATION)) as steps:
+        assert any("together" in step.note for step in steps)
+    ray = ray_cluster.library()
+    assert all(worker.answer is None for worker in cluster._team)
+    first = ray.get([worker.actor.now.remote() for worker in cluster._team])
+    time.sleep(1.0)
+    assert ray.get([worker.actor.now.remote() for worker in cluster._team]) == first
+    assert pids(cluster) == before  # they keep their models
+    assert by_place(cluster.numbers(GRID[:5], EVALUATION)) == {n: local[n] for n in range(5)}
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_trials_as_in_this_process(cluster, local, host):
+    spec = SearchSpec("tpe", samples=4, max_new_tokens=8, trials=14, seed=3)
+    found = {}
+    for name, measurer in (("cluster", cluster), ("here", Local(host))):
+        made = finish(search(DEFAULT, spec, measurer, "memory"))
+        found[name] = [(each.params, each.state, each.values) for each in made]
+    assert len(found["here"]) == 14
+    assert found["cluster"] == found["here"]
+
+
+@pytest.mark.slow
+def test_the_measured_signal_is_the_same(cluster, host):
+    select = ("demo/harmful?part=2/2", "demo/harmless?part=2/2")
+    assert finish(cluster.bell(DEFAULT, select)) == finish(Local(host).bell(DEFAULT, select))
+
+
+@pytest.mark.slow
+def test_a_cluster_without_room_is_said(nodes, cluster, monkeypatch):
+    all_ready(cluster)
+    monkeypatch.setattr("sst_ui.jobs.search.ray_workers.PATIENCE", 2.0)
+    with pytest.raises(UserError, match=r"no worker started.*1 processors"):
+        Cluster(ModelSpec(), nodes.address, workers=2).__enter__()
 
 
 @pytest.mark.slow
@@ -154,58 +197,14 @@ def test_a_batch_that_kills_every_worker_is_given_up_and_the_other_goes_on(
 
 
 @pytest.mark.slow
-def test_closing_leaves_no_batch_running(cluster, local):
-    all_ready(cluster)
-    before = pids(cluster)
-    with closing(cluster.numbers(GRID, EVALUATION)) as steps:
-        assert any("together" in step.note for step in steps)
-    ray = ray_cluster.library()
-    assert all(worker.answer is None for worker in cluster._team)
-    first = ray.get([worker.actor.now.remote() for worker in cluster._team])
-    time.sleep(1.0)
-    assert ray.get([worker.actor.now.remote() for worker in cluster._team]) == first
-    assert pids(cluster) == before  # they keep their models
-    assert by_place(cluster.numbers(GRID[:5], EVALUATION)) == {n: local[n] for n in range(5)}
-
-
-@pytest.mark.slow
-def test_the_same_seed_gives_the_same_trials_as_in_this_process(cluster, local, host):
-    spec = SearchSpec("tpe", samples=4, max_new_tokens=8, trials=14, seed=3)
-    found = {}
-    for name, measurer in (("cluster", cluster), ("here", Local(host))):
-        made = finish(search(DEFAULT, spec, measurer, "memory"))
-        found[name] = [(each.params, each.state, each.values) for each in made]
-    assert len(found["here"]) == 14
-    assert found["cluster"] == found["here"]
-
-
-@pytest.mark.slow
-def test_the_measured_signal_is_the_same(cluster, host):
-    select = ("demo/harmful?part=2/2", "demo/harmless?part=2/2")
-    assert finish(cluster.bell(DEFAULT, select)) == finish(Local(host).bell(DEFAULT, select))
-
-
-@pytest.mark.slow
 def test_a_model_that_a_worker_cannot_load_is_said_in_its_words(nodes, cluster):
-    all_ready(cluster)
-    other = Cluster(ModelSpec(id="./no-such-model"), nodes.address, workers=2)
-    team = list(cluster._team)
-    for worker in team:  # make room: this cluster has two processors
-        cluster._kill(worker)
-    with pytest.raises(UserError) as told, other:
-        pass
-    cluster._team = [cluster._hire() for _ in team]
+    while cluster._team:  # make room: nobody needs these workers any more
+        cluster._kill(cluster._team.pop())
+    with pytest.raises(UserError) as told:
+        Cluster(ModelSpec(id="./no-such-model"), nodes.address, workers=1).__enter__()
     assert "no-such-model" in str(told.value)
     assert "Traceback" not in str(told.value)
     assert not isinstance(told.value, ray_cluster.library().exceptions.RayError)
-
-
-@pytest.mark.slow
-def test_a_cluster_without_room_is_said(nodes, cluster, monkeypatch):
-    all_ready(cluster)
-    monkeypatch.setattr("sst_ui.jobs.search.ray_workers.PATIENCE", 2.0)
-    with pytest.raises(UserError, match=r"no worker started.*1 processors"):
-        Cluster(ModelSpec(), nodes.address, workers=2).__enter__()
 
 
 class Nodes:
