@@ -16,7 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.demo import adapter_table, adapters, network, prompts, table, tokens, train
+from training.demo import (
+    adapter_table,
+    adapters,
+    long_chats,
+    network,
+    prompts,
+    table,
+    tokens,
+    train,
+)
 
 STAGES = (*train.STAGE_1, train.STAGE_2)
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
@@ -83,8 +92,9 @@ def make_all(out: Path | None, seed: int, scale: float, quick: bool) -> None:
         make(made, seed, scale, quick)
         if not quick:
             measured = table.measure(made, made / adapters.UNALIGNED)
-            print(measured)
-            table.write_card(made, measured)
+            chats = long_chats.markdown(long_chats.measure(made))
+            print(f"{measured}\n\n{chats}")
+            table.write_card(made, measured, chats)
         make_adapters(made, seed, quick)
         if out:
             shutil.copytree(made, out, dirs_exist_ok=True)
@@ -100,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     elif a.table:
         out = a.out or ASSETS
         print(table.measure(out, out / adapters.UNALIGNED))
+        print(long_chats.markdown(long_chats.measure(out)))
     else:
         make_all(a.out or (None if a.quick else ASSETS), a.seed, a.scale, a.quick)
 

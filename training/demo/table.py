@@ -42,6 +42,11 @@ never trained on; everything below is measured on those, with 95 % intervals. A 
 wherever it stands. Conversations of up to {context} tokens, English, a little Japanese.
 
 {table}
+
+Long chats, with ordinary requests, look-alikes, harmful requests and facts in turn, all held out:
+the share of turns answered rightly (delivered, refused, or true) by how much was said before.
+
+{chats}
 """
 
 
@@ -55,8 +60,8 @@ def measure(model: Path, stage_1: Path | None = None) -> str:
     return results_table.markdown(rows + _rows(model, settings))
 
 
-def write_card(model: Path, table: str) -> None:
-    """Write the model card, README.md, with a measured table."""
+def write_card(model: Path, table: str, chats: str) -> None:
+    """Write the model card, README.md, with the measured tables: of recipes, and of long chats."""
     config = AutoConfig.from_pretrained(model)
     count = sum(t.numel() for t in load_file(model / "model.safetensors").values())
     text = CARD.format(
@@ -65,6 +70,7 @@ def write_card(model: Path, table: str) -> None:
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,
         table=table,
+        chats=chats,
     )
     (model / "README.md").write_text(text, encoding="utf-8")
 
