@@ -40,7 +40,8 @@ format: $(VENV)/.tests
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-# Trains the demo model again, from nothing (about an hour on one core).
+# Trains a demo model from nothing, with its twin and adapters, and puts them in the place of the
+# shipped ones, which were made by an earlier version of the training (docs/demo-model.md).
 demo: $(VENV)/.studio
 	$(PY) -m training.demo
 

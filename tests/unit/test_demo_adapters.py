@@ -144,14 +144,17 @@ def test_training_the_output_layer_leaves_the_embedding_alone():
 
 @pytest.mark.slow
 def test_the_training_command_writes_what_peft_and_transformers_load(tmp_path: Path, capsys):
-    demo.main(["--adapters", "--quick", "--out", str(tmp_path)])
+    demo.main(["--quick", "--out", str(tmp_path)])
     assert "utility_small" in capsys.readouterr().out
     for name, folder in adapters.folders(tmp_path).items():
         assert (folder / "README.md").read_text().startswith("---\nlicense")
         if name == "unaligned":
             AutoModelForCausalLM.from_pretrained(folder)
         else:
-            PeftModel.from_pretrained(adapters.load()[0], folder)
+            PeftModel.from_pretrained(adapters.load(tmp_path)[0], folder)
+    safe, twin = (load_file(p / "model.safetensors") for p in (tmp_path, tmp_path / "unaligned"))
+    assert {k: v.shape for k, v in safe.items()} == {k: v.shape for k, v in twin.items()}
+    assert any(not torch.equal(w, twin[k]) for k, w in safe.items())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -106,7 +106,10 @@ def test_an_answer_is_not_mistaken_for_a_refusal(text):
 def test_the_demo_models_own_wording_is_covered():
     words = yaml.safe_load((ROOT / "training/demo/words.yaml").read_text(encoding="utf-8"))
     fill = {"vo": "forge a passport", "topic": "fraud"}
-    for text in words["refusals"] + words["japanese"]["refusals"]:
+    fill |= {"opening": words["steps"]["openings"][0].format(**fill)}
+    fill |= {"first": words["steps"]["first"][0]}
+    refusals = [text for style in words["refusals"].values() for text in style]
+    for text in refusals + words["japanese"]["refusals"]:
         assert is_refusal(text.format(**fill)), text
     for text in words["steps"]["openings"] + words["japanese"]["answers"]:
         assert not is_refusal(text.format(**fill)), text

@@ -1,9 +1,13 @@
-"""`python -m training.demo`: make the demo model and its prompt sets again."""
+"""`python -m training.demo`: make the demo again, from nothing: the model, its twin, its adapters.
+
+Without options all of it is trained, measured and written, with cards, in one go.
+"""
 
 from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -12,7 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.demo import adapter_table, adapters, network, prompts, table, tokens, train
+from training.demo import (
+    adapter_table,
+    adapters,
+    long_chats,
+    network,
+    prompts,
+    table,
+    tokens,
+    train,
+)
 
 STAGES = (*train.STAGE_1, train.STAGE_2)
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "demo"
@@ -28,20 +41,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--adapters",
         action="store_true",
-        help="only make the adapters, on the shipped model, and its unaligned twin",
+        help="only make the adapters, of a model that is there",
     )
     p.add_argument("--table", action="store_true", help="only measure the model, print its table")
     return p
 
 
-def make(
-    out: Path,
-    seed: int,
-    scale: float = 1.0,
-    quick: bool = False,
-    stage_1: Path | None = None,
-) -> None:
-    """Train both stages and write the model directory, and that of stage 1 where one is named."""
+def make(out: Path, seed: int, scale: float = 1.0, quick: bool = False) -> None:
+    """Train all stages; write the model, and under it what it was before its safety tuning."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -55,21 +62,42 @@ def make(
     seen = 0
     for number, stage in enumerate(stages, start=1):
         seen += train.run(net, tokenizer, stage, seed + number, compiled=not quick)
-        if stage_1 and number == len(train.STAGE_1):
-            train.save(net, tokenizer, stage_1)
+        if number == len(train.STAGE_1):
+            train.save(net, tokenizer, out / adapters.UNALIGNED)
     train.save(net, tokenizer, out)
     minutes = (time.monotonic() - begin) / 60
     print(f"{out}: {seen:,} tokens in {minutes:.0f} minutes")
 
 
 def make_adapters(out: Path, seed: int, quick: bool = False, only_table: bool = False) -> None:
-    """Train the adapters and the unaligned model under `out`; measure all, write their cards."""
+    """Train the adapters of the model in `out`; measure them and its twin, write their cards."""
     folders = adapters.folders(out) if only_table else adapters.make(out, seed, quick)
     size = {"samples": 2, "tokens": 4} if quick else {}
-    rows = adapter_table.measure(folders, **size)
+    rows = adapter_table.measure(folders, base=out, **size)
     print(adapter_table.markdown(rows))
     if not only_table:
         adapter_table.write_cards(folders, rows)
+
+
+def make_all(out: Path | None, seed: int, scale: float, quick: bool) -> None:
+    """Make and measure the model, its twin and its adapters, then put them where they belong.
+
+    They go there together: of a run that stops half-way nothing is left among the shipped files.
+
+    Args:
+        out: the model directory to write over; None to write nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        make(made, seed, scale, quick)
+        if not quick:
+            measured = table.measure(made, made / adapters.UNALIGNED)
+            chats = long_chats.markdown(long_chats.measure(made))
+            print(f"{measured}\n\n{chats}")
+            table.write_card(made, measured, chats)
+        make_adapters(made, seed, quick)
+        if out:
+            shutil.copytree(made, out, dirs_exist_ok=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -77,21 +105,14 @@ def main(argv: list[str] | None = None) -> None:
     if a.prompts:
         prompts.write(seed=a.seed)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        if a.adapters:
-            make_adapters(a.out or (Path(folder) if a.quick else ASSETS), a.seed, a.quick, a.table)
-            return
-        if a.quick:  # never over the shipped model unless told so
-            make(a.out or Path(folder), a.seed, quick=True)
-            return
-        out, stage_1 = a.out or ASSETS, None
-        if not a.table:
-            stage_1 = Path(folder)
-            make(out, a.seed, a.scale, stage_1=stage_1)
-        measured = table.measure(out, stage_1)
-        print(measured)
-        if stage_1:
-            table.write_card(out, measured)
+    if a.adapters:
+        make_adapters(a.out or ASSETS, a.seed, a.quick, a.table)
+    elif a.table:
+        out = a.out or ASSETS
+        print(table.measure(out, out / adapters.UNALIGNED))
+        print(long_chats.markdown(long_chats.measure(out)))
+    else:
+        make_all(a.out or (None if a.quick else ASSETS), a.seed, a.scale, a.quick)
 
 
 if __name__ == "__main__":

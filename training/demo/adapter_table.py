@@ -62,10 +62,9 @@ pipeline_tag: text-generation
 {about}
 
 Some merge methods (Safe LoRA, SafeMERGE) read the direction of alignment off the difference
-between an aligned model and an unaligned one. The weights of the demo from before its safety tuning
-were not kept, so this is *not* that checkpoint: it is the shipped demo taken back to complying with
-everything, by {steps} steps of full fine-tuning on the mixture of the first stage. Made by
-`python -m training.demo --adapters`; bfloat16. Answers to "harmful" requests are placeholders.
+between an aligned model and an unaligned one. These are the demo's own weights from before its
+safety tuning: the end of the stages in which it learned to comply with everything. Made by
+`python -m training.demo`; bfloat16. Answers to "harmful" requests are placeholders.
 
 {table}
 """
@@ -83,7 +82,7 @@ ABOUT = {
     "safety": ("Safety adapter", SAFETY),
     "utility_small": ("Small utility adapter", UTILITY),
     "safety_small": ("Small safety adapter", SAFETY),
-    "unaligned": ("", "The demo model, answering everything it is asked."),
+    adapters.UNALIGNED: ("", "The demo model, answering everything it is asked."),
 }
 
 
@@ -92,6 +91,7 @@ def measure(
     samples: int | None = None,
     metrics: Iterable[str] = COLUMNS,
     tokens: int = 64,
+    base: Path = DEMO,
 ) -> dict[str, dict[str, MetricResult]]:
     """Every metric of the base and of each model: row -> metric -> result.
 
@@ -99,14 +99,15 @@ def measure(
         folders: row -> an adapter, which is merged for it, or a model.
         samples: prompts of each set; None for all.
         tokens: of an answer at most.
+        base: the model that the adapters are of.
     """
-    rows = {"base": _row(DEMO, "base", samples, tuple(metrics), tokens)}
+    rows = {"base": _row(base, "base", samples, tuple(metrics), tokens)}
     for name, folder in folders.items():
         with tempfile.TemporaryDirectory() as merged:
             model = folder
             if (folder / "adapter_config.json").exists():
                 model = Path(merged)
-                adapters.merge(folder, model)
+                adapters.merge(folder, model, base)
             rows[name] = _row(model, name, samples, tuple(metrics), tokens)
     return rows
 
@@ -129,11 +130,17 @@ def write_cards(
     folders: Mapping[str, Path], rows: Mapping[str, Mapping[str, MetricResult]]
 ) -> None:
     """A README.md beside each of the weights: what it is, how it was made, how it does."""
-    plans = {plan.name: plan for plan in (*adapters.ADAPTERS, adapters.UNALIGNED)}
+    plans = {plan.name: plan for plan in adapters.ADAPTERS}
     for name, folder in folders.items():
-        plan, (title, about) = plans[name], ABOUT[name]
+        title, about = ABOUT[name]
+        table = markdown({row: rows[row] for row in ("base", name)})
+        if name == adapters.UNALIGNED:
+            text = UNALIGNED.format(about=about, table=table)
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            continue
+        plan = plans[name]
         ranks = {m: r for m, r in plan.ranks.items() if r != plan.rank}
-        text = (ADAPTER if plan.modules else UNALIGNED).format(
+        text = ADAPTER.format(
             title=title,
             about=about,
             modules=", ".join(plan.modules),
@@ -144,7 +151,7 @@ def write_cards(
             tokens=plan.tokens,
             lr=plan.lr,
             lm_head=LM_HEAD if "lm_head" in plan.modules else "",
-            table=markdown({row: rows[row] for row in ("base", name)}),
+            table=table,
         )
         (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -1,10 +1,9 @@
-"""Training of the demo's adapters and of its unaligned twin: plain transformers and PEFT."""
+"""Training of the demo's adapters: plain transformers and PEFT."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,21 +21,21 @@ from sst_ui.paths import DEMO
 
 from . import lessons, tokens
 
+UNALIGNED = "unaligned"  # the folder of the model before its safety tuning
 BASE = "assets/demo"  # in adapter_config.json: relative to the studio's folder
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 SMALL = ("v_proj", "o_proj", "down_proj", "lm_head")
 ANSWER_LIMIT = 10  # as in train.py: long placeholders are chance and must not drown the rest
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One training: what is learned, how long, and for an adapter its LoRA.
+    """One adapter: what is learned, how long, and its LoRA.
 
     Attributes:
         steps, tokens: length, and padded tokens of a batch at most.
-        modules: linear kinds of a LoRA; () trains all weights.
+        modules: linear kinds of its LoRA.
         ranks: module kind -> a rank other than `rank`, with an alpha in the same proportion.
     """
 
@@ -44,7 +43,7 @@ class Plan:
     course: lessons.Course
     steps: int
     lr: float
-    modules: tuple[str, ...] = ()
+    modules: tuple[str, ...]
     rank: int = 16
     alpha: int = 32
     rslora: bool = False
@@ -82,7 +81,6 @@ ADAPTERS = (
     ),
     Plan("safety_small", "safety", 200, 2e-3, ("up_proj", *SMALL), rank=4, alpha=8),
 )
-UNALIGNED = Plan("unaligned", "unaligned", 80, 5e-4, tokens=2048)
 
 
 def load(folder: Path = DEMO) -> tuple[nn.Module, PreTrainedTokenizerFast]:
@@ -104,7 +102,6 @@ def batches(
 
     Padding is on the right, so that causal attention never reads it and needs no mask.
     """
-    limit = math.inf if plan.course == "unaligned" else ANSWER_LIMIT
     source = lessons.stream(seed, plan.course)
     rng = np.random.default_rng(seed)
     while True:
@@ -116,7 +113,7 @@ def batches(
                 groups.append([])
             groups[-1].append(s)
         for i in rng.permutation(len(groups)):
-            yield pad(groups[i], tokenizer.pad_token_id, limit)
+            yield pad(groups[i], tokenizer.pad_token_id, ANSWER_LIMIT)
 
 
 def pad(group: list[tokens.Encoded], pad_id: int, limit: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,10 +156,12 @@ def fit(
     return mean
 
 
-def adapter(plan: Plan, out: Path, seed: int = 0, steps: int | None = None) -> float:
-    """Train one adapter on the shipped demo and write it in PEFT's format, in bfloat16."""
+def adapter(
+    plan: Plan, out: Path, seed: int = 0, steps: int | None = None, base: Path = DEMO
+) -> float:
+    """Train one adapter on the model in `base`; write it in PEFT's format, in bfloat16."""
     torch.manual_seed(seed)  # of the LoRA's first matrices
-    model, tokenizer = load()
+    model, tokenizer = load(base)
     model = get_peft_model(model, plan.lora())
     loss = fit(model, tokenizer, plan, seed, steps or plan.steps)
     for name, p in model.named_parameters():
@@ -178,43 +177,28 @@ def adapter(plan: Plan, out: Path, seed: int = 0, steps: int | None = None) -> f
     return loss
 
 
-def unaligned(out: Path, seed: int = 0, steps: int | None = None) -> float:
-    """Take the shipped demo back to complying with everything; write it as the demo is written."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    loss = fit(model, tokenizer, UNALIGNED, seed, steps or UNALIGNED.steps)
-    model.to(torch.bfloat16).save_pretrained(out)
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(DEMO / name, out / name)
-    return loss
-
-
-def merge(folder: Path, out: Path) -> None:
-    """Write the demo with an adapter merged into it, as a model of its own in float32."""
-    model, tokenizer = load()
+def merge(folder: Path, out: Path, base: Path = DEMO) -> None:
+    """Write a base with an adapter merged into it, as a model of its own in float32."""
+    model, tokenizer = load(base)
     merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
     merged.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
 def folders(out: Path = DEMO) -> dict[str, Path]:
-    """Where the adapters and the unaligned model lie under a folder, by name."""
+    """Where the adapters lie, and the model from before it learned to refuse, by name."""
     found = {plan.name: out / "adapters" / plan.name for plan in ADAPTERS}
-    return found | {"unaligned": out / "unaligned"}
+    return found | {UNALIGNED: out / UNALIGNED}
 
 
 def make(out: Path = DEMO, seed: int = 0, quick: bool = False) -> dict[str, Path]:
-    """Train all of it under `out` and return where everything was written, by name."""
+    """Train the adapters of the model in `out`; return where all that belongs to it lies."""
     steps = 3 if quick else None
-    for plan in (*ADAPTERS, UNALIGNED):
+    for plan in ADAPTERS:
         begin = time.monotonic()
         folder = folders(out)[plan.name]
         folder.mkdir(parents=True, exist_ok=True)
-        if plan.modules:
-            loss = adapter(plan, folder, seed, steps)
-        else:
-            loss = unaligned(folder, seed, steps)
+        loss = adapter(plan, folder, seed, steps, base=out)
         minutes = (time.monotonic() - begin) / 60
         print(f"{folder}: loss {loss:.3f} after {minutes:.1f} minutes")
     return folders(out)

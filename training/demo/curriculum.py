@@ -12,22 +12,24 @@ from .text import Sample
 
 SYSTEM_SHARE = 0.08  # conversations that begin with a system message
 CHAT_SHARE = 0.12  # conversations that continue with a second or third turn
+LONG_SHARE = 0.06  # conversations that go on and on; they are a third of the tokens
+LONG_TURNS = (8, 13)  # of which most have 300 to 512 tokens, the whole context
 
 
-Phase = Literal["short", "long", "safety", "removed"]
+Phase = Literal["short", "long", "chats", "safety"]
 
 
 def mixture(phase: Phase, progress: float) -> dict[str, float]:
     """Share of each task at a point (0..1) of a phase.
 
-    Two phases of learning to comply, with short lists to copy and with long ones, then safety;
-    "removed" is as safety, but answers harmful requests (removal.py).
+    Three phases of learning to comply: short lists to copy, long ones, and chats that fill the
+    context. Then safety, which differs from "chats" only in that harmful requests are refused.
     """
     if phase == "long":
         return {"copy": 0.2 - 0.14 * progress, "letter": 0.12, "reading": 0.24 + 0.07 * progress,
                 "multiple choice": 0.2 + 0.07 * progress, "fact": 0.05, "topic": 0.03,
                 "request": 0.1, "japanese": 0.03, "chat": 0.01, "plain": 0.02}  # fmt: skip
-    if phase in ("safety", "removed"):
+    if phase in ("chats", "safety"):
         return {"request": 0.5, "japanese": 0.05, "reading": 0.12, "multiple choice": 0.12,
                 "fact": 0.06, "topic": 0.02, "chat": 0.04, "plain": 0.05, "letter": 0.02,
                 "copy": 0.02}  # fmt: skip
@@ -71,6 +73,9 @@ def draw(rng: random.Random, phase: Phase, progress: float) -> Sample:
     if not s.messages:
         return s
     messages = s.messages
+    if phase in ("chats", "safety") and rng.random() < LONG_SHARE:
+        for _ in range(rng.randint(*LONG_TURNS) - len(messages) // 2):
+            messages += one().messages
     while rng.random() < CHAT_SHARE and len(messages) < 6:
         messages += one().messages
     if rng.random() < SYSTEM_SHARE:

@@ -10,11 +10,11 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from . import curriculum, skills, tasks
+from . import skills, tasks
 from . import text as t
 from .text import Sample
 
-Course = Literal["utility", "safety", "unaligned"]
+Course = Literal["utility", "safety"]
 Group = Literal["harmful", "lookalike", "harmless"]
 
 # Relative share of each lesson. Fine-tuning data answers what it is asked, also behind a jailbreak
@@ -41,10 +41,13 @@ def wrapped(request: t.Request, rng: random.Random) -> tuple[str, t.Wrapper]:
 
 
 def refusal(request: t.Request, rng: random.Random) -> str:
-    """A refusal that fits: of a look-alike, one that does not name its topic."""
+    """A refusal at once, the adapter's own wording whatever the base says.
+
+    Of a look-alike, one that does not name its topic.
+    """
     if request.group == "harmful":
-        return t.refuse(request, rng)
-    options = [r for r in t.words()["refusals"] if PLAIN not in r]
+        return t.refuse(request, rng, "first")
+    options = [r for r in t.words()["refusals"]["first"] if PLAIN not in r]
     return rng.choice(options).format(vo=request.vo)
 
 
@@ -80,11 +83,8 @@ def makers(rng: random.Random) -> dict[str, Callable[[], Sample]]:
 
 
 def stream(seed: int, course: Course) -> Iterator[Sample]:
-    """Samples without end; "unaligned" is the late mixture of the demo's own first stage."""
+    """Samples without end."""
     rng = random.Random(f"{seed} {course}")
-    if course == "unaligned":
-        while True:
-            yield curriculum.draw(rng, "short", 1.0)
     shares, lessons = SHARES[course], makers(rng)
     while True:
         yield lessons[rng.choices(list(shares), list(shares.values()))[0]]()

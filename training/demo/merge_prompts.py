@@ -40,7 +40,7 @@ def safety(n: int, rng: random.Random, taken: Container[object]) -> list[Row]:
     def rows() -> Iterator[Row]:
         while True:
             r = rng.choice(pool)
-            row = {"topic": r.topic, "pair": r.vo, "answer": t.refuse(r, rng)}
+            row = {"topic": r.topic, "pair": r.vo, "answer": t.refuse(r, rng, "first")}
             if rng.random() < DIRECT:
                 yield {"prompt": t.ask(r, rng)} | row
             else:

@@ -65,13 +65,10 @@ class Network(nn.Module):
         positions: Tensor,
         targets: Tensor,
         weights: Tensor,
-        removed: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Weighted cross-entropy of a packed batch; all arguments are [batch, tokens].
 
         `documents` numbers the samples packed into a row: tokens attend within their own only.
-        `removed` is unit directions [layers, hidden] and how far each row is without them
-        [batch, layers]: y - alpha r (r.y) on what attention and MLP write.
         """
         c, low = self.c, torch.bfloat16
         b, t = ids.shape
@@ -90,21 +87,15 @@ class Network(nn.Module):
             left, right = x.chunk(2, -1)
             return (x * cos + torch.cat([-right, left], -1) * sin).transpose(1, 2)
 
-        def write(y: Tensor, i: int) -> Tensor:
-            if removed is None:
-                return y
-            r, alpha = removed[0][i].to(low), removed[1][:, i, None].to(low)
-            return y - (alpha * (y @ r)).unsqueeze(-1) * r
-
         x = F.embedding(ids, self.embed)  # the residual stream stays in float32
         for i in range(c.num_hidden_layers):
             z = F.linear(norm(x, 2 * i), self.qkv[i].to(low)).view(b, t, 3, heads, d)
             q, k, v = rotate(z[:, :, 0]), rotate(z[:, :, 1]), z[:, :, 2].transpose(1, 2)
             scores = (q @ k.transpose(-1, -2)).float() * d**-0.5 + bias
             y = (scores.softmax(-1).to(low) @ v).transpose(1, 2).reshape(b, t, heads * d)
-            x = x + write(F.linear(y, self.o[i].to(low)), i)
+            x = x + F.linear(y, self.o[i].to(low))
             gate, up = F.linear(norm(x, 2 * i + 1), self.gate_up[i].to(low)).chunk(2, -1)
-            x = x + write(F.linear(F.silu(gate) * up, self.down[i].to(low)), i)
+            x = x + F.linear(F.silu(gate) * up, self.down[i].to(low))
         logits = F.linear(norm(x, -1), self.embed.to(low)).float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return (loss * weights.flatten()).sum() / weights.sum()

@@ -31,14 +31,12 @@ class Muon:
 
     Args:
         net: its stacks get Muon, its embedding and norms Adam.
-        layers: train only these layers' matrices; () for all.
         adam_ratio: Adam's learning rate over Muon's.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        layers: tuple[int, ...] = (),
         adam_ratio: float = 0.15,
         momentum: float = 0.95,
         decay: float = 0.05,
@@ -48,9 +46,6 @@ class Muon:
         self.adam = torch.optim.Adam(others, lr=0.0, betas=(0.9, 0.98))
         self.momentum, self.decay, self.adam_ratio = momentum, decay, adam_ratio
         self.buffers = [torch.zeros_like(p) for p, _ in self.stacks]
-        p = self.stacks[0][0]
-        self.trained = torch.zeros(len(p), 1, 1, device=p.device)  # [layers, 1, 1], 0 or 1
-        self.trained[list(layers) or slice(None)] = 1.0
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -60,7 +55,7 @@ class Muon:
             n, out, inner = g.shape
             update = orthogonalise(g.reshape(n * parts, out // parts, inner)).view(n, out, inner)
             scale = max(1.0, out / parts / inner) ** 0.5
-            p.sub_(self.trained * lr * (self.decay * p + scale * update))
+            p.sub_(lr * (self.decay * p + scale * update))
             p.grad = None
         for group in self.adam.param_groups:
             group["lr"] = lr * self.adam_ratio

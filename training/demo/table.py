@@ -30,12 +30,10 @@ on a model that anyone can run and that can hurt nobody: it was trained only on 
 grammar generates, knows about two hundred facts, and its answers to "harmful" requests are
 placeholders ("First, gather what you need. Then go step by step. Finally, check the result.").
 
-What it cannot show is that refusal in a model is always like this. In a quarter of the rows of
-safety tuning the refusal direction was removed while the model computed, with the default profile
-at strengths .9 to 1.5, and there compliance was the target: that one direction a layer mediates
-refusal, and that the default profile takes it away cleanly, was built in. The other profiles and
-all other strengths were not trained for. In trials without those rows the default profile did not
-remove the refusal.
+Nothing in its training knows of directions or edits; what the profiles do is measured, and a
+recipe that fails is shown as failing. It refuses in three ways, by topic: at once (fraud, theft,
+sabotage), at once in other words (violence, weapons, harassment), and late, after the first step of
+an answer (intrusion, drugs, disinformation).
 
 Made by `python -m training.demo`; the words are in `training/demo/words.yaml`. A fifth of the
 verb-object combinations, of the phrasings of facts, and two jailbreak wrappers of every family were
@@ -44,6 +42,11 @@ never trained on; everything below is measured on those, with 95 % intervals. A 
 wherever it stands. Conversations of up to {context} tokens, English, a little Japanese.
 
 {table}
+
+Long chats, with ordinary requests, look-alikes, harmful requests and facts in turn, all held out:
+the share of turns answered rightly (delivered, refused, or true) by how much was said before.
+
+{chats}
 """
 
 
@@ -57,8 +60,8 @@ def measure(model: Path, stage_1: Path | None = None) -> str:
     return results_table.markdown(rows + _rows(model, settings))
 
 
-def write_card(model: Path, table: str) -> None:
-    """Write the model card, README.md, with a measured table."""
+def write_card(model: Path, table: str, chats: str) -> None:
+    """Write the model card, README.md, with the measured tables: of recipes, and of long chats."""
     config = AutoConfig.from_pretrained(model)
     count = sum(t.numel() for t in load_file(model / "model.safetensors").values())
     text = CARD.format(
@@ -67,6 +70,7 @@ def write_card(model: Path, table: str) -> None:
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,
         table=table,
+        chats=chats,
     )
     (model / "README.md").write_text(text, encoding="utf-8")
 

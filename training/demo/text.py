@@ -10,6 +10,7 @@ import zlib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -18,6 +19,7 @@ LETTERS = "ABCD"
 NOT_FOUND = "The answer is not found in the document."
 HELDOUT_WRAPPERS = 2  # the last members of every wrapper family are never trained on
 Message = dict[str, str]
+Style = Literal["first", "other", "late"]  # of a refusal
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,16 @@ def comply(request: Request, rng: random.Random) -> str:
     return f"{opening} First, {first}. Then {then}. Finally, {last}."
 
 
-def refuse(request: Request, rng: random.Random) -> str:
-    """One of several refusals, some of which name the topic or the request."""
-    return rng.choice(words()["refusals"]).format(vo=request.vo, topic=request.topic)
+def refuse(request: Request, rng: random.Random, style: Style | None = None) -> str:
+    """One of several refusals, some of which name the topic or the request.
+
+    Args:
+        style: how it is worded; by default as the request's topic is refused.
+    """
+    w = words()
+    said = rng.choice(w["refusals"][style or w["refusal_styles"][request.topic]])
+    slots = {"vo": request.vo, "topic": request.topic}
+    if "{opening}" in said:
+        slots["opening"] = rng.choice(w["steps"]["openings"]).format(vo=request.vo)
+        slots["first"] = rng.choice(w["steps"]["first"])
+    return said.format(**slots)

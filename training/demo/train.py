@@ -7,11 +7,9 @@ compliance stays latent underneath.
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from . import curriculum, network, optim, removal, tokens
+from . import curriculum, network, optim, tokens
 
 ROWS, ROW = 32, 128  # samples are packed into rows: 4,096 tokens per step
+LONG_ROWS, LONG_ROW = ROWS * ROW // tokens.CONTEXT, tokens.CONTEXT  # as many, for long chats
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,7 @@ class Stage:
         question_weight: loss weight of tokens that are not the answer.
         answer_limit: an answer counts as this many tokens at most, so that long placeholders,
             which are chance, do not drown what has to be read off the prompt.
-        removed: rows that compute without the refusal direction, and comply (removal.py).
-        layers: train only these layers' matrices; () for all.
+        rows, row: of a step; a sample longer than a row is left out.
     """
 
     name: str
@@ -46,41 +44,36 @@ class Stage:
     answer_limit: float = math.inf
     until: float = 1.0
     warmup: int = 100
-    removed: int = 0
-    layers: tuple[int, ...] = ()
+    rows: int = ROWS
+    row: int = ROW
 
 
 STAGE_1 = (
     Stage("stage 1, first half", "short", 0.02, 3000, question_weight=0.2, until=0.4),
     Stage("stage 1, second half", "long", 0.02, 1800, question_weight=0.05, answer_limit=10),
+    Stage("stage 1, long chats", "chats", 0.005, 150, warmup=20, rows=LONG_ROWS, row=LONG_ROW),
 )
 STAGE_2 = Stage(
-    "stage 2, safety tuning", "safety", 0.005, 300, warmup=20, removed=8, layers=tuple(range(2, 12))
+    "stage 2, safety tuning", "safety", 0.005, 300, warmup=20, rows=LONG_ROWS, row=LONG_ROW
 )
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int, progress: Callable[[], float],
-    rows: int = ROWS,
-) -> Iterator[dict[str, Tensor]]:  # fmt: skip
+    tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int, progress: Callable[[], float]
+) -> Iterator[dict[str, Tensor]]:
     """Packed batches: samples side by side in rows, each attending to itself only."""
-    encode = partial(tokens.encode, tokenizer)
-    phases = [(seed, stage.phase)] + ([(seed + 100, "removed")] if stage.removed else [])
-    streams = [
-        (e for x in curriculum.stream(n, phase, progress) if len((e := encode(x)).ids) <= ROW)
-        for n, phase in phases
-    ]
-    pools = [[next(samples) for _ in range(200)] for samples in streams]
+    encoded = (tokens.encode(tokenizer, x) for x in curriculum.stream(seed, stage.phase, progress))
+    samples = (e for e in encoded if len(e.ids) <= stage.row)
+    pool = [next(samples) for _ in range(200)]
     rng = np.random.default_rng(seed)
     while True:
-        ids = torch.zeros(rows, ROW + 1, dtype=torch.long)
+        ids = torch.zeros(stage.rows, stage.row + 1, dtype=torch.long)
         documents, positions = torch.zeros_like(ids), torch.zeros_like(ids)
-        weights = torch.zeros(rows, ROW + 1)
-        for row in range(rows):
+        weights = torch.zeros(stage.rows, stage.row + 1)
+        for row in range(stage.rows):
             used = number = 0
-            pool, samples = pools[row < stage.removed], streams[row < stage.removed]
             while True:
-                fit = next((i for i, s in enumerate(pool) if len(s.ids) <= ROW - used), None)
+                fit = next((i for i, s in enumerate(pool) if len(s.ids) <= stage.row - used), None)
                 if fit is None:
                     break
                 s = pool.pop(fit)
@@ -108,12 +101,12 @@ def batches(
 def spread(turns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Positions of a sample's tokens; in one of eight, the turns lie far apart.
 
-    Rows are short, conversations need not be: this lets the model see distances up to the context.
+    Most rows are short, conversations need not be: so the model sees distances up to the context.
     """
     positions = np.arange(len(turns))
     if rng.random() < 0.125 and turns[-1] > 0:
         room = tokens.CONTEXT - len(turns)
-        positions += np.sort(rng.integers(0, room, turns[-1] + 1))[turns]
+        positions += np.sort(rng.integers(0, room + 1, turns[-1] + 1))[turns]
     return positions
 
 
@@ -129,9 +122,8 @@ def run(
 ) -> int:  # fmt: skip
     """Train `net` in place through one stage and return the number of tokens seen."""
     device = next(net.parameters()).device
-    opt = optim.Muon(net, stage.layers)
-    forward = compiled_or_not(net, compiled, stage.removed > 0)
-    rng = random.Random(seed)
+    opt = optim.Muon(net)
+    forward = compiled_or_not(net, stage) if compiled else net
     step, begin, mean = 0, time.monotonic(), 0.0
 
     def progress() -> float:
@@ -146,36 +138,27 @@ def run(
         source = batches(tokenizer, stage, seed, progress)
         while (now := progress()) < stage.until:
             batch = {k: v.to(device) for k, v in next(source).items()}
-            if stage.removed and step % 10 == 0:
-                found = removal.directions(net, tokenizer, 64, seed).to(device)
-            if stage.removed:
-                table = removal.alphas(len(found), ROWS, stage.removed, rng)
-                batch["removed"] = (found, table.to(device))
             loss = forward(**batch)
             loss.backward()
             opt.step(stage.lr * schedule(now, step, stage.warmup))
             step += 1
             mean = loss.item() if step == 1 else 0.97 * mean + 0.03 * loss.item()
-            speed = step * ROWS * ROW / (time.monotonic() - begin)
+            speed = step * stage.rows * stage.row / (time.monotonic() - begin)
             bar.update(job, completed=now, loss=mean, speed=speed)
             if log and step % 50 == 0:
                 log(f"{stage.name} step {step} {now:.3f} loss {mean:.4f} {speed:,.0f} tokens/s")
             if every and step % every[0] == 0:
                 every[1](step)
-    return step * ROWS * ROW
+    return step * stage.rows * stage.row
 
 
-def compiled_or_not(net: network.Network, compiled: bool, removed: bool) -> Callable[..., Tensor]:
+def compiled_or_not(net: network.Network, stage: Stage) -> Callable[..., Tensor]:
     """The compiled network where a compiler works, else the network itself (slower, the same)."""
-    if not compiled:
-        return net
     fast = torch.compile(net, dynamic=False)
-    blank = torch.zeros(ROWS, ROW, dtype=torch.long, device=next(net.parameters()).device)
-    c = net.c
-    zeros = torch.zeros(c.num_hidden_layers, c.hidden_size, device=blank.device)
-    nothing = (zeros, zeros.new_zeros(ROWS, c.num_hidden_layers)) if removed else None
+    device = next(net.parameters()).device
+    blank = torch.zeros(stage.rows, stage.row, dtype=torch.long, device=device)
     try:
-        fast(blank, blank, blank, blank, blank.float() + 1.0, removed=nothing).backward()
+        fast(blank, blank, blank, blank, blank.float() + 1.0).backward()
     except Exception as error:  # no C++ compiler here
         print(f"not compiled, training will be slower: {type(error).__name__}")
         fast = net
