@@ -4,6 +4,7 @@ The only file that has all panels in hand: the events get those that they read a
 happens is in `ui.events`, one file per part of the screen.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +150,8 @@ class Screen:
 
 def build(engine: Engine) -> gr.Blocks:
     """The page over an engine; launch it with `theme.launch_options()`."""
+    # Gradio sums up the times of its last 10,000 events after every one of them.
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     with gr.Blocks(
         title="SST Studio",
         fill_width=True,
