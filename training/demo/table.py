@@ -50,13 +50,13 @@ the share of turns answered rightly (delivered, refused, or true) by how much wa
 """
 
 
-def measure(model: Path, stage_1: Path | None = None) -> str:
-    """The table as Markdown; `stage_1` is the model before safety tuning, if it is at hand."""
+def measure(model: Path, twin: Path | None = None) -> str:
+    """The table as Markdown; `twin` is its unaligned twin, if it is at hand."""
     settings = [s for s in results_table.settings() if s.group in GROUPS]
     rows = []
-    if stage_1:
-        before = replace(settings[0], name="after stage 1 (complies with everything)")
-        rows += _rows(stage_1, [before])
+    if twin:
+        before = replace(settings[0], name="unaligned twin (complies with everything)")
+        rows += _rows(twin, [before])
     return results_table.markdown(rows + _rows(model, settings))
 
 
