@@ -1,11 +1,12 @@
 """Every way of editing in one table: the demo, the real model, organisms.
 
     python -m benchmarks.baselines [demo|real|ORGANISM|GROUP ...] [--ways plain filtered ...]
-        [--profiles default ...] [--strengths 1 1.5 ...] [--directions FILE ...]
+        [--profiles default ...] [--strengths 1 1.5 ...] [--rounds N] [--directions FILE ...]
 
 Shares of the answers to held-out harmful prompts that are refused, evaded, degenerate or delivered,
-refused look-alikes, and divergence on ordinary prompts. `--directions` adds the same edits along
-directions that were found before, in rounds for example. What the ways are: benchmarks/ways.py.
+refused look-alikes, and divergence on ordinary prompts. `--rounds` adds each edit along directions
+that are found in rounds with it, `--directions` along those of a file. What the ways are:
+benchmarks/ways.py.
 """
 
 import argparse
@@ -14,8 +15,8 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import organisms, real_model
-from benchmarks.effectiveness import Row, choice, footer, markdown, measure, options
-from benchmarks.ways import Choice, Sets, rows
+from benchmarks.effectiveness import Row, choice, compare, footer, markdown, options
+from benchmarks.ways import Choice, Sets
 from sst_ui.errors import UserError
 from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
@@ -48,7 +49,7 @@ def table(name: str, wanted: Choice, samples: int | None, tokens: int, part: str
     """
     if name == "demo":
         host = finish(load(ModelSpec()))
-        return measure(host, rows(host.spec.id, DEMO, host.layers, wanted), DEMO, samples, tokens)
+        return compare(host, DEMO, wanted, samples, tokens)
     if name == "real":
         return real_model.run(samples, tokens, wanted=wanted)
     return organisms.table(make.make(find(name)), part, samples, wanted, tokens)

@@ -7,22 +7,26 @@ way of editing that recipes learn is measured like any other.
 
 import argparse
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from benchmarks.ways import PROFILES, STRENGTHS, WAYS, Choice, Sets
+from benchmarks.ways import PROFILES, STRENGTHS, WAYS, Choice, Sets, rows
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.directions.rounds import rounds
 from sst_ui.jobs.evaluate.evaluate import evaluate_rows
 from sst_ui.maths.statistics import wilson
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.runtime.host import Host
+from sst_ui.options import RoundsOptions
 from sst_ui.progress import finish
-from sst_ui.recipe import Evaluation, Recipe
+from sst_ui.recipe import Ablation, Evaluation, Recipe
 
 # Label of an answer -> the column that it counts in.
 LABELS = {
@@ -111,6 +115,55 @@ def measure(
     return table
 
 
+def compare(
+    host: Host,
+    sets: Sets,
+    wanted: Choice | None,
+    samples: int | None,
+    tokens: int,
+    only: str = "",
+) -> list[Row]:
+    """The table of one model: the ways that were chosen, with one direction and in rounds.
+
+    Args:
+        only: leave out the edits whose names do not hold this.
+
+    Raises:
+        UserError: as `measure`.
+    """
+    wanted = wanted or Choice()
+    known = rows(host.spec.id, sets, host.layers, wanted)
+    chosen = {name: recipe for name, recipe in known.items() if only in name}
+    with tempfile.TemporaryDirectory() as folder:
+        found, refused = _in_rounds(host, chosen, sets, wanted.rounds, tokens, Path(folder))
+        table = measure(host, chosen | found, sets, samples, tokens)
+    return [*table, *(Row(name, note=why) for name, why in refused.items())]
+
+
+def _in_rounds(
+    host: Host, chosen: Mapping[str, Recipe], sets: Sets, most: int, tokens: int, folder: Path
+) -> tuple[dict[str, Recipe], dict[str, str]]:
+    """Every edit that measures its direction again along those found in rounds, by a name that says
+    how many and at which token of the answer; and name -> why there are none."""
+    found: dict[str, Recipe] = {}
+    refused: dict[str, str] = {}
+    for name, recipe in chosen.items() if most else ():
+        (edit,) = recipe.edits
+        if not isinstance(edit, Ablation) or edit.directions.file:
+            continue
+        options = RoundsOptions(most, select=sets.select, max_new_tokens=tokens)
+        try:
+            directions = finish(rounds(host, edit, options)).directions
+        except UserError as error:
+            refused[f"{name}, in rounds"] = str(error)
+            continue
+        file = directions.save(folder / f"{len(found)}.safetensors")
+        edit = replace(edit, directions=replace(edit.directions, file=str(file)))
+        where = ", ".join(str(decision.position) for decision in directions.decisions)
+        found[f"{name}, rounds: tokens {where}"] = replace(recipe, edits=(edit,))
+    return found, refused
+
+
 def _resolved(
     host: Host, chosen: Mapping[str, Recipe], tell: Callable[[object], None]
 ) -> tuple[dict[str, tuple[Edit, ...]], dict[str, str]]:
@@ -175,6 +228,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--directions", nargs="+", default=(), metavar="FILE",
         help="saved directions, such as `measure --rounds` finds: a row more for each way that "
         "estimates as they were estimated")  # fmt: skip
+    add("--rounds", type=int, default=0, metavar="N",
+        help="a row more for each edit, along up to N directions that rounds find")  # fmt: skip
 
 
 def choice(given: argparse.Namespace) -> Choice:
@@ -183,7 +238,7 @@ def choice(given: argparse.Namespace) -> Choice:
     Raises:
         UserError: an unknown way or profile.
     """
-    return Choice(given.ways, given.profiles, given.strengths, given.directions)
+    return Choice(given.ways, given.profiles, given.strengths, given.directions, given.rounds)
 
 
 def _edited(result: MetricResult) -> Value:

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.effectiveness import Row, choice, footer, markdown, measure, options
-from benchmarks.ways import Choice, Sets, rows
+from benchmarks.effectiveness import Row, choice, compare, footer, markdown, options
+from benchmarks.ways import Choice, Sets
 from sst_ui.errors import UserError
 from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
@@ -51,10 +51,10 @@ def table(
         ordinary=str(prompts / f"harmless_{part}.jsonl"),
         lookalikes=str(prompts / f"lookalike_{part}.jsonl"),
         concepts=str(prompts / "lookalike_measure.jsonl"),
+        select=None if part == "select" else str(prompts / "harmful_select.jsonl"),
     )
-    model = str(folder / make.MODEL)
-    host = finish(load(ModelSpec(id=model)))
-    return measure(host, rows(model, sets, host.layers, wanted), sets, samples, tokens)
+    host = finish(load(ModelSpec(id=str(folder / make.MODEL))))
+    return compare(host, sets, wanted, samples, tokens)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

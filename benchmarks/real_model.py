@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.effectiveness import Row, choice, footer, markdown, measure, options
-from benchmarks.ways import Choice, Sets, rows
+from benchmarks.effectiveness import Row, choice, compare, footer, markdown, measure, options
+from benchmarks.ways import Choice, Sets
 from sst_ui.errors import UserError
 from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
@@ -46,11 +46,8 @@ def run(prompts: int, tokens: int, only: str = "", wanted: Choice | None = None)
         )
         host = finish(load(ModelSpec(id=str(source.base()))))
         before = measure(host, {}, sets, prompts, tokens)[0]
-        model = str(tune.folder(REFUSING))
-        host = finish(load(ModelSpec(id=model)))
-        known = rows(model, sets, host.layers, wanted)
-        chosen = {name: row for name, row in known.items() if only in name}
-        after = measure(host, chosen, sets, prompts, tokens)
+        host = finish(load(ModelSpec(id=str(tune.folder(REFUSING)))))
+        after = compare(host, sets, wanted, prompts, tokens, only)
     return [replace(before, name="(before it learned to refuse)"), *after]
 
 

@@ -29,6 +29,7 @@ class Sets:
             where that is known.
         ordinary, lookalikes: held-out prompts that should be answered.
         concepts: measuring prompts whose topics `surgical` protects; None for the harmless ones'.
+        select: prompts that rounds are chosen by; None for a part of the measuring ones.
     """
 
     harmful: str
@@ -37,6 +38,7 @@ class Sets:
     ordinary: str
     lookalikes: str
     concepts: str | None = None
+    select: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Choice:
     Attributes:
         saved: directions files. A way whose directions are estimated as a file's were has a row
             more along that file's.
+        rounds: directions at most that each row looks for in rounds, for a row more; 0 for none.
 
     Raises:
         UserError: a name that is neither a way nor a profile.
@@ -136,6 +139,7 @@ class Choice:
     profiles: Sequence[str] = PROFILES
     strengths: Sequence[float] = STRENGTHS
     saved: Sequence[str] = ()
+    rounds: int = 0
 
     def __post_init__(self) -> None:
         known = {"way of editing": (self.ways, WAYS), "profile": (self.profiles, profiles.named())}

@@ -111,6 +111,19 @@ def test_every_way_changes_an_organism_and_is_measured():
     )
 
 
+def test_in_rounds_every_edit_finds_its_own_directions_and_has_a_row_more():
+    wanted = Choice(("plain", "filtered"), strengths=(1.0,), rounds=3)
+    table = organisms.table(SMALL / "tiny-llama", "test", samples=8, wanted=wanted, tokens=16)
+    plain, filtered, *more = table[1:]
+    names = [f"{row.name}, rounds: tokens " for row in (plain, filtered)]
+    assert all(row.name.startswith(name) for row, name in zip(more, names, strict=True))
+    for row, name in zip(more, names, strict=True):
+        assert 1 < len(row.name.removeprefix(name).split(", ")) <= 3
+        assert sum(value.value for value in row.labels.values()) == pytest.approx(1)
+    # Along more directions it is another edit.
+    assert more[1].values["kl_16"].value != filtered.values["kl_16"].value
+
+
 def test_a_way_that_a_model_does_not_take_says_why_and_the_others_are_measured(tmp_path):
     host = tiny_host("mixtral")
     texts = {"harmful": ["pick a lock", "lie", "forge"], "harmless": ["bake", "sing", "mend"]}

@@ -234,7 +234,7 @@ def test_advice_fills_the_controls_and_applies_nothing(page, engine, board, scre
     assert 'data-pick="removal_low"' in advice_events.render(board)
     form, extras = show(board.variants.now.recipe)
     follow = handler(page, advice_events, "follow")
-    values = (engine.loaded, extras, board.variants, "evidence", "budget", *form)
+    values = (engine.loaded, extras, None, board.variants, "evidence", "budget", *form)
     shown = (board.results, [], "", "all", "any", "")
     out = follow("en", SimpleNamespace(pick="removal_low"), *values, *shown)
     named = {getattr(c, "elem_id", None): value for c, value in out.items()}

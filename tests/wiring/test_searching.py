@@ -54,7 +54,7 @@ def measured(monkeypatch):
 def draft(engine, language="en", known=Variants(), **changes):  # noqa: B008
     form, extras = show(engine.first_recipe())
     form = form._replace(**{"metric_samples": 6, "metric_tokens": 16, **changes})
-    return [language, engine.loaded, extras, known, "evidence", "budget", *form]
+    return [language, engine.loaded, extras, None, known, "evidence", "budget", *form]
 
 
 def settings(**changes):
@@ -302,7 +302,7 @@ def test_the_remaining_time_goes_by_the_rate_of_this_job(monkeypatch):
 def test_another_recipe_in_the_controls_is_another_search(page, engine, measured):
     first, _ = ended(begin(page, engine, trials="5"))
     form, extras = show(with_strength(engine.first_recipe(), 0.4))
-    given = ["en", engine.loaded, extras, Variants(), "evidence", "budget", *form]
+    given = ["en", engine.loaded, extras, None, Variants(), "evidence", "budget", *form]
     assert Draft.of(*given).recipe().edits[0].weights.strength == 0.4
     values = [*given, *settings(trials="5"), first]
     second, _ = ended(handler(page, search_events, "run")(*values))

@@ -80,7 +80,7 @@ def test_a_used_set_is_in_the_form_under_a_string_that_loads(page, engine, path,
     opened = Opened(path, prompt_sets.preview(path).mapping)
     columns = ["Goal" if f == "prompt" else "Label" if f == "topic" else "" for f in FIELDS]
     more = ["over_refusal"] if target == "metrics" else []
-    draft = ("en", engine.loaded, extras, Variants(), "evidence", "budget", *form)
+    draft = ("en", engine.loaded, extras, None, Variants(), "evidence", "budget", *form)
     out = events(page, "use")[place](*draft, opened, *columns, *more)
     (value,) = [m["value"] for m in by_kind(out, gr.Dropdown)]
     if target == "metrics":
@@ -94,7 +94,7 @@ def test_a_used_set_is_in_the_form_under_a_string_that_loads(page, engine, path,
 
 def test_a_mapping_that_makes_no_prompts_changes_nothing(page, engine, path):
     form, extras = show(engine.first_recipe())
-    draft = ("en", engine.loaded, extras, Variants(), "evidence", "budget", *form)
+    draft = ("en", engine.loaded, extras, None, Variants(), "evidence", "budget", *form)
     columns = ["Missing" if f == "prompt" else "" for f in FIELDS]
     out = events(page, "use")[0](*draft, Opened(path), *columns)
     assert by_kind(out, gr.Dropdown) == []
