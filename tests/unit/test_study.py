@@ -186,6 +186,21 @@ def test_two_processes_share_a_grid_and_measure_every_point_once(storage, tmp_pa
     assert shares == {process.pid for process in both}
 
 
+def test_a_process_that_begins_while_another_fills_the_queue_finds_work(storage, monkeypatch):
+    put, second = optuna.Study.enqueue_trial, []
+
+    def between(*args, **more):
+        if not second:
+            second.append(None)
+            second[0] = finish(search(DEFAULT, GRID, Formula(), storage))
+        return put(*args, **more)
+
+    monkeypatch.setattr(optuna.Study, "enqueue_trial", between)
+    finish(search(DEFAULT, GRID, Formula(), storage))
+    assert grid_points(second[0]) == sorted(kernel.grid()[:10])
+    assert grid_points(complete(storage).values()) == sorted(kernel.grid()[:10])
+
+
 def test_a_pause_gives_back_what_was_not_measured(storage):
     first = Formula()
     with closing(search(DEFAULT, GRID, first, storage)) as steps:

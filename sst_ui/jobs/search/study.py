@@ -126,9 +126,11 @@ class Study:
         known = self._study.user_attrs.get(FIRST, 0)
         if known >= len(params):
             return
-        self._study.set_user_attr(FIRST, len(params))
         for each in params[known:]:
             self._study.enqueue_trial(each, skip_if_exists=True)
+        # Said last: a process that began at the same moment would else find an empty queue and end.
+        # What both have put there is measured once (`ask`).
+        self._study.set_user_attr(FIRST, len(params))
 
     def reclaim(self) -> int:
         """Put back in the queue what dead processes were measuring; returns how many.
