@@ -93,6 +93,15 @@ def test_every_setting_of_the_metrics_reaches_the_engine(page, engine, monkeypat
     assert got[0] != Evaluation()
 
 
+@pytest.mark.parametrize("opened", ["", "refusal_rate"])
+def test_the_end_of_a_run_draws_the_answers_of_what_was_open(screen, board, opened):
+    """Where nothing was open it leaves them alone: a metric may be opened while it is drawn."""
+    view = screen.results
+    drawn = evaluate_events.show(view, replace(board, opened=opened))
+    assert view.rows in drawn
+    assert ({view.answers, view.label} <= drawn.keys()) == bool(opened)
+
+
 def test_a_run_that_was_stopped_says_nothing_more(page, engine, monkeypatch):
     """A cancelled generator is closed only between two of its steps: until then it is silent."""
     closed = []

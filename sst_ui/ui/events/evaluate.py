@@ -184,8 +184,15 @@ def _rows(
 
 
 def show(view: ResultsView, board: Board) -> dict:
-    """Everything that shows results."""
-    return show_results.refresh(view, board)
+    """Everything that shows results.
+
+    Where no metric was opened there are no answers to draw again: they would come over those of one
+    that is opened while this is on its way.
+    """
+    updates = show_results.refresh(view, board)
+    if not board.opened:
+        del updates[view.answers], updates[view.label]
+    return updates
 
 
 def stop(
