@@ -101,8 +101,8 @@ def connect(
     form.profile.input(
         None,
         [form.profile, *shapes],
-        shapes,
-        js=f"(name, ...now) => ({_numbers()})[name] ?? now",
+        [form.profile, *shapes],  # the name too: the listener above may have run in between
+        js=f"(name, ...now) => [name, ...(({_numbers()})[name] ?? now)]",
         **PRIVATE,
     )
     # A control was refused: what it shows is not what is applied.
