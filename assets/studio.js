@@ -81,6 +81,12 @@ window.fetch = async (...request) => {
   return answer;
 };
 
+// Peak, width or threshold moved by hand: the profile is a custom one. Heard here, where only what a
+// visitor does is heard, and each of it once.
+document.addEventListener("input", (event) => {
+  if (event.target.closest?.("#peak, #width, #threshold")) document.getElementById("by-hand")?.click();
+}, true);
+
 // A number typed beyond the ends of a slider stays as it was typed: Gradio would put it to the
 // nearest end when the box is left, and say nothing. What is wrong with it is said above.
 document.addEventListener("blur", (event) => {

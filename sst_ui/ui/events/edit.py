@@ -77,9 +77,11 @@ def connect(
 
     What profile it is and what a named one's numbers are is written where the page is, at once:
     Apply may be pressed before an answer is here, and must not send a name with other numbers; and
-    a name that still looks selected could not be picked. These come first: Gradio begins an event
-    of a control when the one before it is answered. One event draws for all of the controls: it
-    asks again after each answer if anything was moved meanwhile, so that no late answer stays.
+    a name that still looks selected could not be picked. One event draws for all of the controls:
+    it asks again after each answer if anything was moved meanwhile, so that no late answer stays.
+
+    Gradio begins an event of a control when the one before it is answered, and asking again begins
+    all of that control's anew: what is written in the page must then be nothing new.
     """
     controls, drawing = editor.controls, editor.drawing
     form, check = controls.form, checker(engine, controls.form)
@@ -89,20 +91,12 @@ def connect(
         *controls.merge.controls.values(),
     ]
     ways = [getattr(form, name) for name in WAYS]
-    gr.on(
-        [c.input for c in shapes],
-        None,
-        [form.profile, *shapes],
-        form.profile,
-        js=f"(name, ...now) => {json.dumps(MEASURED)}.includes(name) && !now.includes(null)"
-        f" || ({_numbers()})[name]?.every((x, n) => x === now[n]) ? name : 'custom'",
-        **PRIVATE,
-    )
+    apply.by_hand.click(None, None, form.profile, js="() => 'custom'", **PRIVATE)
     form.profile.input(
         None,
-        [form.profile, *shapes],
-        [form.profile, *shapes],  # the name too: the listener above may have run in between
-        js=f"(name, ...now) => [name, ...(({_numbers()})[name] ?? now)]",
+        form.profile,
+        shapes,
+        js=f"name => ({_numbers()})[name] ?? []",  # of what is not said nothing is written
         **PRIVATE,
     )
     # A control was refused: what it shows is not what is applied.
@@ -140,10 +134,7 @@ def redraw(editor: Editor, engine: Engine, draft: Draft) -> dict:
         if form.profile in MEASURED:  # a named one's are written where the page is
             written = {box: getattr(form, name) for name, box in shapes.items()}
     elif before is not None and now[1:] != before[1:]:
-        extras = extras.one_bell()
-        if form.profile in MEASURED:
-            written = {controls.form.profile: "custom"}
-        form = form._replace(profile="custom")
+        extras, form = extras.one_bell(), form._replace(profile="custom")
     draft = replace(draft, form=form, extras=extras)
     return {**draw(editor.drawing, engine, draft), **written, controls.extras: extras}
 

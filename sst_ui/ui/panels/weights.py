@@ -78,6 +78,7 @@ class ApplyBar:
     cancel: gr.Button
     status: gr.HTML
     unsound: gr.Button
+    by_hand: gr.Button
 
 
 def _choices(prefix: str, values: Iterable[str]) -> list[tuple[Any, str]]:
@@ -288,6 +289,8 @@ def create_apply() -> ApplyBar:
                 scale=1,
                 min_width=60,
             )
-        # pressed by studio.js when a validator refused what a control holds
+        # pressed by studio.js: when a validator refused what a control holds, and when one of a
+        # profile's numbers is moved by hand
         unsound = gr.Button(visible=HIDDEN, elem_id="unsound")
-    return ApplyBar(apply, undo, cancel, status, unsound)
+        by_hand = gr.Button(visible=HIDDEN, elem_id="by-hand")
+    return ApplyBar(apply, undo, cancel, status, unsound, by_hand)
