@@ -353,6 +353,7 @@ def test_a_folder_without_a_model_is_said_under_its_button(page, tmp_path):
 
     def typed():  # what is typed while it does is lost
         name.fill(str(tmp_path))
+        page.evaluate("new Promise(drawn => requestAnimationFrame(() => setTimeout(drawn)))")
         return name.input_value() == str(tmp_path)
 
     until(typed)
