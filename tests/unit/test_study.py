@@ -201,6 +201,20 @@ def test_a_process_that_begins_while_another_fills_the_queue_finds_work(storage,
     assert grid_points(complete(storage).values()) == sorted(kernel.grid()[:10])
 
 
+def test_a_process_that_begins_while_another_makes_the_search_joins_it(storage, monkeypatch):
+    say, second = optuna.Study.set_user_attr, []
+
+    def after_the_first(*args, **more):
+        say(*args, **more)
+        if not second:
+            second.append(None)
+            second[0] = finish(search(DEFAULT, GRID, Formula(), storage))
+
+    monkeypatch.setattr(optuna.Study, "set_user_attr", after_the_first)
+    assert grid_points(finish(search(DEFAULT, GRID, Formula(), storage))) == grid_points(second[0])
+    assert grid_points(complete(storage).values()) == sorted(kernel.grid()[:10])
+
+
 def test_a_pause_gives_back_what_was_not_measured(storage):
     first = Formula()
     with closing(search(DEFAULT, GRID, first, storage)) as steps:

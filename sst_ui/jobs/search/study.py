@@ -79,8 +79,11 @@ class Study:
         self._storage, self._study = open_study(storage, name, self._directions)
         if [d.name.lower() for d in self._study.directions] != self._directions:
             raise UserError(f"the search {name!r} has other objectives; give another name.")
-        if about and not self._study.user_attrs:
-            for key, value in about.items():
+        said = self._study.user_attrs
+        missing = {key: value for key, value in (about or {}).items() if key not in said}
+        # Another process that made it a moment ago may have said a part of it so far.
+        if missing and not self._study.get_trials(deepcopy=False):
+            for key, value in missing.items():
                 self._study.set_user_attr(key, value)
 
     @property
