@@ -21,7 +21,7 @@ STRENGTH = "#strength input[type=number]"
 def page(window):
     """A visitor who applied two recipes and measured a few prompts."""
     with window() as page:
-        few(page)
+        few(page, 3)
         for value in ("0.5", "0.9"):
             page.fill(STRENGTH, value)
             page.press(STRENGTH, "Enter")

@@ -39,7 +39,7 @@ def program(hub, home, **more):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folders = {"HF_HOME": str(home / "hf"), "SST_OUTPUTS": str(home / "outputs")}
-    folders |= {"SST_HOME": str(home / "home"), "SST_CACHE": str(home / "cache")}
+    folders |= {"SST_HOME": str(home / "home")}
     hushed = {"HF_HUB_DISABLE_XET": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
     env = {**os.environ, **folders, **hushed, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", **more}
     address = f"http://127.0.0.1:{port}"
@@ -58,7 +58,7 @@ def program(hub, home, **more):
                 time.sleep(0.3)
             yield address
         finally:
-            child.terminate()
+            child.kill()  # how it ends is other tests' business, and takes it a while
             child.wait(SECONDS)
 
 

@@ -31,19 +31,19 @@ def stopped(page):
     expect(page.locator(".metric.ghost")).to_have_count(0)
 
 
-def few(page):
+def few(page, prompts=12):
     """Stop the metrics that began with the page, and measure a few prompts of each set instead."""
     stopped(page)
-    sample(page)
+    sample(page, prompts)
 
 
-def sample(page):
+def sample(page, prompts=12):
     """Measure a few prompts of each set from now on."""
     page.click("#metrics-settings .label-wrap")
     page.click("#metric-preset label:has-text('Quick')")
-    page.fill("#metric-samples input", "12")
+    page.fill("#metric-samples input", str(prompts))
     page.press("#metric-samples input", "Enter")
-    expect(page.locator("#metric-limits")).to_contain_text("12 prompts per set")
+    expect(page.locator("#metric-limits")).to_contain_text(f"{prompts} prompts per set")
     page.click("#metrics-settings .label-wrap")
 
 

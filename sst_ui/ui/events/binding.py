@@ -15,8 +15,13 @@ import gradio as gr
 
 from sst_ui.ui.services.errors import guarded
 
-# Of the screen's own events.
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# Of the screen's own events. Progress is shown on no component: else the page writes every output's
+# state again, and those of all earlier events, whenever the server says a word of how it goes.
+PRIVATE: dict[str, Any] = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+    "show_progress_on": [],
+}
 SPECIAL = (gr.Request, gr.EventData, gr.OAuthToken | None)  # Gradio fills these in by annotation
 
 

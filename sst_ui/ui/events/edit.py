@@ -27,11 +27,10 @@ from sst_ui.ui.state.merge_form import FACTORS
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say, t
 
-LIVE: dict[str, Any] = {  # a dragged slider: only the newest position counts, nothing spins
+LIVE: dict[str, Any] = {  # a dragged slider: only the newest position counts
+    **PRIVATE,
     "trigger_mode": "always_last",
-    "show_progress": "hidden",
     "concurrency_limit": None,
-    "api_visibility": "private",
 }
 # The profiles whose numbers only the server has.
 MEASURED = tuple(name for name in OWN_PROFILES if name != "custom")
