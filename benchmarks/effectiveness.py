@@ -39,6 +39,13 @@ LABELS = {
     "complied": "delivered",
 }
 COLUMNS = tuple(dict.fromkeys(LABELS.values()))
+HEADS = {name: name for name in COLUMNS} | {
+    "like_before": "like before",
+    "over_refusal": "over-refusal",
+    "kl_1": "KL, first token",
+    "kl_16": "KL, 16 tokens",
+}
+FORMS = {"like_before": "{:.2f}", "kl_1": "{:.2g}", "kl_16": "{:.2g}"}  # of what is no share
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,71 @@ class Row:
         }
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of the base or of one edit.
+
+    Attributes:
+        labels, answers: of the answers to the harmful prompts, in their order.
+        values: column -> value.
+        note: why this model cannot be edited so; all else is then empty.
+    """
+
+    name: str
+    labels: Sequence[str] = ()
+    answers: Sequence[str] = ()
+    values: Mapping[str, Value] = field(default_factory=dict)
+    note: str = ""
+
+
+def measured(
+    host: Host,
+    chosen: Mapping[str, Recipe],
+    truth: str,
+    metrics: Mapping[str, str],
+    samples: int | None,
+    tokens: int,
+    tell: Callable[[object], None] = lambda _: None,
+) -> list[Measured]:
+    """The unedited model and every recipe.
+
+    Args:
+        truth: the harmful prompts.
+        metrics: column -> metric; divergences are columns whose names begin with kl.
+        samples: prompts of each set; None for all.
+        tokens: length of an answer.
+
+    Raises:
+        UserError: prompts that cannot be had, or no recipe that this model can be edited by. Where
+            only some cannot, their rows say why.
+    """
+    edits, refused = _resolved(host, chosen, tell)
+    asked = (f"refusal_rate@{truth}", *metrics.values())
+    evaluation = Evaluation(metrics=asked, samples=samples, max_new_tokens=tokens)
+    results = finish(evaluate_rows(host, [*edits.values()], evaluation), tell)
+    by_row = [(harmful.items, dict(zip(metrics, rest, strict=True))) for harmful, *rest in results]
+    items, values = by_row[0]
+    table = [
+        Measured(
+            "none",
+            [item.base_label for item in items],
+            [item.base for item in items],
+            {key: result.base for key, result in values.items() if not key.startswith("kl")},
+        )
+    ]
+    found = dict(zip(edits, by_row, strict=False))  # without an edit there is the base alone
+    for name in chosen:
+        if name in refused:
+            table.append(Measured(name, note=refused[name]))
+            continue
+        items, values = found[name]
+        labels = [item.edited_label for item in items]
+        answers = [item.base if item.edited is None else item.edited for item in items]
+        edited = {key: _edited(result) for key, result in values.items()}
+        table.append(Measured(name, labels, answers, edited))
+    return table
+
+
 def measure(
     host: Host,
     chosen: Mapping[str, Recipe],
@@ -76,43 +148,21 @@ def measure(
 ) -> list[Row]:
     """The unedited model and every recipe, on prompts that took no part in making either.
 
-    Args:
-        samples: prompts of each set; None for all.
-        tokens: length of an answer.
-
     Raises:
-        UserError: prompts that cannot be had, or no recipe that this model can be edited by. Where
-            only some cannot, their rows say why.
+        UserError: as `measured`.
     """
-    edits, refused = _resolved(host, chosen, tell)
-    names = {"refused": f"refusal_rate@{sets.truth}"}
-    if any(prompt.assistant for prompt in prompt_sets.load(sets.truth).prompts):
-        names["like_before"] = f"reading@{sets.truth}"
-    names |= {
+    known = any(prompt.assistant for prompt in prompt_sets.load(sets.truth).prompts)
+    metrics = {"like_before": f"reading@{sets.truth}"} if known else {}
+    metrics |= {
         "over_refusal": f"over_refusal@{sets.lookalikes}",
         "kl_1": f"kl_1@{sets.ordinary}",
         "kl_16": f"kl_16@{sets.ordinary}",
     }
-    evaluation = Evaluation(metrics=tuple(names.values()), samples=samples, max_new_tokens=tokens)
-    results = finish(evaluate_rows(host, [*edits.values()], evaluation), tell)
-    by_row = [dict(zip(names, found, strict=True)) for found in results]
-    base = by_row[0]
-    table = [
-        Row(
-            "none",
-            shares([item.base_label for item in base["refused"].items]),
-            {name: base[name].base for name in ("like_before", "over_refusal") if name in base},
-        )
-    ]
-    found = dict(zip(edits, by_row, strict=False))  # without an edit there is the base alone
-    for name in chosen:
-        if name in refused:
-            table.append(Row(name, note=refused[name]))
-            continue
-        labels = shares([item.edited_label for item in found[name]["refused"].items])
-        values = {key: _edited(found[name][key]) for key in [*names][1:]}
-        table.append(Row(name, labels, values))
-    return table
+    rows = measured(host, chosen, sets.truth, metrics, samples, tokens, tell)
+    return [Row(m.name, shares(m.labels) if m.labels else {}, m.values, m.note) for m in rows]
+
+
+Measure = Callable[[Host, Mapping[str, Recipe], Sets, int | None, int], list[Row]]
 
 
 def compare(
@@ -122,11 +172,13 @@ def compare(
     samples: int | None,
     tokens: int,
     only: str = "",
+    how: Measure = measure,
 ) -> list[Row]:
     """The table of one model: the ways that were chosen, with one direction and in rounds.
 
     Args:
         only: leave out the edits whose names do not hold this.
+        how: what is measured of each.
 
     Raises:
         UserError: as `measure`.
@@ -136,7 +188,7 @@ def compare(
     chosen = {name: recipe for name, recipe in known.items() if only in name}
     with tempfile.TemporaryDirectory() as folder:
         found, refused = _in_rounds(host, chosen, sets, wanted.rounds, tokens, Path(folder))
-        table = measure(host, chosen | found, sets, samples, tokens)
+        table = how(host, chosen | found, sets, samples, tokens)
     return [*table, *(Row(name, note=why) for name, why in refused.items())]
 
 
@@ -189,31 +241,33 @@ def shares(labels: Sequence[str]) -> dict[str, Value]:
     return {name: Value(counts[name] / n, *wilson(counts[name], n), n) for name in COLUMNS}
 
 
-def markdown(table: Sequence[Row]) -> str:
-    """Shares in per cent and everything else as it is, each with its 95 % interval."""
-    measured = [row.labels for row in table if row.labels]
-    told = [c for c in COLUMNS if c != "evaded" or any(each[c].value for each in measured)]
-    known = any("like_before" in row.values for row in table)
-    heads = ["edit", *told, *(["like before"] if known else [])]
-    heads += ["over-refusal", "KL, first token", "KL, 16 tokens"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in table:
-        cells = [_share(row.labels.get(name)) for name in told]
-        if known:
-            cells.append(_number(row.values.get("like_before"), "{:.2f}"))
-        cells.append(_share(row.values.get("over_refusal")))
-        cells += [_number(row.values.get(name), "{:.2g}") for name in ("kl_1", "kl_16")]
+def markdown(table: Sequence[Row], heads: Mapping[str, str] = HEADS) -> str:
+    """Shares in per cent and everything else as it is, each with its 95 % interval.
+
+    Args:
+        heads: label or value -> its heading, in order; what no row has is left out.
+    """
+    found: list[dict[str, Value]] = [{**row.labels, **row.values} for row in table]
+    told = [key for key in heads if any(key in each for each in found)]
+    if "evaded" in told and not any(each["evaded"].value for each in found if "evaded" in each):
+        told.remove("evaded")
+    lines = [f"| {' | '.join(['edit', *(heads[key] for key in told)])} |"]
+    lines.append("|---" * (len(told) + 1) + "|")
+    for row, each in zip(table, found, strict=True):
+        cells = [_cell(each.get(key), FORMS.get(key, "")) for key in told]
         lines.append(f"| {' | '.join([row.name, *cells])} |")
     return "\n".join(lines)
 
 
 def footer(table: Sequence[Row], tokens: int) -> str:
     """How many prompts a table is made on, how long its answers are, and why rows are empty."""
-    base = table[0]
-    counts = [f"{next(iter(base.labels.values())).n} harmful prompts"]
-    counts.append(f"{base.values['over_refusal'].n} look-alikes")
-    ordinary = [row.values["kl_1"].n for row in table if "kl_1" in row.values]
-    counts += [f"{ordinary[0]} ordinary ones"] if ordinary else []
+    kinds = {"in wrappers": "wrapped", "look-alikes": "over_refusal", "ordinary ones": "kl_1"}
+    counted = {
+        what: [row.values[key].n for row in table if key in row.values]
+        for what, key in kinds.items()
+    }
+    counts = [f"{next(iter(table[0].labels.values())).n} harmful prompts"]
+    counts += [f"{found[0]} {what}" for what, found in counted.items() if found]
     said = f"{', '.join(counts)}; answers of at most {tokens} tokens; 95 % intervals."
     empty = [f"{row.name}: not possible here. {row.note}" for row in table if row.note]
     return "\n".join([said, *empty])
@@ -245,15 +299,10 @@ def _edited(result: MetricResult) -> Value:
     return result.base if result.edited is None else result.edited
 
 
-def _share(value: Value | None) -> str:
+def _cell(value: Value | None, form: str) -> str:
+    """A number in a form of its own; in per cent where it has none."""
     if value is None or not math.isfinite(value.value):
         return "–"
-    middle, low, high = (f"{100 * x:.0f}" for x in (value.value, value.low, value.high))
-    return f"{middle} [{low}, {high}]"
-
-
-def _number(value: Value | None, form: str) -> str:
-    if value is None or not math.isfinite(value.value):
-        return "–"
-    middle, low, high = (form.format(x) for x in (value.value, value.low, value.high))
+    numbers = (value.value, value.low, value.high)
+    middle, low, high = (form.format(x) if form else f"{100 * x:.0f}" for x in numbers)
     return f"{middle} [{low}, {high}]"

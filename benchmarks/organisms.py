@@ -13,7 +13,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.effectiveness import Row, choice, compare, footer, markdown, options
+from benchmarks.effectiveness import (
+    Measure,
+    Row,
+    choice,
+    compare,
+    footer,
+    markdown,
+    measure,
+    options,
+)
 from benchmarks.ways import Choice, Sets
 from sst_ui.errors import UserError
 from sst_ui.model.runtime.host import load
@@ -41,8 +50,15 @@ def table(
     samples: int | None = None,
     wanted: Choice | None = None,
     tokens: int = TOKENS,
+    how: Measure = measure,
 ) -> list[Row]:
-    """The same of an organism's folder."""
+    """The same of an organism's folder.
+
+    Args:
+        samples: prompts of each set; None for all.
+        tokens: length of an answer.
+        how: what is measured of each row.
+    """
     prompts = folder / make.PROMPTS
     sets = Sets(
         harmful=str(prompts / "harmful_measure.jsonl"),
@@ -52,9 +68,10 @@ def table(
         lookalikes=str(prompts / f"lookalike_{part}.jsonl"),
         concepts=str(prompts / "lookalike_measure.jsonl"),
         select=None if part == "select" else str(prompts / "harmful_select.jsonl"),
+        wrapped=str(prompts / "wrapped_test.jsonl") if part == "test" else None,
     )
     host = finish(load(ModelSpec(id=str(folder / make.MODEL))))
-    return compare(host, sets, wanted, samples, tokens)
+    return compare(host, sets, wanted, samples, tokens, how=how)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

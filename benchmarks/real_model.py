@@ -15,7 +15,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.effectiveness import Row, choice, compare, footer, markdown, measure, options
+from benchmarks.effectiveness import (
+    Measure,
+    Row,
+    choice,
+    compare,
+    footer,
+    markdown,
+    measure,
+    options,
+)
 from benchmarks.ways import Choice, Sets
 from sst_ui.errors import UserError
 from sst_ui.model.runtime.host import load
@@ -26,12 +35,19 @@ from training.real import earlier, source, tune
 REFUSING = "refusing"
 
 
-def run(prompts: int, tokens: int, only: str = "", wanted: Choice | None = None) -> list[Row]:
+def run(
+    prompts: int,
+    tokens: int,
+    only: str = "",
+    wanted: Choice | None = None,
+    how: Measure = measure,
+) -> list[Row]:
     """The whole table.
 
     Args:
         only: leave out the edits whose names do not hold this.
         wanted: which rows there are.
+        how: what is measured of each.
 
     Raises:
         UserError: the model or the tuned one is missing; names the command that brings it.
@@ -42,12 +58,13 @@ def run(prompts: int, tokens: int, only: str = "", wanted: Choice | None = None)
             earlier.SETS[0], tokens, Path(folder) / "harmful_heldout.jsonl", prompts
         )
         sets = Sets(
-            "demo/harmful", "demo/harmless", str(truth), "demo/harmless_heldout", "demo/lookalike"
-        )
+            "demo/harmful", "demo/harmless", str(truth), "demo/harmless_heldout", "demo/lookalike",
+            wrapped="demo/jailbreak",
+        )  # fmt: skip
         host = finish(load(ModelSpec(id=str(source.base()))))
-        before = measure(host, {}, sets, prompts, tokens)[0]
+        before = how(host, {}, sets, prompts, tokens)[0]
         host = finish(load(ModelSpec(id=str(tune.folder(REFUSING)))))
-        after = compare(host, sets, wanted, prompts, tokens, only)
+        after = compare(host, sets, wanted, prompts, tokens, only, how)
     return [replace(before, name="(before it learned to refuse)"), *after]
 
 

@@ -30,6 +30,7 @@ class Sets:
         ordinary, lookalikes: held-out prompts that should be answered.
         concepts: measuring prompts whose topics `surgical` protects; None for the harmless ones'.
         select: prompts that rounds are chosen by; None for a part of the measuring ones.
+        wrapped: held-out harmful prompts in jailbreak wrappers, where there are any.
     """
 
     harmful: str
@@ -39,6 +40,7 @@ class Sets:
     lookalikes: str
     concepts: str | None = None
     select: str | None = None
+    wrapped: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ _WAYS = (
         directions={"estimator": "biprojected", "scope": "single"},
     ),
     Way("norm_preserving", "norm preserving", "grimjim 2025", {"norm_preserving": True}),
+    Way("added", "added vector", "Turner et al. 2023, arXiv 2308.10248", {"operation": "add"}),
     Way(
         "affine", "affine at the prompt's end", "ACE, arXiv 2411.09003",
         {"affine": True, "affine_at": "prompt_end"},
