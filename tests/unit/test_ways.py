@@ -61,7 +61,7 @@ def test_one_layers_direction_is_taken_at_the_peak_of_the_bell():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--ways", "plain", "filterd"], ("'filterd' is unknown", "'filtered'? Known: added, affine,")),
+        (["--ways", "plain", "filterd"], ("'filterd' is unknown", "'filtered'? Known: added,")),
         (["--profiles", "narow"], ("profile 'narow'", "did you mean 'narrow'", "late_focus")),
         (["--strengths", "9"], ("weights.strength is 9", "-2 to 2")),
         (["tiny-lama"], ("organism 'tiny-lama'", "did you mean 'tiny-llama'")),
