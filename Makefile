@@ -17,6 +17,9 @@ PIP := $(PY) -m pip install --disable-pip-version-check --quiet
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 \
 	GRADIO_ANALYTICS_ENABLED=False TOKENIZERS_PARALLELISM=false
 
+# The tests start some hundred processes, each of which would compile the project again without this.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test lint format demo real bench clean
 .DELETE_ON_ERROR:
 

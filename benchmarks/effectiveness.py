@@ -277,7 +277,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     """The options that `choice` reads."""
     add = parser.add_argument
     add("--ways", nargs="+", default=[*WAYS], metavar="WAY", help=f"of {', '.join(WAYS)}")
-    add("--profiles", nargs="+", default=PROFILES, metavar="NAME", help="weight kernels")
+    add("--profiles", nargs="+", default=PROFILES, metavar="NAME",
+        help="weight kernels, by name or as peak/width, such as 0.7/0.4")  # fmt: skip
     add("--strengths", nargs="+", default=STRENGTHS, type=float, metavar="NUMBER")
     add("--directions", nargs="+", default=(), metavar="FILE",
         help="saved directions, such as `measure --rounds` finds: a row more for each way that "

@@ -72,6 +72,7 @@ class Way:
 
         Args:
             layers: of the model; one layer's direction is taken at the peak of the bell.
+            profile: its name, or peak and width as 0.7/0.4.
             file: directions saved before, such as those found in rounds; '' to measure.
 
         Raises:
@@ -79,15 +80,31 @@ class Way:
         """
         named = {"harmful": sets.harmful, "harmless": sets.harmless, "concepts": sets.concepts}
         directions = {**named, **self.directions}
+        weights = {**kernel(profile), "strength": strength}
         if directions.get("scope") == "single":
-            peak, _ = WeightTable(profile=profile).bell
+            peak, _ = WeightTable(**kernel(profile)).bell
             directions["layer"] = float(round(peak * (layers - 1)))
         edit = {
             **self.edit,
             "directions": {**directions, **({"file": file} if file else {})},
-            "weights": {"profile": profile, "strength": strength},
+            "weights": weights,
         }
         return recipes.from_data({"version": 1, "model": {"id": model}, "edits": [edit]})
+
+
+def kernel(profile: str) -> dict[str, Any]:
+    """The weights of a recipe by a profile's name, or of a bell that is written as 0.7/0.4.
+
+    Raises:
+        UserError: neither.
+    """
+    if profile in profiles.named():
+        return {"profile": profile}
+    try:
+        peak, width = map(float, profile.split("/"))
+    except ValueError:
+        raise unknown("profile", profile, profiles.named()) from None
+    return {"profile": "custom", "peak": peak, "width": width}
 
 
 _WAYS = (
@@ -114,6 +131,10 @@ _WAYS = (
     Way(
         "null_space", "null space .01", "AlphaSteer, arXiv 2506.07022",
         {"operation": "filter", "filter": {"mu": 0.0, "null_space": 0.01}},
+    ),
+    Way(
+        "filtered_01", "filtered μ .1", "docs/edits.md",
+        {"operation": "filter", "filter": {"mu": 0.1}},
     ),
     Way("filtered", "filtered μ 1", "docs/edits.md", {"operation": "filter"}),
     Way(
@@ -145,11 +166,11 @@ class Choice:
     rounds: int = 0
 
     def __post_init__(self) -> None:
-        known = {"way of editing": (self.ways, WAYS), "profile": (self.profiles, profiles.named())}
-        for what, (given, names) in known.items():
-            for name in given:
-                if name not in names:
-                    raise unknown(what, name, names)
+        for name in self.ways:
+            if name not in WAYS:
+                raise unknown("way of editing", name, WAYS)
+        for name in self.profiles:
+            kernel(name)
 
 
 def rows(model: str, sets: Sets, layers: int, choice: Choice | None = None) -> dict[str, Recipe]:

@@ -29,7 +29,7 @@ def engine(folders):
     numbers are other tests' business, and a minute of them for each window would be all there is.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(evaluate._presets()["standard"], "samples", 8)
+        patch.setitem(evaluate._presets()["standard"], "samples", 4)
         yield Engine()
 
 

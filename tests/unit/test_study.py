@@ -215,6 +215,15 @@ def test_a_process_that_begins_while_another_makes_the_search_joins_it(storage, 
     assert grid_points(complete(storage).values()) == sorted(kernel.grid()[:10])
 
 
+def test_no_setting_of_a_trial_waits_for_the_disk(storage):
+    """SQLite's default journal waits twice for each of the 35 transactions of a trial."""
+    finish(search(DEFAULT, GRID, Formula(), storage))
+    file = storage.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert not os.path.exists(f"{file}-journal")
+
+
 def test_a_pause_gives_back_what_was_not_measured(storage):
     first = Formula()
     with closing(search(DEFAULT, GRID, first, storage)) as steps:

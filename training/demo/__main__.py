@@ -54,6 +54,8 @@ def make(out: Path, seed: int, scale: float = 1.0, quick: bool = False) -> None:
     torch.manual_seed(seed)
     factor = 3 / train.STAGE_1[0].steps if quick else scale
     stages = [replace(s, steps=max(2, round(s.steps * factor))) for s in STAGES]
+    if quick:
+        stages = [replace(s, rows=max(1, s.rows // 8)) for s in stages]
     begin = time.monotonic()
     tokenizer = tokens.train_tokenizer(seed, samples=200 if quick else 20_000)
     generator = torch.Generator().manual_seed(seed)
