@@ -2,12 +2,15 @@
 
     python -m benchmarks.baselines [demo|real|ORGANISM|GROUP ...] [--ways plain filtered ...]
         [--profiles default ...] [--strengths 1 1.5 ...] [--rounds N] [--directions FILE ...]
-        [--test remove|short|reinforce]
+        [--test remove|short|reinforce] [--choose]
 
 Shares of the answers to held-out harmful prompts that are refused, evaded, degenerate or delivered,
 refused look-alikes, and divergence on ordinary prompts. `--rounds` adds each edit along directions
 that are found in rounds with it, `--directions` along those of a file. What the ways are:
 benchmarks/ways.py.
+
+`--choose` measures every setting on prompts that are not reported on, and reports on one of each
+way: of those that deliver most, give or take five points, the one with the smallest divergence.
 
 `--test short` is the test that most other tools report: 100 + 100 prompts, refusals by markers,
 divergence of the first token. `--test reinforce` has negative strengths: refusals in jailbreak
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 
 from benchmarks import effectiveness, organisms, real_model, reinforce, short_test
 from benchmarks.effectiveness import Measure, Row, choice, compare, footer, markdown, options
-from benchmarks.ways import STRENGTHS, WAYS, Choice, Sets
+from benchmarks.ways import STRENGTHS, WAYS, Choice
 from sst_ui.errors import UserError
 from sst_ui.model.runtime.host import load
 from sst_ui.progress import finish
@@ -32,10 +35,6 @@ from training.organisms.__main__ import chosen
 from training.organisms.plans import find
 from training.organisms.prompts import TOKENS
 
-DEMO = Sets(
-    "demo/harmful", "demo/harmless", "demo/harmful_heldout", "demo/harmless_heldout",
-    "demo/lookalike", wrapped="demo/jailbreak",
-)  # fmt: skip
 # Prompts of each set (None: all) and tokens of an answer, unless said.
 OTHERS = {"demo": (None, 48), "real": (48, 40)}
 ORGANISM = (None, TOKENS)
@@ -79,6 +78,7 @@ def table(
     tokens: int,
     part: str,
     how: Measure = effectiveness.measure,
+    choose: bool = False,
 ) -> list[Row]:
     """The table of one model.
 
@@ -88,16 +88,18 @@ def table(
         tokens: length of an answer.
         part: of an organism's prompts, test or select.
         how: what is measured of each row.
+        choose: one setting of each way, on prompts that take no part in the table.
 
     Raises:
         UserError: an unknown name, a model that is missing, or edits that cannot be made.
     """
     if name == "demo":
         host = finish(load(ModelSpec()))
-        return compare(host, DEMO, wanted, samples, tokens, how=how)
+        sets, choosing = real_model.demo_sets(choose=choose)
+        return compare(host, sets, wanted, samples, tokens, how=how, choose=choosing)
     if name == "real":
-        return real_model.run(samples, tokens, wanted=wanted, how=how)
-    return organisms.table(make.make(find(name)), part, samples, wanted, tokens, how)
+        return real_model.run(samples, tokens, wanted=wanted, how=how, choose=choose)
+    return organisms.table(make.make(find(name)), part, samples, wanted, tokens, how, choose)
 
 
 def models(given: Sequence[str]) -> list[str]:
@@ -123,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options(parser)
     parser.set_defaults(ways=None, strengths=None)  # those of the test
     parser.add_argument("--test", choices=tuple(TESTS), default="remove", help="what is measured")
+    parser.add_argument(
+        "--choose", action="store_true", help="one setting of each way, by prompts not reported on"
+    )
     parser.add_argument("--part", choices=("select", "test"), default="test", help="of organisms")
     parser.add_argument("--prompts", type=int, help="of each set (default: all; real: 48)")
     parser.add_argument("--tokens", type=int, help="length of an answer")
@@ -134,10 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted, asked = choice(given), models(given.names)
         if wanted.saved and len(asked) > 1:
             raise UserError("directions belong to one model; name one model beside --directions.")
+        if given.choose and (given.part != "test" or given.test == "reinforce"):
+            raise UserError(
+                "--choose looks for the setting that delivers most, on the part select, and reports "
+                "on the part test; leave out --part, and --test reinforce."
+            )
         for name in asked:
             samples, tokens = test.limits or OTHERS.get(name, ORGANISM)
             samples, tokens = given.prompts or samples, given.tokens or tokens
-            found = table(name, wanted, samples, tokens, given.part, test.measure)
+            found = table(name, wanted, samples, tokens, given.part, test.measure, given.choose)
             if given.json:
                 rows = [row.to_json() for row in found]
                 data = {"model": name, "test": given.test, "tokens": tokens, "rows": rows}

@@ -45,6 +45,8 @@ HEADS = {name: name for name in COLUMNS} | {
     "kl_1": "KL, first token",
     "kl_16": "KL, 16 tokens",
 }
+NEARLY = 0.05  # of the most that a way delivers, where one of its settings is chosen
+ROUNDS = "rounds: tokens"
 FORMS = {"like_before": "{:.2f}", "kl_1": "{:.2g}", "kl_16": "{:.2g}"}  # of what is no share
 
 
@@ -173,12 +175,15 @@ def compare(
     tokens: int,
     only: str = "",
     how: Measure = measure,
+    choose: Sets | None = None,
 ) -> list[Row]:
     """The table of one model: the ways that were chosen, with one direction and in rounds.
 
     Args:
         only: leave out the edits whose names do not hold this.
         how: what is measured of each.
+        choose: prompts to choose one setting of each way by, which take no part in the rest; None
+            for rows of all settings.
 
     Raises:
         UserError: as `measure`.
@@ -188,8 +193,31 @@ def compare(
     chosen = {name: recipe for name, recipe in known.items() if only in name}
     with tempfile.TemporaryDirectory() as folder:
         found, refused = _in_rounds(host, chosen, sets, wanted.rounds, tokens, Path(folder))
-        table = how(host, chosen | found, sets, samples, tokens)
+        chosen = chosen | found
+        if choose:
+            chosen = _best(host, chosen, choose, samples, tokens)
+        table = how(host, chosen, sets, samples, tokens)
     return [*table, *(Row(name, note=why) for name, why in refused.items())]
+
+
+def _best(
+    host: Host, chosen: Mapping[str, Recipe], sets: Sets, samples: int | None, tokens: int
+) -> dict[str, Recipe]:
+    """One setting of each way, with one direction and in rounds: of those that deliver most, give
+    or take `NEARLY`, the one that costs least."""
+    metrics = {"kl_16": f"kl_16@{sets.ordinary}"}
+    found = measured(host, chosen, sets.truth, metrics, samples, tokens)
+    groups: dict[tuple[str, bool], list[tuple[float, float, str]]] = {}
+    best = {row.name for row in found if row.note}  # whose rows say why they are empty
+    for row in found[1:]:
+        if not row.note:
+            way = row.name.partition(",")[0], ROUNDS in row.name
+            told = shares(row.labels)["delivered"].value, row.values["kl_16"].value, row.name
+            groups.setdefault(way, []).append(told)
+    for each in groups.values():
+        most = max(delivered for delivered, _, _ in each)
+        best.add(min((kl, name) for delivered, kl, name in each if delivered >= most - NEARLY)[1])
+    return {name: recipe for name, recipe in chosen.items() if name in best}
 
 
 def _in_rounds(
@@ -212,7 +240,7 @@ def _in_rounds(
         file = directions.save(folder / f"{len(found)}.safetensors")
         edit = replace(edit, directions=replace(edit.directions, file=str(file)))
         where = ", ".join(str(decision.position) for decision in directions.decisions)
-        found[f"{name}, rounds: tokens {where}"] = replace(recipe, edits=(edit,))
+        found[f"{name}, {ROUNDS} {where}"] = replace(recipe, edits=(edit,))
     return found, refused
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.effectiveness import (
@@ -51,6 +52,7 @@ def table(
     wanted: Choice | None = None,
     tokens: int = TOKENS,
     how: Measure = measure,
+    choose: bool = False,
 ) -> list[Row]:
     """The same of an organism's folder.
 
@@ -58,6 +60,7 @@ def table(
         samples: prompts of each set; None for all.
         tokens: length of an answer.
         how: what is measured of each row.
+        choose: one setting of each way, chosen on the part `select`.
     """
     prompts = folder / make.PROMPTS
     sets = Sets(
@@ -71,7 +74,14 @@ def table(
         wrapped=str(prompts / "wrapped_test.jsonl") if part == "test" else None,
     )
     host = finish(load(ModelSpec(id=str(folder / make.MODEL))))
-    return compare(host, sets, wanted, samples, tokens, how=how)
+    choosing = replace(
+        sets,
+        truth=str(prompts / "harmful_select.jsonl"),
+        ordinary=str(prompts / "harmless_select.jsonl"),
+    )
+    return compare(
+        host, sets, wanted, samples, tokens, how=how, choose=choosing if choose else None
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -41,6 +41,7 @@ def run(
     only: str = "",
     wanted: Choice | None = None,
     how: Measure = measure,
+    choose: bool = False,
 ) -> list[Row]:
     """The whole table.
 
@@ -48,6 +49,7 @@ def run(
         only: leave out the edits whose names do not hold this.
         wanted: which rows there are.
         how: what is measured of each.
+        choose: one setting of each way, chosen on half of the measuring prompts.
 
     Raises:
         UserError: the model or the tuned one is missing; names the command that brings it.
@@ -57,15 +59,26 @@ def run(
         truth = earlier.write(
             earlier.SETS[0], tokens, Path(folder) / "harmful_heldout.jsonl", prompts
         )
-        sets = Sets(
-            "demo/harmful", "demo/harmless", str(truth), "demo/harmless_heldout", "demo/lookalike",
-            wrapped="demo/jailbreak",
-        )  # fmt: skip
+        sets, choosing = demo_sets(str(truth), choose)
         host = finish(load(ModelSpec(id=str(source.base()))))
         before = how(host, {}, sets, prompts, tokens)[0]
         host = finish(load(ModelSpec(id=str(tune.folder(REFUSING)))))
-        after = compare(host, sets, wanted, prompts, tokens, only, how)
+        after = compare(host, sets, wanted, prompts, tokens, only, how, choosing)
     return [replace(before, name="(before it learned to refuse)"), *after]
+
+
+def demo_sets(
+    truth: str = "demo/harmful_heldout", choose: bool = False
+) -> tuple[Sets, Sets | None]:
+    """The project's own prompts; beside them those to choose settings by, if that is wanted: then
+    directions are measured on one half, and settings chosen by the other."""
+    one, other = ("?part=1/2", "?part=2/2") if choose else ("", "")
+    sets = Sets(
+        f"demo/harmful{one}", f"demo/harmless{one}", truth, "demo/harmless_heldout",
+        "demo/lookalike", wrapped="demo/jailbreak",
+    )  # fmt: skip
+    choosing = replace(sets, truth=f"demo/harmful{other}", ordinary=f"demo/harmless{other}")
+    return sets, choosing if choose else None
 
 
 def needs(name: str) -> None:

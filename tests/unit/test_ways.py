@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import baselines, effectiveness, organisms, reinforce, short_test
+from benchmarks import (
+    baselines,
+    effectiveness,
+    organisms,
+    real_model,
+    reinforce,
+    short_test,
+)
 from benchmarks.effectiveness import Row, footer, markdown
 from benchmarks.ways import WAYS, Choice, Sets, rows
+from sst_ui.data.prompt_sets import load
 from sst_ui.errors import UserError
 from sst_ui.maths.directions import random
 from sst_ui.metrics.results import Value
@@ -67,6 +75,9 @@ def test_one_layers_direction_is_taken_at_the_peak_of_the_bell():
         (["tiny-lama"], ("organism 'tiny-lama'", "did you mean 'tiny-llama'")),
         (["demo", "tiny-llama", "--directions", "d.safetensors"], ("name one model",)),
         (["demo", "--directions", "none.safetensors"], ("no directions file",)),
+        (["tiny-gpt2", "--choose", "--part", "select"], ("--choose", "leave out --part")),
+        (["demo", "--choose", "--test", "reinforce"], ("delivers most", "leave out")),
+        (["--profiles", "0.7/wide"], ("profile '0.7/wide'", "late_focus")),
     ],
 )
 def test_a_wrong_choice_is_one_line_that_says_what_there_is(arguments, words, capsys):
@@ -193,7 +204,7 @@ def test_every_test_has_ways_and_strengths_of_its_own(monkeypatch, capsys):
     asked = []
     row = Row("none", {"refused": Value(1.0, 0.5, 1.0, 4)}, {})
 
-    def told(name, wanted, samples, tokens, part, how):
+    def told(name, wanted, samples, tokens, part, how, choose):
         asked.append((wanted.ways, wanted.strengths, samples, tokens, how))
         return [row]
 
@@ -209,6 +220,34 @@ def test_every_test_has_ways_and_strengths_of_its_own(monkeypatch, capsys):
     ]
     titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("### ")]
     assert titles[:2] == ["### demo", f"### demo, {short_test.TITLE}"]
+
+
+def test_one_setting_of_each_way_is_chosen_by_prompts_that_are_not_reported_on():
+    wanted = Choice(("plain", "filtered"), strengths=(0.5, 1.0, 1.5))
+    where = SMALL / "tiny-gpt2"
+    by_hand = organisms.table(where, "select", None, wanted)[1:]
+    expected = ["none"]
+    for way in ("plain", "filtered μ 1"):
+        rows_ = [row for row in by_hand if row.name.startswith(f"{way},")]
+        most = max(row.labels["delivered"].value for row in rows_)
+        nearly = [row for row in rows_ if row.labels["delivered"].value >= most - 0.05]
+        expected.append(min(nearly, key=lambda row: row.values["kl_16"].value).name)
+    table = organisms.table(where, "test", 8, wanted, 45, choose=True)
+    assert [row.name for row in table] == expected
+    assert len(set(expected)) == 3
+
+
+def test_prompts_that_choose_are_neither_measured_nor_reported_on():
+    sets, choosing = real_model.demo_sets(choose=True)
+    texts = {
+        name: {prompt.prompt for prompt in load(name).prompts}
+        for name in (sets.harmful, sets.harmless, sets.truth, sets.ordinary)
+    }
+    for name in (choosing.truth, choosing.ordinary):
+        chosen = {prompt.prompt for prompt in load(name).prompts}
+        assert len(chosen) >= 50
+        assert all(not chosen & other for other in texts.values())
+    assert real_model.demo_sets()[1] is None
 
 
 def test_a_part_without_wrappers_says_so():
