@@ -141,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("directions belong to one model; name one model beside --directions.")
         if given.choose and (given.part != "test" or given.test == "reinforce"):
             raise UserError(
-                "--choose looks for the setting that delivers most, on the part select, and reports "
-                "on the part test; leave out --part, and --test reinforce."
+                "--choose looks for the setting that delivers most, on the part select, and "
+                "reports on the part test; leave out --part, and --test reinforce."
             )
         for name in asked:
             samples, tokens = test.limits or OTHERS.get(name, ORGANISM)

@@ -229,7 +229,7 @@ def _in_rounds(
     refused: dict[str, str] = {}
     for name, recipe in chosen.items() if most else ():
         (edit,) = recipe.edits
-        if not isinstance(edit, Ablation) or edit.directions.file:
+        if not isinstance(edit, Ablation) or edit.directions.file or edit.operation == "add":
             continue
         options = RoundsOptions(most, select=sets.select, max_new_tokens=tokens)
         try:
