@@ -52,9 +52,9 @@ def test_the_grid_finds_a_kernel_that_costs_less_than_the_default_on_prompts_it_
     kept = chosen(found, aims(DEFAULT, spec), spec)
     assert len(found) == 25
     edits = [finish(resolve(host, recipe)) for recipe in (DEFAULT, kept.recipe)]
-    unseen = Evaluation(metrics=("refusal_rate", "kl_16"), samples=64, max_new_tokens=48)
+    unseen = Evaluation(metrics=("refusal_rate", "kl_16"), preset="full", max_new_tokens=48)
     (_, default_kl), (refusals, kl) = finish(evaluate_rows(host, edits, unseen))
-    assert refusals.edited.n == 64
+    assert refusals.edited.n == 160
     assert refusals.edited.value <= 0.05
     assert kl.edited.value < default_kl.edited.value
 
