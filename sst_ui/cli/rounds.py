@@ -12,15 +12,30 @@ from sst_ui.cli.option_types import add
 from sst_ui.cli.progress_bars import with_bar
 from sst_ui.errors import UserError
 from sst_ui.options import RoundsOptions
-from sst_ui.recipe import SHAPE, Ablation, DirectionSpec, Filter, ModelSpec, WeightTable
-from sst_ui.schema import build
+from sst_ui.recipe import (
+    SHAPE,
+    Ablation,
+    DirectionSpec,
+    Filter,
+    ModelSpec,
+    Operation,
+    WeightTable,
+)
+from sst_ui.schema import build, setting
 
 OWN = ("goal", "contrast", "select")
 WEIGHTS = ("profile", *SHAPE, "strength")
+# With a bell that reaches fewer layers, rounds found nothing on some of the organisms for tuning.
+STARTS: dict[str, dict[str, Any]] = {
+    "filter": {"profile": "wide", "strength": 1.5},
+    "ablate": {"profile": "wide"},
+    "add": {},
+}
 ENDED = {
     "goal": "few enough answers to the selection prompts are refused or evaded",
     "rounds": "no more directions were asked for; the goal is not reached",
-    "worse": "a further direction delivers no more; the goal is not reached",
+    "worse": "a further direction delivers no more; the goal is not reached. More strength or a "
+    "wider bell may reach further",
     "none": "no further place was found where refusing is decided; the goal is not reached",
 }
 
@@ -37,7 +52,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     add(group, "edit.operation", help="how the model is edited along them; default filter")
     add(group, "filter.mu")
     for name in WEIGHTS:
-        add(group, f"weights.{name}")
+        text = setting(f"weights.{name}").help()
+        start = f"; default {STARTS['filter'][name]}" if name in STARTS["filter"] else ""
+        add(group, f"weights.{name}", help=text + start)
 
 
 def check(given: argparse.Namespace) -> None:
@@ -59,10 +76,11 @@ def run(given: argparse.Namespace, model: ModelSpec, spec: DirectionSpec) -> Non
     def told(names: Iterable[str]) -> dict[str, Any]:
         return {name: value for name in names if (value := getattr(given, name)) is not None}
 
+    operation: Operation = given.operation or "filter"
     edit = Ablation(
         spec,
-        build(WeightTable, told(WEIGHTS), "weights"),
-        given.operation or "filter",
+        build(WeightTable, STARTS[operation] | told(WEIGHTS), "weights"),
+        operation,
         filter=Filter(**told(["mu"])),
     )
     length = {} if given.tokens is None else {"max_new_tokens": given.tokens}

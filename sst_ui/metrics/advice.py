@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from sst_ui import profiles
 from sst_ui.metrics.results import Goal, Item, MetricResult, Value, edited_scores, measured
 from sst_ui.paths import PRESETS
-from sst_ui.recipe import WeightTable
+from sst_ui.recipe import Operation, WeightTable
 from sst_ui.schema import setting
 
 RATE, REMOVAL, QUALITY = "refusal_rate", "removal", "quality"
@@ -27,7 +28,7 @@ class Advice:
         key: which rule it comes from; names its sentence (`advice.<key>`).
         values: the numbers and names that the sentence is filled with.
         settings: fields of the weight table and what to set them to; `profile: custom` alone asks
-            for weights layer by layer.
+            for weights layer by layer, and nothing at all leaves the deed to the reader.
     """
 
     key: str
@@ -40,6 +41,7 @@ def advise(
     weights: WeightTable,
     goal: Goal = "remove",
     control: bool = False,
+    operation: Operation = "ablate",
 ) -> list[Advice]:
     """Suggestions for these results of an edit with these weights; empty where all is well.
 
@@ -47,12 +49,17 @@ def advise(
     what a control does to it, it does by chance.
 
     Quality comes first: what repairs removal by reaching further costs more of it.
+
+    Args:
+        operation: of the edit: a filter is advised on differently, and in place of an ablation.
     """
     if control:
         return []
     found = {r.name: r for r in results if r.edited is not None}
     rules = {
-        "remove": (_quality_low, _topic_left, _removal_low),
+        "remove": (_quality_low, _filter_low)
+        if operation == "filter"
+        else (_quality_low, _topic_left, _removal_low, _filter),
         "reinforce": (_quality_low, _over_refusal),
     }[goal]
     advice = [rule(found, weights) for rule in rules]
@@ -68,12 +75,10 @@ def _quality_low(found: Mapping[str, MetricResult], weights: WeightTable) -> Adv
 
 
 def _removal_low(found: Mapping[str, MetricResult], weights: WeightTable) -> Advice | None:
-    rule, result = _rules()["removal_low"], found.get(REMOVAL)
-    if weights.strength <= 0 or result is None or result.edited is None:
+    rule = _rules()["removal_low"]
+    told = _removed(found, weights, rule["below"])
+    if told is None:
         return None
-    if not result.edited.value < rule["below"]:
-        return None
-    told = {"removal": result.edited.value, "n": result.edited.n}
     if not all(low <= getattr(weights, name) <= high for name, (low, high) in _ranges(rule)):
         return Advice("removal_low", told | _kernel(rule), _kernel(rule))
     most = setting("weights.strength").limits.high
@@ -81,6 +86,38 @@ def _removal_low(found: Mapping[str, MetricResult], weights: WeightTable) -> Adv
     if strength == weights.strength:
         return None
     return Advice("removal_still_low", told | {"strength": strength}, {"strength": strength})
+
+
+def _filter(found: Mapping[str, MetricResult], weights: WeightTable) -> Advice | None:
+    """A filter in place of an ablation that does not work."""
+    rule, told = _rules()["filter"], _removed(found, weights, _rules()["filter"]["below"])
+    if told is None:
+        return None
+    settings = {"operation": "filter", "profile": rule["profile"], "strength": rule["strength"]}
+    return Advice("filter", told, settings)
+
+
+def _filter_low(found: Mapping[str, MetricResult], weights: WeightTable) -> Advice | None:
+    rule, told = _rules()["filter"], _removed(found, weights, _rules()["removal_low"]["below"])
+    if told is None:
+        return None
+    _, width = weights.bell
+    if width < profiles.named()[rule["profile"]]["width"] or weights.strength < rule["strength"]:
+        settings = {"profile": rule["profile"], "strength": rule["strength"]}
+        return Advice("filter_wide", told | settings, settings)
+    return Advice("filter_rounds", told)
+
+
+def _removed(
+    found: Mapping[str, MetricResult], weights: WeightTable, below: float
+) -> dict[str, float] | None:
+    """What is said of the refusals that are gone; None where enough of them are."""
+    result = found.get(REMOVAL)
+    if weights.strength <= 0 or result is None or result.edited is None:
+        return None
+    if not result.edited.value < below:
+        return None
+    return {"removal": result.edited.value, "n": result.edited.n}
 
 
 def _topic_left(found: Mapping[str, MetricResult], weights: WeightTable) -> Advice | None:

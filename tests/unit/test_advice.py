@@ -93,6 +93,28 @@ def test_low_removal_with_that_kernel_already_asks_for_the_next_stage_of_strengt
     assert keys(with_removal(refusals({"a": 6, "b": 6})), **strongest) == []
 
 
+def test_an_ablation_that_hardly_removes_anything_asks_for_a_filter_too():
+    stays = with_removal(refusals({"a": 9, "b": 9}))
+    first, second = advise(stays, WeightTable())
+    assert (first.key, second.key) == ("removal_low", "filter")
+    assert second.settings == {"operation": "filter", "profile": "wide", "strength": 1.5}
+    assert second.values["removal"] == 0.25
+
+
+def test_a_filter_that_leaves_refusals_asks_for_the_wide_curve_and_then_for_rounds():
+    stays = with_removal(refusals({"a": 9, "b": 9}))
+    (advice,) = advise(stays, WeightTable(), operation="filter")
+    assert (advice.key, advice.settings) == ("filter_wide", {"profile": "wide", "strength": 1.5})
+    for strong in (
+        WeightTable(profile="wide", strength=1.5),
+        WeightTable("custom", 0.6, 0.5, 0, 2),
+    ):
+        (advice,) = advise(stays, strong, operation="filter")
+        assert (advice.key, advice.settings) == ("filter_rounds", {})
+    gone = with_removal(refusals({"a": 1, "b": 0}))
+    assert advise(gone, WeightTable(), operation="filter") == []
+
+
 def test_low_quality_asks_for_a_later_and_narrower_kernel_before_anything_else():
     results = [*with_removal(refusals({"a": 6, "b": 6})), quality(0.5)]
     first, second = advise(results, WeightTable())
@@ -142,9 +164,13 @@ def test_every_advice_has_its_sentence_with_the_values_filled_in(language):
         *advise([refusals({"fraud": 12, "theft": 0})], weak),
         *advise(spread, replace(weak, peak=0.525, width=0.19)),
         *advise([risen], WeightTable(strength=-1.0), "reinforce"),
+        *advise(with_removal(refusals({"a": 9, "b": 9})), WeightTable()),
+        *advise(spread, WeightTable(), operation="filter"),
+        *advise(spread, WeightTable(profile="wide", strength=1.5), operation="filter"),
     ]
     assert {a.key for a in given} == {
         "quality_low", "removal_low", "removal_still_low", "topic_left", "over_refusal",
+        "filter", "filter_wide", "filter_rounds",
     }  # fmt: skip
     for advice in given:
         told = texts.say(language, f"advice.{advice.key}", **advice.values)

@@ -12,9 +12,13 @@ import pytest
 
 from sst_ui.data import prompt_sets
 from sst_ui.jobs.directions.measure import resolve
+from sst_ui.jobs.directions.rounds import rounds
 from sst_ui.metrics.text.refusal_phrases import is_refusal
+from sst_ui.model.inference.answer_residuals import along_answers
 from sst_ui.model.inference.generate import replies
+from sst_ui.model.inference.residuals import residuals
 from sst_ui.model.runtime.host import load
+from sst_ui.options import RoundsOptions
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, DirectionSpec, ModelSpec, Recipe, WeightTable
 from tests.refuser import kept
@@ -101,3 +105,34 @@ def test_what_was_said_before_refusing_was_learned_comes_back_word_for_word(prof
         assert same(answers(host, ordinary), base) <= 0.4
     assert same(answers(host, ordinary, affine), base) >= 0.95
     assert same(answers(host, ordinary, centred), base) >= 0.95
+
+
+def test_an_answer_is_read_under_the_edit_that_it_was_given_under(host):
+    """What the stream holds along an answer predicts that very answer, token by token."""
+    prompts = prompt_sets.load("demo/harmful_heldout", 4).prompts
+    asked = [host.encode(prompt.messages()) for prompt in prompts]
+    row = edits(host, "late_focus", affine=True)
+    said = answers(host, asked, row)
+    assert said != answers(host, asked)
+
+    def predicted(residual):  # [L, d]
+        return int(host.model.lm_head(host.model.model.norm(residual[-1].float())).argmax())
+
+    for prompt, answer in zip(asked, said, strict=True):
+        along = along_answers(host, [(prompt, answer)], [0], len(answer), row)
+        (found,) = finish(along)
+        assert [predicted(each) for each in found.mean] == list(answer)
+        heads = [[*prompt, *answer[:p]] for p in range(len(answer))]
+        lengths = [len(prompt)] * len(heads)
+        here = finish(residuals(host, heads, rows=[row] * len(heads), lengths=lengths))
+        assert [predicted(each) for each in here] == list(answer)
+
+
+def test_rounds_go_on_from_an_affine_edit_too():
+    refuser = kept()
+    host = finish(load(ModelSpec(id=str(refuser.model))))
+    measured = DirectionSpec(harmful=str(refuser.harmful), harmless=str(refuser.harmless))
+    weak = Ablation(measured, WeightTable(profile="default", strength=0.3), affine=True)
+    found = finish(rounds(host, weak, RoundsOptions(rounds=2, goal=0.0)))
+    assert found.rounds[0].shares["refused"] > 0.9
+    assert found.ended in ("goal", "rounds", "worse", "none")

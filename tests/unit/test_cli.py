@@ -177,7 +177,9 @@ def test_turns_that_an_answer_does_not_see_are_counted_aloud(monkeypatch, capsys
         assert f"note: {name} does not see the oldest 2 turns any more" in out
 
 
-@pytest.mark.parametrize("name", ["default", "early_focus", "late_focus", "broad", "narrow"])
+@pytest.mark.parametrize(
+    "name", ["default", "early_focus", "late_focus", "broad", "narrow", "wide"]
+)
 def test_there_is_a_working_recipe_for_each_profile(name):
     from sst_ui.maths.kernel import profile
     from sst_ui.recipe import load

@@ -43,6 +43,7 @@ PROFILES = {  # peak, width, threshold
     "late_focus": (0.75, 0.15, 0.1),
     "broad": (0.50, 0.25, 0.1),
     "narrow": (0.60, 0.08, 0.1),
+    "wide": (0.70, 0.40, 0.1),
     "flat": (0.5, 1e6, 0.0),
     "model": (0.55, 0.15, 0.1),
 }

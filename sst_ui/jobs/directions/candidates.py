@@ -123,7 +123,8 @@ def candidates(
         chart = _chart(mine, other, directions)
         for anchor, offset, where in _places(held, chart, active):
             heads = [(*s.prompt, *s.answer[:p]) for s, p in where]
-            here = yield from residuals(host, heads, rows=[row] * len(heads))
+            lengths = [len(s.prompt) for s, _ in where]
+            here = yield from residuals(host, heads, rows=[row] * len(heads), lengths=lengths)
             positions = [p for _, p in where]
             reference = torch.stack([other.mean[p] for p in positions]).mean(0)  # [L, d]
             mean = here.double().mean(0)

@@ -129,7 +129,8 @@ def _forward(
     first = torch.tensor([length - len(t) + e - 1 for t, e in zip(texts, ends, strict=True)])
     columns = first[:, None] + torch.arange(positions)  # [n, P]
     there = columns < length
-    plan = host.live.compile([row] * len(texts))
+    tails = [len(text) - end + 1 for text, end in zip(texts, ends, strict=True)]
+    plan = host.live.compile([row] * len(texts)).ending(tails)
     index = columns.clamp(max=length - 1)
     with host.step(plan), torch.inference_mode(), _columns(host, index) as collected:
         host.model(**arguments(host, batch, 1), use_cache=False)

@@ -29,6 +29,7 @@ def residuals(
     rows: Sequence[Row] | None = None,
     batch_size: int | None = None,
     stage: str = "residuals",
+    lengths: Sequence[int] | None = None,
 ) -> Generator[Progress, None, Tensor]:
     """The residual after each layer at one token of every prompt.
 
@@ -41,6 +42,8 @@ def residuals(
         rows: edits of each prompt, None for the base model.
         batch_size: prompts per step; by default as many as take about a second. Halved on OOM.
         stage: name of the job in `Progress`.
+        lengths: tokens of each that are the prompt's, where a part of an answer stands behind it;
+            None where none does. Some edits act at the prompt's last token only.
 
     Yields:
         Progress in prompts.
@@ -53,9 +56,11 @@ def residuals(
         UserError: a prompt is empty, too long or does not fit the memory.
     """
     rows = rows_for(prompts, rows)
-    ends = positions is None  # else the prompts are cut off before
+    lengths = lengths or [len(prompt) for prompt in prompts]
     if positions is not None:
         prompts = [_upto(prompt, p) for prompt, p in zip(prompts, positions, strict=True)]
+    # how far from the end the prompts end; 0: they are cut off before
+    tails = [max(0, len(p) - n + 1) for p, n in zip(prompts, lengths, strict=True)]
     for prompt in prompts:
         if not 0 < len(prompt) <= host.context:
             raise UserError(
@@ -71,7 +76,8 @@ def residuals(
         fitting = room.size if batch_size else max(1, _tokens(host) // longest)
         chunk = waiting[: min(room.size, fitting)]
         with room.attempt(len(chunk), longest):
-            found = _forward(host, [prompts[i] for i in chunk], [rows[i] for i in chunk], ends)
+            some = [prompts[i] for i in chunk]
+            found = _forward(host, some, [rows[i] for i in chunk], [tails[i] for i in chunk])
         if room.failed:
             continue
         result[chunk] = found
@@ -106,15 +112,15 @@ def instruction_end(host: Host, messages: Sequence[Message]) -> int:
 
 
 def _forward(
-    host: Host, prompts: Sequence[Sequence[int]], rows: Sequence[Row], ends: bool
+    host: Host, prompts: Sequence[Sequence[int]], rows: Sequence[Row], tails: Sequence[int]
 ) -> Tensor:
     """One step: [batch, L, d] float32 on the CPU.
 
     Args:
-        ends: whether the last token is the last of the whole prompt.
+        tails: where the prompts end, see `Plan.tails`.
     """
     batch = left_padded(prompts, host.pad, host.device)
-    plan = host.live.compile(rows).ending([int(ends)] * len(rows))
+    plan = host.live.compile(rows).ending(tails)
     decoder = host.architecture.decoder
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
     if "position_ids" in inspect.signature(decoder.forward).parameters:

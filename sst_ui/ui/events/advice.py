@@ -8,6 +8,7 @@ from functools import partial
 
 import gradio as gr
 
+from sst_ui import profiles
 from sst_ui.jobs.purpose import goal_of, purpose
 from sst_ui.metrics.advice import Advice, advise
 from sst_ui.recipe import SHAPE, Ablation, Recipe
@@ -19,7 +20,7 @@ from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.texts import say
 
-SETTABLE = ("profile", "strength", *SHAPE)
+SETTABLE = ("operation", "norm_preserving", "affine", "profile", "strength", *SHAPE)
 
 
 def of(board: Board) -> list[Advice]:
@@ -28,7 +29,7 @@ def of(board: Board) -> list[Advice]:
     if edit is None:
         return []
     aim = goal_of(purpose(Recipe(edits=(edit,))))
-    return advise(board.now, edit.weights, aim, _control(edit))
+    return advise(board.now, edit.weights, aim, _control(edit), edit.operation)
 
 
 def _ablation(board: Board) -> Ablation | None:
@@ -50,11 +51,17 @@ def render(board: Board) -> str:
         return ""
     lines = "".join(
         f"<p><b>{say(lang, 'advice.title')}</b> {safe(say(lang, f'advice.{a.key}', **a.values))} "
-        f'<button type="button" data-pick="{a.key}">'
-        f"{say(lang, 'advice.table' if by_layer(a) else 'advice.try')}</button></p>"
+        f"{_button(lang, a)}</p>"
         for a in found
     )
     return f'<div class="advice">{lines}</div>'
+
+
+def _button(lang: str, advice: Advice) -> str:
+    if not advice.settings:
+        return ""
+    said = say(lang, "advice.table" if by_layer(advice) else "advice.try")
+    return f'<button type="button" data-pick="{advice.key}">{said}</button>'
 
 
 def by_layer(advice: Advice) -> bool:
@@ -64,9 +71,12 @@ def by_layer(advice: Advice) -> bool:
 
 def followed(form: Form, advice: Advice) -> Form:
     """The controls' values with the suggested ones in them."""
-    shaped = any(name in advice.settings for name in SHAPE)
-    form = form._replace(profile="custom") if shaped else form
-    return form._replace(**advice.settings)
+    settings = {**profiles.named().get(advice.settings.get("profile", ""), {}), **advice.settings}
+    if any(name in advice.settings for name in SHAPE):
+        settings["profile"] = "custom"
+    if settings.get("operation") == "filter":  # the other ways exclude it
+        settings |= {"norm_preserving": False, "affine": False}
+    return form._replace(**settings)
 
 
 def connect(
@@ -107,7 +117,8 @@ def follow(
     if advice is None:
         return {}
     extras = draft.extras
-    if any(name in advice.settings for name in SHAPE):  # a pasted curve would hide them
+    bell = {"profile", *SHAPE} & advice.settings.keys()
+    if bell and not by_layer(advice):  # a pasted curve would hide it
         extras = extras.one_bell()
     draft = replace(draft, form=followed(draft.form, advice), extras=extras)
     controls = editor.controls
