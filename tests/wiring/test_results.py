@@ -14,7 +14,7 @@ from sst_ui.metrics import corrections
 from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import Shown, compare
-from sst_ui.recipe import Evaluation
+from sst_ui.recipe import Evaluation, WeightTable
 from sst_ui.ui import page as studio
 from sst_ui.ui.events import (
     advice as advice_events,
@@ -251,6 +251,34 @@ def test_advice_fills_the_controls_and_applies_nothing(page, engine, board, scre
     assert named["width"] == advice.settings["width"]
     assert named["profile"] == "custom"
     assert "variants" not in named
+
+
+def test_the_advised_filter_stands_in_the_controls_with_its_bell(page, engine, board):
+    recipe = board.variants.now.recipe
+    weak = replace(board, results={recipe.digest(): measured(20)})
+    assert 'data-pick="filter"' in advice_events.render(weak)
+    form, extras = show(recipe)
+    values = (engine.loaded, extras, None, weak.variants, "evidence", "budget")
+    shown = (weak.results, [], "", "all", "any", "")
+    follow = handler(page, advice_events, "follow")
+    affine = form._replace(affine=True)  # which a filter of this kind excludes
+    out = follow("en", SimpleNamespace(pick="filter"), *values, *affine, *shown)
+    named = {getattr(c, "elem_id", None): value for c, value in out.items()}
+    assert (named["operation"], named["profile"], named["strength"]) == ("filter", "wide", 1.5)
+    assert (named["peak"], named["width"], named["threshold"]) == (0.7, 0.4, 0.1)
+    assert (named["norm-preserving"], named["affine"]) == (False, False)
+    assert any(value.get("visible") for value in out.values() if isinstance(value, dict))
+
+
+def test_what_nobody_can_press_has_no_button(board):
+    recipe = board.variants.now.recipe
+    (edit,) = recipe.edits
+    wide = WeightTable(profile="wide", strength=1.5)
+    filtered = replace(recipe, edits=(replace(edit, operation="filter", weights=wide),))
+    known = Variants().add(filtered)
+    told = advice_events.render(Board("en", known, {filtered.digest(): measured(20)}))
+    assert "Find the next decision" in told
+    assert "<button" not in told
 
 
 def test_a_note_stands_in_the_metrics_row(engine):
