@@ -61,11 +61,7 @@ def residuals(
         prompts = [_upto(prompt, p) for prompt, p in zip(prompts, positions, strict=True)]
     # how far from the end the prompts end; 0: they are cut off before
     tails = [max(0, len(p) - n + 1) for p, n in zip(prompts, lengths, strict=True)]
-    for prompt in prompts:
-        if not 0 < len(prompt) <= host.context:
-            raise UserError(
-                f"a prompt has {len(prompt)} tokens; {host.name} reads 1 to {host.context}."
-            )
+    _fitting(host, prompts)
     result = torch.empty(len(prompts), host.layers, host.hidden)
     # Longest first: what does not fit the memory shows at once, and padding stays small.
     waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -84,6 +80,14 @@ def residuals(
         waiting = waiting[len(chunk) :]
         yield Progress(stage, len(prompts) - len(waiting), len(prompts))
     return result
+
+
+def _fitting(host: Host, prompts: Sequence[Sequence[int]]) -> None:
+    for prompt in prompts:
+        if not 0 < len(prompt) <= host.context:
+            raise UserError(
+                f"a prompt has {len(prompt)} tokens; {host.name} reads 1 to {host.context}."
+            )
 
 
 def instruction_end(host: Host, messages: Sequence[Message]) -> int:
