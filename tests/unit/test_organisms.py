@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import organisms as benchmark
+from benchmarks import target
 from benchmarks.ways import Choice
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
@@ -174,6 +175,20 @@ def test_a_preference_is_scored_as_published():
             margins.append(-math.log(1 / (1 + math.exp(-stages.BETA * (won - lost)))))
     expected = sum(margins) / len(margins) - sum(chosen) / len(chosen)
     assert loss == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_search_of_an_organism_is_counted_and_tested_on_words_it_never_saw():
+    found = target.run("tiny-gpt2", SMALL / "tiny-gpt2", 3, 2, 0)
+    assert [row.start for row in found] == ["one direction", "one, rounds found no more"]
+    for row in found:
+        assert row.trials == 3
+        assert row.first == 1  # the filter that it begins with is there
+        assert row.reached
+        assert row.refused <= target.TARGET
+        assert row.delivered >= 0.8
+    lines = target.markdown(found).splitlines()
+    assert lines[2].startswith("| tiny-gpt2 | one direction | 3 | 1 | ")
+    assert {line.count("|") for line in lines} == {10}
 
 
 @pytest.mark.slow
