@@ -106,11 +106,17 @@ def names(kind: str) -> tuple[str, ...]:
     return (kind, *fused, *([GROUPS[kind]] if kind in GROUPS else []))
 
 
-def warnings(weights: WeightTable, layers: int) -> list[tuple[str, dict[str, Any]]]:
+def warnings(
+    weights: WeightTable, layers: int, filtered: bool = False
+) -> list[tuple[str, dict[str, Any]]]:
     """What a user should know about a table, as (message key, values) for the screen to phrase.
 
     Keys: `early` (first quarter touched; values: layers), `empty` (no cell is edited),
     `reflects` (some |alpha| above 1 reflects more than it removes; values: largest).
+
+    Args:
+        filtered: the table is a filter's, which leaves alone what the first quarter does with
+            harmless inputs.
     """
     alpha = table(weights, layers)
     touched = np.flatnonzero(np.any(alpha != 0, axis=1))
@@ -118,7 +124,7 @@ def warnings(weights: WeightTable, layers: int) -> list[tuple[str, dict[str, Any
     if not len(touched):
         found.append(("empty", {}))
     early = [int(layer) for layer in touched if positions(layers)[layer] < EARLY]
-    if early:
+    if early and not filtered:
         found.append(("early", {"first": early[0], "last": early[-1]}))
     if len(touched) and np.abs(alpha).max() > 1.5:
         found.append(("reflects", {"largest": float(np.abs(alpha).max())}))

@@ -80,6 +80,7 @@ def test_suggest_refuses_a_signal_without_evidence():
 def test_broad_warns_that_it_touches_the_first_quarter_and_default_does_not():
     assert "early" in dict(kernel.warnings(kernel.profile("broad"), 32))
     assert "early" not in dict(kernel.warnings(kernel.profile("default"), 32))
+    assert "early" not in dict(kernel.warnings(kernel.profile("wide"), 32, filtered=True))
     assert "empty" in dict(kernel.warnings(WeightTable(strength=0.0), 32))
 
 

@@ -159,7 +159,7 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
     weights = edit.weights
     lang, layers = draft.language, draft.loaded.layers
     signals = engine.signals(draft.loaded.key, edit.directions)
-    found = kernel.warnings(weights, layers)
+    found = kernel.warnings(weights, layers, edit.operation == "filter")
     notes = [notice(_warning(lang, key, values), "warn") for key, values in found]
     if draft.loaded.key and not signals:
         notes.append(notice(say(lang, "warn.unmeasured"), "info"))
