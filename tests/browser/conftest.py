@@ -20,7 +20,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--no-first-run",
 )
-expect.set_options(timeout=MILLISECONDS)
+HURRIED = 15_000  # milliseconds
 
 
 @pytest.fixture(scope="package")
@@ -77,6 +77,24 @@ def window(chromium, address):
         assert errors == []
 
     return open_window
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """After a test that failed, those that follow on the same page wait no longer for states that
+    may never come: each would take all of its patience."""
+    report = yield
+    page = item.funcargs.get("page") if hasattr(item, "funcargs") else None
+    if report.failed and page is not None:
+        expect.set_options(timeout=HURRIED)
+        page.set_default_timeout(HURRIED)
+    return report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patient():
+    """Every module begins with all the patience there is."""
+    expect.set_options(timeout=MILLISECONDS)
 
 
 @pytest.fixture(scope="module")
