@@ -53,6 +53,7 @@ class Way:
         source: where it comes from.
         edit: settings of an ablation beside its weights and prompts.
         directions: settings of its directions beside their prompts.
+        weights: settings of its weights beside profile and strength.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Way:
     source: str
     edit: Mapping[str, Any] = field(default_factory=dict)
     directions: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def estimator(self) -> str:
@@ -80,7 +82,7 @@ class Way:
         """
         named = {"harmful": sets.harmful, "harmless": sets.harmless, "concepts": sets.concepts}
         directions = {**named, **self.directions}
-        weights = {**kernel(profile), "strength": strength}
+        weights = {**self.weights, **kernel(profile), "strength": strength}
         if directions.get("scope") == "single":
             peak, _ = WeightTable(**kernel(profile)).bell
             directions["layer"] = float(round(peak * (layers - 1)))
@@ -140,6 +142,10 @@ _WAYS = (
     Way(
         "filtered_10", "filtered μ 10", "docs/edits.md",
         {"operation": "filter", "filter": {"mu": 10.0}},
+    ),
+    Way(
+        "filtered_attention", "filtered μ 1 of attention", "docs/edits.md",
+        {"operation": "filter"}, weights={"modules": {"mlp": 0.0}},
     ),
     Way("random", "random direction", "a control", directions={"estimator": "random"}),
 )  # fmt: skip
