@@ -274,6 +274,8 @@ class Merge(Checked):
     samples: Pairs | None = None
     unaligned: Text | None = None
     rank: Rank | None = None
+    lookalikes: Text | None = None
+    lookalike_weight: Annotated[Number, Field(ge=0, le=100)] = 1.0
 
     def __post_init__(self) -> None:
         for name in ("utility", "safety"):

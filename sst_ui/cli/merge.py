@@ -31,7 +31,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     add(parser, "weights.strength", "--weight", help="safety weight")
     add(parser, "weights.peak")
     add(parser, "weights.width")
-    for name in ("target", "fisher", "inputs", "utility_prompts", "safety_prompts", "samples"):
+    for name in (
+        "target", "fisher", "inputs", "utility_prompts", "safety_prompts", "lookalikes",
+        "lookalike_weight", "samples",
+    ):  # fmt: skip
         add(parser, f"merge.{name}")
     add(parser, "merge.unaligned", metavar="DIR")
     add(parser, "merge.rank")
@@ -88,7 +91,8 @@ def run(given: argparse.Namespace, model: ModelSpec) -> None:
 
 def _spec(given: argparse.Namespace) -> Merge:
     names = ("utility", "safety", "method", "budget", "target", "fisher", "inputs",
-             "utility_prompts", "safety_prompts", "samples", "unaligned", "rank")  # fmt: skip
+             "utility_prompts", "safety_prompts", "lookalikes", "lookalike_weight", "samples",
+             "unaligned", "rank")  # fmt: skip
     values = {n: getattr(given, n) for n in names if getattr(given, n) is not None}
     parameters = {}
     for item in given.set:

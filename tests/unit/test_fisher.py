@@ -103,6 +103,27 @@ def assert_close(actual, wanted, tolerance=1e-6):
     assert wanted.norm() > 0
 
 
+@pytest.mark.parametrize("mode", ["input", "kfac", "nearest", "block"])
+def test_a_weight_of_two_is_every_conversation_twice(mode):
+    host = double_host()
+    cores = random_cores(host.model)
+    some, others = CONVERSATIONS[:2], CONVERSATIONS[2:]
+    shifts = ((), ())
+    weighed = finish(moments(host, cores, some, shifts, mode=mode, beside=others, weight=2.0))
+    twice = finish(moments(host, cores, [*some, *others, *others], shifts, mode=mode))
+    alone = finish(moments(host, cores, some, shifts, mode=mode, beside=others, weight=0.0))
+    without = finish(moments(host, cores, some, shifts, mode=mode))
+    for name in cores:
+        for part in ("a", "g", "block"):
+            found, expected = (getattr(m[name], part) for m in (weighed, twice))
+            assert (found is None) == (expected is None)
+            if found is not None:
+                assert_close(found, expected)
+                assert (found - getattr(without[name], part)).norm() > 1e-3 * found.norm()
+                assert torch.equal(getattr(alone[name], part), getattr(without[name], part))
+        assert weighed[name].n == twice[name].n
+
+
 @pytest.mark.parametrize("where", ["response", "all"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_moments_are_those_of_single_perturbed_tokens(name, where):

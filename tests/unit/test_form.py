@@ -70,6 +70,8 @@ TURNED = {  # another position of every control
     "m_width": 0.3,
     "utility_set": "demo/facts",
     "safety_set": "demo/jailbreak",
+    "m_lookalikes": "demo/lookalike",
+    "m_lookalike_weight": 3.0,
     "m_samples": 12,
     "target": "additive",
     "fisher": "input",
@@ -212,7 +214,7 @@ EDITS = {
     "defaults named": (Merge("a", "b", "sst_topk", {"k": 128, "damping": 1e-3}),),
     "all the rest": (
         Merge("a", "b", "dare", {"drop": 0.3}, None, "additive", "input", 64, SHAPED,
-              "demo/facts", "demo/harmful", 8, "c", 16),
+              "demo/facts", "demo/harmful", 8, "c", 16, "demo/lookalike", 3.0),
     ),
 }  # fmt: skip
 

@@ -251,6 +251,38 @@ def test_held_out_prompts_take_no_part_in_the_statistics(small, pair, talks, tmp
         assert torch.allclose(old.utility.g, new.utility.g, atol=1e-6)
 
 
+def test_lookalikes_count_to_utility_with_their_weight(small, pair, talks, tmp_path):
+    """As if they stood so many times among the utility prompts."""
+    rows = [("Kill a process?", "Yes: use kill."), ("Shoot a film?", "With a camera.")]
+    beside, whole = tmp_path / "l.jsonl", tmp_path / "w.jsonl"
+    written = [json.dumps({"prompt": p, "answer": a}) for p, a in rows]
+    beside.write_text("\n".join(written))
+    with open(talks["utility_prompts"]) as file:
+        whole.write_text("\n".join([*file.read().splitlines(), *written * 3]))
+    spec = Merge(*pair[:2], fisher="input", inputs=0, parameters={"mu": 1.0}, **talks)
+    found = {
+        name: finish(lab.prepare(small, each))
+        for name, each in {
+            "none": spec,
+            "weighed": replace(spec, lookalikes=str(beside), lookalike_weight=3.0),
+            "nothing": replace(spec, lookalikes=str(beside), lookalike_weight=0.0),
+            "thrice": replace(spec, utility_prompts=str(whole)),
+        }.items()
+    }
+
+    def utility_side(name):
+        return {module.name: module.utility for module in found[name].modules}
+
+    weighed, none = utility_side("weighed"), utility_side("none")
+    for path, wanted in utility_side("thrice").items():
+        assert torch.allclose(weighed[path].a, wanted.a, atol=1e-6)
+        assert weighed[path].n == wanted.n
+        assert not torch.allclose(weighed[path].a, none[path].a, atol=1e-6)
+        assert torch.equal(utility_side("nothing")[path].a, none[path].a)
+    before, after = (lab.combine(small, found[name], spec).deltas for name in ("none", "weighed"))
+    assert any(not torch.allclose(dense(before[p]), dense(after[p])) for p in before)
+
+
 def test_one_prompt_cannot_be_held_out_and_learnt_from(small, pair, talks, tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text('{"prompt": "x", "answer": "y"}')

@@ -57,7 +57,7 @@ def inputs_of(reads: Recipe | ModelSpec) -> Iterator[tuple[str | Path, str]]:
             yield _local(edit.utility), "the utility adapter"
             yield _local(edit.safety), "the safety adapter"
             yield _local(edit.unaligned or ""), "the unaligned checkpoint"
-            for name in (edit.utility_prompts, edit.safety_prompts):
+            for name in (edit.utility_prompts, edit.safety_prompts, edit.lookalikes or ""):
                 yield from _prompts(name)
     yield _local(reads.evaluation.judge or ""), "the judge"
     yield reads.evaluation.labels or "", "the labels"

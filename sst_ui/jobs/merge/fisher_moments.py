@@ -42,7 +42,7 @@ def inputs(
     """Further input directions of every module, from the cache where they were found before."""
     asked = [
         each
-        for name in (spec.utility_prompts, spec.safety_prompts)
+        for name in sets(spec)
         for each in conversations(host, name, spec.samples, read_part(spec))
     ]
     tokens = [[list(p), list(r)] for p, r in asked]
@@ -61,7 +61,7 @@ def collect(
     """Both tasks' moments, from the cache where the same were collected before.
 
     Both are averaged along the way θ_U + τ D. The utility side takes labels of the model's own, the
-    safety side the refusals that the data hold.
+    safety side the refusals that the data hold. Look-alikes count to utility, with their weight.
     """
 
     def way(task: str) -> tuple[Row, ...]:
@@ -71,29 +71,43 @@ def collect(
             for tau in TAUS[task]
         )
 
+    part = read_part(spec)
+    beside: list[Conversation] = []
+    if spec.lookalikes and spec.lookalike_weight:
+        beside = conversations(host, spec.lookalikes, spec.samples, part)
     plans: dict[str, tuple[str, tuple[Row, ...], Labels]] = {
         "utility": (spec.utility_prompts, way("utility"), "sampled"),
         "safety": (spec.safety_prompts, way("safety"), "given"),
     }
     found = {}
     for task, (name, shifts, labels) in plans.items():
-        asked = conversations(host, name, spec.samples, read_part(spec))
+        asked = conversations(host, name, spec.samples, part)
+        also = beside if task == "utility" else []
         # moments are numbers in the cores' bases, which another linear algebra may turn round
         bases = [
             round(float(c.u.double().sum() + 7 * c.r.double().sum()), 4) for c in cores.values()
         ]
         identity = [utility.digest, safety.digest, spec.target, spec.fisher, labels, bases]
+        if also:
+            identity.append([spec.lookalike_weight, [[list(p), list(r)] for p, r in also]])
         tokens = [[list(p), list(r)] for p, r in asked]
         path = _path(host, digest([FORMULAS, host.digest, identity, tokens]))
         if (kept := _read(path)) is not None:
             found[task] = _unpacked(*kept)
         else:
             job = moments(
-                host, cores, asked, shifts, labels, spec.fisher, "all", stage=f"{task} Fisher"
-            )
+                host, cores, asked, shifts, labels, spec.fisher, "all", stage=f"{task} Fisher",
+                beside=also, weight=spec.lookalike_weight,
+            )  # fmt: skip
             found[task] = yield from job
             _write(path, *_packed(found[task]))
     return found
+
+
+def sets(spec: Merge) -> tuple[str, ...]:
+    """The prompt sets that statistics are collected on: utility, safety, look-alikes if any."""
+    beside = (spec.lookalikes,) if spec.lookalikes and spec.lookalike_weight else ()
+    return (spec.utility_prompts, spec.safety_prompts, *beside)
 
 
 def read_part(spec: Merge) -> Part:

@@ -270,6 +270,7 @@ def basis(spec: Merge) -> Merge:
     return replace(
         bare, target=spec.target, fisher=spec.fisher, inputs=spec.inputs, samples=spec.samples,
         utility_prompts=spec.utility_prompts, safety_prompts=spec.safety_prompts,
+        lookalikes=spec.lookalikes, lookalike_weight=spec.lookalike_weight,
     )  # fmt: skip
 
 

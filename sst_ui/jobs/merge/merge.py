@@ -132,9 +132,16 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
     needs = METHODS[spec.method].needs
     key: tuple[object, ...] = (host.digest, utility.digest, safety.digest)
     if "moments" in needs:
-        names = (spec.utility_prompts, spec.safety_prompts)
-        sets = [prompt_sets.load(name, spec.samples).digest for name in names]
-        key = (*key, *sets, spec.fisher, spec.target, spec.inputs, statistics.read_part(spec))
+        sets = [prompt_sets.load(name, spec.samples).digest for name in statistics.sets(spec)]
+        key = (
+            *key,
+            *sets,
+            spec.lookalike_weight,
+            spec.fisher,
+            spec.target,
+            spec.inputs,
+            statistics.read_part(spec),
+        )
     found = _kept.get(key) if host.digest else None
     if found is None:
         paths = sorted({*utility.deltas, *safety.deltas})

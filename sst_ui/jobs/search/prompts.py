@@ -27,7 +27,7 @@ class Sets:
     Attributes:
         measure: empty where directions are read from a file.
         test: empty for the metrics' own.
-        beside: what else is measured on: protected concepts.
+        beside: what else is measured on: protected concepts, a merge's look-alikes.
     """
 
     measure: Mapping[str, str]
@@ -56,6 +56,8 @@ def sets(edit: Ablation | Merge, spec: SearchOptions) -> Sets:
         measure = measure if given.file is None else {}
         if given.estimator == "surgical" and given.concepts and measure:
             beside = (given.concepts,)
+    elif edit.lookalikes:
+        beside = (edit.lookalikes,)
     return Sets(measure, select, dict(zip(roles, spec.test, strict=False)), beside)
 
 

@@ -2,9 +2,15 @@
 
     x̃ = Rᵀ x,  δ̃ = Uᵀ ∂ log p/∂y;   A = E[x̃ x̃ᵀ],  G = E[δ̃ δ̃ᵀ]      (K-FAC: Martens and Grosse 2015)
 
-Both are uncentred means over tokens. log p is the sum over a conversation's response, so δ at a
-token holds its effect on all later ones too. Gradients go through the activations from the
-embeddings on; no weight ever gets one, and nothing of the model's size is kept.
+or, in mode `nearest`,
+
+    A = E[‖δ̃‖² x̃ x̃ᵀ],  G = E[‖x̃‖² δ̃ δ̃ᵀ]  up to a factor,
+
+one step of the power method of Van Loan and Pitsianis (1993), so that A is made of the tokens whose
+gradients matter. Both are uncentred means over tokens. log p is the sum over a conversation's
+response, so δ at a token holds its effect on all later ones too. Gradients go through the
+activations from the embeddings on; no weight ever gets one, and nothing of the model's size is
+kept.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -43,6 +49,8 @@ def moments(
     seed: int = 0,
     batch_size: int | None = None,
     stage: str = "moments",
+    beside: Sequence[Conversation] = (),
+    weight: float = 1.0,
 ) -> Generator[Progress, None, dict[str, Moments]]:
     """Second moments of every core's inputs and of log p's gradients at its outputs.
 
@@ -52,43 +60,41 @@ def moments(
         host: the model; its weights stay as they are, and get no gradients.
         cores: by module path.
         conversations: prompt with chat template, and response; both together within the context.
-        shifts: edits under which the model is asked, each over all conversations, and averaged. At
-            θ_U + τ D that is (RowDelta(utility), RowDelta(safety, τ)), and for an interpolating D
-            (RowDelta(utility, 1 − τ), RowDelta(safety, τ)).
+        shifts: edits under which the model is asked, each over all conversations, and averaged.
         labels: `given`: the response's own tokens (the empirical Fisher); `sampled`: drawn from the
             model at every position of the response (the true one).
-        mode: `kfac`; `nearest` towards the Kronecker product that is nearest to the exact block:
-            A = E[‖δ̃‖² x̃ x̃ᵀ] and G = E[‖x̃‖² δ̃ δ̃ᵀ] up to a factor, one step of the power method of
-            Van Loan and Pitsianis (1993), so that A is made of the tokens whose gradients matter;
-            `input` collects A alone, with forward passes only; `block` also collects the exact
-            block of each module, for small cores.
+        mode: `kfac`; `nearest`: towards the Kronecker product nearest to the exact block, see the
+            top of this file; `input` collects A alone, with forward passes only; `block` also
+            collects the exact block of each module, for small cores.
         where: `response`: tokens whose output predicts one of the response, the prompt's last
-            included. `all`: every token but padding and the first (an attention sink), summed up
-            for each token of a response.
-        seed: of the sampled labels; each conversation has its own random stream.
-        batch_size: conversations per step; by default about a second's work. Halved on OOM.
-        stage: name of the job in `Progress`.
+            included. `all`: every token but the first (an attention sink), summed up for each one
+            of a response.
+        seed: of the sampled labels.
+        batch_size: conversations per step, halved on OOM; None for about a second's work.
+        beside: further conversations, each token of which counts `weight` times.
 
     Yields:
-        Progress in conversations (times shifts).
+        Progress in conversations, times shifts.
 
     Returns:
-        Moments of every core, float64 on the CPU; n counts tokens, once per shift.
+        Moments of every core, float64 on the CPU; n counts tokens, with weights, once per shift.
 
     Raises:
         UserError: no conversation, one without response or too long; a core of another model or
             too large for `block`; numbers that are not finite.
     """
-    _check(host, cores, conversations, labels, mode, where)
-    total = len(conversations) * len(shifts)
+    _check(host, cores, [*conversations, *beside], labels, mode, where)
+    groups = [(conversations, 1.0), *([(beside, weight)] if beside and weight else [])]
+    passes = [(talks, times, shift) for talks, times in groups for shift in shifts]
+    total = sum(len(talks) for talks, _, _ in passes)
     bases = {path: _placed(core, host.architecture.matrices[path]) for path, core in cores.items()}
     sums, done = Sums(), 0
     yield Progress(stage, 0, total)
-    for number, shift in enumerate(shifts):
-        seeds = _seeds(seed, number, len(conversations)) if labels == "sampled" else None
-        steps = _steps(host, bases, conversations, shift, mode, where, seeds, batch_size)
+    for number, (talks, times, shift) in enumerate(passes):
+        seeds = _seeds(seed, number, len(talks)) if labels == "sampled" else None
+        steps = _steps(host, bases, talks, shift, mode, where, seeds, batch_size)
         for count, found in steps:
-            _add(sums, found)
+            _add(sums, found, times)
             done += count
             yield Progress(stage, done, total)
     return {path: _mean(path, sums[path], mode, host) for path in cores}
@@ -131,12 +137,13 @@ def _placed(core: Core, module: nn.Module) -> tuple[Tensor, Tensor]:
     return core.u.to(device), core.r.to(device)
 
 
-def _add(sums: Sums, found: Sums) -> None:
+def _add(sums: Sums, found: Sums, times: float) -> None:
     for path, parts in found.items():
         there = sums.setdefault(path, {})
         for name, value in parts.items():
             if isinstance(value, Tensor):
                 value = value.to("cpu").double()
+            value = times * value
             there[name] = there[name] + value if name in there else value
 
 
@@ -157,7 +164,7 @@ def _mean(path: str, sums: Mapping, mode: Mode, host: Host) -> Moments:
             f"the activations or gradients at {path} of {host.name} are not finite; load it in "
             "bfloat16 or float32."
         )
-    return Moments(means["a"], means.get("g"), n, means.get("block"))
+    return Moments(means["a"], means.get("g"), round(n), means.get("block"))
 
 
 def _check(

@@ -15,7 +15,7 @@ from sst_ui.recipe import Fisher as Mode
 Where = Literal["response", "all"]
 Conversation = tuple[Sequence[int], Sequence[int]]  # tokens of the prompt, tokens of the response
 Bases = Mapping[str, tuple[Tensor, Tensor]]  # path -> U [out, q] and R [in, p] on its device
-Sums = dict[str, dict[str, Tensor | int]]  # path -> name of a moment -> sum over tokens
+Sums = dict[str, dict[str, Tensor | float]]  # path -> name of a moment -> sum over tokens
 
 WIDE = 128  # directions
 SINKS = 1  # tokens at the start of a text: every head looks at them, whatever they say

@@ -58,6 +58,8 @@ def _wrong(form: Form, sound: Form, with_prompts: bool, draft: Draft, *more: obj
         read = (*(ABLATED if measured else ()), *(MERGED if values.merge_on else ()))
         if measured and values.estimator == "surgical" and (values.concepts or "").strip():
             read = (*read, "concepts")
+        if values.merge_on and (values.m_lookalikes or "").strip():
+            read = (*read, "m_lookalikes")
         for name in read:
             try:
                 prompt_sets.load(getattr(values, name))

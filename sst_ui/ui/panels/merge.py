@@ -164,9 +164,13 @@ def _data(values: Mapping[str, Any]) -> dict[str, Any]:
             sets, value=values[name], label=t(f"merge.{name}"), allow_custom_value=True,
             elem_id=name,
         )  # fmt: skip
-    with gr.Row(elem_classes="pair"):
-        for name in ("m_samples", "rank"):
-            made[name] = Number(0, label=t(f"merge.{name}"), elem_id=name)
+    made["m_lookalikes"] = Dropdown(
+        ["", *sets], value=values["m_lookalikes"], label=t("merge.m_lookalikes"),
+        allow_custom_value=True, elem_id="m_lookalikes",
+    )  # fmt: skip
+    with gr.Row(elem_classes="factors"):
+        for name in ("m_lookalike_weight", "m_samples", "rank"):
+            made[name] = Number(values[name], label=t(f"merge.{name}"), elem_id=name, min_width=50)
     for name in ("target", "fisher"):
         made[name] = Radio(
             [(t(f"merge.{name}.{word}"), word) for word in setting(f"merge.{name}").choices],

@@ -44,7 +44,8 @@ FIELDS = (
     "merge_on", "utility", "safety", "method", "goal", "budget",
     *(f"p_{name}" for name in dials()),
     "safety_weight", "shape", "m_peak", "m_width", *(f"f_{kind}" for kind in FACTORS),
-    "utility_set", "safety_set", "m_samples", "target", "fisher", "inputs", "unaligned", "rank",
+    "utility_set", "safety_set", "m_lookalikes", "m_lookalike_weight", "m_samples", "target",
+    "fisher", "inputs", "unaligned", "rank",
 )  # fmt: skip
 
 
@@ -102,6 +103,8 @@ def show(spec: Merge) -> dict[str, Any]:
         "m_width": width if width < WIDE else kernel.profiles()["default"]["width"],
         "utility_set": spec.utility_prompts,
         "safety_set": spec.safety_prompts,
+        "m_lookalikes": spec.lookalikes or "",
+        "m_lookalike_weight": spec.lookalike_weight,
         "m_samples": spec.samples or 0,
         "target": spec.target,
         "fisher": spec.fisher,
@@ -156,6 +159,8 @@ def read(values: Any, base: Merge) -> Merge:
         weights=_weights(values, base.weights, turned),
         utility_prompts=text("merge.utility_prompts", values.utility_set),
         safety_prompts=text("merge.safety_prompts", values.safety_set),
+        lookalikes=(values.m_lookalikes or "").strip() or None,
+        lookalike_weight=number("merge.lookalike_weight", values.m_lookalike_weight),
         samples=whole("merge.samples", values.m_samples) or None,
         unaligned=(values.unaligned or "").strip() or None,
         rank=whole("merge.rank", values.rank) or None,
