@@ -168,9 +168,13 @@ def _data(values: Mapping[str, Any]) -> dict[str, Any]:
         ["", *sets], value=values["m_lookalikes"], label=t("merge.m_lookalikes"),
         allow_custom_value=True, elem_id="m_lookalikes",
     )  # fmt: skip
-    with gr.Row(elem_classes="factors"):
-        for name in ("m_lookalike_weight", "m_samples", "rank"):
-            made[name] = Number(values[name], label=t(f"merge.{name}"), elem_id=name, min_width=50)
+    made["m_lookalike_weight"] = Number(
+        values["m_lookalike_weight"], label=t("merge.m_lookalike_weight"),
+        elem_id="m_lookalike_weight",
+    )  # fmt: skip
+    with gr.Row(elem_classes="pair"):
+        for name in ("m_samples", "rank"):
+            made[name] = Number(values[name], label=t(f"merge.{name}"), elem_id=name)
     for name in ("target", "fisher"):
         made[name] = Radio(
             [(t(f"merge.{name}.{word}"), word) for word in setting(f"merge.{name}").choices],
