@@ -276,6 +276,7 @@ class Merge(Checked):
     rank: Rank | None = None
     lookalikes: Text | None = None
     lookalike_weight: Annotated[Number, Field(ge=0, le=100)] = 1.0
+    rounds: Annotated[Whole, Field(ge=0, le=5)] = 0
 
     def __post_init__(self) -> None:
         for name in ("utility", "safety"):

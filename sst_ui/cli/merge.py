@@ -33,7 +33,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add(parser, "weights.width")
     for name in (
         "target", "fisher", "inputs", "utility_prompts", "safety_prompts", "lookalikes",
-        "lookalike_weight", "samples",
+        "lookalike_weight", "rounds", "samples",
     ):  # fmt: skip
         add(parser, f"merge.{name}")
     add(parser, "merge.unaligned", metavar="DIR")
@@ -91,8 +91,8 @@ def run(given: argparse.Namespace, model: ModelSpec) -> None:
 
 def _spec(given: argparse.Namespace) -> Merge:
     names = ("utility", "safety", "method", "budget", "target", "fisher", "inputs",
-             "utility_prompts", "safety_prompts", "lookalikes", "lookalike_weight", "samples",
-             "unaligned", "rank")  # fmt: skip
+             "utility_prompts", "safety_prompts", "lookalikes", "lookalike_weight", "rounds",
+             "samples", "unaligned", "rank")  # fmt: skip
     values = {n: getattr(given, n) for n in names if getattr(given, n) is not None}
     parameters = {}
     for item in given.set:

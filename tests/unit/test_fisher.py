@@ -15,7 +15,7 @@ from sst_ui.maths.merge.low_rank import Core, Delta
 from sst_ui.maths.merge.low_rank import core as core_of
 from sst_ui.model.hooks.live_edits import RowDelta
 from sst_ui.model.inference import fisher
-from sst_ui.model.inference.fisher import moments
+from sst_ui.model.inference.fisher import Beside, moments
 from sst_ui.model.inference.fisher_step import Step
 from sst_ui.model.inference.input_basis import input_directions
 from sst_ui.model.inference.logprobs import teacher_forced
@@ -109,9 +109,10 @@ def test_a_weight_of_two_is_every_conversation_twice(mode):
     cores = random_cores(host.model)
     some, others = CONVERSATIONS[:2], CONVERSATIONS[2:]
     shifts = ((), ())
-    weighed = finish(moments(host, cores, some, shifts, mode=mode, beside=others, weight=2.0))
+    more, none = [Beside(others, 2.0)], [Beside(others, 0.0)]
+    weighed = finish(moments(host, cores, some, shifts, mode=mode, beside=more))
     twice = finish(moments(host, cores, [*some, *others, *others], shifts, mode=mode))
-    alone = finish(moments(host, cores, some, shifts, mode=mode, beside=others, weight=0.0))
+    alone = finish(moments(host, cores, some, shifts, mode=mode, beside=none))
     without = finish(moments(host, cores, some, shifts, mode=mode))
     for name in cores:
         for part in ("a", "g", "block"):

@@ -72,6 +72,7 @@ TURNED = {  # another position of every control
     "safety_set": "demo/jailbreak",
     "m_lookalikes": "demo/lookalike",
     "m_lookalike_weight": 3.0,
+    "m_rounds": 2,
     "m_samples": 12,
     "target": "additive",
     "fisher": "input",
@@ -214,7 +215,7 @@ EDITS = {
     "defaults named": (Merge("a", "b", "sst_topk", {"k": 128, "damping": 1e-3}),),
     "all the rest": (
         Merge("a", "b", "dare", {"drop": 0.3}, None, "additive", "input", 64, SHAPED,
-              "demo/facts", "demo/harmful", 8, "c", 16, "demo/lookalike", 3.0),
+              "demo/facts", "demo/harmful", 8, "c", 16, "demo/lookalike", 3.0, 1),
     ),
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ from sst_ui.jobs.merge import merge as lab
 from sst_ui.jobs.merge import method_fronts
 from sst_ui.maths.merge.low_rank import Delta
 from sst_ui.maths.merge.registry import METHODS
-from sst_ui.model.inference.generate import logprobs
+from sst_ui.model.inference.fisher import moments
+from sst_ui.model.inference.generate import logprobs, replies
 from sst_ui.model.lora.adapters import write_adapter
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
@@ -281,6 +282,38 @@ def test_lookalikes_count_to_utility_with_their_weight(small, pair, talks, tmp_p
         assert torch.equal(utility_side("nothing")[path].a, none[path].a)
     before, after = (lab.combine(small, found[name], spec).deltas for name in ("none", "weighed"))
     assert any(not torch.allclose(dense(before[p]), dense(after[p])) for p in before)
+
+
+def test_a_round_counts_what_the_merged_model_says_where_it_is(small, pair, talks):
+    spec = Merge(*pair[:2], fisher="input", inputs=0, parameters={"mu": 1.0}, **talks)
+    before = finish(lab.prepare(small, spec))
+    merged = lab.combine(small, before, spec)
+    after = finish(lab.again(small, spec, before, merged))
+    row = (merged.live,)
+    for task in ("utility", "safety"):
+        asked = lab.statistics.conversations(small, talks[f"{task}_prompts"], None)
+        if task == "utility":  # its own answers; of safety the refusals that the data hold
+            longest = max(len(answer) for _, answer in asked)
+            prompts = [prompt for prompt, _ in asked]
+            said = finish(replies(small, prompts, [row] * len(prompts), longest))
+            asked = [(p, r.tokens) for p, r in zip(prompts, said, strict=True) if r.tokens]
+            assert asked
+        cores = {module.name: module.core for module in before.modules}
+        alone = finish(moments(small, cores, asked, [row], mode="input", where="all"))
+        for old, new in zip(before.modules, after.modules, strict=True):
+            first, whole, more = getattr(old, task), getattr(new, task), alone[old.name]
+            assert whole.n == first.n + more.n
+            pooled = (first.n * first.a + more.n * more.a) / whole.n
+            assert torch.allclose(whole.a, pooled, atol=1e-6)
+    rounds = finish(lab.merge(small, replace(spec, rounds=1)))
+    by_hand = lab.combine(small, after, spec)
+    for path, delta in rounds.deltas.items():
+        assert torch.allclose(dense(delta), dense(by_hand.deltas[path]), atol=1e-6)
+
+
+def test_rounds_of_a_method_without_statistics_are_refused(small, pair, talks):
+    with pytest.raises(UserError, match=r"merge.rounds collects.*ties uses none"):
+        finish(lab.merge(small, Merge(*pair[:2], method="ties", rounds=1, **talks)))
 
 
 def test_one_prompt_cannot_be_held_out_and_learnt_from(small, pair, talks, tmp_path):

@@ -20,7 +20,8 @@ from sst_ui.maths.merge.registry import METHODS
 from sst_ui.maths.merge.subspace import PARTS, Moments
 from sst_ui.model.hooks.low_rank import RowDelta
 from sst_ui.model.inference.batch import Row
-from sst_ui.model.inference.fisher import Conversation, Labels, moments
+from sst_ui.model.inference.fisher import Beside, Conversation, Labels, moments
+from sst_ui.model.inference.generate import replies
 from sst_ui.model.inference.input_basis import input_directions
 from sst_ui.model.lora.adapters import Adapter
 from sst_ui.model.runtime.host import Host
@@ -56,12 +57,20 @@ def inputs(
 
 
 def collect(
-    host: Host, spec: Merge, utility: Adapter, safety: Adapter, cores: Mapping
+    host: Host,
+    spec: Merge,
+    utility: Adapter,
+    safety: Adapter,
+    cores: Mapping,
+    merged: Mapping[str, Beside] | None = None,
 ) -> Generator[Progress, None, dict[str, dict[str, Moments]]]:
     """Both tasks' moments, from the cache where the same were collected before.
 
     Both are averaged along the way θ_U + τ D. The utility side takes labels of the model's own, the
     safety side the refusals that the data hold. Look-alikes count to utility, with their weight.
+
+    Args:
+        merged: task -> what was collected of a merged model, to be counted too (`of_merged`).
     """
 
     def way(task: str) -> tuple[Row, ...]:
@@ -72,9 +81,10 @@ def collect(
         )
 
     part = read_part(spec)
-    beside: list[Conversation] = []
+    beside: dict[str, list[Beside]] = {task: [] for task in TAUS}
     if spec.lookalikes and spec.lookalike_weight:
-        beside = conversations(host, spec.lookalikes, spec.samples, part)
+        talks = conversations(host, spec.lookalikes, spec.samples, part)
+        beside["utility"].append(Beside(talks, spec.lookalike_weight))
     plans: dict[str, tuple[str, tuple[Row, ...], Labels]] = {
         "utility": (spec.utility_prompts, way("utility"), "sampled"),
         "safety": (spec.safety_prompts, way("safety"), "given"),
@@ -82,26 +92,53 @@ def collect(
     found = {}
     for task, (name, shifts, labels) in plans.items():
         asked = conversations(host, name, spec.samples, part)
-        also = beside if task == "utility" else []
+        also = [*beside[task], *([merged[task]] if merged else [])]
         # moments are numbers in the cores' bases, which another linear algebra may turn round
         bases = [
             round(float(c.u.double().sum() + 7 * c.r.double().sum()), 4) for c in cores.values()
         ]
         identity = [utility.digest, safety.digest, spec.target, spec.fisher, labels, bases]
-        if also:
-            identity.append([spec.lookalike_weight, [[list(p), list(r)] for p, r in also]])
+        for each in also:
+            identity.append([each.weight, [[list(p), list(r)] for p, r in each.conversations]])
         tokens = [[list(p), list(r)] for p, r in asked]
         path = _path(host, digest([FORMULAS, host.digest, identity, tokens]))
+        path = None if merged else path  # which a merged model is, the key does not say
         if (kept := _read(path)) is not None:
             found[task] = _unpacked(*kept)
         else:
             job = moments(
                 host, cores, asked, shifts, labels, spec.fisher, "all", stage=f"{task} Fisher",
-                beside=also, weight=spec.lookalike_weight,
+                beside=also,
             )  # fmt: skip
             found[task] = yield from job
             _write(path, *_packed(found[task]))
     return found
+
+
+def of_merged(
+    host: Host, spec: Merge, merged: RowDelta
+) -> Generator[Progress, None, dict[str, Beside]]:
+    """What a merged model adds to the statistics of both tasks, asked where it is.
+
+    Utility: its own answers to the utility prompts, look-alikes included. Safety: the refusals that
+    the data hold, whether it refuses or not.
+    """
+    part = read_part(spec)
+    names = [spec.utility_prompts, *sets(spec)[2:]]
+    asked = [each for n in names for each in conversations(host, n, spec.samples, part)]
+    prompts, given = zip(*asked, strict=True)
+    longest = min(max(map(len, given)), host.context - max(map(len, prompts)))
+    said = yield from replies(host, prompts, [(merged,)] * len(prompts), longest)
+    own = [(p, r.tokens) for p, r in zip(prompts, said, strict=True) if r.tokens]
+    refusals = conversations(host, spec.safety_prompts, spec.samples, part)
+    if not own:
+        raise UserError(
+            "the merged model answers nothing to the utility prompts; merge less of it."
+        )
+    return {
+        "utility": Beside(own, shifts=((merged,),)),
+        "safety": Beside(refusals, shifts=((merged,),)),
+    }
 
 
 def sets(spec: Merge) -> tuple[str, ...]:

@@ -90,7 +90,24 @@ def merge(host: Host, spec: Merge) -> Generator[Progress, None, Outcome]:
     """
     settings(spec)  # a misspelt parameter should not show after minutes
     pair = yield from prepare(host, spec)
-    return combine(host, pair, spec)
+    outcome = combine(host, pair, spec)
+    for number in range(1, spec.rounds + 1):
+        yield Progress("rounds", number - 1, spec.rounds)
+        pair = yield from again(host, spec, pair, outcome)
+        outcome = combine(host, pair, spec)
+    return outcome
+
+
+def again(host: Host, spec: Merge, pair: Pair, outcome: Outcome) -> Generator[Progress, None, Pair]:
+    """The pair with statistics that count what the merged model says and does as well."""
+    merged = yield from statistics.of_merged(host, spec, outcome.live)
+    cores = {module.name: module.core for module in pair.modules}
+    both = yield from statistics.collect(host, spec, pair.utility, pair.safety, cores, merged)
+    modules = tuple(
+        replace(m, utility=both["utility"][m.name], safety=both["safety"][m.name])
+        for m in pair.modules
+    )
+    return replace(pair, modules=modules)
 
 
 def settings(spec: Merge) -> dict[str, Any]:
@@ -105,6 +122,11 @@ def settings(spec: Merge) -> dict[str, Any]:
     given |= {n: v for n, v in (("target", spec.target), ("mode", spec.fisher)) if n in known}
     if spec.budget is not None and "mu" not in known:
         raise UserError(f"merge.budget chooses mu, and {spec.method} has none; leave it out.")
+    if spec.rounds and "moments" not in method.needs:
+        raise UserError(
+            f"merge.rounds collects statistics of the merged model, and {spec.method} uses none; "
+            "leave it out."
+        )
     check_gradients(spec)
     return method.check(given)
 

@@ -14,6 +14,7 @@ kept.
 """
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -30,12 +31,26 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 from sst_ui.recipe import Fisher as Mode
 
-__all__ = ["Conversation", "Labels", "Where", "moments"]
+__all__ = ["Beside", "Conversation", "Labels", "Where", "moments"]
 
 Labels = Literal["given", "sampled"]
 
 BACKWARD = 3  # a step with gradients costs as much as so many without
 BLOCK = 1024  # largest q · p of a core whose exact block is kept: 8 MB a module
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Further conversations that moments are of.
+
+    Attributes:
+        weight: how often each of their tokens counts.
+        shifts: edits under which they are asked; None for those of all.
+    """
+
+    conversations: Sequence[Conversation]
+    weight: float = 1.0
+    shifts: Sequence[Row] | None = None
 
 
 def moments(
@@ -49,8 +64,7 @@ def moments(
     seed: int = 0,
     batch_size: int | None = None,
     stage: str = "moments",
-    beside: Sequence[Conversation] = (),
-    weight: float = 1.0,
+    beside: Sequence[Beside] = (),
 ) -> Generator[Progress, None, dict[str, Moments]]:
     """Second moments of every core's inputs and of log p's gradients at its outputs.
 
@@ -71,7 +85,7 @@ def moments(
             of a response.
         seed: of the sampled labels.
         batch_size: conversations per step, halved on OOM; None for about a second's work.
-        beside: further conversations, each token of which counts `weight` times.
+        beside: what else they are of.
 
     Yields:
         Progress in conversations, times shifts.
@@ -83,9 +97,9 @@ def moments(
         UserError: no conversation, one without response or too long; a core of another model or
             too large for `block`; numbers that are not finite.
     """
-    _check(host, cores, [*conversations, *beside], labels, mode, where)
-    groups = [(conversations, 1.0), *([(beside, weight)] if beside and weight else [])]
-    passes = [(talks, times, shift) for talks, times in groups for shift in shifts]
+    groups = [Beside(conversations), *(each for each in beside if each.weight)]
+    _check(host, cores, [c for each in groups for c in each.conversations], labels, mode, where)
+    passes = [(g.conversations, g.weight, s) for g in groups for s in g.shifts or shifts]
     total = sum(len(talks) for talks, _, _ in passes)
     bases = {path: _placed(core, host.architecture.matrices[path]) for path, core in cores.items()}
     sums, done = Sums(), 0

@@ -183,6 +183,7 @@ def _data(values: Mapping[str, Any]) -> dict[str, Any]:
             elem_id=name,
         )
     made["inputs"] = Number(values["inputs"], label=t("merge.inputs"), elem_id="inputs")
+    made["m_rounds"] = Number(values["m_rounds"], label=t("merge.m_rounds"), elem_id="m_rounds")
     made["unaligned"] = gr.Textbox(label=t("merge.unaligned"), max_lines=1, elem_id="unaligned")
     return made
 

@@ -45,7 +45,7 @@ FIELDS = (
     *(f"p_{name}" for name in dials()),
     "safety_weight", "shape", "m_peak", "m_width", *(f"f_{kind}" for kind in FACTORS),
     "utility_set", "safety_set", "m_lookalikes", "m_lookalike_weight", "m_samples", "target",
-    "fisher", "inputs", "unaligned", "rank",
+    "fisher", "inputs", "m_rounds", "unaligned", "rank",
 )  # fmt: skip
 
 
@@ -109,6 +109,7 @@ def show(spec: Merge) -> dict[str, Any]:
         "target": spec.target,
         "fisher": spec.fisher,
         "inputs": spec.inputs,
+        "m_rounds": spec.rounds,
         "unaligned": spec.unaligned or "",
         "rank": spec.rank or 0,
     }
@@ -162,6 +163,7 @@ def read(values: Any, base: Merge) -> Merge:
         lookalikes=(values.m_lookalikes or "").strip() or None,
         lookalike_weight=number("merge.lookalike_weight", values.m_lookalike_weight),
         samples=whole("merge.samples", values.m_samples) or None,
+        rounds=whole("merge.rounds", values.m_rounds),
         unaligned=(values.unaligned or "").strip() or None,
         rank=whole("merge.rank", values.rank) or None,
     )
