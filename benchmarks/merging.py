@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.pictures import svg
@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output-layer", action="store_true", help="sweep its factor alone, for the pair small"
     )
+    parser.add_argument("--rounds", type=int, default=0, help="on the merged model's answers")
+    parser.add_argument("--lookalikes", metavar="SET", help="that count to utility")
+    parser.add_argument("--lookalike-weight", type=float, default=1.0, metavar="NUMBER")
     parser.add_argument("--samples", type=int, help="prompts of each set; default all")
     parser.add_argument("--full", action="store_true", help="every setting, not the best ones only")
     parser.add_argument("--save", type=Path, help="write every point there, one JSON a line")
@@ -55,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = [Measured(**json.loads(line)) for line in options.load.read_text().splitlines()]
         else:
             model, spec = adapters(options.pair)
+            spec = replace(
+                spec, rounds=options.rounds, lookalikes=options.lookalikes,
+                lookalike_weight=options.lookalike_weight,
+            )  # fmt: skip
             host = finish(load(model))
             grid, methods = (HEADS, None) if options.output_layer else (GRID, options.methods)
             rows = finish(sweep(host, spec, evaluation, methods, grid), Told(options.save))

@@ -11,7 +11,7 @@ import numpy as np
 
 from sst_ui.errors import UserError
 from sst_ui.jobs.evaluate.evaluate import MetricResult, Value, evaluate_rows
-from sst_ui.jobs.merge.merge import Outcome, combine, prepare
+from sst_ui.jobs.merge.merge import Outcome, merge, prepare
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.hooks.low_rank import RowDelta
@@ -84,7 +84,7 @@ def utility_only(spec: Merge) -> Merge:
     weights = replace(spec.weights, strength=0.0, overrides={})
     return replace(
         spec, method="task_arithmetic", parameters={}, budget=None, target="additive",
-        weights=weights,
+        weights=weights, rounds=0,
     )  # fmt: skip
 
 
@@ -109,14 +109,15 @@ def contenders(
         chosen = spec if own else replace(spec, method=name, parameters={}, budget=None)
         if spec.budget is not None and _prices(name):
             chosen = replace(chosen, budget=spec.budget)
+        if "moments" not in METHODS[name].needs:
+            chosen = replace(chosen, rounds=0)
         try:
-            pair = yield from prepare(host, chosen)
+            outcome = yield from merge(host, chosen)
         except UserError as error:
             if own or methods:
                 raise
             yield Progress("methods", number, len(METHODS.names()), f"{name} left out: {error}")
             continue
-        outcome = combine(host, pair, chosen)
         found.append(Contender(name, METHODS[name].title, (outcome.live,), chosen, outcome))
     alone = utility_only(spec)
     pair = yield from prepare(host, alone)

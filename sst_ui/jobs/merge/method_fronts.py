@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sst_ui.jobs.merge.compare_methods import Contender, Row, compare, contenders
-from sst_ui.jobs.merge.merge import combine, prepare
+from sst_ui.jobs.merge.merge import merge
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.maths.pareto import hypervolume
 from sst_ui.metrics.registry import find
@@ -81,7 +81,15 @@ def settings(
                 given = {name: value for name, value in point.items() if name != "weight"}
                 name = ", ".join(f"{name} {value:g}" for name, value in point.items())
                 scaled = replace(weights, strength=weights.strength * point.get("weight", 1.0))
-                chosen = replace(spec, method=method, parameters=given, budget=None, weights=scaled)
+                rounds = spec.rounds if "moments" in METHODS[method].needs else 0
+                chosen = replace(
+                    spec,
+                    method=method,
+                    parameters=given,
+                    budget=None,
+                    weights=scaled,
+                    rounds=rounds,
+                )
                 rows.append((f"{METHODS[method].title}: {name}{table}", chosen))
     return rows
 
@@ -125,8 +133,7 @@ def sweep(
     todo = settings(spec, methods, grid)
     for number, (name, chosen) in enumerate(todo):
         yield Progress("merging", number, len(todo), name)
-        pair = yield from prepare(host, chosen)
-        outcome = combine(host, pair, chosen)
+        outcome = yield from merge(host, chosen)
         rows.append(Contender(chosen.method, name, (outcome.live,), chosen, outcome))
     job, found = compare(host, rows, evaluation), []
     for step in job:

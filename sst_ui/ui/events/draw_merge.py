@@ -61,6 +61,8 @@ def picture(engine: Engine, draft: "Draft", spec: Merge) -> tuple[Any, str]:
     if found.chosen is not None:
         words = summary(lang, spec, found.chosen, mu)
     readout = f"<p>{words}</p>"
+    if spec.rounds:
+        readout += f'<p class="faint">{say(lang, "merge.before_rounds")}</p>'
     if view == "budget":
         return merge_plots.budget(lang, found, _measured(engine, draft, spec)), readout
     if view == "spectrum":

@@ -88,7 +88,7 @@ class Merges:
     def outcome(self, key: str, spec: Merge) -> Outcome | None:
         """The merge carried out, if it is prepared and needs nothing that is not."""
         pair = self.pair(key, spec)
-        if pair is None or "unaligned" in METHODS[spec.method].needs:
+        if pair is None or spec.rounds or "unaligned" in METHODS[spec.method].needs:
             return None
         return combine(self._engine.host(key), pair, spec)
 
