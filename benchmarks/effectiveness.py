@@ -197,7 +197,14 @@ def compare(
         if choose:
             chosen = _best(host, chosen, choose, samples, tokens)
         table = how(host, chosen, sets, samples, tokens)
-    return [*table, *(Row(name, note=why) for name, why in refused.items())]
+    known = {_way(row.name) for row in table if row.note}  # one word of each is enough
+    more = [Row(name, note=why) for name, why in refused.items() if _way(name) not in known]
+    return [*table, *more]
+
+
+def _way(name: str) -> str:
+    """The way of a row by its name."""
+    return name.partition(",")[0]
 
 
 def _best(
@@ -208,10 +215,11 @@ def _best(
     metrics = {"kl_16": f"kl_16@{sets.ordinary}"}
     found = measured(host, chosen, sets.truth, metrics, samples, tokens)
     groups: dict[tuple[str, bool], list[tuple[float, float, str]]] = {}
-    best = {row.name for row in found if row.note}  # whose rows say why they are empty
+    # Of a way that is not possible one row says why.
+    best = {*{_way(row.name): row.name for row in reversed(found) if row.note}.values()}
     for row in found[1:]:
         if not row.note:
-            way = row.name.partition(",")[0], ROUNDS in row.name
+            way = _way(row.name), ROUNDS in row.name
             told = shares(row.labels)["delivered"].value, row.values["kl_16"].value, row.name
             groups.setdefault(way, []).append(told)
     for each in groups.values():
