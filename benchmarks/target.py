@@ -145,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for plan in organisms(given.names):
             how = (given.trials, given.rounds, given.seed)
             rows += run(plan.name, make.make(plan), *how)
+            print(f"{plan.name} is through", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

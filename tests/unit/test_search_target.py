@@ -234,6 +234,23 @@ def test_what_changes_nothing_is_not_on_the_front_and_no_finalist():
     assert "change the refusal score too little" in verdict.missed(found, aim, spec)
 
 
+def test_a_score_that_has_not_far_to_fall_rules_nobody_out():
+    """A model that refuses with little more than even odds: the rate goes all the way."""
+
+    class EvenOdds(Formula):
+        def formula(self, strength, peak):
+            known = super().formula(strength, peak)
+            return {**known, "refusal_score": 0.52 if not strength else 0.17}
+
+    spec = SearchSpec("tpe", trials=12, prune=False)
+    aim = aims(DEFAULT, spec)
+    found = spent(spec, EvenOdds())
+    there = [each for each in found if aim.reached(each.value(REFUSALS))]
+    assert there
+    assert all(moved(each, aim) for each in there)
+    assert chosen(found, aim, spec) is not None
+
+
 def test_divergences_too_small_to_matter_count_as_equal():
     spec = SearchSpec("grid")
     aim = aims(DEFAULT, spec)

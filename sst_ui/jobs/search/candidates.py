@@ -185,21 +185,32 @@ def distance(each: Candidate, aim: Aims, tested: bool = False) -> float:
 
 
 def moved(each: Candidate, aim: Aims) -> bool:
-    """Whether a candidate moves the first objective by as much as the gate asks."""
+    """Whether a candidate moves what it is made to move by as much as the gate asks."""
     return shortfall(each.values, each.base, aim) <= 0
 
 
 def shortfall(values: Mapping[str, Value], base: Mapping[str, Value], aim: Aims) -> float:
-    """By how much a candidate misses the gate of the first objective; 0 or less within it."""
+    """By how much a candidate misses the gate; 0 or less within it.
+
+    Of the first objective, or of the rate that decides: where a model refuses with little more than
+    even odds, its score has not far to fall while the rate goes all the way.
+    """
     if not aim.gate:
         return 0.0
-    name = aim.objectives[0]
-    now, before = (found.get(name, NOTHING).value for found in (values, base))
-    if find(name).unit in ("rate", "score"):
-        gain = _way(before, now, 0.0 if aim.lower[0] else 1.0)
-    else:
-        gain = (before - now) * (1 if aim.lower[0] else -1)
-    return math.inf if math.isnan(gain) else aim.gate - gain
+    gates = {aim.objectives[0]: (aim.gate, aim.lower[0])}
+    end = 0.0 if aim.falls else 1.0
+    if base.get(aim.decides, NOTHING).value != end:  # else it was there before any edit
+        gate = presets()["gate"].get(find(aim.decides).unit, math.inf)
+        gates.setdefault(aim.decides, (gate, aim.falls))
+    misses = [math.inf]
+    for name, (gate, falls) in gates.items():
+        now, before = (found.get(name, NOTHING).value for found in (values, base))
+        if find(name).unit in ("rate", "score"):
+            gain = _way(before, now, 0.0 if falls else 1.0)
+        else:
+            gain = (before - now) * (1 if falls else -1)
+        misses += [] if math.isnan(gain) else [gate - gain]
+    return min(misses)
 
 
 def front(found: Sequence[Candidate], aim: Aims) -> list[Candidate]:
