@@ -59,6 +59,11 @@ class Row:
         return data | {"tokens": self.tokens}
 
 
+def profiles() -> list[str]:
+    """The profiles of plain ablations: `wide` is for filters."""
+    return [name for name in kernel.profiles() if name != "wide"]
+
+
 def settings(ablation: Ablation | None = None) -> list[Setting]:
     """The rows of the table.
 
@@ -73,7 +78,7 @@ def settings(ablation: Ablation | None = None) -> list[Setting]:
         return Recipe(edits=(edit,))
 
     rows = [Setting("base", "base", Recipe())]
-    for profile in kernel.profiles():
+    for profile in profiles():
         for strength in STRENGTHS:
             name = f"{profile}, {strength:g}"
             rows.append(Setting("profiles", name, recipe(profile, strength)))
@@ -90,7 +95,7 @@ def settings(ablation: Ablation | None = None) -> list[Setting]:
 
 def overview() -> list[Setting]:
     """Base, the five shipped recipes, refusal reinforced, and a random direction."""
-    shipped = {p: recipes.load(PRESETS / "recipes" / f"{p}.yaml") for p in kernel.profiles()}
+    shipped = {p: recipes.load(PRESETS / "recipes" / f"{p}.yaml") for p in profiles()}
     plain = shipped["default"].edits[0]
     reinforced = replace(plain, weights=replace(plain.weights, strength=-1.0))
     rows = {"base": Recipe(), **{_title(name, r): r for name, r in shipped.items()}}
