@@ -2,7 +2,8 @@
 
     python -m benchmarks.target [NAME|GROUP ...] [--trials 100] [--rounds 4] [--seed 0] [--json]
 
-Each search begins with the filter of presets/recipes/wide.yaml, and again with it along the
+Each search begins with the filter of presets/recipes/wide.yaml (of attention alone where a model has
+experts, whose inputs no filter reads), and again with it along the
 directions that rounds find (whose time counts). It measures on the organism's measuring prompts,
 selects on its part `select`, and is tested on its part `test`, whose harmful words took no part.
 Nothing is kept: each study lives in memory.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.jobs.directions.filtering import refuse
 from sst_ui.jobs.directions.rounds import rounds
 from sst_ui.jobs.search.candidates import chosen, nearest, passes
 from sst_ui.jobs.search.objectives import SearchSpec, aims
@@ -78,6 +80,10 @@ def run(name: str, folder: Path, trials: int, most: int, seed: int) -> list[Row]
     (edit,) = shipped.edits
     assert isinstance(edit, Ablation)
     edit = replace(edit, directions=replace(edit.directions, harmful=harmful, harmless=harmless))
+    try:
+        refuse(host, edit)
+    except UserError:  # experts, whose inputs no filter reads: attention alone
+        edit = replace(edit, weights=replace(edit.weights, modules={"mlp": 0.0}))
     evaluation = Evaluation(max_new_tokens=TOKENS, preset="full")
     start = replace(shipped, model=host.spec, edits=(edit,), evaluation=evaluation)
     spec = SearchSpec(
@@ -144,15 +150,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for plan in organisms(given.names):
             how = (given.trials, given.rounds, given.seed)
-            rows += run(plan.name, make.make(plan), *how)
-            print(f"{plan.name} is through", file=sys.stderr)
+            found = run(plan.name, make.make(plan), *how)
+            if not given.json:  # a later one may fail, or be stopped
+                print("\n".join(markdown(found).splitlines()[2 if rows else 0 :]), flush=True)
+            rows += found
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if given.json:
         print(json.dumps([asdict(row) for row in rows]))
-    else:
-        print(markdown(rows))
     return 0
 
 
