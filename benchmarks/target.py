@@ -2,10 +2,10 @@
 
     python -m benchmarks.target [NAME|GROUP ...] [--trials 100] [--rounds 4] [--seed 0] [--json]
 
-Each search begins with the filter of presets/recipes/wide.yaml (of attention alone where a model has
-experts, whose inputs no filter reads), and again with it along the
-directions that rounds find (whose time counts). It measures on the organism's measuring prompts,
-selects on its part `select`, and is tested on its part `test`, whose harmful words took no part.
+Each search begins with the filter of presets/recipes/wide.yaml (of attention alone where a model
+has experts, whose inputs no filter reads), and again with it along the directions that rounds find
+(whose time counts). It measures on the organism's measuring prompts, selects on its part `select`,
+and is tested on its part `test`, whose harmful words took no part.
 Nothing is kept: each study lives in memory.
 """
 
