@@ -12,12 +12,13 @@ from sst_ui.jobs.purpose import purpose
 from sst_ui.jobs.search.candidates import RULED_OUT, chosen, front, nearest
 from sst_ui.jobs.search.objectives import SearchSpec, aims
 from sst_ui.jobs.search.search import Opened, search
-from sst_ui.jobs.search.space import candidate, space, values
+from sst_ui.jobs.search.space import beginnings, candidate, space, values
 from sst_ui.jobs.search.trials import TOGETHER, Numbers
+from sst_ui.maths import kernel
 from sst_ui.metrics.results import Value
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
-from sst_ui.recipe import Merge, Recipe
+from sst_ui.recipe import KINDS, Merge, Recipe
 
 DEFAULT = recipes.load(PRESETS / "recipes" / "default.yaml")
 MERGE = recipes.load(PRESETS / "recipes" / "merge.yaml")
@@ -70,6 +71,21 @@ class Formula:
 
 def spent(spec, measurer=None, recipe=DEFAULT, storage="memory"):
     return finish(search(recipe, spec, measurer or Formula(), storage))
+
+
+def test_mlps_that_the_recipe_leaves_alone_stay_alone():
+    """Of a mixture of experts a filter can edit attention only: else every second trial failed."""
+    (edit,) = DEFAULT.edits
+    spared = replace(edit, weights=replace(edit.weights, modules={"mlp": 0.0}))
+    recipe = replace(DEFAULT, edits=(spared,))
+    rows = space(recipe)
+    assert not [name for name in rows if name.startswith("mlp")]
+    assert {"mlp", "mlp_peak", "mlp_width"} <= space(DEFAULT).keys()
+    for params in beginnings(recipe, rows, 12):
+        (made,) = candidate(recipe, params, 12).edits
+        alpha = kernel.table(made.weights, 12)
+        assert (alpha[:, KINDS.index("mlp")] == 0).all()
+        assert (alpha[:, KINDS.index("attention")] != 0).any()
 
 
 def test_many_settings_at_once_find_better_than_where_they_began():

@@ -54,7 +54,8 @@ def space(
     Args:
         recipe: decides by what is being searched: an edit that adds has no ways, directions of a
             file are as they are, a method without a price has no budget; a filter has a price, or
-            a budget where the recipe gives one.
+            a budget where the recipe gives one. MLPs that the recipe leaves alone (a factor of 0)
+            are left alone: of a mixture of experts a filter can edit attention only.
         preserving: whether this model's norms can be preserved while it computes.
         fused: kinds of this model's matrices that hold several kinds (qkv, gate_up); they are
             weighed as a whole, as a budget needs.
@@ -79,6 +80,8 @@ def space(
     for name in PRICES:
         if edit.operation == "add" or name != price:
             rows.pop(name)
+    if edit.weights.modules.get("mlp") == 0:
+        rows = {name: row for name, row in rows.items() if not name.startswith("mlp")}
     if edit.directions.file is not None:
         rows = {n: row for n, row in rows.items() if n not in ("scope", "layer", *MEASURED)}
     if edit.directions.estimator == "random":  # a control stays one
