@@ -66,6 +66,11 @@ def opened(page, address):
     """The page with its recipe applied, at the Export panel."""
     page.set_default_timeout(MILLISECONDS)
     page.goto(address)
+    ready(page)
+
+
+def ready(page):
+    """Wait for the recipe to be applied, and go to the Export panel."""
     page.wait_for_selector("#header .digest")
     expect(page.locator("#apply")).to_contain_text("Applied")
     stopped(page)
@@ -149,9 +154,9 @@ def test_on_a_space_the_visitor_signs_in_and_the_owners_token_is_never_used(chro
             push(page, "ada/edited")
             expect(page.locator("#export-status")).to_contain_text("Sign in")
             assert (hub.repos, hub.callers) == ({}, [])
-            with page.expect_response(lambda answer: "/login/callback" in answer.url):
+            with page.expect_event("load"):  # of the page that signing in leads back to
                 page.click("#hub-login")
-            opened(page, address)
+            ready(page)
             expect(page.locator("#hub-login")).to_contain_text("ada")
             exported(page)
             push(page, "ada/edited")
