@@ -52,9 +52,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     add(group, "edit.operation", help="how the model is edited along them; default filter")
     add(group, "filter.mu")
     for name in WEIGHTS:
-        text = setting(f"weights.{name}").help()
-        start = f"; default {STARTS['filter'][name]}" if name in STARTS["filter"] else ""
-        add(group, f"weights.{name}", help=text + start)
+        begins = {way: start[name] for way, start in STARTS.items() if name in start}
+        told = "".join(f"; {way} begins with {value}" for way, value in begins.items())
+        add(group, f"weights.{name}", help=setting(f"weights.{name}").help() + told)
 
 
 def check(given: argparse.Namespace) -> None:
