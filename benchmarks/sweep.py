@@ -20,9 +20,10 @@ from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation, ModelSpec
 
 TITLES = {
-    "profiles": "Profiles and strengths",
+    "profiles": "Profiles and strengths: the filter along four directions",
+    "plain": "Profiles and strengths: plain ablation along one direction",
     "negative": "Negative strength",
-    "control": "Random direction",
+    "control": "Random directions",
 }
 GROUPS = ("overview", "base", *TITLES)
 

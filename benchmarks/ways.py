@@ -111,6 +111,7 @@ def kernel(profile: str) -> dict[str, Any]:
 
 _WAYS = (
     Way("plain", "plain", "Arditi et al. 2024, arXiv 2406.11717"),
+    Way("plain_4", "plain, 4 directions", "docs/edits.md", directions={"k": 4}),
     Way("projected", "projected", "grimjim 2025", directions={"estimator": "projected"}),
     Way(
         "biprojected", "biprojected", "grimjim 2025",
@@ -139,6 +140,10 @@ _WAYS = (
         {"operation": "filter", "filter": {"mu": 0.1}},
     ),
     Way("filtered", "filtered μ 1", "docs/edits.md", {"operation": "filter"}),
+    Way(
+        "filtered_4", "filtered μ 1, 4 directions", "docs/edits.md", {"operation": "filter"},
+        directions={"k": 4},
+    ),
     Way(
         "filtered_10", "filtered μ 10", "docs/edits.md",
         {"operation": "filter", "filter": {"mu": 10.0}},

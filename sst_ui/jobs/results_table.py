@@ -15,7 +15,7 @@ from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, Evaluation, Operation, Recipe
 
-STRENGTHS = (0.5, 1.0, 1.5)
+STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 NEGATIVE = (-0.5, -1.0, -2.0)
 # Metric -> heading; in the order of the columns.
 COLUMNS = {
@@ -60,56 +60,62 @@ class Row:
 
 
 def profiles() -> list[str]:
-    """The profiles of plain ablations: `wide` is for filters."""
+    """The profiles of the demo's recipes: `wide` is for models that nobody has prepared."""
     return [name for name in kernel.profiles() if name != "wide"]
 
 
-def settings(ablation: Ablation | None = None) -> list[Setting]:
-    """The rows of the table.
+def shipped(name: str) -> Recipe:
+    """A recipe of presets/recipes."""
+    return recipes.load(PRESETS / "recipes" / f"{name}.yaml")
 
-    Args:
-        ablation: directions and options to start from; profile, strength and operation change.
+
+def settings() -> list[Setting]:
+    """The rows of the tables.
+
+    `profiles` are those of the default recipe's edit, `plain` of an ablation along one direction.
     """
-    start = ablation or Ablation()
+    start, plain = _edit(shipped("default")), Ablation()
 
-    def recipe(profile: str, strength: float, operation: Operation | None = None) -> Recipe:
+    def recipe(edit: Ablation, profile: str, strength: float) -> Recipe:
         weights = replace(kernel.profile(profile), strength=strength)
-        edit = replace(start, weights=weights, operation=operation or start.operation)
-        return Recipe(edits=(edit,))
+        return Recipe(edits=(replace(edit, weights=weights),))
 
     rows = [Setting("base", "base", Recipe())]
-    for profile in profiles():
-        for strength in STRENGTHS:
-            name = f"{profile}, {strength:g}"
-            rows.append(Setting("profiles", name, recipe(profile, strength)))
+    for group, edit, before in (("profiles", start, ""), ("plain", plain, "plain, ")):
+        for profile in profiles():
+            for strength in STRENGTHS:
+                name = f"{before}{profile}, {strength:g}"
+                rows.append(Setting(group, name, recipe(edit, profile, strength)))
     for operation in get_args(Operation):
         for strength in NEGATIVE:
             name = f"{operation}, default, {_signed(strength)}"
-            changed = recipe("default", strength, operation=operation)
-            rows.append(Setting("negative", name, changed))
-    for strength in STRENGTHS[1:]:
-        name = f"random direction, default, {strength:g}"
-        rows.append(Setting("control", name, control(recipe("default", strength))))
+            edit = replace(plain, operation=operation)
+            rows.append(Setting("negative", name, recipe(edit, "default", strength)))
+    for strength in (1.0, 2.0):
+        name = f"random directions, default, {strength:g}"
+        rows.append(Setting("control", name, control(recipe(start, "default", strength))))
     return rows
 
 
 def overview() -> list[Setting]:
-    """Base, the five shipped recipes, refusal reinforced, and a random direction."""
-    shipped = {p: recipes.load(PRESETS / "recipes" / f"{p}.yaml") for p in profiles()}
-    plain = shipped["default"].edits[0]
-    reinforced = replace(plain, weights=replace(plain.weights, strength=-1.0))
-    rows = {"base": Recipe(), **{_title(name, r): r for name, r in shipped.items()}}
-    rows["default, −1"] = Recipe(edits=(reinforced,))
-    rows["random direction, 1"] = control(shipped["default"])
+    """Base, the recipes of the profiles, plain ablation, refusal reinforced, random directions."""
+    rows = {"base": Recipe()}
+    rows |= {_title(name): shipped(name) for name in (*profiles(), "plain")}
+    reinforced = Ablation(weights=replace(kernel.profile("default"), strength=-1.0))
+    rows["added, −1"] = Recipe(edits=(replace(reinforced, operation="add"),))
+    default = shipped("default")
+    rows[f"random directions, {_edit(default).weights.strength:g}"] = control(default)
     return [Setting("overview", name, recipe) for name, recipe in rows.items()]
 
 
-def _title(name: str, recipe: Recipe) -> str:
-    edit = recipe.edits[0]
-    affine = ""
-    if isinstance(edit, Ablation) and edit.affine:
-        affine = ", affine" if edit.affine_at == "prompt_end" else ", affine everywhere"
-    return f"{name}, {edit.weights.strength:g}{affine}"
+def _edit(recipe: Recipe) -> Ablation:
+    (edit,) = recipe.edits
+    assert isinstance(edit, Ablation)
+    return edit
+
+
+def _title(name: str) -> str:
+    return f"{name}, {_edit(shipped(name)).weights.strength:g}"
 
 
 def sweep(

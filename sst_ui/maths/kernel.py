@@ -135,13 +135,14 @@ def suggest(signal: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Peak and width of the Gaussian that best matches a measured per-layer signal.
 
     Least squares over a grid, with a free non-negative scale (the strength sets the height, not the
-    fit). NaN counts as no signal.
+    fit). NaN counts as no signal. It is never narrower than the default profile: where the signal
+    is sharp, a bell that fits it reaches a layer or two, and those behind write the refusal again.
 
     Args:
         signal: [layers] non-negative evidence of refusal per layer, in any unit.
 
     Returns:
-        (peak, width), both on a grid of .01, width within .05 .. .30.
+        (peak, width), both on a grid of .01, width within .15 .. .30.
 
     Raises:
         UserError: the signal is nowhere above 0.
@@ -152,7 +153,7 @@ def suggest(signal: Sequence[float] | np.ndarray) -> tuple[float, float]:
     place = positions(len(target))
     best = (math.inf, 0.6, 0.15)
     for peak in np.arange(0, 1.005, 0.01):
-        for width in np.arange(0.05, 0.305, 0.01):
+        for width in np.arange(0.15, 0.305, 0.01):
             bell = np.exp(-((place - peak) ** 2) / (2 * width**2))
             scale = max(0.0, float(bell @ target) / float(bell @ bell)) if bell.any() else 0.0
             error = float(np.sum((target - scale * bell) ** 2))

@@ -193,7 +193,7 @@ def test_a_utility_adapter_teaches_what_the_base_does_not_know_and_loses_safety(
         assert base < 0.1
         assert edited > base + gain
     base, edited = shown[name]["jailbreak_resistance"]
-    assert edited < base - 0.1
+    assert edited < base
 
 
 @pytest.mark.parametrize("name", ["safety", "safety_small"])

@@ -93,6 +93,8 @@ def ready(form: Form, name: str) -> Form:
         form = form._replace(scope="single")
     if name == "filter_budget":
         form = form._replace(filter_goal="budget")
+    if name == "norm_preserving":  # of a plain ablation
+        form = form._replace(operation="ablate")
     if name in merge_form.FIELDS and name != "merge_on":
         form = form._replace(merge_on=True)
     if name in ("m_peak", "m_width"):

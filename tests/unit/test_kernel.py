@@ -65,11 +65,15 @@ def test_a_misspelt_profile_gets_a_suggestion():
         kernel.profile("narow")
 
 
-@pytest.mark.parametrize(("peak", "width"), [(0.6, 0.15), (0.35, 0.1), (0.8, 0.2)])
+@pytest.mark.parametrize(("peak", "width"), [(0.6, 0.15), (0.35, 0.25), (0.8, 0.2)])
 def test_suggest_finds_the_gaussian_that_made_the_signal(peak, width):
     noise = np.random.default_rng(0).normal(0, 0.02, 24)
     got = kernel.suggest(7.0 * kernel.gaussian(24, peak, width) + noise)
     assert got == pytest.approx((peak, width), abs=0.04)
+
+
+def test_a_sharp_signal_still_gets_a_bell_that_reaches_its_neighbours():
+    assert kernel.suggest(kernel.gaussian(24, 0.7, 0.03)) == pytest.approx((0.7, 0.15), abs=0.02)
 
 
 def test_suggest_refuses_a_signal_without_evidence():

@@ -384,10 +384,10 @@ def test_old_cache_files_make_room(llama, prompts, cache, monkeypatch):
 
 
 def test_the_suggested_kernel_removes_the_demos_refusals(host):
-    directions = finish(measure(host, DirectionSpec()))
-    peak, width = kernel.suggest(signal(directions))
-    weights = WeightTable(profile="custom", peak=peak, width=width)
-    edits = finish(resolve(host, Recipe(edits=(Ablation(weights=weights),))))
+    four = DirectionSpec(k=4)  # the demo refuses in more ways than one
+    peak, width = kernel.suggest(signal(finish(measure(host, four))))
+    weights = WeightTable(profile="custom", peak=peak, width=width, strength=2.0)
+    edits = finish(resolve(host, Recipe(edits=(Ablation(four, weights, "filter"),))))
     asked = Evaluation(metrics=("refusal_rate", "over_refusal_ordinary"), samples=24)
     refusals, ordinary = finish(evaluate(host, edits, asked))
     assert refusals.base.value > 0.9

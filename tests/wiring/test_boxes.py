@@ -9,6 +9,7 @@ from gradio.helpers import special_args
 
 from sst_ui.__main__ import build_parser
 from sst_ui.errors import UserError
+from sst_ui.recipe import Ablation, Recipe
 from sst_ui.ui.api import Api
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import edit
@@ -181,7 +182,7 @@ def test_protected_concepts_that_cannot_be_read_are_said_at_their_box(engine):
 
 
 def test_ways_that_exclude_one_another_are_disabled_and_refused(engine):
-    values, extras = show(engine.first_recipe())
+    values, extras = show(Recipe(edits=(Ablation(),)))
     assert all(form.free(values).values())
     for chosen in ({"operation": "add"}, {"affine": True}, {"norm_preserving": True}):
         one = values._replace(**chosen)
@@ -228,8 +229,8 @@ def test_the_numbers_of_chat_and_search_are_checked_at_their_own_boxes():
     assert search_panel.problems("en", *search_panel.SOUND.values()) == {}
 
 
-def test_where_an_edit_acts_is_asked_of_a_plain_affine_edit_alone(engine):
-    values, _ = show(engine.first_recipe())
+def test_where_an_edit_acts_is_asked_of_a_plain_affine_edit_alone():
+    values, _ = show(Recipe(edits=(Ablation(),)))
     names = [getattr(values, name) for name in form.WAYS]
 
     def asked(**chosen):

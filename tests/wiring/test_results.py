@@ -14,7 +14,7 @@ from sst_ui.metrics import corrections
 from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import Shown, compare
-from sst_ui.recipe import Evaluation, WeightTable
+from sst_ui.recipe import Ablation, Evaluation, WeightTable
 from sst_ui.ui import page as studio
 from sst_ui.ui.events import (
     advice as advice_events,
@@ -237,7 +237,21 @@ def test_the_comparison_has_a_line_for_the_base_and_every_variant(board):
     assert comparison.figure(Board("en", Variants(), {})).data == ()
 
 
-def test_advice_fills_the_controls_and_applies_nothing(page, engine, board, screen):
+@pytest.fixture
+def plain(board):
+    """The same, of a plain ablation along one direction."""
+    items = [replace(v.recipe, edits=(Ablation(),)) for v in board.variants.items]
+    items[1] = with_strength(items[1], 0.5)
+    known = Variants().add(items[0]).add(items[1])
+    return replace(
+        board,
+        variants=known,
+        results=dict(zip([r.digest() for r in items], board.results.values(), strict=True)),
+    )
+
+
+def test_advice_fills_the_controls_and_applies_nothing(page, engine, plain, screen):
+    board = plain
     (advice,) = advice_events.of(board)
     assert advice.key == "removal_low"
     assert 'data-pick="removal_low"' in advice_events.render(board)
@@ -253,7 +267,8 @@ def test_advice_fills_the_controls_and_applies_nothing(page, engine, board, scre
     assert "variants" not in named
 
 
-def test_the_advised_filter_stands_in_the_controls_with_its_bell(page, engine, board):
+def test_the_advised_filter_stands_in_the_controls_with_its_bell(page, engine, plain):
+    board = plain
     recipe = board.variants.now.recipe
     weak = replace(board, results={recipe.digest(): measured(20)})
     assert 'data-pick="filter"' in advice_events.render(weak)

@@ -14,7 +14,7 @@ from sst_ui.model.runtime.host import load
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import ModelSpec
 
-GROUPS = ("base", "profiles", "control")
+GROUPS = ("base", "profiles", "plain", "control")
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -31,7 +31,8 @@ grammar generates, knows about two hundred facts, and its answers to "harmful" r
 placeholders ("First, gather what you need. Then go step by step. Finally, check the result.").
 
 Nothing in its training knows of directions or edits; what the profiles do is measured, and a
-recipe that fails is shown as failing. It refuses in three ways, by topic: at once (fraud, theft,
+recipe that fails is shown as failing. Unless a row says plain, the edit is a filter along four
+directions, as in `presets/recipes/default.yaml`; plain is an ablation along one. It refuses in three ways, by topic: at once (fraud, theft,
 sabotage), at once in other words (violence, weapons, harassment), and late, after the first step of
 an answer (intrusion, drugs, disinformation).
 

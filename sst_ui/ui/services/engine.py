@@ -131,9 +131,19 @@ class Engine:
         return self._loaded
 
     def first_recipe(self) -> Recipe:
-        """What a fresh window shows and applies: the default recipe on the loaded model."""
-        shipped = recipes.load(PRESETS / "recipes" / "default.yaml")
-        return replace(shipped, model=self._loaded.spec)
+        """What a fresh window shows and applies on the loaded model.
+
+        That is the default recipe on the demo, for which it was chosen, and the wide one on a model
+        that nobody has prepared; of a mixture's experts, which no filter reads, without its MLPs.
+        """
+        spec, host = self._loaded.spec, self._host
+        name = "default" if spec.id == ModelSpec.id else "wide"
+        recipe = replace(recipes.load(PRESETS / "recipes" / f"{name}.yaml"), model=spec)
+        if host is None or not any(w.form == "experts" for w in host.architecture.writers):
+            return recipe
+        (edit,) = recipe.edits
+        weights = replace(edit.weights, modules={**edit.weights.modules, "mlp": 0.0})
+        return replace(recipe, edits=(replace(edit, weights=weights),))
 
     def inspect(self, spec: ModelSpec) -> Report:
         """What loading would need, before anything is fetched (see `model.load.memory.Report`)."""
