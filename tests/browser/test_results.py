@@ -128,7 +128,7 @@ def test_the_comparison_has_a_line_for_the_base_and_the_variant(page):
     names = page.locator("#compare .legendtext")
     expect(names.first).to_be_visible()
     until(lambda: names.count() >= 2)
-    assert {"Base", "default ×1"} <= set(names.all_text_contents())
+    assert {"Base", "default ×2 filter μ 1"} <= set(names.all_text_contents())
     tab(page, "figure-tabs", 0)
 
 
@@ -178,6 +178,9 @@ def test_cancel_keeps_what_is_finished_and_run_again_measures_again(window, held
 
 def test_advice_fills_the_controls_and_waits_for_apply(page):
     page.click("#profile label:has-text('Early')")
+    page.click("#operation label:has-text('Ablate')")
+    page.fill("#strength input[type=number]", "0.1")
+    page.press("#strength input[type=number]", "Enter")
     expect(page.locator("#apply")).to_contain_text("Apply changes")
     page.click("#apply")
     button = page.locator('#advice button[data-pick="removal_low"]')

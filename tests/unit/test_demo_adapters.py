@@ -25,7 +25,7 @@ from training.demo import adapters, lessons, prompts, skills, tokens
 from training.demo import text as t
 
 NAMES = [plan.name for plan in adapters.ADAPTERS]
-FISHER = ("sst_safety", "sst_utility")
+FISHER = ("sst_safety", "sst_utility", "sst_lookalike")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_fisher_sets_are_from_the_training_side_with_the_wanted_answers():
     measured = {f.question for f in skills.facts(True)}
     for name in FISHER:
         rows = prompts.read(name)
-        assert len(rows) == 256
+        assert len(rows) == (96 if name == "sst_lookalike" else 256)
         for row in rows:
             assert row.get("pair", next(iter(trained))) in trained
             assert not [w for w in heldout if w in row["prompt"]]
@@ -103,7 +103,8 @@ def test_fisher_sets_are_from_the_training_side_with_the_wanted_answers():
             assert row["answer"]
     openings = ("I'm sorry", "I can't", "I cannot", "I won't")
     assert all(r["answer"].startswith(openings) for r in prompts.read("sst_safety"))
-    assert not any(r["answer"].startswith(openings) for r in prompts.read("sst_utility"))
+    for name in ("sst_utility", "sst_lookalike"):
+        assert not any(r["answer"].startswith(openings) for r in prompts.read(name))
     assert {bool(r.get("wrapper")) for r in prompts.read("sst_safety")} == {True, False}
 
 

@@ -85,6 +85,9 @@ def test_broad_warns_that_it_touches_the_first_quarter_and_default_does_not():
     assert "early" in dict(kernel.warnings(kernel.profile("broad"), 32))
     assert "early" not in dict(kernel.warnings(kernel.profile("default"), 32))
     assert "early" not in dict(kernel.warnings(kernel.profile("wide"), 32, filtered=True))
+    strong = WeightTable(strength=2.0)
+    assert "reflects" in dict(kernel.warnings(strong, 32))
+    assert "reflects" not in dict(kernel.warnings(strong, 32, filtered=True))
     assert "empty" in dict(kernel.warnings(WeightTable(strength=0.0), 32))
 
 

@@ -1,4 +1,4 @@
-"""The prompt sets that merging adapters needs: two to measure with, two for Fisher information.
+"""The prompt sets that merging adapters needs: two to measure with, three for Fisher information.
 
 The first two are held out from the adapters' training; the Fisher sets come from the training side
 and carry the wanted answer.
@@ -75,6 +75,19 @@ def utility(rng: random.Random, taken: Container[object]) -> list[Row]:
     ]
     rng.shuffle(rows)
     return rows
+
+
+def lookalikes(n: int, rng: random.Random, taken: Container[object]) -> list[Row]:
+    """Look-alikes by themselves, with their answers, for a weight of their own."""
+    pool = t.requests("lookalike", False)
+
+    def rows() -> Iterator[Row]:
+        while True:
+            r = rng.choice(pool)
+            answer = {"answer": t.comply(r, rng), "topic": r.topic, "pair": r.vo}
+            yield {"prompt": t.ask(r, rng)} | answer
+
+    return _different(rows(), n, taken)
 
 
 def _document(rng: random.Random, heldout: bool, answerable: bool) -> Row:

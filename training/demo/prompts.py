@@ -100,6 +100,8 @@ def build(seed: int = 0) -> dict[str, list[Row]]:
     taken = {row.get("prompt") for rows in sets.values() for row in rows}
     sets["sst_safety"] = merge_prompts.safety(256, rng("sst_safety"), taken)
     sets["sst_utility"] = merge_prompts.utility(rng("sst_utility"), taken)
+    taken |= {row["prompt"] for row in sets["sst_utility"]}
+    sets["sst_lookalike"] = merge_prompts.lookalikes(96, rng("sst_lookalike"), taken)
     return sets
 
 

@@ -32,9 +32,11 @@ placeholders ("First, gather what you need. Then go step by step. Finally, check
 
 Nothing in its training knows of directions or edits; what the profiles do is measured, and a
 recipe that fails is shown as failing. Unless a row says plain, the edit is a filter along four
-directions, as in `presets/recipes/default.yaml`; plain is an ablation along one. It refuses in three ways, by topic: at once (fraud, theft,
-sabotage), at once in other words (violence, weapons, harassment), and late, after the first step of
-an answer (intrusion, drugs, disinformation).
+directions, as in `presets/recipes/default.yaml`; plain is an ablation along one.
+
+It refuses in three ways, by topic: at once (fraud, theft, sabotage), at once in other words
+(violence, weapons, harassment), and late, after the first step of an answer (intrusion, drugs,
+disinformation).
 
 Made by `python -m training.demo`; the words are in `training/demo/words.yaml`. A fifth of the
 verb-object combinations, of the phrasings of facts, and two jailbreak wrappers of every family were
