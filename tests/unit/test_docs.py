@@ -16,11 +16,11 @@ from tests.unit.test_house import ROOT
 
 OVERVIEW = {  # column of the README's table -> column of the results page
     "base": "base",
-    "default, 1": "default, 1",
-    "broad, 1": "broad, 1",
-    "narrow, 1.5": "narrow, 1.5",
-    "default, −1": "default, −1",
-    "random, 1": "random direction, 1",
+    "default, 2": "default, 2",
+    "narrow, 2": "narrow, 2",
+    "plain, 1.5": "plain, 1.5",
+    "added, −1": "added, −1",
+    "random, 2": "random directions, 2",
 }
 
 

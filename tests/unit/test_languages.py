@@ -29,6 +29,18 @@ def test_languages_with_a_list_are_not_named():
     assert len(named) <= 0.01 * len(texts), named
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Of course. Here is how to bake a loaf. First, find a bowl. Then wait a bit.",
+        "Sure! I had a dog, a cat and a so-called budgie on a perch in a cage.",
+    ],
+)
+def test_short_plain_english_is_english(text):
+    """Little words that English shares with Czech or Hungarian: a, to, so."""
+    assert languages.uncovered(text) == ""
+
+
 @pytest.mark.parametrize("text", ["", "42", "OK", "a b c d e", "print(x)", "\u0441", "Привет"])
 def test_too_little_text_tells_nothing(text):
     assert languages.uncovered(text) == ""

@@ -14,6 +14,7 @@ from sst_ui.metrics import corrections
 from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import Shown, compare
+from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, Evaluation, WeightTable
 from sst_ui.ui import page as studio
 from sst_ui.ui.events import (
@@ -29,6 +30,7 @@ from sst_ui.ui.events import (
     show_results,
 )
 from sst_ui.ui.panels import answers, comparison, metrics
+from sst_ui.ui.services import engine as service
 from sst_ui.ui.state.form import MEASURING, evaluation, show
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Variants
@@ -301,3 +303,20 @@ def test_a_note_stands_in_the_metrics_row(engine):
     result = replace(measured(10)[0], note="labelled <by> hand")
     board = Board("en", Variants().add(recipe), {recipe.digest(): (result,)})
     assert '<div class="told">labelled &lt;by&gt; hand</div>' in metrics.render(board)
+
+
+def test_what_a_fresh_window_asks_for_is_measured_once_for_all(engine, monkeypatch):
+    few = Evaluation(samples=4, max_new_tokens=48)
+    first, key = engine.first_recipe(), engine.loaded.key
+    results = finish(engine.evaluate(key, first, few))
+    assert results
+    calls, real = [], service.evaluate
+    monkeypatch.setattr(service, "evaluate", lambda *given: calls.append(given) or real(*given))
+    assert list(engine.evaluate(key, first, few)) == results
+    assert finish(engine.evaluate(key, first, few)) == results
+    assert not calls
+    own = ("refusal_rate@demo/harmful",)  # prompts that may be a file
+    for recipe, asked in ((with_strength(first, 0.5), few), (first, replace(few, metrics=own))):
+        for _ in range(2):
+            finish(engine.evaluate(key, recipe, asked))
+    assert len(calls) == 4

@@ -92,6 +92,7 @@ class Engine:
         self._directions: Memory[Directions] = Memory(KEPT)
         self._filters: Memory[Any] = Memory(FILTERS)
         self._chats = 0
+        self._measured: Memory[list[MetricResult]] = Memory(KEPT)
         self._stopped: Memory[bool] = Memory(KEPT)  # job -> whether it was told to stop
         self._answers: Memory[Answering] = Memory(KEPT)  # window -> its `Answering`
         self.merges = Merges(self)
@@ -394,10 +395,23 @@ class Engine:
     def evaluate(
         self, key: str, recipe: Recipe, evaluation: Evaluation
     ) -> Generator[Progress | MetricResult, None, list[MetricResult]]:
-        """Metrics of base and edited; lets a running chat go first between two steps."""
+        """Metrics of base and edited; lets a running chat go first between two steps.
+
+        Those that every fresh window asks for are measured once for all of them.
+        """
         host = self.host(key)
+        files = evaluation.labels or any("@" in name for name in evaluation.metrics)
+        asked = ""  # with files in it, which may change, or for a recipe of one's own: not kept
+        if not files and recipe.digest() == self.first_recipe().digest():
+            asked = f"{key}:{recipe.digest()}:{recipes.digest(recipes.to_dict(evaluation))}"
+            if (known := self._measured.get(asked)) is not None:
+                yield from known
+                return known
         edits = yield from self.resolve(key, recipe)
-        return (yield from self._beside(evaluate(host, edits, evaluation)))
+        results = yield from self._beside(evaluate(host, edits, evaluation))
+        if asked and all(result.base.n for result in results):  # prompts may be there next time
+            self._measured.put(asked, results)
+        return results
 
     def search(
         self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None
