@@ -26,7 +26,7 @@ def page(window):
             page.fill(STRENGTH, value)
             page.press(STRENGTH, "Enter")
             page.click("#apply")
-            row = page.locator(f'.variant.current[data-pick="default ×{value}"]')
+            row = page.locator(f'.variant.current[data-pick^="default ×{value} "]')
             expect(row).to_contain_text("%")
             expect(page.locator("#run-metrics")).to_be_visible()
         yield page

@@ -189,8 +189,8 @@ def test_a_recipe_with_nothing_to_vary_is_refused(host, spec, edits, words):
 
 def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     out = tmp_path / "best.yaml"
-    recipe = str(PRESETS / "recipes" / "default.yaml")
-    asked = ["search", recipe, "--samples", "8", "--trials", "5", "--storage", "memory",
+    (tmp_path / "start.yaml").write_text(recipes.to_yaml(SHORT), encoding="utf-8")
+    asked = ["search", str(tmp_path / "start.yaml"), "--samples", "8", "--trials", "5", "--storage", "memory",
              "--target", "0.2"]  # fmt: skip
     assert main([*asked, "--out", str(out), "--json", "--held-out"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -198,7 +198,7 @@ def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     assert [row["params"]["width"] for row in told["candidates"]] == [0.1, 0.12, 0.15, 0.18, 0.2]
     assert told["reached"]
     (row,) = [row for row in told["candidates"] if row["number"] == told["number"]]
-    assert row["test"][REFUSALS]["n"] == 160  # all that are held out
+    assert row["test"][REFUSALS]["n"] == 24  # of the held-out ones, as the recipe says
     assert row["test"][REFUSALS]["value"] <= 0.2
     kinds = ("refusal_rate", "delivered", "evaded", "degenerate_harmful")
     assert told["held_out"].keys() == {*kinds, "kl_16", "quality"}
