@@ -111,7 +111,7 @@ def kernel(profile: str) -> dict[str, Any]:
 
 _WAYS = (
     Way("plain", "plain", "Arditi et al. 2024, arXiv 2406.11717"),
-    Way("plain_4", "plain, 4 directions", "docs/edits.md", directions={"k": 4}),
+    Way("plain_4", "plain along 4", "docs/edits.md", directions={"k": 4}),
     Way("projected", "projected", "grimjim 2025", directions={"estimator": "projected"}),
     Way(
         "biprojected", "biprojected", "grimjim 2025",
@@ -141,7 +141,7 @@ _WAYS = (
     ),
     Way("filtered", "filtered μ 1", "docs/edits.md", {"operation": "filter"}),
     Way(
-        "filtered_4", "filtered μ 1, 4 directions", "docs/edits.md", {"operation": "filter"},
+        "filtered_4", "filtered μ 1 along 4", "docs/edits.md", {"operation": "filter"},
         directions={"k": 4},
     ),
     Way(

@@ -79,7 +79,7 @@ def test_every_group_of_the_sweep_is_printed_beside_the_base():
     values = dict.fromkeys(COLUMNS, value)
     rows = [Row(group, f"a {group} row", values) for group in sweep.GROUPS]
     text = sweep.tables(rows)
-    assert text.count("a base row") == text.count("### ") - 1 == 3
+    assert text.count("a base row") == text.count("### ") - 1 == 4
     assert "a overview row" in text
     assert all(f"a {group} row" in text for group in sweep.GROUPS)
 

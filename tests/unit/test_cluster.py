@@ -295,6 +295,8 @@ def test_the_terminal_starts_a_cluster_and_prints_nothing_but_json(host, tmp_pat
     spec = SearchSpec("grid", trials=5, samples=8, max_new_tokens=24)
     with one_thread():
         here = finish(search(recipes.load(file), spec, Local(host), "memory"))
-    assert [row["values"] for row in told["candidates"]] == [
-        {name: value.to_json() for name, value in each.values.items()} for each in here
-    ]
+    assert len(told["candidates"]) == len(here) == 5
+    for row, each in zip(told["candidates"], here, strict=True):
+        assert row["values"].keys() == each.values.keys()
+        for name, value in each.values.items():  # the make-up of a batch moves the last digits
+            assert row["values"][name] == pytest.approx(value.to_json(), rel=1e-4)
