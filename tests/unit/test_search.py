@@ -189,8 +189,9 @@ def test_a_recipe_with_nothing_to_vary_is_refused(host, spec, edits, words):
 
 def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     out = tmp_path / "best.yaml"
-    (tmp_path / "start.yaml").write_text(recipes.to_yaml(SHORT), encoding="utf-8")
-    asked = ["search", str(tmp_path / "start.yaml"), "--samples", "8", "--trials", "5", "--storage", "memory",
+    start = tmp_path / "start.yaml"
+    start.write_text(recipes.to_yaml(SHORT), encoding="utf-8")
+    asked = ["search", str(start), "--samples", "8", "--trials", "5", "--storage", "memory",
              "--target", "0.2"]  # fmt: skip
     assert main([*asked, "--out", str(out), "--json", "--held-out"]) == 0
     told = json.loads(capsys.readouterr().out)
