@@ -10,7 +10,6 @@ them; medians are reported.
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,8 +17,8 @@ from statistics import median
 
 import torch
 
+from benchmarks import two_models
 from benchmarks.clock import short, timed
-from benchmarks.methods import random_qwen2
 from benchmarks.plain import Plain
 from sst_ui.data import prompt_sets
 from sst_ui.data.prompt_sets import LETTERS
@@ -32,7 +31,6 @@ from sst_ui.maths.directions import Directions
 from sst_ui.metrics.registry import find
 from sst_ui.model.hooks.live_edits import RowEdit
 from sst_ui.model.runtime.host import Host, load
-from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import DirectionSpec, Evaluation, ModelSpec, WeightTable
 
@@ -192,31 +190,20 @@ def _speeds(seconds: dict[str, float], number: int) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluate", description=__doc__)
-    parser.add_argument("--model", choices=(*DEFAULTS, "both"), default="both")
-    for name, meaning in (
-        ("prompts", "answered by both models"),
-        ("tokens", "length of an answer"),
-        ("questions", "multiple choice questions scored"),
-        ("repeats", "rounds"),
-    ):
-        usual = ", ".join(f"{model} {getattr(sizes, name)}" for model, sizes in DEFAULTS.items())
-        parser.add_argument(f"--{name}", type=_count, help=f"{meaning}; default {usual}")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--json", action="store_true")
+    numbers = {
+        "prompts": "answered by both models",
+        "tokens": "length of an answer",
+        "questions": "multiple choice questions scored",
+        "repeats": "rounds",
+    }
+    two_models.options(parser, numbers, DEFAULTS)
     options = parser.parse_args(arguments)
     sizes = {name: _sizes(options, usual) for name, usual in DEFAULTS.items()}
     shared = (options.device, options.dtype)
     results = []
-    if options.model in ("demo", "both"):
-        results.append(measure("demo", DEMO, *shared, sizes["demo"]))
-    if options.model in ("qwen2-0.5b", "both"):
-        with tempfile.TemporaryDirectory(prefix="sst-bench-") as folder:
-            random_qwen2(Path(folder), DEMO, getattr(torch, options.dtype))
-            title = "Qwen2 0.5B, random weights"
-            results.append(
-                measure(title, Path(folder), *shared, sizes["qwen2-0.5b"], untrained=True)
-            )
+    for name, folder in two_models.chosen(options):
+        title, untrained = two_models.TITLES[name], name != "demo"
+        results.append(measure(title, folder, *shared, sizes[name], untrained=untrained))
     if options.json:
         print(json.dumps([asdict(result) for result in results]))
         return 0
@@ -230,12 +217,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "choice finds)."
         )
     return 0
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 def _sizes(options: argparse.Namespace, usual: Sizes) -> Sizes:

@@ -10,7 +10,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from statistics import median
 
 import torch
 
+from benchmarks import two_models
 from benchmarks.clock import short, timed
-from benchmarks.methods import Live, Reload, Rewrite, random_qwen2
+from benchmarks.methods import Live, Reload, Rewrite
 from benchmarks.peak import Peak
 from sst_ui.maths import directions as direction_files
 from sst_ui.model.inference.generate import generate
 from sst_ui.model.runtime.host import Host, load
-from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec
 
@@ -202,12 +201,9 @@ def _time(seconds: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.live_edit", description=__doc__)
-    parser.add_argument("--model", choices=("demo", "qwen2-0.5b", "both"), default="both")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=48, help="length of the timed answers")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--json", action="store_true")
+    two_models.options(parser)
     parser.add_argument("--memory", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -215,13 +211,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(in_here(options.memory, options.folder, options.device, options.dtype))
         return 0
     shared = (options.device, options.dtype, options.repeats, options.tokens)
-    results = []
-    if options.model in ("demo", "both"):
-        results.append(measure("demo", DEMO, *shared))
-    if options.model in ("qwen2-0.5b", "both"):
-        with tempfile.TemporaryDirectory(prefix="sst-bench-") as folder:
-            random_qwen2(Path(folder), DEMO, getattr(torch, options.dtype))
-            results.append(measure("Qwen2 0.5B, random weights", Path(folder), *shared))
+    results = [
+        measure(two_models.TITLES[name], folder, *shared)
+        for name, folder in two_models.chosen(options)
+    ]
     if options.json:
         print(json.dumps([asdict(result) for result in results]))
         return 0

@@ -20,15 +20,14 @@ from statistics import median
 
 import torch
 
+from benchmarks import two_models
 from benchmarks.clock import short, timed
-from benchmarks.methods import random_qwen2
 from benchmarks.peak import Peak
 from benchmarks.search_ways import GRID, HARMFUL, HARMLESS, WAYS, Found, Job, host_of
 from sst_ui.data import prompt_sets
 from sst_ui.jobs.directions.measure import measure as measured
 from sst_ui.maths import directions as direction_files
 from sst_ui.metrics.text.answer import Answer
-from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import DirectionSpec
 
@@ -228,18 +227,13 @@ def markdown(results: Sequence[Result]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
-    parser.add_argument("--model", choices=(*DEFAULTS, "both"), default="both")
-    for name, meaning in (
-        ("prompts", "of each of the two sets"),
-        ("tokens", "length of an answer"),
-        ("together", "kernels in a batch"),
-        ("repeats", "rounds"),
-    ):
-        usual = ", ".join(f"{model} {getattr(sizes, name)}" for model, sizes in DEFAULTS.items())
-        parser.add_argument(f"--{name}", type=_count, help=f"{meaning}; default {usual}")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--json", action="store_true")
+    numbers = {
+        "prompts": "of each of the two sets",
+        "tokens": "length of an answer",
+        "together": "kernels in a batch",
+        "repeats": "rounds",
+    }
+    two_models.options(parser, numbers, DEFAULTS)
     parser.add_argument("--way", choices=[*WAYS], help=argparse.SUPPRESS)
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -252,14 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = {name: replace(usual, **asked) for name, usual in DEFAULTS.items()}
     shared = (options.device, options.dtype)
     results = []
-    if options.model in ("demo", "both"):
-        results.append(measure("demo", DEMO, *shared, sizes["demo"]))
-    if options.model in ("qwen2-0.5b", "both"):
-        with tempfile.TemporaryDirectory(prefix="sst-bench-") as folder:
-            random_qwen2(Path(folder), DEMO, getattr(torch, options.dtype))
-            title = "Qwen2 0.5B, random weights"
-            usual = sizes["qwen2-0.5b"]
-            results.append(measure(title, Path(folder), *shared, usual, untrained=True))
+    for name, folder in two_models.chosen(options):
+        title, untrained = two_models.TITLES[name], name != "demo"
+        results.append(measure(title, folder, *shared, sizes[name], untrained=untrained))
     if options.json:
         print(json.dumps([asdict(result) for result in results]))
         return 0
@@ -272,12 +261,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"threads, torch {torch.__version__}. Of all answers {r.refused['rewrite']:.0%} refuse."
         )
     return 0
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 if __name__ == "__main__":
