@@ -204,10 +204,11 @@ class DirectionSpec(Checked):
 @described("filter")
 @dataclass(frozen=True)
 class Filter(Checked):
-    """What the operation `filter` leaves as it is, and at what price: μ itself, or a budget."""
+    """What the operation `filter` leaves as it is, at what price: μ, or a budget of either kind."""
 
     mu: Price = 1.0
     budget: Annotated[Number, Field(gt=0, le=1), Slider(0.01, low=1e-4)] | None = None
+    kl: Annotated[Number, Field(gt=0, le=10), Slider(0.01, low=1e-5, high=1)] | None = None
     ridge: Annotated[Number, Field(gt=0, ge=1e-6, le=1)] = 1e-3
     answers: Annotated[Whole, Field(ge=0, le=512)] = 16
     lookalikes: Text | None = None
@@ -216,6 +217,8 @@ class Filter(Checked):
 
     def __post_init__(self) -> None:
         schema.check(self)
+        if self.budget is not None and self.kl is not None:
+            raise UserError("filter.budget and filter.kl both choose the price; give one of them.")
 
 
 @described("edit")

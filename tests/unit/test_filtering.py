@@ -13,6 +13,7 @@ from torch import nn
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions import filter_moments, filtering
 from sst_ui.jobs.directions.filtering import filters
+from sst_ui.jobs.directions.kl_budget import PRICES
 from sst_ui.jobs.directions.measure import control, measure, resolve
 from sst_ui.jobs.evaluate.evaluate import evaluate
 from sst_ui.jobs.export.export import export
@@ -448,6 +449,33 @@ def test_what_is_exported_computes_what_was_live(
     assert ("in the null space of 0.3 of the harmless energy" in card) == (null is not None)
 
 
+def test_a_kl_budget_takes_the_smallest_price_that_keeps_it(prompts):
+    host, edit = tiny_host("llama"), ablation(prompts, k=2, strength=1.0)
+
+    def cost(row):
+        asked = Evaluation(metrics=(f"kl_16@{prompts['harmless']}",), samples=64)
+        return finish(evaluate(host, row, asked))[0].edited.value
+
+    def at(**settings):
+        return replace(edit, filter=replace(edit.filter, **settings))
+
+    free, dear = (cost(resolved(host, at(mu=mu))) for mu in (0.01, 100.0))
+    assert dear < free
+    budget = (free * dear) ** 0.5
+    within = resolved(host, at(kl=budget))
+    assert cost(within) <= budget
+    cheaper = at(mu=within[0].mu / 1.1)
+    assert cost(resolved(host, cheaper)) > budget
+    # once one is measured, another is predicted without the model
+    measured_at = finish(filters(host, edit, finish(measure(host, edit.directions))))
+    assert measured_at.forecast(at(kl=budget)).mu == pytest.approx(within[0].mu, rel=0.1)
+    assert measured_at.forecast(at(kl=budget / 4)).mu > within[0].mu
+    loose = resolved(host, at(kl=10.0))
+    assert loose[0].mu == min(PRICES)  # the least that is tried
+    with pytest.raises(UserError, match=r"costs .* nats a token .* more than filter.kl, 1e-12"):
+        resolved(host, at(kl=1e-12))
+
+
 def test_random_directions_are_a_control_of_the_filter_too(prompts):
     host, edit = tiny_host("llama"), ablation(prompts)
     (row,) = finish(resolve(host, control(Recipe(edits=(edit,)))))
@@ -470,6 +498,8 @@ def test_metrics_on_a_set_that_the_filter_saw_are_said_not_to_be_held_out(prompt
         ({"norm_preserving": True}, "norm_preserving goes with a plain ablation"),
         ({"filter": {"mu": -1}}, "filter.mu"),
         ({"filter": {"budget": 2}}, "filter.budget"),
+        ({"filter": {"kl": 0}}, "filter.kl"),
+        ({"filter": {"kl": 0.1, "budget": 0.1}}, "filter.budget and filter.kl both"),
         ({"filter": {"ridge": 0}}, "filter.ridge"),
         ({"filter": {"lookalike_weight": -1}}, "filter.lookalike_weight"),
         ({"filter": {"null_space": 0}}, "filter.null_space"),

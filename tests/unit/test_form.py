@@ -32,6 +32,7 @@ TURNED = {  # another position of every control
     "affine_at": "everywhere",
     "filter_goal": "budget",
     "filter_budget": 0.2,
+    "filter_kl": 0.02,
     "filter_mu": 30.0,
     "null_space": 0.05,
     "lookalikes": "demo/facts",
@@ -93,6 +94,8 @@ def ready(form: Form, name: str) -> Form:
         form = form._replace(scope="single")
     if name == "filter_budget":
         form = form._replace(filter_goal="budget")
+    if name == "filter_kl":
+        form = form._replace(filter_goal="kl")
     if name == "norm_preserving":  # of a plain ablation
         form = form._replace(operation="ablate")
     if name in merge_form.FIELDS and name != "merge_on":
@@ -147,6 +150,7 @@ def test_a_turned_control_comes_back_from_its_recipe(form, name):
         ("harmful", "  "),
         ("filter_goal", "nats"),
         ("filter_mu", -1),
+        ("filter_kl", 0),
         ("null_space", 2),
         ("lookalike_weight", None),
         ("filter_answers", 2.5),
@@ -167,6 +171,8 @@ def test_a_turned_control_comes_back_from_its_recipe(form, name):
 )
 def test_a_bad_value_is_found_at_its_control(form, name, value):
     form = form._replace(merge_on=name in merge_form.FIELDS)
+    if name == "filter_kl":
+        form = ready(form, name)
     wrong = form._replace(**{name: value})
     with pytest.raises(UserError):
         read(wrong, Extras(), MODEL)
@@ -209,7 +215,7 @@ EDITS = {
         Ablation(
             operation="filter",
             affine=True,
-            filter=Filter(3.0, 0.004, 0.01, 7, "demo/lookalike", 2.0, 0.02),
+            filter=Filter(3.0, 0.004, None, 0.01, 7, "demo/lookalike", 2.0, 0.02),
         ),
     ),
     "merge": (Merge("a", "b"),),

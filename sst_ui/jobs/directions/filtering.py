@@ -85,6 +85,8 @@ class Filters:
     lookalike_weight: float
     null_space: float | None
     affine: bool
+    kept: Memory[float] = field(default_factory=lambda: Memory(RECENT))  # KL budget -> its μ
+    _rates: list[float] = field(default_factory=list)  # nats a token of a unit of energy moved
     _paths: dict[Place, Path] = field(default_factory=dict)
     _deltas: Memory = field(default_factory=lambda: Memory(DELTAS))
 
@@ -114,12 +116,25 @@ class Filters:
         return found
 
     def price(self, edit: Ablation, alpha: np.ndarray) -> float:
-        """μ: the recipe's, or the one that keeps its budget with these weights."""
-        if edit.filter.budget is None:
-            return edit.filter.mu
+        """μ: the recipe's, or the one that keeps its budget with these weights.
+
+        A KL budget is predicted by what the last one came to that was measured (see `kl_budget`);
+        before there is any it is the recipe's μ.
+        """
+        budget, stack = edit.filter.budget, self._stack(alpha)
+        if edit.filter.kl is not None and self._rates and stack.plain:
+            budget = edit.filter.kl / (self._rates[-1] * stack.plain)
+        return edit.filter.mu if budget is None else stack.price(budget)
+
+    def learn(self, edit: Ablation, nats: float) -> None:
+        """Note what an edit at a price was measured to cost."""
+        stack = self._stack(kernel.table(edit.weights, self.directions.layers))
+        if (energy := stack.moved(edit.filter.mu) * stack.plain) and nats > 0:
+            self._rates[:] = [nats / energy]
+
+    def _stack(self, alpha: np.ndarray) -> Stack:
         active = _active(alpha)
-        stack = Stack([self.path(p) for p in active], [float(alpha[p]) for p in active])
-        return stack.price(edit.filter.budget)
+        return Stack([self.path(p) for p in active], [float(alpha[p]) for p in active])
 
     def edit_row(self, edit: Ablation) -> RowFilter:
         """The edit with this recipe's weights and price."""
@@ -231,7 +246,7 @@ def tradeoff(
     found = yield from filters(host, edit, directions)
     points = []
     for mu in PRICES:
-        priced = replace(edit, filter=replace(edit.filter, mu=mu, budget=None))
+        priced = replace(edit, filter=replace(edit.filter, mu=mu, budget=None, kl=None))
         told = found.forecast(priced)
         points.append(Point(mu, told.total_removed, told.total_moved))
     return points

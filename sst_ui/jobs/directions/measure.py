@@ -18,6 +18,7 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.directions.concepts import Concepts, concepts
 from sst_ui.jobs.directions.concepts import residuals as of_concepts
 from sst_ui.jobs.directions.filtering import filters, refuse
+from sst_ui.jobs.directions.kl_budget import within
 from sst_ui.jobs.directions.neutral_points import at_prompt_end, everywhere
 from sst_ui.jobs.directions.residual_cache import Encoded, captured, check_fits, encode
 from sst_ui.jobs.merge.merge import merge
@@ -133,6 +134,8 @@ def along(
     """
     if edit.operation == "filter":
         found = yield from filters(host, edit, directions, before, identity)
+        if edit.filter.kl is not None:
+            edit = yield from within(host, edit, found, before, identity)
         return found.edit_row(edit)
     centre = None
     if edit.affine and edit.affine_at == "everywhere":

@@ -192,6 +192,8 @@ def _filter(settings: Filter) -> list[str]:
     price = f"μ {settings.mu:g}"
     if settings.budget is not None:
         price = f"at most {settings.budget:.3g} of the harmless energy that plain ablation moves"
+    if settings.kl is not None:
+        price = f"at most {settings.kl:.3g} nats a token on harmless measuring prompts"
     bound = settings.null_space
     if bound is not None:
         price += f", in the null space of {bound:g} of the harmless energy"

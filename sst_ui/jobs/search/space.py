@@ -77,6 +77,8 @@ def space(
     if edit.operation != "add":  # which goes with none of them
         rows["way"] = {"any": ways}
     price = "mu" if edit.filter.budget is None else "budget"
+    if edit.filter.kl is not None:  # which each candidate keeps as it is
+        price = ""
     for name in PRICES:
         if edit.operation == "add" or name != price:
             rows.pop(name)

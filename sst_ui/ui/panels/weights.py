@@ -41,6 +41,7 @@ class WeightsPanel:
     affine_at: gr.Radio
     filter_goal: gr.Radio
     filter_budget: gr.Number
+    filter_kl: gr.Number
     filter_mu: gr.Number
     filter: FilterPanel
     notes: gr.HTML
@@ -152,7 +153,7 @@ def _way(start: Form) -> dict[str, Any]:
 
 
 def _filter(start: Form) -> tuple[gr.Radio, dict[str, Number], FilterPanel]:
-    """How strict a filter is: by price or by budget, and what that is predicted to do."""
+    """How strict a filter is: by price or by a budget, and what that is predicted to do."""
     rows, decades, numbers = {}, {}, {}
     with gr.Row(elem_classes="one", visible=False) as rows["goal"]:
         goal = Radio(
@@ -162,7 +163,7 @@ def _filter(start: Form) -> tuple[gr.Radio, dict[str, Number], FilterPanel]:
             show_label=False,
             elem_id="filter_goal",
         )
-    for name in ("budget", "mu"):
+    for name in ("budget", "kl", "mu"):
         ends, key = setting(f"filter.{name}").slider, f"filter_{name}"
         rows[name], decades[key], numbers[key] = wide(
             key, t(f"filter.{name}"), (ends.low, ends.high), getattr(start, key), False
@@ -177,6 +178,7 @@ def shown(panel: FilterPanel, operation: str, goal: str) -> dict:
     return {
         panel.rows["goal"]: gr.update(visible=filtered),
         panel.rows["budget"]: gr.update(visible=filtered and goal == "budget"),
+        panel.rows["kl"]: gr.update(visible=filtered and goal == "kl"),
         panel.rows["mu"]: gr.update(visible=filtered and goal == "price"),
     }
 

@@ -28,14 +28,14 @@ MEASURING = ("metrics", "metric_preset", "metric_samples", "metric_tokens", "jud
 
 WAYS = ("operation", "norm_preserving", "affine")  # exclude one another where not at rest
 
-FILTER_GOALS = ("price", "budget")
-FILTER_BUDGET = 0.01  # where the slider starts
+FILTER_GOALS = ("price", "budget", "kl")
+FILTER_BUDGET, FILTER_KL = 0.01, 0.001  # where the sliders start
 ABLATION = (
     "ablation_on", "profile", "strength", "peak", "width", "threshold", "attention", "mlp",
     "operation", "norm_preserving", "affine", "affine_at", "filter_goal", "filter_budget",
-    "filter_mu", "null_space", "lookalikes", "lookalike_weight", "filter_answers", "filter_ridge",
-    "estimator", "k", "scope", "layer", "winsorize", "position", "shrinkage", "seed", "samples",
-    "harmful", "harmless", "concepts", "file",
+    "filter_kl", "filter_mu", "null_space", "lookalikes", "lookalike_weight", "filter_answers",
+    "filter_ridge", "estimator", "k", "scope", "layer", "winsorize", "position", "shrinkage",
+    "seed", "samples", "harmful", "harmless", "concepts", "file",
 )  # fmt: skip
 
 
@@ -142,10 +142,11 @@ def ablation(values: Form, extras: Extras) -> Ablation:
 def _filter(values: Form) -> Filter:
     if values.filter_goal not in FILTER_GOALS:
         raise unknown("filter.goal", values.filter_goal, FILTER_GOALS)
-    budget = values.filter_goal == "budget"
+    goal = values.filter_goal
     return Filter(
         mu=number("filter.mu", values.filter_mu),
-        budget=number("filter.budget", values.filter_budget) if budget else None,
+        budget=number("filter.budget", values.filter_budget) if goal == "budget" else None,
+        kl=number("filter.kl", values.filter_kl) if goal == "kl" else None,
         null_space=number("filter.null_space", values.null_space) or None,
         ridge=number("filter.ridge", values.filter_ridge),
         answers=whole("filter.answers", values.filter_answers),
@@ -258,8 +259,9 @@ def _shown(edit: Ablation) -> dict[str, Any]:
         "norm_preserving": edit.norm_preserving,
         "affine": edit.affine,
         "affine_at": edit.affine_at,
-        "filter_goal": FILTER_GOALS[filtered.budget is not None],
+        "filter_goal": "kl" if filtered.kl else "budget" if filtered.budget else "price",
         "filter_budget": FILTER_BUDGET if filtered.budget is None else filtered.budget,
+        "filter_kl": FILTER_KL if filtered.kl is None else filtered.kl,
         "filter_mu": filtered.mu,
         "null_space": filtered.null_space or 0,
         "lookalikes": filtered.lookalikes or "",

@@ -159,8 +159,10 @@ def title(recipe: Recipe) -> str:
         marks = [edit.weights.profile, f"×{edit.weights.strength:g}"]
         marks += [edit.operation] if edit.operation != "ablate" else []
         if edit.operation == "filter":
-            price, budget = edit.filter.mu, edit.filter.budget
+            price, budget, nats = edit.filter.mu, edit.filter.budget, edit.filter.kl
             marks.append(f"μ {price:g}" if budget is None else f"≤{budget:.2g}")
+            if nats is not None:
+                marks[-1] = f"KL ≤{nats:.2g}"
         marks += ["affine"] if edit.affine else []
         marks += ["everywhere"] if edit.affine and edit.affine_at == "everywhere" else []
         marks += ["random"] if edit.directions.estimator == "random" else []
