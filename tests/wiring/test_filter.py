@@ -96,6 +96,23 @@ def test_the_budget_slider_asks_no_model_and_keeps_its_promise(screen, engine, m
     assert not passes
 
 
+def test_a_kl_budget_is_predicted_from_the_last_one_that_was_measured(
+    screen, engine, measured, passes
+):
+    def at(kl):
+        return replace(EDIT, filter=replace(EDIT.filter, kl=kl))
+
+    finish(engine.resolve(engine.loaded.key, Recipe(edits=(at(1e-4),))))
+    passes.clear()
+    first = engine.forecast(engine.loaded.key, (), at(1e-4))
+    words = drawn(screen, engine, draft(engine, at(1e-4)))[1]
+    assert f"{first.total_moved:.2%}" in words
+    less = engine.forecast(engine.loaded.key, (), at(2e-5))
+    assert less.mu > first.mu
+    assert less.total_moved < first.total_moved
+    assert not passes
+
+
 def test_weights_move_the_prediction_and_negative_ones_turn_it(screen, engine, measured, passes):
     strong = replace(EDIT, weights=WeightTable(strength=0.5))
     less = drawn(screen, engine, draft(engine, strong))

@@ -496,7 +496,9 @@ def _name(key: str, spec: DirectionSpec) -> str:
 
 def _filtered(key: str, before: tuple[Ablation | Merge, ...], edit: Ablation) -> str:
     """Names the filters of an edit: whatever its weights, price and budget."""
-    plain = replace(edit, weights=WeightTable(), filter=replace(edit.filter, mu=1.0, budget=None))
+    plain = replace(
+        edit, weights=WeightTable(), filter=replace(edit.filter, mu=1.0, budget=None, kl=None)
+    )
     return f"{key}:{named((*before, plain))}"
 
 
