@@ -1,8 +1,11 @@
 """From messages to tokens: the traps that break other tools, one test each."""
 
+import sys
+
 import pytest
 
 from sst_ui.errors import UserError
+from sst_ui.model.load import step_limit
 from sst_ui.model.load.chat_template import TEMPLATES, ChatTemplate, read_template
 from sst_ui.recipe import ModelSpec
 from tests.talk import CHATML, byte_tokenizer, tiny_host
@@ -102,6 +105,39 @@ def test_a_template_that_wants_parts_writes_what_one_for_text_writes(source):
 def test_a_template_that_never_writes_the_message_is_an_error_and_no_score(source):
     with pytest.raises(UserError, match="does not write the user's message"):
         ChatTemplate(byte_tokenizer(source))
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) %}{% set x = range(99999) | list | length %}{% endfor %}",
+        "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    ],
+    ids=["loops", "filters", "macros"],
+)
+def test_a_template_that_does_not_come_to_an_end_is_stopped_and_said(loop, monkeypatch):
+    monkeypatch.setattr(step_limit, "SECONDS", 1)
+    before = sys.gettrace()
+    with pytest.raises(UserError, match="does not come to an end"):
+        ChatTemplate(byte_tokenizer(loop + CHATML))
+    later = "{% if messages | length > 3 %}" + loop + "{% endif %}" + CHATML
+    template = ChatTemplate(byte_tokenizer(later))  # it looks sound at first
+    assert "Hello" in template.format(USER)
+    with pytest.raises(UserError, match="does not come to an end"):
+        template.format([*USER, {"role": "assistant", "content": "Hi"}] * 2 + USER)
+    assert sys.gettrace() is before
+
+
+def test_a_template_that_writes_far_more_than_it_is_given_is_refused():
+    flood = "{{ messages[-1]['content'] * 50000 }}" + CHATML
+    with pytest.raises(UserError, match="far more than it holds"):
+        ChatTemplate(byte_tokenizer(flood))
+
+
+def test_a_conversation_of_a_thousand_turns_is_still_written():
+    long = [*USER, {"role": "assistant", "content": "Hi"}] * 1000 + USER
+    assert ChatTemplate(byte_tokenizer(CHATML)).format(long).count("Hello") == 1001
 
 
 def test_a_system_message_is_kept_where_parts_of_it_would_be_dropped():

@@ -21,6 +21,7 @@ from jinja2 import TemplateError
 
 from sst_ui.errors import UserError, unknown
 from sst_ui.model.load import reasoning
+from sst_ui.model.load.step_limit import limited
 from sst_ui.paths import PRESETS
 
 if TYPE_CHECKING:
@@ -36,8 +37,14 @@ REFUSAL = (
     RecursionError,
 )  # fmt: skip
 HALF = re.compile("[\ud800-\udfff]")  # a surrogate; Python's strings hold no pairs of them
+LONGEST = 200_000  # characters that a template may write beside the messages,
+REPEATED = 20  # and how often it may write those
 _PROBE = "9d2fqz"  # a word that no template contains by itself
 _PROBES = ("9d2fqz", "7k4wjx", "3h8vqy")  # of a longer conversation, turn by turn
+
+
+class Refused(Exception):
+    """What a template says of a conversation that it does not take."""
 
 
 def _plain(text: str) -> str:
@@ -102,7 +109,7 @@ class ChatTemplate:
             messages: a conversation that ends with the user's message.
 
         Raises:
-            UserError: the template refuses the conversation.
+            UserError: the template refuses the conversation, or does not come to an end.
         """
         own = [dict(message) for message in messages]
         if not own:
@@ -117,7 +124,7 @@ class ChatTemplate:
             )
         try:
             text = self._render(own, add_generation_prompt=True)
-        except REFUSAL as error:
+        except Refused as error:
             roles = ", ".join(str(message.get("role")) for message in own)
             raise UserError(
                 f"the chat template refuses a conversation of {roles}: {error}"
@@ -147,7 +154,7 @@ class ChatTemplate:
             whole = self.tokens(
                 self._render([*messages, {"role": "assistant", "content": text}], False)
             )
-        except REFUSAL:
+        except Refused:
             whole = []
         prompt = self.tokens(self.format(messages))
         after = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.tokens(text)
@@ -203,12 +210,27 @@ class ChatTemplate:
         return frozenset(special.keys() - kept) if kept else None
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            [{**m, "content": self._forms.get(m["role"], _plain)(m["content"])} for m in messages],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            enable_thinking=self.enable_thinking,
-        )
+        given = [
+            {**m, "content": self._forms.get(m["role"], _plain)(m["content"])} for m in messages
+        ]
+        try:
+            with limited():
+                text = self.tokenizer.apply_chat_template(
+                    given,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    enable_thinking=self.enable_thinking,
+                )
+        except UserError:
+            raise
+        except REFUSAL as error:
+            raise Refused(str(error)) from error
+        if len(text) > LONGEST + REPEATED * sum(len(m["content"]) for m in messages):
+            raise UserError(
+                f"the chat template writes {len(text):,} characters for this conversation, far "
+                "more than it holds; give another one with model.chat_template."
+            )
+        return text
 
     def _writes(self, roles: Sequence[str], **forms: Form) -> bool:
         """Whether every message of a conversation of these roles reaches the prompt.
@@ -222,7 +244,7 @@ class ChatTemplate:
             text = self._render(talk, add_generation_prompt=roles[-1] == "user").casefold()
             # a list that is printed as Python writes it, is not what the template is for
             good = all(m["content"] in text and f"'{m['content']}'" not in text for m in talk)
-        except REFUSAL:
+        except Refused:
             good = False
         if not good:
             self._forms = before
@@ -259,7 +281,7 @@ class ChatTemplate:
         conversation = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
         try:
             text = self._render(conversation, add_generation_prompt=False)
-        except REFUSAL as error:
+        except Refused as error:
             raise UserError(
                 f"the chat template cannot write a plain conversation: {error}"
             ) from error
