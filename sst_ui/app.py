@@ -41,8 +41,10 @@ def open_page(chosen: argparse.Namespace) -> None:
     from sst_ui.paths import output_dir
     from sst_ui.recipe import ModelSpec
     from sst_ui.ui import Engine, build, launch_options
+    from sst_ui.ui.services import visitors
 
     os.environ["GRADIO_SERVER_NAME"] = chosen.host  # read by run_store.shared()
+    shared = visitors.admit(chosen.model)
     disk.sweep(output_dir())  # what was being exported when the program was killed
     engine = Engine(ModelSpec(id=chosen.model))
     page = build(engine)
@@ -50,7 +52,7 @@ def open_page(chosen: argparse.Namespace) -> None:
         page,
         server_name=chosen.host,
         server_port=chosen.port,
-        allowed_paths=[str(output_dir())],
+        allowed_paths=[] if shared else [str(output_dir())],
         run_history=False,
         **launch_options(),
     )

@@ -56,6 +56,11 @@ def _data_dir() -> Path:
     return place / "sst-studio"
 
 
+def directions_dir() -> Path:
+    """Folder of the directions that the page has saved, named by what is in them."""
+    return data_dir() / "directions"
+
+
 def output_dir() -> Path:
     """Folder for what the user saves (`SST_OUTPUTS`, else `outputs` in the working directory)."""
     return Path(os.environ.get("SST_OUTPUTS") or Path.cwd() / "outputs")

@@ -15,6 +15,7 @@ from urllib.parse import unquote, unquote_plus
 
 import yaml
 
+from sst_ui import reach
 from sst_ui.checked import Checked
 from sst_ui.data.types import Prompt
 from sst_ui.errors import UserError, shown, unknown
@@ -183,6 +184,8 @@ def _named(name: str, text: str, shipped: Mapping[str, Path]) -> Spec:
 def _file(name: str, known: Iterable[str]) -> str:
     """The path of a prompt file or of a data set's folder."""
     path = _path(name)
+    if os.path.splitext(path)[1].lower() in FORMATS or os.sep in path or os.path.exists(path):
+        reach.check(path)
     is_format = Path(path).suffix.lower() in FORMATS
     if os.path.isdir(path) or (is_format and os.path.isfile(path)):
         return path

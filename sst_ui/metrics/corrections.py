@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sst_ui import reach
 from sst_ui import recipe as recipes
 from sst_ui.data.prompt_sets import Prompt
 from sst_ui.errors import UserError, unknown
@@ -133,6 +134,7 @@ def read(path: str | Path) -> dict[str, Label]:
         UserError: the file cannot be read, or a line is no correction; it names the line.
     """
     path, found = Path(path), []
+    reach.check(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

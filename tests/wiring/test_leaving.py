@@ -8,21 +8,24 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from sst_ui import reach
 from sst_ui.errors import UserError
 from sst_ui.jobs.export.export import Export
 from sst_ui.jobs.export.push import Pushed
 from sst_ui.jobs.history.store import History
 from sst_ui.metrics.result_files import stem
 from sst_ui.paths import output_dir
-from sst_ui.progress import Progress
-from sst_ui.recipe import Evaluation
+from sst_ui.progress import Progress, finish
+from sst_ui.recipe import Evaluation, ModelSpec
 from sst_ui.ui import Engine, build
 from sst_ui.ui.events import export as export_events
+from sst_ui.ui.events import load_model
 from sst_ui.ui.events import runs as runs_events
 from sst_ui.ui.panels import export as export_panel
 from sst_ui.ui.panels import runs
 from sst_ui.ui.panels.export import Done, Wanted
 from sst_ui.ui.panels.runs import View
+from sst_ui.ui.services import visitors
 from sst_ui.ui.state.run_store import KEPT, Shelf
 from sst_ui.ui.state.window import Variants
 from tests.wiring.test_results import handler, measured
@@ -135,6 +138,31 @@ def space(monkeypatch):
     monkeypatch.setenv("SPACE_ID", "someone/studio")
     monkeypatch.setenv("HF_TOKEN", "hf_the_owners_own")
     monkeypatch.delenv("OAUTH_CLIENT_ID", raising=False)
+
+
+def test_a_shared_studio_changes_its_model_for_nobody_and_reads_no_files(
+    engine, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}')
+    asked = f"refusal_rate@{tmp_path / 'rows.jsonl'}"
+    assert visitors.admit("demo")
+    try:
+        said = load_model.look(engine, "en", lambda: ModelSpec(id=str(tmp_path)))
+        assert "This studio is shared" in said
+        with pytest.raises(gr.Error, match="owner's choice"):
+            list(load_model.swap(engine, "en", engine.loaded, ModelSpec))
+        job = engine.evaluate(
+            engine.loaded.key, engine.first_recipe(), Evaluation(metrics=(asked,))
+        )
+        with pytest.raises(UserError, match="shared"):
+            finish(job)
+        finish(engine.resolve(engine.loaded.key, engine.first_recipe()))
+    finally:
+        reach.limit(None)
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "127.0.0.1")
+    assert not visitors.admit("demo")
+    assert not reach.limited()
 
 
 def test_on_a_space_every_browser_keeps_its_own_runs_and_the_program_none(space, recipe):

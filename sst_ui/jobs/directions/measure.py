@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from sst_ui import cache
+from sst_ui import cache, reach
 from sst_ui.data.prompt_sets import Prompt, PromptSet
 from sst_ui.data.prompt_sets import load as load_prompts
 from sst_ui.errors import UserError
@@ -177,6 +177,7 @@ def control(recipe: Recipe, seed: int = 0) -> Recipe:
 
 
 def _from_file(host: Host, spec: DirectionSpec, path: str) -> tuple[Directions, str]:
+    reach.check(path)
     directions = load(os.path.expanduser(path))
     check_fits(host, directions, f"the directions in {path}")
     source = directions.meta.get("model", "")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from sst_ui import reach
 from sst_ui.errors import UserError, unknown
 from sst_ui.model.load import reasoning
 from sst_ui.model.load.step_limit import limited
@@ -300,6 +301,8 @@ def read_template(source: str) -> str:
     """
     presets = {path.stem: path for path in TEMPLATES.glob("*.jinja")}
     path = presets.get(source, Path(os.path.expanduser(source)))
+    if source not in presets and (path.suffix or "/" in source or os.path.exists(path)):
+        reach.check(path)
     if not os.path.isfile(path):  # Path.is_file raises for what cannot be a path
         if path.suffix or "/" in source:
             raise UserError(f"the chat template {source} does not exist; give a Jinja file.")

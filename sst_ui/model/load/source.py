@@ -16,6 +16,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 
+from sst_ui import reach
 from sst_ui.errors import UserError, line_of
 from sst_ui.model.load import hub
 from sst_ui.paths import DEMO
@@ -158,6 +159,8 @@ def is_local(model: str) -> bool:
 
 def _folder(spec: ModelSpec, kind: str) -> Source:
     shown = line_of(ascii(spec.id)[1:-1] if not spec.id.isprintable() else spec.id)
+    if spec.id != "demo":
+        reach.check(spec.id)
     try:
         folder = DEMO if spec.id == "demo" else Path(spec.id).expanduser().resolve()
         if not os.path.exists(folder):

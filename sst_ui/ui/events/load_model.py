@@ -15,6 +15,7 @@ from sst_ui.ui.panels.model import ModelPanel, spec
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.services.job_runner import Told, watched
+from sst_ui.ui.services.visitors import may_change_model
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import HIDDEN
@@ -47,6 +48,7 @@ def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.St
 def look(engine: Engine, language: str, asked: Callable[[], ModelSpec]) -> str:
     """What the model would take, and whether it fits."""
     try:
+        may_change_model()
         report = engine.inspect(asked())
     except Exception as error:
         return notice(message(error, language), "bad")
@@ -59,6 +61,7 @@ def swap(
 ) -> Iterator[tuple]:
     """Load the model; status, model and the Cancel button as it goes."""
     try:
+        may_change_model()
         current = yield from watched(
             language,
             engine.load(asked()),

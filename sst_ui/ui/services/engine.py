@@ -42,7 +42,7 @@ from sst_ui.model.load.fingerprint import state
 from sst_ui.model.load.memory import Report
 from sst_ui.model.runtime.host import Host, inspect, load
 from sst_ui.options import Format, RoundsOptions
-from sst_ui.paths import PRESETS, data_dir
+from sst_ui.paths import PRESETS, directions_dir
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import (
     Ablation,
@@ -271,7 +271,7 @@ class Engine:
         options = RoundsOptions(rounds=(spec.k if begin is None else begin.k) + 1)
         job = rounds(host, edit, options, begin, earlier, named(before))
         found = yield from job
-        path = data_dir() / "directions" / f"{found.directions.digest()}.safetensors"
+        path = directions_dir() / f"{found.directions.digest()}.safetensors"
         return found, found.directions.save(path)
 
     def directions(self, key: str, spec: DirectionSpec) -> Directions | None:
