@@ -13,7 +13,7 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.evaluate.apart import Apart
 from sst_ui.jobs.search import verdict
 from sst_ui.jobs.search.candidates import chosen, finalists, front, moved, nearest
-from sst_ui.jobs.search.objectives import SearchSpec, aims, held_out
+from sst_ui.jobs.search.objectives import SearchSpec, aims, held_out, startup
 from sst_ui.jobs.search.search import Opened, search
 from sst_ui.jobs.search.study import Study
 from sst_ui.jobs.search.trials import Numbers
@@ -354,3 +354,7 @@ def test_parts_are_taken_after_rows_are_chosen():
     assert found == [fraud[0::3], fraud[1::3], fraud[2::3]]
     renamed = prompt_sets.in_part("demo/harmful?part=1/2&where.topic=fraud", "2/2")
     assert [p.prompt for p in prompt_sets.load(renamed).prompts] == fraud[1::2]
+
+
+def test_half_of_a_short_search_at_least_follows_what_did_well():
+    assert (startup(26), startup(100), startup(None), startup(400)) == (13, 40, 40, 40)

@@ -306,6 +306,11 @@ def presets() -> Mapping[str, Any]:
     return yaml.safe_load((PRESETS / "search.yaml").read_text(encoding="utf-8"))
 
 
+def startup(trials: int | None) -> int:
+    """How many candidates of a multi-objective search are drawn evenly: half of few ones."""
+    return min(presets()["startup"], (trials or presets()["trials"]) // 2)
+
+
 def _beside(decides: str) -> tuple[str, ...]:
     """What else the answers are that the metric with the target is read off, on its prompts."""
     bare, at, place = decides.partition("@")

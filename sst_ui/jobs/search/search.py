@@ -101,7 +101,9 @@ def search(
              "objectives": list(aim.objectives), "lower": list(aim.lower),
              "space": sorted(rows)}  # fmt: skip
     name = name or f"{spec.strategy} {recipe.digest()} {spec.digest()}"
-    study = Study(name, aim.lower, rows, storage, spec.seed, about)
+    study = Study(
+        name, aim.lower, rows, storage, spec.seed, about, startup=goals.startup(spec.trials)
+    )
     _check_same(study, about)
     opened = Opened(recipe, aim, study, total, notes)
     yield opened
@@ -207,7 +209,7 @@ class _Run:
 
     def stuck(self, known: Sequence[Candidate]) -> bool:
         """Whether the front has not moved for long, start-up draws left out."""
-        drawn = len(known) - goals.presets()["startup"]
+        drawn = len(known) - goals.startup(self.spec.trials)
         return 0 < self.spec.patience <= min(drawn, still(known, self.aim))
 
     def test(self) -> Steps:

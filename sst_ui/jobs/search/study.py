@@ -58,6 +58,7 @@ class Study:
         storage: str | None = None,
         seed: int = 0,
         about: Mapping[str, Any] | None = None,
+        startup: int | None = None,
     ) -> None:
         """Open the study of this name, or make it.
 
@@ -66,11 +67,13 @@ class Study:
             rows: the settings of a trial; each draw falls in its range.
             storage: one of Optuna's URLs, `memory` for none at all, or None for the default file.
             about: kept with a study that is made.
+            startup: how many are drawn evenly before draws follow what did well.
 
         Raises:
             UserError: the storage cannot be used, or holds another search of this name.
         """
         self.name, self.seed = name, seed
+        self._startup = presets()["startup"] if startup is None else startup
         self._distributions = {key: _distribution(row) for key, row in rows.items()}
         self._directions: list[Way] = ["minimize" if low else "maximize" for low in lower]
         self._owner = f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}"
@@ -162,7 +165,7 @@ class Study:
         """
         if draw:
             finished = [trial for trial in self.trials() if trial.state.is_finished()]
-            self._study.sampler = _sampler(self.seed + 1000 * len(finished))
+            self._study.sampler = _sampler(self.seed + 1000 * len(finished), self._startup)
         asked: list[Asked] = []
         while len(asked) < count:
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -282,11 +285,11 @@ class Study:
         self._study.tell(number, state=TrialState.FAIL)
 
 
-def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+def _sampler(seed: int, startup: int) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=presets()["startup"]
+            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup
         )
 
 
