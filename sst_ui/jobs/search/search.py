@@ -101,9 +101,7 @@ def search(
              "objectives": list(aim.objectives), "lower": list(aim.lower),
              "space": sorted(rows)}  # fmt: skip
     name = name or f"{spec.strategy} {recipe.digest()} {spec.digest()}"
-    study = Study(
-        name, aim.lower, rows, storage, spec.seed, about, startup=goals.startup(spec.trials)
-    )
+    study = Study(name, aim.lower, rows, storage, spec.seed, about, goals.startup(total))
     _check_same(study, about)
     opened = Opened(recipe, aim, study, total, notes)
     yield opened
