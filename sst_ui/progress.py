@@ -40,3 +40,20 @@ def finish(
             each(next(job))
         except StopIteration as end:
             return end.value
+
+
+def steps(
+    job: Generator[Any, None, Result], told: Callable[[Progress], Progress] = lambda step: step
+) -> Generator[Progress, None, Result]:
+    """Drive a job that yields finished parts as well, and pass on its progress alone.
+
+    Args:
+        told: what becomes of each step.
+    """
+    while True:
+        try:
+            step = next(job)
+        except StopIteration as end:
+            return end.value
+        if isinstance(step, Progress):
+            yield told(step)

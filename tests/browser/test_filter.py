@@ -15,6 +15,11 @@ def test_a_filter_is_chosen_predicted_moved_and_applied(window):
         expect(page.locator("#filter_goal")).to_be_hidden()
         page.locator("#operation label").nth(2).click()
         expect(page.locator("#filter_mu-decades")).to_be_visible()
+        page.click("#direction-panel > button")
+        page.fill("#samples input", "16")
+        page.press("#samples input", "Tab")
+        expect(page.locator(READOUT)).to_contain_text("Measure")
+        page.click("#measure")
         expect(page.locator(READOUT)).to_contain_text("μ 1: predicted to remove")
         expect(page.locator("#curve .legendtext").last).to_contain_text("harmless moved")
 

@@ -177,7 +177,7 @@ def models(tmp_path_factory):
 
 
 @given(data=st.data())
-@settings(max_examples=18, **MANY)
+@settings(max_examples=24, **MANY)
 def test_a_model_folder_opens_or_says_why_not(models, data):
     which = data.draw(st.sampled_from(["one", "several"]))
     files = sorted(path.name for path in (models / which).iterdir())

@@ -298,5 +298,8 @@ def test_the_terminal_starts_a_cluster_and_prints_nothing_but_json(host, tmp_pat
     assert len(told["candidates"]) == len(here) == 5
     for row, each in zip(told["candidates"], here, strict=True):
         assert row["values"].keys() == each.values.keys()
-        for name, value in each.values.items():  # the make-up of a batch moves the last digits
-            assert row["values"][name] == pytest.approx(value.to_json(), rel=1e-4)
+        for name, value in each.values.items():
+            if not name.startswith("kl"):
+                assert row["values"][name] == value.to_json()
+            else:  # moments of a filter that two processes collect differ in the last digits
+                assert row["values"][name] == pytest.approx(value.to_json(), rel=1e-4)

@@ -47,7 +47,7 @@ def test_candidates_of_one_batch_score_as_one_evaluation_at_a_time(host):
 
 
 def test_the_grid_finds_a_kernel_that_costs_less_than_the_default_on_prompts_it_never_saw(host):
-    spec = SearchSpec("grid", samples=12, target=0.05)
+    spec = SearchSpec("grid", samples=16, target=0.05)
     found = spent(host, spec)
     kept = chosen(found, aims(DEFAULT, spec), spec)
     assert len(found) == 25
@@ -68,7 +68,7 @@ def test_a_staged_search_ends_at_the_first_stage_that_removes_enough(host):
         for each in found
     }
     assert kept.params["strength"] == min(s for s, share in shares.items() if share >= 0.8)
-    assert kept.params["strength"] > 0.6  # neither at the first stage nor at the second
+    assert kept.params["strength"] == pytest.approx(1.1)  # .50, .65, .80, .95, 1.10
     assert kept.recipe.edits[0].weights.peak == DEFAULT.edits[0].weights.peak
 
 
@@ -189,9 +189,8 @@ def test_a_recipe_with_nothing_to_vary_is_refused(host, spec, edits, words):
 
 def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     out = tmp_path / "best.yaml"
-    start = tmp_path / "start.yaml"
-    start.write_text(recipes.to_yaml(SHORT), encoding="utf-8")
-    asked = ["search", str(start), "--samples", "8", "--trials", "5", "--storage", "memory",
+    recipe = str(PRESETS / "recipes" / "default.yaml")
+    asked = ["search", recipe, "--samples", "8", "--trials", "5", "--storage", "memory",
              "--target", "0.2"]  # fmt: skip
     assert main([*asked, "--out", str(out), "--json", "--held-out"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -199,7 +198,7 @@ def test_the_terminal_writes_the_best_recipe(tmp_path, capsys):
     assert [row["params"]["width"] for row in told["candidates"]] == [0.1, 0.12, 0.15, 0.18, 0.2]
     assert told["reached"]
     (row,) = [row for row in told["candidates"] if row["number"] == told["number"]]
-    assert row["test"][REFUSALS]["n"] == 24  # of the held-out ones, as the recipe says
+    assert row["test"][REFUSALS]["n"] == 160  # all that are held out
     assert row["test"][REFUSALS]["value"] <= 0.2
     kinds = ("refusal_rate", "delivered", "evaded", "degenerate_harmful")
     assert told["held_out"].keys() == {*kinds, "kl_16", "quality"}

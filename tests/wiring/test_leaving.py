@@ -140,10 +140,15 @@ def space(monkeypatch):
     monkeypatch.delenv("OAUTH_CLIENT_ID", raising=False)
 
 
+@pytest.mark.parametrize(
+    "how",
+    [("GRADIO_SERVER_NAME", "0.0.0.0"), ("GRADIO_SHARE", "True"), ("SPACE_ID", "a/b")],
+    ids=["address", "link", "space"],
+)
 def test_a_shared_studio_changes_its_model_for_nobody_and_reads_no_files(
-    engine, monkeypatch, tmp_path
+    engine, monkeypatch, tmp_path, how
 ):
-    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    monkeypatch.setenv(*how)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}')
     asked = f"refusal_rate@{tmp_path / 'rows.jsonl'}"
     assert visitors.admit("demo")
@@ -160,7 +165,7 @@ def test_a_shared_studio_changes_its_model_for_nobody_and_reads_no_files(
         finish(engine.resolve(engine.loaded.key, engine.first_recipe()))
     finally:
         reach.limit(None)
-    monkeypatch.setenv("GRADIO_SERVER_NAME", "127.0.0.1")
+    monkeypatch.delenv(how[0])
     assert not visitors.admit("demo")
     assert not reach.limited()
 

@@ -121,10 +121,15 @@ class Filters:
         A KL budget is predicted by what the last one came to that was measured (see `kl_budget`);
         before there is any it is the recipe's μ.
         """
-        budget, stack = edit.filter.budget, self._stack(alpha)
-        if edit.filter.kl is not None and self._rates and stack.plain:
-            budget = edit.filter.kl / (self._rates[-1] * stack.plain)
-        return edit.filter.mu if budget is None else stack.price(budget)
+        wanted = edit.filter
+        if wanted.budget is not None:
+            return self._stack(alpha).price(wanted.budget)
+        if wanted.kl is None or not self._rates:
+            return wanted.mu
+        stack = self._stack(alpha)
+        return (
+            stack.price(wanted.kl / (self._rates[-1] * stack.plain)) if stack.plain else wanted.mu
+        )
 
     def learn(self, edit: Ablation, nats: float) -> None:
         """Note what an edit at a price was measured to cost."""

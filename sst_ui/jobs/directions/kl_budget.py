@@ -16,7 +16,7 @@ from sst_ui.jobs.evaluate.evaluate import evaluate_rows
 from sst_ui.maths import kernel
 from sst_ui.model.inference.batch import Row
 from sst_ui.model.runtime.host import Host
-from sst_ui.progress import Progress
+from sst_ui.progress import Progress, steps
 from sst_ui.recipe import Ablation, Evaluation
 
 PROMPTS = 64
@@ -65,8 +65,9 @@ def _search(
     prices, best = list(PRICES), 0.0
     for _ in range(LOOKS):
         rows = [(*before, found.edit_row(at(edit, mu))) for mu in prices]
-        for mu, nats in zip(prices, (yield from _costs(host, rows, asked)), strict=True):
-            costs[mu] = nats
+        results = yield from steps(evaluate_rows(host, rows, asked))
+        for mu, (result,) in zip(prices, results, strict=True):
+            costs[mu] = (result.edited or result.base).value
         kept = [mu for mu in sorted(costs) if costs[mu] <= budget]
         if not kept:
             least = min(costs.values())
@@ -80,16 +81,3 @@ def _search(
             break
         prices = [float(mu) for mu in np.geomspace(max(dearer), best, BETWEEN + 2)[1:-1]]
     return best, costs[best]
-
-
-def _costs(
-    host: Host, rows: list[Row], asked: Evaluation
-) -> Generator[Progress, None, list[float]]:
-    job = evaluate_rows(host, rows, asked)
-    while True:
-        try:
-            step = next(job)
-        except StopIteration as end:
-            return [(result.edited or result.base).value for (result,) in end.value]
-        if isinstance(step, Progress):
-            yield step

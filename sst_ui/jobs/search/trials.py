@@ -17,7 +17,7 @@ from sst_ui.maths.directions import signal
 from sst_ui.metrics.results import Value
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.runtime.host import Host
-from sst_ui.progress import Progress
+from sst_ui.progress import Progress, steps
 from sst_ui.recipe import FUSED, Ablation, Evaluation, Recipe
 
 TOGETHER = 5  # candidates in a batch
@@ -136,16 +136,11 @@ class Local:
     def _together(
         self, rows: Sequence[tuple[Edit, ...]], evaluation: Evaluation
     ) -> Generator[Progress, None, list[Numbers]]:
-        job = evaluate_rows(self.host, rows, evaluation)
-        while True:
-            try:
-                step = next(job)
-            except StopIteration as end:
-                results = end.value
-                break
-            if isinstance(step, Progress):
-                yield replace(step, note=f"{len(rows)} together; {step.note}".rstrip("; "))
+        results = yield from steps(
+            evaluate_rows(self.host, rows, evaluation),
+            lambda step: replace(step, note=f"{len(rows)} together; {step.note}".rstrip("; ")),
+        )
         return [
-            Numbers({r.name: r.edited for r in row}, {r.name: r.base for r in row})
+            Numbers({r.name: r.edited or r.base for r in row}, {r.name: r.base for r in row})
             for row in results
         ]

@@ -23,12 +23,14 @@ HERE = ("127.0.0.1", "localhost", "::1")
 
 
 def shared() -> bool:
-    """Whether others may use this program: on a Hugging Face Space, or bound beyond this machine.
+    """Whether others may use this program: on a Hugging Face Space, behind Gradio's public link, or
+    bound beyond this machine.
 
     The address is read from GRADIO_SERVER_NAME, where `app.py --host` puts it too.
     """
     host = os.environ.get("GRADIO_SERVER_NAME", HERE[0])
-    return bool(os.environ.get("SPACE_ID")) or host not in HERE
+    link = os.environ.get("GRADIO_SHARE", "").lower() == "true"
+    return bool(os.environ.get("SPACE_ID")) or link or host not in HERE
 
 
 @dataclass(frozen=True)
