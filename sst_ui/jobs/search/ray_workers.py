@@ -266,9 +266,11 @@ class Cluster:
         for worker in self._team:
             if worker.answer is None:
                 continue
+            doing = "busy"  # too busy to say so itself, or lost
             with suppress(*self._gone, self._ray.exceptions.GetTimeoutError):
                 step = self._ray.get(worker.actor.now.remote(), timeout=0.5)
-                words.append(f"worker {worker.number}: {step.note or step.stage}")
+                doing = step.note or step.stage
+            words.append(f"worker {worker.number}: {doing}")
         return " · ".join(words)
 
 
