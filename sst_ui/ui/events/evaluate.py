@@ -22,7 +22,7 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 from sst_ui.ui.events import show_results
 from sst_ui.ui.events.answers import DRAWN
-from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
+from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call, together
 from sst_ui.ui.events.show_results import ResultsView
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.panels.session import Session
@@ -96,10 +96,11 @@ def connect(
             **call(
                 partial(run, panel, session, engine),
                 session.language, session.loaded, session.job, board, together(settings),
+                may="measure",
             ),
             outputs=[panel.rows, *buttons, session.results, session.job],
             concurrency_id="metrics",
-            concurrency_limit=4,
+            concurrency_limit=MANY,
             **PRIVATE,
         )
         for event in (*triggers, again)

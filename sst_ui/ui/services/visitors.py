@@ -3,7 +3,6 @@
 from gradio.utils import get_upload_folder
 
 from sst_ui import reach
-from sst_ui.errors import UserError
 from sst_ui.paths import ASSETS, PRESETS, directions_dir
 from sst_ui.ui.state.run_store import shared
 
@@ -22,16 +21,3 @@ def admit(model: str) -> bool:
     own = [] if model == "demo" else [model]
     reach.limit((ASSETS, PRESETS, get_upload_folder(), directions_dir(), *own))
     return True
-
-
-def may_change_model() -> None:
-    """Refuse what only the owner decides.
-
-    Raises:
-        UserError: the studio is shared.
-    """
-    if shared():
-        raise UserError(
-            "this studio is shared, so its model is its owner's choice; run your own copy to open "
-            "another one."
-        )
