@@ -434,7 +434,7 @@ class Engine:
         self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None
     ) -> Generator[Opened | Progress | Candidate, None, None]:
         """A search (see `jobs.search.search.search`); ends with `Replaced` when the model is."""
-        quotas.search(self.queue, spec)
+        quotas.search(self.queue, recipe, spec)
         job = self._beside(search(recipe, spec, Local(self.host(key)), storage))
         with closing(self.queue.turn(job)) as job:
             for part in job:

@@ -6,11 +6,11 @@ from pathlib import Path
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.jobs.evaluate.evaluate import limits
-from sst_ui.jobs.search.objectives import SearchSpec, presets
+from sst_ui.jobs.search.objectives import SearchSpec, presets, tokens
 from sst_ui.metrics.registry import default_metrics, prompts_named
 from sst_ui.model.runtime.host import Host
 from sst_ui.options import Format
-from sst_ui.recipe import Evaluation
+from sst_ui.recipe import Evaluation, Recipe
 from sst_ui.ui.services.job_queue import JobQueue
 from sst_ui.ui.services.roles import Refused, Role, current, within
 
@@ -19,14 +19,14 @@ SPARE = 10**9  # bytes of the disk that visitors leave free
 WHAT = "tokens of a job"
 
 
-def answer(queue: JobQueue, tokens: int, rows: int) -> None:
+def answer(queue: JobQueue, length: int, rows: int) -> None:
     """An answer in the chat.
 
     Raises:
         Refused: it is longer than it may be, or the hour's tokens are used up.
     """
-    within("tokens of an answer", current().limits.answer, tokens)
-    queue.spend(tokens * rows)
+    within("tokens of an answer", current().limits.answer, length)
+    queue.spend(length * rows)
 
 
 def evaluation(queue: JobQueue, wanted: Evaluation, model: str) -> None:
@@ -37,10 +37,10 @@ def evaluation(queue: JobQueue, wanted: Evaluation, model: str) -> None:
     """
     if current().role is Role.OWNER:
         return
-    samples, tokens = limits(wanted, model)
+    samples, length = limits(wanted, model)
     total = 0
     for name in wanted.metrics or default_metrics():
-        total += tokens * (_prompts(name) if samples is None else samples)
+        total += length * (_prompts(name) if samples is None else samples)
     within(WHAT, current().limits.job, total)
     queue.spend(total)
 
@@ -53,7 +53,7 @@ def _prompts(metric: str) -> int:
         return 0
 
 
-def search(queue: JobQueue, spec: SearchSpec) -> None:
+def search(queue: JobQueue, recipe: Recipe, spec: SearchSpec) -> None:
     """A search of that many candidates.
 
     Raises:
@@ -62,8 +62,8 @@ def search(queue: JobQueue, spec: SearchSpec) -> None:
     if current().role is Role.OWNER:
         return
     trials = spec.trials or presets()["trials"]
-    length = spec.max_new_tokens or presets()["answers"]
-    total = trials * (spec.samples or WHOLE) * length * max(1, len(spec.objectives))
+    each = (spec.samples or WHOLE) * tokens(recipe, spec)
+    total = trials * each * max(1, len(spec.objectives))
     within(WHAT, current().limits.job, total)
     queue.spend(total)
 

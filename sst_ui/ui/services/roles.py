@@ -43,7 +43,7 @@ EVERYBODY = frozenset({Role.OWNER, Role.SIGNED_IN, Role.VISITOR})
 KNOWN = frozenset({Role.OWNER, Role.SIGNED_IN})
 OWNER = frozenset({Role.OWNER})
 
-MAY: Mapping[str, frozenset[Role]] = {
+MAY: dict[str, frozenset[Role]] = {
     "look": EVERYBODY,  # settings, figures, one's own variants, results and runs
     "upload": EVERYBODY,
     "chat": EVERYBODY,
