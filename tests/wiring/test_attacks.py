@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import gradio as gr
@@ -50,6 +51,24 @@ def visitor(page):
     with httpx.Client(base_url=address, timeout=SECONDS) as client:
         yield client
     page.close()
+
+
+@pytest.fixture(scope="module")
+def opened(secret):
+    """What was opened of the owner's folder, whoever did it."""
+    found, on = [], [True]
+
+    def heard(event, arguments):
+        if (
+            on
+            and event in ("open", "os.listdir", "os.scandir")
+            and str(secret) in str(arguments[0])
+        ):
+            found.append(f"{event} {arguments[0]}")
+
+    sys.addaudithook(heard)  # there is no way to take it back
+    yield found
+    on.clear()
 
 
 def press(visitor, number, data, window="attacker"):
@@ -104,20 +123,21 @@ def test_every_event_and_endpoint_asks_who_it_is(page, monkeypatch):
             next(event.fn("en"))
 
 
-def test_no_box_of_any_event_reads_a_file_of_the_machine(page, visitor, secret, engine):
+def test_no_box_of_any_event_reads_a_file_of_the_machine(page, visitor, secret, opened, engine):
     for text in (str(secret), str(secret / "rows.jsonl")):
         for number, event in events(page):
             module, name = event.fn.__module__.rpartition(".")[2], event.fn.__name__
             if LONG.get(module) == name or event.api_name in ("compare", "evaluate"):
                 continue
             told = press(visitor, number, sent(event, text))
-            assert MARK not in told, f"{module}.{name} reads {text}"
+            assert MARK not in told, f"{module}.{name} gives {text} away"
+            assert opened == [], f"{module}.{name}"
     assert engine.loaded.spec.id == "demo"
 
 
 @pytest.mark.parametrize("named_in", ["model", "directions", "metrics", "labels", "judge", "merge"])
 @pytest.mark.parametrize("way", ["compare", "evaluate"])
-def test_no_recipe_of_a_call_names_one(page, visitor, secret, way, named_in):
+def test_no_recipe_of_a_call_names_one(page, visitor, secret, opened, way, named_in):
     rows, recipe = str(secret / "rows.jsonl"), json.loads(json.dumps(RECIPE))
     if named_in == "model":
         recipe["model"]["id"] = str(secret)
@@ -138,6 +158,7 @@ def test_no_recipe_of_a_call_names_one(page, visitor, secret, way, named_in):
     number, _ = next(each for each in events(page) if each[1].api_name == way)
     told = press(visitor, number, ["Hello", text, 4] if way == "compare" else [text])
     assert MARK not in told
+    assert opened == []
     assert '"success":false' in told.replace(" ", "")
 
 
