@@ -17,11 +17,12 @@ from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import MetricResult
 from sst_ui.options import ChatOptions
-from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, Recipe
 from sst_ui.schema import build
+from sst_ui.ui.events.binding import MANY
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message as told
+from sst_ui.ui.services.leaving import watch
 from sst_ui.ui.services.roles import asks, sender
 
 NAMES = ("compare", "evaluate", "weights")
@@ -56,10 +57,16 @@ class Api:
                 yield {"base": base, "edited": changed}
 
     def evaluate(self, recipe: str) -> list[dict]:
-        """The recipe's metrics as in metrics.json."""
-        wanted, engine = self._read(recipe), self.engine
-        results = finish(engine.evaluate(engine.loaded.key, wanted, wanted.evaluation))
-        return [r.to_json() for r in results if isinstance(r, MetricResult)]
+        """The recipe's metrics as in metrics.json. Ends when its caller leaves."""
+        wanted, engine, left = self._read(recipe), self.engine, watch()
+        results: list[dict] = []
+        with closing(engine.evaluate(engine.loaded.key, wanted, wanted.evaluation)) as job:
+            for part in job:
+                if isinstance(part, MetricResult):
+                    results.append(part.to_json())
+                if left():
+                    break
+        return results
 
     def _read(self, text: str) -> Recipe:
         recipe, loaded = recipes.from_yaml(text), self.engine.loaded.spec
@@ -75,7 +82,7 @@ def connect(engine: Engine) -> None:
     """Register the endpoints in the page being built."""
     calls = Api(engine)
     for name in NAMES:
-        gr.api(endpoint(getattr(calls, name)), api_name=name)
+        gr.api(endpoint(getattr(calls, name)), api_name=name, concurrency_limit=MANY)
 
 
 def endpoint(work: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,19 +1,31 @@
 """Who may do what, and how much: the two tables, and who a request is from."""
 
 import threading
+from dataclasses import fields
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
 from sst_ui.jobs.search.objectives import SearchSpec
+from sst_ui.paths import ROOT
 from sst_ui.recipe import Evaluation, ModelSpec, Recipe
 from sst_ui.ui import Engine
 from sst_ui.ui.services import quotas, roles
 from sst_ui.ui.services.job_queue import JobQueue
-from sst_ui.ui.services.roles import Actor, Refused, Role, acting, asks
+from sst_ui.ui.services.roles import (
+    LIMITS,
+    MAY,
+    Actor,
+    Limits,
+    Refused,
+    Role,
+    acting,
+    asks,
+)
 
 VISITOR = Actor(Role.VISITOR, "window")
+PEOPLE = (Role.OWNER, Role.SIGNED_IN, Role.VISITOR)
 
 
 @pytest.fixture
@@ -181,3 +193,27 @@ def test_an_export_that_would_fill_the_disk_is_refused(shared, host, monkeypatch
             quotas.export(host, "model", tmp_path / "out")
     with acting(Actor(Role.OWNER)):
         quotas.export(host, "model", tmp_path / "out")
+
+
+# --- what SECURITY.md says ----------------------------------------------------------------------
+
+
+def rows(heading):
+    lines = (ROOT / "SECURITY.md").read_text(encoding="utf-8").splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    ends = next(n for n in range(start, len(lines)) if not lines[n])
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:ends]]
+    assert cells[0][1:] == [role.value for role in PEOPLE]
+    return {name: values for name, *values in cells[2:]}
+
+
+def test_the_page_on_security_has_the_programs_own_tables():
+    said = {
+        name: ["yes" if role in some else "no" for role in PEOPLE] for name, some in MAY.items()
+    }
+    assert rows("may") == said
+    names = ("jobs at a time", "tokens of an answer", "tokens of a job", "tokens in an hour",
+             "bytes of an export")  # fmt: skip
+    limits = [[getattr(LIMITS[role], each.name) for role in PEOPLE] for each in fields(Limits)]
+    said = [["any" if most is None else f"{most:,}" for most in row] for row in limits]
+    assert rows("at most") == dict(zip(names, said, strict=True))
