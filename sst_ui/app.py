@@ -43,7 +43,7 @@ def open_page(chosen: argparse.Namespace) -> None:
     from sst_ui.paths import output_dir
     from sst_ui.recipe import ModelSpec
     from sst_ui.ui import Engine, build, launch_options
-    from sst_ui.ui.services import roles, visitors
+    from sst_ui.ui.services import memory, roles, visitors
 
     os.environ["GRADIO_SERVER_NAME"] = chosen.host  # read by run_store.shared()
     shared = visitors.admit(chosen.model)
@@ -60,5 +60,6 @@ def open_page(chosen: argparse.Namespace) -> None:
         run_history=False,
         **launch_options(),
     )
+    memory.watch()
     engine.open()  # after the launch: its check of its own address suffers from a busy start
     address.wait(page)

@@ -136,7 +136,9 @@ def run(
     if board.results.get(f"done:{digest}") == wanted:
         yield {panel.rows: metrics.render(board), panel.progress: "", **_resting(panel)}
         return
-    board = replace(board, results={**board.results, digest: ()})
+    known = {variant.recipe.digest() for variant in board.variants.items}
+    kept = {k: v for k, v in board.results.items() if k.removeprefix("done:") in known}
+    board = replace(board, results={**kept, digest: ()})
     working = {panel.cancel: gr.update(visible=True), panel.run: gr.update(visible=HIDDEN)}
     yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
     done = yield from _rows(panel, session, engine, loaded, board, wanted, mine)
