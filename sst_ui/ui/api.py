@@ -16,7 +16,7 @@ from sst_ui.options import ChatOptions
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, Recipe
 from sst_ui.schema import build
-from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.engine import CHATS, Engine
 from sst_ui.ui.services.errors import message as told
 
 NAMES = ("compare", "evaluate", "weights")
@@ -73,7 +73,8 @@ def connect(engine: Engine) -> None:
     """Register the endpoints in the page being built."""
     calls = Api(engine)
     for name in NAMES:
-        gr.api(getattr(calls, name), api_name=name)
+        at_once = CHATS if name == "compare" else {}
+        gr.api(getattr(calls, name), api_name=name, **at_once)
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def test_draws_are_those_of_each_alone(small):
 
 def test_an_answer_ends_by_its_own_end_limit_and_context(small, monkeypatch):
     asked = [([one], [()]) for one in (*texts(8, 6), [7] * (small.context - 4))]
-    words = [list(column.values())[0] for column in alone(small, *asked[0])]
+    words = [next(iter(column.values())) for column in alone(small, *asked[0])]
     monkeypatch.setattr(small, "stop", frozenset({words[3]} - set(words[:3])))
     limits = (STEPS, 5, STEPS)
     expected = [alone(small, *one, n) for one, n in zip(asked, limits, strict=True)]

@@ -16,7 +16,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -85,7 +84,7 @@ def together(
         batch.leave(guest)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class _Guest:
     """One caller.
 
@@ -122,7 +121,7 @@ class _Guest:
         self.over = True
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class _Answer:
     """One row.
 
@@ -242,7 +241,7 @@ class RunningBatch:
         while self._leaving:
             guest = self._leaving.popleft()
             guest.end()
-            with suppress(ValueError):
+            if guest in self._waiting:
                 self._waiting.remove(guest)
         self._shrink()
 

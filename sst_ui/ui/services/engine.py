@@ -64,6 +64,9 @@ KEPT = 64  # of each kind in memory; edits and directions come back from the dis
 
 
 FILTERS = 4  # sets of filters in memory: 1.5 GB each for 8 billion parameters
+# For Gradio: answers on their way at a time, the page's and the programs'. One batch takes half of
+# them or all, by their columns; those that wait hold a thread, see THREADS of `widgets/theme.py`.
+CHATS: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 32}
 PATIENCE = 10.0  # seconds to wait for the step of an answer that was told to end
 
 

@@ -37,6 +37,9 @@ INK = colors.Color(
     c950="#0f1418",
 )
 UPLOAD = "20mb"  # of one file that a visitor hands in
+THREADS = (
+    64  # for handlers: answers that wait for a pass hold up to 32, the rest of the page goes on
+)
 SANS = ("ui-sans-serif", "system-ui", "Segoe UI", "Noto Sans", "Noto Sans CJK JP", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Noto Sans Mono", "monospace")
 
@@ -149,8 +152,10 @@ class StudioTheme(gr.themes.Base):
 
 
 def launch_options() -> dict[str, object]:
-    """What `Blocks.launch` needs for the look (Gradio 6 takes it there, not in `Blocks`)."""
+    """What `Blocks.launch` needs for the look (Gradio 6 takes it there, not in `Blocks`), and how
+    many handlers may run."""
     return {
+        "max_threads": THREADS,
         "theme": StudioTheme(),
         "css_paths": ASSETS / "style.css",
         "head": f"<script>{(ASSETS / 'studio.js').read_text(encoding='utf-8')}</script>",
