@@ -61,8 +61,9 @@ class Heard:
         return len(self.whole) / self.seconds
 
 
-def questions(visitors: int) -> list[tuple[str, str]]:
-    """A message and a recipe for each: filters and plain ablations of many strengths."""
+def questions(visitors: int) -> list[tuple[str, str, str]]:
+    """For each a message, a recipe and the name of a session: filters and plain ablations of many
+    strengths."""
     default = recipes.load(PRESETS / "recipes" / "default.yaml")
     (edit,) = default.edits
     assert isinstance(edit, Ablation)
@@ -72,19 +73,22 @@ def questions(visitors: int) -> list[tuple[str, str]]:
         operation = "filter" if number % 2 else "ablate"
         own = replace(edit, weights=weights, operation=operation)
         text = recipes.to_yaml(replace(default, edits=(own,)))
-        found.append((MESSAGE.format(number=number), text))
+        found.append((MESSAGE.format(number=number), text, f"visitor{number}"))
     return found
 
 
-def ask(port: int, message: str, recipe: str, tokens: int) -> Iterator[Answer]:
+def ask(port: int, message: str, recipe: str, session: str, tokens: int) -> Iterator[Answer]:
     """The texts of both columns as they grow, by Gradio's own protocol for programs.
+
+    A session is kept from one question to the next, as Gradio's own client does.
 
     Raises:
         RuntimeError: the page answered with an error.
     """
     path, headers = "/gradio_api/call/compare", {"Content-Type": "application/json"}
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    line.request("POST", path, json.dumps({"data": [message, recipe, tokens]}), headers)
+    asked = {"data": [message, recipe, tokens], "session_hash": session}
+    line.request("POST", path, json.dumps(asked), headers)
     event = json.loads(line.getresponse().read())["event_id"]
     line.close()
     line.request("GET", f"{path}/{event}")
@@ -103,13 +107,13 @@ def ask(port: int, message: str, recipe: str, tokens: int) -> Iterator[Answer]:
 
 
 def visit(
-    port: int, tokens: int, asked: tuple[str, str], expected: Answer | None, end: float, to: Heard
+    port: int, tokens: int, asked: Sequence[str], expected: Answer | None, end: float, to: Heard
 ) -> Answer:
     """Ask once, and again until the time is over; the last answer."""
     while True:
         begin, first, answer = time.monotonic(), 0.0, {}
         try:
-            for answer in ask(port, *asked, tokens):
+            for answer in ask(port, asked[0], asked[1], asked[2], tokens):
                 if not first and any(answer.values()):
                     first = time.monotonic() - begin
         except (OSError, RuntimeError, ValueError) as error:

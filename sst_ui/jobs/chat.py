@@ -16,7 +16,6 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.recipe import SEEDS
 
 PER_SECOND = 25  # texts a second that a screen can take
-SHARE = 4  # times what passing on a text takes are between two of them: with many readers, fewer
 
 
 @dataclass(frozen=True)
@@ -101,16 +100,15 @@ def chat(
     if notify and any(dropped):
         notify(dropped)
     texts = [""] * len(histories)
-    told = cost = 0.0
+    told = 0.0
     ids = [one.ids for one in fitted]
     columns = together(host, ids, rows, max_new_tokens, temperature, seed, top_p)
     try:
         with closing(columns):
             for texts in written(host, columns, len(ids)):
-                if (now := time.monotonic()) - told >= max(1 / PER_SECOND, SHARE * cost):
+                if (now := time.monotonic()) - told >= 1 / PER_SECOND:
                     told = now
                     yield texts
-                    cost = time.monotonic() - now
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
