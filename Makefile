@@ -57,6 +57,7 @@ real: $(VENV)/.studio $(VENV)/.tests
 bench: $(VENV)/.studio $(VENV)/.tests
 	$(OFFLINE) $(PY) -m benchmarks.live_edit
 	$(OFFLINE) $(PY) -m benchmarks.evaluate
+	$(OFFLINE) $(PY) -m benchmarks.visitors
 	$(OFFLINE) $(PY) -m benchmarks.search
 	$(OFFLINE) $(PY) -m benchmarks.strategies
 	$(OFFLINE) $(PY) -m benchmarks.sst

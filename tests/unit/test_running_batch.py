@@ -18,7 +18,10 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.directions.measure import resolve
 from sst_ui.maths import directions
 from sst_ui.maths.merge.low_rank import Delta
+from sst_ui.model.hooks import plan_joining
 from sst_ui.model.hooks.live_edits import RowDelta, RowEdit
+from sst_ui.model.hooks.plan_joining import joined
+from sst_ui.model.hooks.row_plan import run
 from sst_ui.model.inference import joining
 from sst_ui.model.inference import running_batch as module
 from sst_ui.model.inference.generate import generate
@@ -112,6 +115,21 @@ def in_turn(jobs: list, starts: list[int]) -> list[list]:
     return found
 
 
+def begun_at_once(host, *jobs) -> list:
+    """Run jobs in threads; they come while another leads, so that one pass begins all of them."""
+    batch = running(host)
+
+    def open_the_door():
+        end = time.monotonic() + 60
+        while len(batch._waiting) < len(jobs) and time.monotonic() < end:
+            time.sleep(0.001)
+        batch._lead.release()
+        batch._wake()
+
+    batch._lead.acquire()
+    return at_once(open_the_door, *jobs)[1:]
+
+
 def empty(host) -> bool:
     batch = running(host)
     return (batch.size, batch._block, batch._plan, batch._rows) == (0, None, None, []) and not (
@@ -179,6 +197,49 @@ def test_base_ablation_and_filter_of_the_demo_answer_as_alone():
     jobs = [together(host, *one, 10) for one in asked]
     assert in_turn(jobs, [0, 2, 3]) == expected
     assert empty(host)
+
+
+def test_what_acts_alike_is_one_operation_as_long_as_it_is_small(small, monkeypatch):
+    shared = directions.random(small.layers, small.hidden, 2, 9)
+    cells = np.full((small.layers, len(KINDS)), 0.5)
+    same = [small.live.compile([(), (RowEdit(shared, cells * n),)]) for n in (1, 2, 3)]
+    for ops in joined(same).outputs.values():
+        (op,) = ops
+        assert (op.rows, len(op.basis), op.factor[:, 0, 0].tolist()) == (
+            (1, 3, 5),
+            2,
+            [0.5, 1, 1.5],
+        )
+    own = [small.live.compile([edit(small, n), delta(small, n)]) for n in (1, 2, 3)]
+    plan = joined(own)
+    assert {len(ops) for part in (plan.outputs, plan.deltas) for ops in part.values()} == {1}
+    monkeypatch.setattr(plan_joining, "WIDE", 1)
+    apart = joined(own)
+    assert {len(ops) for part in (apart.outputs, apart.deltas) for ops in part.values()} == {3}
+    x = torch.randn(6, 4, small.hidden, generator=torch.Generator().manual_seed(0))
+    for place, ops in plan.outputs.items():
+        torch.testing.assert_close(run(ops, x, 6), run(apart.outputs[place], x, 6))
+        pairs = zip(own, x.split(2), strict=True)
+        each = torch.cat([run(one.outputs[place], two, 2) for one, two in pairs])
+        torch.testing.assert_close(run(ops, x, 6), each)
+
+
+@pytest.mark.parametrize(("tokens", "passes"), [(8192, 1), (30, 3)])
+def test_who_come_at_once_begin_in_one_pass_if_it_is_a_short_one(
+    small, monkeypatch, tokens, passes
+):
+    begun, real = [], module.start
+
+    def start(host, texts, *args, **settings):
+        begun.append(len(texts))
+        return real(host, texts, *args, **settings)
+
+    monkeypatch.setattr(module, "start", start)
+    monkeypatch.setattr(module, "tokens_a_step", lambda host: tokens)
+    asked = [([one], [()]) for one in texts(12, 14, 11, 13, 12)]
+    jobs = [partial(list, together(small, *one, 4)) for one in asked]
+    assert begun_at_once(small, *jobs) == [alone(small, *one, 4) for one in asked]
+    assert (len(begun), sum(begun)) == (passes, 5)
 
 
 def test_draws_are_those_of_each_alone(small):
@@ -276,13 +337,22 @@ def test_a_row_that_computes_no_numbers_ends_its_caller_alone(small):
     huge = np.zeros((small.layers, len(KINDS)))
     huge[-1] = 1e30
     bad = (RowEdit(directions.random(small.layers, small.hidden, 1, 3), huge),) * 3
+    one = asked[0][0][0]
     with pytest.raises(UserError, match="computes NaN"):
-        list(generate(small, [asked[0][0][0]], [bad], 4))
+        list(generate(small, [one], [bad], 4))
+
+    def refused():
+        with pytest.raises(UserError, match="computes NaN"):
+            list(together(small, [one] * 2, [(), bad], STEPS))
+
     expected = alone(small, *asked[1])
+    assert begun_at_once(small, refused, lambda: list(together(small, *asked[1], STEPS))) == [
+        None,
+        expected,
+    ]
     good = together(small, *asked[1], STEPS)
     found = [next(good)]
-    with pytest.raises(UserError, match="computes NaN"):
-        list(together(small, [asked[0][0][0]] * 2, [(), bad], STEPS))
+    refused()
     assert found + list(good) == expected
     assert empty(small)
 
@@ -316,17 +386,13 @@ def test_prompts_that_fail_fail_alone(small, monkeypatch):
 
     monkeypatch.setattr(module, "forward", picky)
     expected = [alone(small, *asked[n]) for n in (0, 1)]
-    jobs = [
-        partial(list, together(small, *asked[0], STEPS)),
-        partial(list, together(small, [[7, poison, 8]], None, STEPS)),
-        partial(list, together(small, *asked[1], STEPS)),
-    ]
 
     def refused():
         with pytest.raises(RuntimeError, match="a prompt failed"):
-            jobs[1]()
+            list(together(small, [[7, poison, 8]], None, STEPS))
 
-    found = at_once(jobs[0], refused, jobs[2])
+    first, last = (lambda n=n: list(together(small, *asked[n], STEPS)) for n in (0, 1))
+    found = begun_at_once(small, first, refused, last)
     assert [found[0], found[2]] == expected
     assert empty(small)
 
@@ -347,11 +413,13 @@ def test_where_memory_is_short_fewer_answer_at_a_time_and_all_as_alone(small, mo
 
         monkeypatch.setattr(place, "forward", tight)
     jobs = [partial(list, together(small, *one, STEPS)) for one in asked]
-    assert at_once(*jobs) == expected
-    assert refused
+    assert begun_at_once(small, *jobs) == expected
+    assert module in refused
+    refused.clear()
     jobs = [together(small, *one, STEPS) for one in asked]
     assert in_turn(jobs, [0, 0, 1, 1, 2, 3]) == expected
-    assert joining in refused  # rows in the middle of their answers began again
+    # rows in the middle of their answers began again, and not at every step
+    assert 0 < refused.count(joining) < 6
     assert empty(small)
 
 
