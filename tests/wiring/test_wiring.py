@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -74,6 +75,19 @@ def test_as_many_may_join_the_running_batch_from_the_page_as_from_programs(page)
     assert {fn.concurrency_limit for fn in asked} == {CHATS["concurrency_limit"]}
     # those that wait hold a thread each; others' clicks need some too
     assert launch_options()["max_threads"] >= 1.5 * CHATS["concurrency_limit"]
+
+
+def test_a_job_goes_on_though_there_is_always_a_chat(engine, monkeypatch):
+    def job():
+        yield 1
+        yield 2
+        return 3
+
+    monkeypatch.setattr(engine_module, "WAY", 0.05)
+    with engine._chatting():
+        begin = time.monotonic()
+        assert finish(engine._beside(job())) == 3
+        assert time.monotonic() - begin >= 0.1  # and gave way
 
 
 def test_a_bad_recipe_is_answered_with_its_message_and_the_studio_goes_on(engine, address, recipe):

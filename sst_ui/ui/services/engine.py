@@ -64,9 +64,10 @@ KEPT = 64  # of each kind in memory; edits and directions come back from the dis
 
 
 FILTERS = 4  # sets of filters in memory: 1.5 GB each for 8 billion parameters
-# For Gradio: answers on their way at a time, the page's and the programs'. One batch takes half of
-# them or all, by their columns; those that wait hold a thread, see THREADS of `widgets/theme.py`.
+# For Gradio: answers on their way at a time, the page's and the programs' together. With two columns
+# each, half of them fill the running batch; the others hold a thread too (`widgets/theme.py`).
 CHATS: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 32}
+WAY = 2.0  # seconds that a job gives way to chats between two steps: there may always be some
 PATIENCE = 10.0  # seconds to wait for the step of an answer that was told to end
 
 
@@ -434,7 +435,7 @@ class Engine:
         return (yield from job)[0]
 
     def _beside(self, job: Generator[Step, None, Result]) -> Generator[Step, None, Result]:
-        """Drive a job, a running chat going first between two steps."""
+        """Drive a job, running chats going first for a while between two steps."""
         with closing(job):
             while True:
                 try:
@@ -442,7 +443,8 @@ class Engine:
                 except StopIteration as end:
                     return end.value
                 yield part
-                while self._chats:
+                end = time.monotonic() + WAY
+                while self._chats and time.monotonic() < end:
                     time.sleep(0.02)
 
     def export(
