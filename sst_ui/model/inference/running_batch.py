@@ -265,9 +265,11 @@ class RunningBatch:
     def _admitted(self, host: Host) -> list[_Guest]:
         """Who begins now: the first of those who wait, as far as there is room, and no more than
         the others gladly wait for."""
-        free = self._most - self.size
         found: list[_Guest] = []
-        while not self._full and len(found) < min(self._few, len(self._waiting)):
+        if self._full and self._block is not None:
+            return found
+        free = self._most - self.size
+        while len(found) < min(self._few, len(self._waiting)):
             guest = self._waiting[len(found)]
             free -= len(guest.rows)
             if free < 0 and (found or self._block is not None):

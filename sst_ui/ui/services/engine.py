@@ -64,8 +64,8 @@ KEPT = 64  # of each kind in memory; edits and directions come back from the dis
 
 
 FILTERS = 4  # sets of filters in memory: 1.5 GB each for 8 billion parameters
-# For Gradio: answers on their way at a time, the page's and the programs' together. With two columns
-# each, half of them fill the running batch; the others hold a thread too (`widgets/theme.py`).
+# For Gradio: answers on their way at a time, the page's and the programs' together. With two
+# columns each, half of them fill the running batch; the others hold a thread too.
 CHATS: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 32}
 WAY = 2.0  # seconds that a job gives way to chats between two steps: there may always be some
 PATIENCE = 10.0  # seconds to wait for the step of an answer that was told to end
