@@ -443,8 +443,8 @@ class Engine:
                 except StopIteration as end:
                     return end.value
                 yield part
-                end = time.monotonic() + WAY
-                while self._chats and time.monotonic() < end:
+                until = time.monotonic() + WAY
+                while self._chats and time.monotonic() < until:
                     time.sleep(0.02)
 
     def export(
