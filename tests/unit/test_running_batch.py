@@ -224,22 +224,26 @@ def test_what_acts_alike_is_one_operation_as_long_as_it_is_small(small, monkeypa
         torch.testing.assert_close(run(ops, x, 6), each)
 
 
-@pytest.mark.parametrize(("tokens", "passes"), [(8192, 1), (30, 3)])
-def test_who_come_at_once_begin_in_one_pass_if_it_is_a_short_one(
-    small, monkeypatch, tokens, passes
+@pytest.mark.parametrize(("tokens", "begin"), [(8192, [5]), (30, [2, 2, 1])])
+def test_who_come_at_once_begin_in_short_passes_and_others_go_on_between_them(
+    small, monkeypatch, passes, tokens, begin
 ):
-    begun, real = [], module.start
+    seen, real = [], module.start
 
     def start(host, texts, *args, **settings):
-        begun.append(len(texts))
+        seen.append((len(texts), len(passes)))  # rows, and the passes for all before it
         return real(host, texts, *args, **settings)
 
     monkeypatch.setattr(module, "start", start)
     monkeypatch.setattr(module, "tokens_a_step", lambda host: tokens)
     asked = [([one], [()]) for one in texts(12, 14, 11, 13, 12)]
+    assert able(small)
+    passes.clear()
     jobs = [partial(list, together(small, *one, 4)) for one in asked]
-    assert begun_at_once(small, *jobs) == [alone(small, *one, 4) for one in asked]
-    assert (len(begun), sum(begun)) == (passes, 5)
+    found = begun_at_once(small, *jobs)
+    assert found == [alone(small, *one, 4) for one in asked]
+    assert [rows for rows, _ in seen] == begin
+    assert [before for _, before in seen] == list(range(len(begin)))
 
 
 def test_draws_are_those_of_each_alone(small):
