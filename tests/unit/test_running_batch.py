@@ -313,6 +313,41 @@ def test_a_caller_that_never_asks_again_holds_up_nobody(small):
     assert empty(small)
 
 
+def test_who_waits_for_a_pass_has_its_token_though_its_leader_asks_no_more(small, monkeypatch):
+    leads, waits = (together(small, *callers(small)[n], STEPS) for n in (0, 1))
+    next(leads)
+    next(waits)
+    batch, real = running(small), joining.forward
+    for guest in batch._guests:
+        guest.columns.clear()
+    inside, go = threading.Event(), threading.Event()
+
+    def slow(*args, **settings):
+        inside.set()
+        assert go.wait(60)
+        return real(*args, **settings)
+
+    monkeypatch.setattr(joining, "forward", slow)
+
+    def follow():
+        assert inside.wait(60)
+        return next(waits)
+
+    def watch():
+        assert inside.wait(60)
+        end = time.monotonic() + 60
+        while not any(guest.awake._cond._waiters for guest in batch._guests):
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        go.set()
+
+    column, same, _ = at_once(lambda: next(leads), follow, watch)
+    assert [len(one) for one in (column, same)] == [2, 2]
+    leads.close()
+    waits.close()
+    assert empty(small)
+
+
 def test_no_more_rows_than_the_bound_and_those_that_wait_keep_their_order(
     small, monkeypatch, passes
 ):
