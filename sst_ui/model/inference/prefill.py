@@ -24,6 +24,7 @@ from sst_ui.model.inference.kv_cache import fresh_cache
 from sst_ui.model.runtime.host import Host
 
 PREFIX = 8  # tokens; a shorter beginning is not worth a forward pass
+SAVED = 32  # tokens over all rows; nor is one that saves no more, with few rows or edits all unlike
 TOLERANCE = 1e-4  # relative, root mean square; or eight roundings where those are more
 
 Texts = Sequence[Sequence[int]]
@@ -82,7 +83,7 @@ def start(
     firsts = _firsts(host, rows)
     keys = [tuple(text) for text in texts]
     shared = fork(keys, firsts, host.layers)
-    length = _beginning(keys, tails)
+    length = _beginning(keys, tails, rows)
     if (shared or length) and not ability(host).forks:
         shared = None
     if length and not ability(host).prefixes:
@@ -113,7 +114,7 @@ def fitting(
     """
     longest = max(1, len(texts[0]))
     keys, firsts = [tuple(text) for text in texts], _firsts(host, rows)
-    length = _beginning(keys, tails)
+    length = _beginning(keys, tails, rows)
     if not (length or fork(keys, firsts, host.layers)):
         return max(1, tokens // longest)
     able = ability(host)
@@ -271,7 +272,7 @@ def _begin(
         kept.reorder_cache(index if shared is None else index[: shared.sizes[layer]])
 
 
-def _beginning(keys: Sequence[tuple[int, ...]], tails: Sequence[int]) -> int:
+def _beginning(keys: Sequence[tuple[int, ...]], tails: Sequence[int], rows: Sequence[Row]) -> int:
     """Tokens that all of several texts begin with, what is wanted left out; 0 for too few."""
     distinct = set(keys)
     if len(distinct) < 2:
@@ -279,7 +280,7 @@ def _beginning(keys: Sequence[tuple[int, ...]], tails: Sequence[int]) -> int:
     one, other = min(distinct), max(distinct)  # all others lie between them
     same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
     same = min(same, *(len(key) - max(1, tail) for key, tail in zip(keys, tails, strict=True)))
-    return same if same >= PREFIX else 0
+    return same if same >= PREFIX and same * (len(rows) - len(set(rows))) >= SAVED else 0
 
 
 def _firsts(host: Host, rows: Sequence[Row]) -> list[int]:
