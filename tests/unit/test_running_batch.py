@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sst_ui.errors import UserError
+from sst_ui.jobs.chat import chat
 from sst_ui.jobs.directions.measure import resolve
 from sst_ui.maths import directions
 from sst_ui.maths.merge.low_rank import Delta
@@ -518,6 +519,18 @@ def test_many_threads_that_join_and_leave_at_any_moment_answer_as_alone(small):
     at_once(*(partial(visitor, number) for number in range(8)))
     assert threading.active_count() <= before
     assert empty(small)
+
+
+def test_chats_are_in_the_batch(small, passes):
+    asked = [[{"role": "user", "content": text}] for text in ("Hi", "And who are you?", "こん")]
+    rows = [[(), edit(small, n)] for n in range(3)]
+    pairs = list(zip(asked, rows, strict=True))
+    expected = [finish(chat(small, row, [one] * 2, 9)) for one, row in pairs]
+    passes.clear()
+    jobs = [chat(small, row, [one] * 2, 9) for one, row in pairs]
+    found = begun_at_once(small, *(lambda job=job: finish(job) for job in jobs))
+    assert found == expected
+    assert passes == [6] * 8
 
 
 def test_a_batch_goes_with_its_model():

@@ -20,7 +20,7 @@ from sst_ui.model.load.reasoning import shown
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
-__all__ = ["generate", "logprobs", "replies", "stream", "teacher_forced"]
+__all__ = ["generate", "logprobs", "replies", "teacher_forced", "written"]
 
 ROWS = 32  # answers at a time; more would not be faster, and a step would hold up a chat
 
@@ -206,20 +206,6 @@ class Text:
         if len(after) > len(before) and not after.endswith("\ufffd"):
             self.text += after[len(before) :]
             self._start, self._read = self._read, len(self._ids)
-
-
-def stream(
-    host: Host,
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence[Row] | None,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int | Sequence[int] = 0,
-    top_p: float = 1.0,
-) -> Generator[list[str]]:
-    """Like `generate`, but yields texts, see `written`."""
-    columns = generate(host, prompts, rows, max_new_tokens, temperature, seed, top_p)
-    yield from written(host, columns, len(prompts))
 
 
 def written(host: Host, columns: Iterable[dict[int, int]], rows: int) -> Generator[list[str]]:
