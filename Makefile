@@ -55,6 +55,7 @@ real: $(VENV)/.studio $(VENV)/.tests
 
 # Nothing else should run meanwhile: it compares times.
 bench: $(VENV)/.studio $(VENV)/.tests
+	$(OFFLINE) $(PY) -m benchmarks.start
 	$(OFFLINE) $(PY) -m benchmarks.live_edit
 	$(OFFLINE) $(PY) -m benchmarks.evaluate
 	$(OFFLINE) $(PY) -m benchmarks.visitors

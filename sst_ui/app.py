@@ -8,7 +8,7 @@ import argparse
 import logging
 import os
 
-from sst_ui.cli import address, streams
+from sst_ui.cli import access, address, streams
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1")
     parser.add_argument("--port", default=os.environ.get("GRADIO_SERVER_PORT") or None)
     parser.add_argument("--model", default="demo", help="demo, a folder, or a Hub id")
+    access.options(parser)
 
 
 def settings(arguments: list[str] | None = None, prog: str = "python app.py") -> argparse.Namespace:
@@ -23,6 +24,7 @@ def settings(arguments: list[str] | None = None, prog: str = "python app.py") ->
     parser = address.Parser(prog=prog, description="SST Studio")
     options(parser)
     chosen = parser.parse_args(arguments)
+    chosen.people, chosen.keys = access.people(chosen), access.keys(chosen)
     chosen.port = address.check(chosen.host, chosen.port)
     return chosen
 
@@ -41,10 +43,11 @@ def open_page(chosen: argparse.Namespace) -> None:
     from sst_ui.paths import output_dir
     from sst_ui.recipe import ModelSpec
     from sst_ui.ui import Engine, build, launch_options
-    from sst_ui.ui.services import visitors
+    from sst_ui.ui.services import memory, roles, visitors
 
     os.environ["GRADIO_SERVER_NAME"] = chosen.host  # read by run_store.shared()
     shared = visitors.admit(chosen.model)
+    roles.keys(chosen.keys)
     disk.sweep(output_dir())  # what was being exported when the program was killed
     engine = Engine(ModelSpec(id=chosen.model))
     page = build(engine)
@@ -53,8 +56,10 @@ def open_page(chosen: argparse.Namespace) -> None:
         server_name=chosen.host,
         server_port=chosen.port,
         allowed_paths=[] if shared else [str(output_dir())],
+        auth=chosen.people,
         run_history=False,
         **launch_options(),
     )
+    memory.watch()
     engine.open()  # after the launch: its check of its own address suffers from a busy start
     address.wait(page)

@@ -31,6 +31,14 @@ class Progress:
         return min(1.0, self.done / self.total) if self.total else 0.0
 
 
+@dataclass(frozen=True)
+class Waiting(Progress):
+    """A job that waits for others: how many go before it, and about how many seconds they take."""
+
+    before: int = 0
+    seconds: float | None = None
+
+
 def finish(
     job: Generator[Any, None, Result], each: Callable[[Any], None] = lambda _: None
 ) -> Result:

@@ -119,7 +119,9 @@ def test_turns_that_an_answer_did_not_see_are_counted_above_it(page, engine, kno
 
 def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engine, known):
     talk = last(ask(page, engine, "send", known, Conversation(), "Hello", numbers=(8, 1, "7")))
-    rows = json.loads(json.dumps(chat_events.kept(engine.loaded, talk)))  # as a browser keeps it
+    rows = json.loads(
+        json.dumps(chat_events.kept("en", engine.loaded, talk))
+    )  # as a browser keeps it
     back = handler(page, chat_events, "back")
     found, left, right = back("en", engine.loaded, rows)
     assert found == talk

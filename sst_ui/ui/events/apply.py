@@ -16,7 +16,7 @@ from sst_ui.model.architecture.discover import fold
 from sst_ui.model.hooks.self_check import EditReport
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import draw_draft, show_results
-from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import checker
 from sst_ui.ui.events.show_results import ResultsView
@@ -33,7 +33,7 @@ from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.texts import say
 
-JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "jobs", "concurrency_limit": 4}
+JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "jobs", "concurrency_limit": MANY}
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,17 @@ def connect(
     back = [*changed, *editor.controls.outputs]
     check = checker(engine, form, with_prompts=True)
     applying = bar.apply.click(
-        **call(partial(apply, screen, engine), draft, board, check=check), outputs=changed, **JOB
+        **call(partial(apply, screen, engine), draft, board, check=check, may="measure"),
+        outputs=changed,
+        **JOB,
     )
     measure_button.click(
-        **call(partial(measure, screen, engine), draft, check=check), outputs=changed, **JOB
+        **call(partial(measure, screen, engine), draft, check=check, may="measure"),
+        outputs=changed,
+        **JOB,
     )
     merge.predict.click(
-        **call(partial(predict, screen, engine), draft, check=check),
+        **call(partial(predict, screen, engine), draft, check=check, may="measure"),
         outputs=[*changed, form.merge_on, screen.figures],
         **JOB,
     )

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from sst_ui.ui.services.errors import guarded
+from sst_ui.ui.services.roles import asks, sender
 
 # Of the screen's own events. Progress is shown on no component: else the page writes every output's
 # state again, and those of all earlier events, whenever the server says a word of how it goes.
@@ -22,6 +23,9 @@ PRIVATE: dict[str, Any] = {
     "show_progress": "hidden",
     "show_progress_on": [],
 }
+# How many events of a kind Gradio calls at a time. What takes long waits in `services.job_queue`,
+# which tells everybody their place; Gradio's own line would hold it up before it can say anything.
+MANY = 64
 SPECIAL = (gr.Request, gr.EventData, gr.OAuthToken | None)  # Gradio fills these in by annotation
 
 
@@ -42,6 +46,7 @@ def call(
     handler: Callable[..., Any],
     *reads: Any,
     check: Callable[..., Mapping[Any, str]] | None = None,
+    may: str = "look",
 ) -> dict[str, Any]:
     """The arguments `fn`, `inputs` and `validator` of a listener that calls a handler.
 
@@ -58,6 +63,7 @@ def call(
         reads: single components, whose values are handed on, and `Reads`. The first component of
             all is the language. One that stands in several is sent once.
         check: takes the same values and returns what is wrong: component -> message.
+        may: what it does, in the words of `services.roles.MAY`; asked before anything else.
     """
     parts = [each if isinstance(each, Reads) else Reads([each], _same) for each in reads]
     inputs = list(dict.fromkeys(c for part in parts for c in part.components))
@@ -87,7 +93,11 @@ def call(
         return [gr.validate(c not in wrong, wrong.get(c, "")) for c in inputs]
 
     _name(event, handler, special)
-    return {"fn": guarded(event), "inputs": inputs, "validator": sound if check else None}
+    return {
+        "fn": guarded(asks(may, sender)(event)),
+        "inputs": inputs,
+        "validator": sound if check else None,
+    }
 
 
 def _lasting(steps: Iterator[Any]) -> Iterator[Any]:

@@ -156,7 +156,7 @@ def problems(values: Sequence) -> dict[int, str]:
     return found
 
 
-def kept(now: Loaded, talk: Conversation) -> dict:
+def kept(language: str, now: Loaded, talk: Conversation) -> dict:
     """A chat as plain data, with the model that it was with."""
     return {"model": now.key, "turns": talk.rows()}
 
@@ -265,8 +265,9 @@ def connect(panel: ChatPanel, engine: Engine, session: Session, probe: gr.Plot) 
         ),
     ]
     for event in changed:
-        event.then(kept, [loaded, conversation], session.talk, **PRIVATE)
-    measuring = call(partial(measure, engine), language, loaded, session.variants, conversation)
+        event.then(**call(kept, language, loaded, conversation), outputs=session.talk, **PRIVATE)
+    told = [language, loaded, session.variants, conversation]
+    measuring = call(partial(measure, engine), *told, may="measure")
     for event in events:
         event.success(**measuring, outputs=probe, **PRIVATE)
 
@@ -291,14 +292,16 @@ def _answering(screen: Screen, session: Session, engine: Engine) -> list:
     return [
         gr.on(
             [panel.send.click, panel.box.submit],
-            **call(sending, asked, panel.box, check=written),
+            **call(sending, asked, panel.box, check=written, may="chat"),
             **options,
         ),
         *(
-            button.click(**call(sending, asked, button, check=wrong), **options)
+            button.click(**call(sending, asked, button, check=wrong, may="chat"), **options)
             for button in panel.examples
         ),
-        panel.again.click(**call(partial(again, screen, engine), asked, check=wrong), **options),
+        panel.again.click(
+            **call(partial(again, screen, engine), asked, check=wrong, may="chat"), **options
+        ),
     ]
 
 

@@ -26,7 +26,12 @@ def connect(panel: RecipePanel, editor: Editor, language: gr.State, engine: Engi
         **PRIVATE,
     )
     panel.upload.upload(
-        **call(partial(upload, panel.status, editor, engine), editor.draft, panel.upload),
+        **call(
+            partial(upload, panel.status, editor, engine),
+            editor.draft,
+            panel.upload,
+            may="upload",
+        ),
         outputs=written,
         **PRIVATE,
     )

@@ -22,7 +22,7 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 from sst_ui.ui.events import show_results
 from sst_ui.ui.events.answers import DRAWN
-from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
+from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call, together
 from sst_ui.ui.events.show_results import ResultsView
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.panels.session import Session
@@ -96,10 +96,11 @@ def connect(
             **call(
                 partial(run, panel, session, engine),
                 session.language, session.loaded, session.job, board, together(settings),
+                may="measure",
             ),
             outputs=[panel.rows, *buttons, session.results, session.job],
             concurrency_id="metrics",
-            concurrency_limit=4,
+            concurrency_limit=MANY,
             **PRIVATE,
         )
         for event in (*triggers, again)
@@ -135,7 +136,9 @@ def run(
     if board.results.get(f"done:{digest}") == wanted:
         yield {panel.rows: metrics.render(board), panel.progress: "", **_resting(panel)}
         return
-    board = replace(board, results={**board.results, digest: ()})
+    known = {variant.recipe.digest() for variant in board.variants.items}
+    kept = {k: v for k, v in board.results.items() if k.removeprefix("done:") in known}
+    board = replace(board, results={**kept, digest: ()})
     working = {panel.cancel: gr.update(visible=True), panel.run: gr.update(visible=HIDDEN)}
     yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
     done = yield from _rows(panel, session, engine, loaded, board, wanted, mine)

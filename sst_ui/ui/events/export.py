@@ -20,13 +20,14 @@ from sst_ui.metrics.result_files import stem
 from sst_ui.metrics.results import MetricResult
 from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
-from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
+from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call, together
 from sst_ui.ui.panels import export as export_panel
 from sst_ui.ui.panels.export import RANKED, ROUNDED, SETTINGS, SMALL, Done, ExportPanel, Wanted
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message, told
+from sst_ui.ui.services.roles import Actor, Role, asks, current
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.run_store import Shelf, shared
@@ -35,7 +36,7 @@ from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import HIDDEN, visibility
 from sst_ui.ui.widgets.texts import say
 
-JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "exports", "concurrency_limit": 2}
+JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "exports", "concurrency_limit": MANY}
 
 
 def connect(panel: ExportPanel, board: Reads, session: Session, engine: Engine) -> None:
@@ -51,7 +52,7 @@ def connect(panel: ExportPanel, board: Reads, session: Session, engine: Engine) 
         **call(
             partial(export, panel, engine),
             board, session.loaded, session.runs, panel.done, together(panel.settings),
-            check=partial(_wrong, panel),
+            check=partial(_wrong, panel), may="export",
         ),
         outputs=[*buttons, panel.done, panel.download],
         **JOB,
@@ -60,7 +61,7 @@ def connect(panel: ExportPanel, board: Reads, session: Session, engine: Engine) 
         **call(
             partial(push, panel, engine),
             session.language, panel.done, panel.repo, panel.private,
-            check=partial(_bad_repo, panel.repo),
+            check=partial(_bad_repo, panel.repo), may="export",
         ),
         outputs=buttons,
         **JOB,
@@ -178,7 +179,11 @@ def push(
         if done.folder is None:
             raise UserError(say(language, "hub.nothing"))
         mine = None if token is None else token.token
-        job = publish(done.folder, repo.strip(), private=private, token=mine)
+        # who gives a token of their own has signed in, whatever the page knew before
+        who = current() if token is None else Actor(Role.SIGNED_IN)
+        job = asks("push", lambda: who)(publish)(
+            done.folder, repo.strip(), private=private, token=mine
+        )
         sent = yield from _watched(panel, language, job, stopped)
     except Exception as error:
         yield {panel.status: told(error, language), **_idle(panel)}

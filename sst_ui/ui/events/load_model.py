@@ -15,7 +15,6 @@ from sst_ui.ui.panels.model import ModelPanel, spec
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.services.job_runner import Told, watched
-from sst_ui.ui.services.visitors import may_change_model
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import HIDDEN
@@ -26,11 +25,13 @@ def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.St
     """Wire inspect and load; returns the load event, whose success means a new model."""
     asked = Reads(panel.inputs, lambda *values: partial(spec, *values))
     panel.inspect.click(
-        **call(partial(look, engine), language, asked), outputs=panel.status, **PRIVATE
+        **call(partial(look, engine), language, asked, may="change the model"),
+        outputs=panel.status,
+        **PRIVATE,
     )
     event = gr.on(
         [panel.load.click, panel.id.submit],
-        **call(partial(swap, engine), language, loaded, asked),
+        **call(partial(swap, engine), language, loaded, asked, may="change the model"),
         outputs=[panel.status, loaded, panel.cancel],
         concurrency_id="load",
         concurrency_limit=1,
@@ -48,7 +49,6 @@ def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.St
 def look(engine: Engine, language: str, asked: Callable[[], ModelSpec]) -> str:
     """What the model would take, and whether it fits."""
     try:
-        may_change_model()
         report = engine.inspect(asked())
     except Exception as error:
         return notice(message(error, language), "bad")
@@ -61,7 +61,6 @@ def swap(
 ) -> Iterator[tuple]:
     """Load the model; status, model and the Cancel button as it goes."""
     try:
-        may_change_model()
         current = yield from watched(
             language,
             engine.load(asked()),

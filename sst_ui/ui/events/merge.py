@@ -16,7 +16,7 @@ from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.recipe import Recipe
 from sst_ui.ui.events import draw_merge
-from sst_ui.ui.events.binding import PRIVATE, call
+from sst_ui.ui.events.binding import MANY, PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Drawing, Editor, draw_rest
 from sst_ui.ui.events.edit import LIVE, checker
 from sst_ui.ui.panels.figures import FiguresPanel
@@ -54,10 +54,10 @@ def connect(editor: Editor, figures: FiguresPanel, changed: Sequence, engine: En
     )
     for event in changed:
         event.success(
-            **call(partial(measure, drawing, engine), draft),
+            **call(partial(measure, drawing, engine), draft, may="measure"),
             outputs=[drawing.merge_figure],
             concurrency_id="metrics",
-            concurrency_limit=4,
+            concurrency_limit=MANY,
             **PRIVATE,
         )
 

@@ -11,7 +11,7 @@ from sst_ui.jobs.purpose import goal_of
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import direction
 from sst_ui.recipe import Merge, Recipe
-from sst_ui.ui.events.binding import PRIVATE, call
+from sst_ui.ui.events.binding import MANY, PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
@@ -110,10 +110,10 @@ def connect(
     """
     lines = session.methods
     panel.run.click(
-        **call(partial(run, panel, lines, engine), editor.draft),
+        **call(partial(run, panel, lines, engine), editor.draft, may="measure"),
         outputs=[panel.table, panel.progress, panel.run, panel.cancel, lines],
         concurrency_id="metrics",
-        concurrency_limit=4,
+        concurrency_limit=MANY,
         **PRIVATE,
     )
     panel.cancel.click(

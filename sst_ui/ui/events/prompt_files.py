@@ -48,7 +48,7 @@ def connect(
 
 def _connect_preview(panel: UploadPanel, language: gr.State) -> None:
     panel.upload.upload(
-        **call(partial(open_file, panel), language, panel.upload),
+        **call(partial(open_file, panel), language, panel.upload, may="upload"),
         outputs=[panel.preview, panel.mapping, panel.opened, *panel.fields],
         **PRIVATE,
     )

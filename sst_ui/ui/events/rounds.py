@@ -31,6 +31,7 @@ def connect(screen: Screen, button: gr.Button, figures: FiguresPanel, engine: En
             partial(find, screen, figures, engine),
             editor.draft,
             check=checker(engine, form, with_prompts=True),
+            may="measure",
         ),
         outputs=[
             *editor.drawing.outputs, form.file, figures.decisions, figures.tabs, bar.status,

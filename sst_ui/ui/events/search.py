@@ -25,7 +25,7 @@ from sst_ui.jobs.search.search import Opened
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import NOTHING
 from sst_ui.progress import Progress
-from sst_ui.ui.events.binding import PRIVATE, Reads, call, together
+from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call, together
 from sst_ui.ui.events.draw_draft import Draft, Editor
 from sst_ui.ui.events.edit import checker
 from sst_ui.ui.panels import search as search_panel
@@ -46,7 +46,7 @@ from sst_ui.ui.widgets.texts import say
 
 BY_METRIC = ("grid", "sensitivity")  # strategies whose own figure shows one metric
 DRAWN = 1.0  # seconds between two figures
-JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "searches", "concurrency_limit": 4}
+JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "searches", "concurrency_limit": MANY}
 LIVE: dict[str, Any] = {**PRIVATE, "trigger_mode": "always_last", "concurrency_limit": None}
 ENDED, STOPPED = ":ended", ":stopped"  # marks of a job, beside its own name
 
@@ -105,13 +105,15 @@ def _connect_buttons(
         **call(
             partial(run, panel, engine),
             editor.draft, together(list(panel.settings.values())), panel.found,
-            check=partial(_wrong, panel, sound),
+            check=partial(_wrong, panel, sound), may="search",
         ),
         outputs=[*every, panel.picked, panel.told],
         **JOB,
     )  # fmt: skip
     panel.resume.click(
-        **call(partial(resume, panel, engine), language, panel.found), outputs=every, **JOB
+        **call(partial(resume, panel, engine), language, panel.found, may="search"),
+        outputs=every,
+        **JOB,
     )
     for button, handler in ((panel.pause, pause), (panel.stop, stop)):
         button.click(

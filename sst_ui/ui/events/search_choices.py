@@ -16,7 +16,7 @@ from sst_ui.metrics.registry import find
 from sst_ui.recipe import Recipe
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events.apply import Applied, adopted
-from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import usable
 from sst_ui.ui.panels import search_table
@@ -63,10 +63,16 @@ def connect(
         **PRIVATE,
     )  # fmt: skip
     panel.check.click(
-        **call(partial(check, panel, engine), session.language, session.loaded, *chosen),
+        **call(
+            partial(check, panel, engine),
+            session.language,
+            session.loaded,
+            *chosen,
+            may="search",
+        ),
         outputs=[panel.told, panel.cancel, panel.check],
         concurrency_id="searches",
-        concurrency_limit=4,
+        concurrency_limit=MANY,
         **PRIVATE,
     )
     panel.cancel.click(

@@ -53,9 +53,11 @@ from sst_ui.recipe import (
     Recipe,
     WeightTable,
 )
+from sst_ui.ui.services import quotas
+from sst_ui.ui.services.job_queue import JobQueue
 from sst_ui.ui.services.merge_forecasts import Merges
+from sst_ui.ui.services.roles import Actor, Role, acting, asks, may
 from sst_ui.ui.state.loaded_model import Loaded, Replaced
-from sst_ui.ui.state.run_store import shared
 
 log = logging.getLogger(__name__)
 Step = TypeVar("Step")
@@ -100,7 +102,9 @@ class Engine:
         self._stopped: Memory[bool] = Memory(KEPT)  # job -> whether it was told to stop
         self._answers: Memory[Answering] = Memory(KEPT)  # window -> its `Answering`
         self.merges = Merges(self)
-        self.history = None if shared() else History()  # None: every browser keeps its own
+        self.queue = JobQueue()
+        # None: every browser keeps its own
+        self.history = History() if may("keep runs in the program") else None
 
     # --- opening and swapping the model -------------------------------------------------------
 
@@ -110,8 +114,9 @@ class Engine:
 
     def _open(self) -> None:
         try:
-            finish(self.load(self.spec), self._note)
-            finish(self.resolve(self._loaded.key, self.first_recipe()), self._note)
+            with acting(Actor(Role.OWNER)):
+                finish(self.load(self.spec), self._note)
+                finish(self.resolve(self._loaded.key, self.first_recipe()), self._note)
         except UserError as error:
             self.failure = str(error)
         except Exception as error:
@@ -150,10 +155,12 @@ class Engine:
         weights = replace(edit.weights, modules={**edit.weights.modules, "mlp": 0.0})
         return replace(recipe, edits=(replace(edit, weights=weights),))
 
+    @asks("change the model")
     def inspect(self, spec: ModelSpec) -> Report:
         """What loading would need, before anything is fetched (see `model.load.memory.Report`)."""
         return inspect(spec)
 
+    @asks("change the model")
     def load(self, spec: ModelSpec) -> Generator[Progress, None, Loaded]:
         """Swap the resident model. Windows that worked with the old one are told to reload."""
         if not self._swap.acquire(blocking=False):
@@ -212,6 +219,7 @@ class Engine:
 
     # --- directions and edits -----------------------------------------------------------------
 
+    @asks("measure")
     def measure(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, Directions]:
         """Measure (or find in the cache) the directions of these settings."""
         host = self.host(key)
@@ -219,6 +227,7 @@ class Engine:
         self._directions.put(_name(key, spec), directions)
         return directions
 
+    @asks("measure")
     def measure_edit(
         self,
         key: str,
@@ -254,6 +263,7 @@ class Engine:
         found = self._filters.get(_filtered(key, before, edit))
         return None if found is None else found.forecast(edit)
 
+    @asks("measure")
     def next_decision(
         self, key: str, before: tuple[Ablation | Merge, ...], edit: Ablation
     ) -> Generator[Any, None, tuple[Rounds, Path]]:
@@ -274,7 +284,7 @@ class Engine:
         earlier = yield from self.resolve(key, Recipe(model=self._loaded.spec, edits=before))
         options = RoundsOptions(rounds=(spec.k if begin is None else begin.k) + 1)
         job = rounds(host, edit, options, begin, earlier, named(before))
-        found = yield from job
+        found = yield from self.queue.turn(job)
         path = directions_dir() / f"{found.directions.digest()}.safetensors"
         return found, found.directions.save(path)
 
@@ -330,6 +340,7 @@ class Engine:
 
     # --- using it -----------------------------------------------------------------------------
 
+    @asks("chat")
     def chat(
         self,
         key: str,
@@ -346,6 +357,7 @@ class Engine:
             notify: told how many old turns each row does not see, if any (see `jobs.chat.chat`).
         """
         host = self.host(key)
+        quotas.answer(self.queue, max_new_tokens, len(rows))
         edits = [finish(self.resolve(key, r)) if r is not None else () for r in rows]
         with self._chatting():
             limits = (max_new_tokens, temperature, seed)
@@ -380,6 +392,7 @@ class Engine:
         host = self.host(key)
         return sum(len(host.tokens(text)) for text in texts)
 
+    @asks("measure")
     def probe(
         self, key: str, recipe: Recipe, messages: list[dict[str, str]]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -396,6 +409,7 @@ class Engine:
             directions = finish(self.measure(key, spec))
         return probe(host, messages, directions), probe(host, messages, directions, edits)
 
+    @asks("measure")
     def evaluate(
         self, key: str, recipe: Recipe, evaluation: Evaluation
     ) -> Generator[Progress | MetricResult, None, list[MetricResult]]:
@@ -411,28 +425,34 @@ class Engine:
             if (known := self._measured.get(asked)) is not None:
                 yield from known
                 return known
+        quotas.evaluation(self.queue, evaluation, host.spec.id)
         edits = yield from self.resolve(key, recipe)
-        results = yield from self._beside(evaluate(host, edits, evaluation))
+        job = self.queue.turn(self._beside(evaluate(host, edits, evaluation)))
+        results = yield from job
         if asked and all(result.base.n for result in results):  # prompts may be there next time
             self._measured.put(asked, results)
         return results
 
+    @asks("search")
     def search(
         self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None
     ) -> Generator[Opened | Progress | Candidate, None, None]:
         """A search (see `jobs.search.search.search`); ends with `Replaced` when the model is."""
+        quotas.search(self.queue, recipe, spec)
         job = self._beside(search(recipe, spec, Local(self.host(key)), storage))
-        with closing(job):
+        with closing(self.queue.turn(job)) as job:
             for part in job:
                 yield part
                 self.host(key)
 
+    @asks("search")
     def held_out(
         self, key: str, recipe: Recipe, evaluation: Evaluation
     ) -> Generator[Progress, None, Numbers]:
         """The numbers of one recipe, as a search measures them but on prompts of your choice."""
+        quotas.evaluation(self.queue, evaluation, self.host(key).spec.id)
         job = self._beside(Local(self.host(key)).batch([recipe], evaluation))
-        return (yield from job)[0]
+        return (yield from self.queue.turn(job))[0]
 
     def _beside(self, job: Generator[Step, None, Result]) -> Generator[Step, None, Result]:
         """Drive a job, running chats going first for a while between two steps."""
@@ -447,11 +467,14 @@ class Engine:
                 while self._chats and time.monotonic() < until:
                     time.sleep(0.02)
 
+    @asks("export")
     def export(
         self, key: str, recipe: Recipe, out: Path, format: Format, **more: Any
     ) -> Generator[Progress, None, Export]:
         """The recipe's model as files (`jobs.export.export.export`); the live model stays."""
-        return (yield from export(self.host(key), recipe, out, format, **more))
+        host = self.host(key)
+        quotas.export(host, format, out)
+        return (yield from self.queue.turn(export(host, recipe, out, format, **more)))
 
     def stop(self, job: str) -> None:
         """Tell a job of some window, by the name it gave itself, that nobody waits for it now.

@@ -19,6 +19,8 @@ from sst_ui.metrics.results import Value
 from sst_ui.model.load.fingerprint import state
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Merge
+from sst_ui.ui.services import quotas
+from sst_ui.ui.services.roles import asks
 
 if TYPE_CHECKING:  # it holds this
     from sst_ui.ui.services.engine import Engine
@@ -46,6 +48,7 @@ class Merges:
         self._curves: Memory[Curve] = Memory(32)
         self._costs: Memory[lab.Point] = Memory(256)
 
+    @asks("measure")
     def prepare(self, key: str, spec: Merge) -> Generator[Progress, None, Pair]:
         """Both adapters with their Fisher statistics; remembered."""
         host, plain = self._engine.host(key), lab.basis(spec)
@@ -92,6 +95,7 @@ class Merges:
             return None
         return combine(self._engine.host(key), pair, spec)
 
+    @asks("measure")
     def measure(self, key: str, spec: Merge) -> Generator[Progress, None, lab.Point | None]:
         """What the merge really costs and leaves undone; None for a pair without statistics."""
         name = _name(key, spec)
@@ -105,6 +109,7 @@ class Merges:
         """What `measure` found, or None."""
         return self._costs.get(_name(key, spec))
 
+    @asks("measure")
     def compare(
         self,
         key: str,
@@ -115,7 +120,9 @@ class Merges:
         """Every method (or those named) on the same prompts, a line each as they are finished."""
         host = self._engine.host(key)
         rows = yield from contenders(host, spec, methods)
-        with closing(compare(host, rows, evaluation)) as job:
+        for _ in rows:
+            quotas.evaluation(self._engine.queue, evaluation, host.spec.id)
+        with closing(self._engine.queue.turn(compare(host, rows, evaluation))) as job:
             for part in job:
                 if isinstance(part, Progress):
                     yield part

@@ -1,15 +1,22 @@
-"""What a studio that others use does not do for them: read its machine, and change its model."""
+"""Preparing for visitors where there may be any: what they can name, and what they leave behind."""
+
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 
 from gradio.utils import get_upload_folder
 
 from sst_ui import reach
-from sst_ui.errors import UserError
 from sst_ui.paths import ASSETS, PRESETS, directions_dir
-from sst_ui.ui.state.run_store import shared
+from sst_ui.ui.services import roles
+
+ROOM = 2 * 10**9  # bytes of uploads, and of saved directions, each
+PAUSE = 60.0  # seconds between two looks at them
 
 
 def admit(model: str) -> bool:
-    """Prepare for visitors where there may be any.
+    """Prepare for visitors.
 
     Args:
         model: the owner's, which everybody's recipes name.
@@ -17,21 +24,38 @@ def admit(model: str) -> bool:
     Returns:
         Whether others may use the program.
     """
-    if not shared():
+    if roles.may("name files of the machine"):
         return False
     own = [] if model == "demo" else [model]
-    reach.limit((ASSETS, PRESETS, get_upload_folder(), directions_dir(), *own))
+    left = (Path(get_upload_folder()), directions_dir())
+    reach.limit((ASSETS, PRESETS, *left, *own))
+    threading.Thread(target=_tidy, args=(left,), name="tidy", daemon=True).start()
     return True
 
 
-def may_change_model() -> None:
-    """Refuse what only the owner decides.
+def _tidy(folders: tuple[Path, ...]) -> None:
+    while True:
+        for folder in folders:
+            make_room(folder, ROOM)
+        time.sleep(PAUSE)
 
-    Raises:
-        UserError: the studio is shared.
+
+def make_room(folder: Path, room: int) -> None:
+    """Remove the oldest files until the others fit: Gradio limits a file, not how many there are.
+
+    Args:
+        room: bytes.
     """
-    if shared():
-        raise UserError(
-            "this studio is shared, so its model is its owner's choice; run your own copy to open "
-            "another one."
-        )
+    files = []
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            if path.is_file() and not path.is_symlink():
+                stat = path.stat()
+                files.append((stat.st_mtime, stat.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files, key=lambda each: each[0]):
+        if total <= room:
+            return
+        with suppress(OSError):
+            path.unlink()
+            total -= size

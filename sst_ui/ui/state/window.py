@@ -17,6 +17,7 @@ from sst_ui.metrics.text.labels import Label
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.state.form import split
 
+MOST = 100  # variants of a window
 SAVED = 20  # variants that the browser keeps
 KEPT = 40  # turns of a chat that it keeps
 MARKS = (("mu", "μ"), ("base_mu", "μ₀"), ("k", "k"))  # parameters that a merge is named by
@@ -49,6 +50,8 @@ class Variants:
     def add(self, recipe: Recipe, name: str = "") -> "Variants":
         """The recipe as the current variant; one that was applied before is only picked again.
 
+        Of more than `MOST` the oldest are forgotten.
+
         Args:
             name: to go by; '' for one that says what the recipe does.
         """
@@ -58,7 +61,8 @@ class Variants:
             items = tuple(replace(v, recipe=recipe) if v is known else v for v in self.items)
             return Variants(items, known.name)
         name = unique(name or title(recipe), {v.name for v in self.items})
-        return Variants((*self.items, Variant(name, replace(recipe, name=name))), name)
+        items = (*self.items, Variant(name, replace(recipe, name=name)))
+        return Variants(items[-MOST:], name)
 
     def saved(self) -> list[str]:
         """The latest recipes as YAML, oldest first, for the browser to keep."""

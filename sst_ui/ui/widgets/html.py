@@ -4,7 +4,7 @@ import html
 import time
 from collections.abc import Sequence
 
-from sst_ui.progress import Progress
+from sst_ui.progress import Progress, Waiting
 from sst_ui.ui.widgets.texts import has, say
 
 CLICKS = """
@@ -74,7 +74,12 @@ class Clock:
         key = f"stage.{progress.stage}"
         stage = say(language, key) if has(key) else progress.stage.replace("_", " ")
         count = f"{progress.done:,}/{progress.total:,}" if 1 < progress.total < 100_000 else ""
-        words = " · ".join(safe(w) for w in (stage, count, progress.note, left) if w)
+        note = progress.note
+        if isinstance(progress, Waiting):
+            note = say(language, "queue.before", jobs=progress.before) if progress.before else ""
+            if progress.seconds is not None:
+                left = _remaining(language, max(1, round(progress.seconds)))
+        words = " · ".join(safe(w) for w in (stage, count, note, left) if w)
         return (
             f'<div class="bar" role="progressbar" aria-valuenow="{part * 100:.0f}">'
             f'<i style="width:{part * 100:.1f}%"></i></div><div class="bar-text">{words}</div>'

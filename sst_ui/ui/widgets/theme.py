@@ -36,10 +36,8 @@ INK = colors.Color(
     c900="#171d22",
     c950="#0f1418",
 )
+THREADS = 160  # each job that runs or waits holds one, and each answer; the rest are quick
 UPLOAD = "20mb"  # of one file that a visitor hands in
-THREADS = (
-    64  # for handlers: answers that wait for a pass hold up to 32, the rest of the page goes on
-)
 SANS = ("ui-sans-serif", "system-ui", "Segoe UI", "Noto Sans", "Noto Sans CJK JP", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Noto Sans Mono", "monospace")
 
@@ -155,11 +153,11 @@ def launch_options() -> dict[str, object]:
     """What `Blocks.launch` needs for the look (Gradio 6 takes it there, not in `Blocks`), and how
     many handlers may run."""
     return {
-        "max_threads": THREADS,
         "theme": StudioTheme(),
         "css_paths": ASSETS / "style.css",
         "head": f"<script>{(ASSETS / 'studio.js').read_text(encoding='utf-8')}</script>",
         "max_file_size": UPLOAD,
+        "max_threads": THREADS,
         "footer_links": [],
         "i18n": translations(),
     }

@@ -1,0 +1,86 @@
+"""How much work and disk a request asks for, held against what its sender's role may have."""
+
+import shutil
+from pathlib import Path
+
+from sst_ui.data import prompt_sets
+from sst_ui.errors import UserError
+from sst_ui.jobs.evaluate.evaluate import limits
+from sst_ui.jobs.search.objectives import SearchSpec, presets, tokens
+from sst_ui.metrics.registry import default_metrics, prompts_named
+from sst_ui.model.runtime.host import Host
+from sst_ui.options import Format
+from sst_ui.recipe import Evaluation, Recipe
+from sst_ui.ui.services.job_queue import JobQueue
+from sst_ui.ui.services.roles import Refused, Role, current, within
+
+WHOLE = 1000  # prompts of a set that is not named, where all of it is asked for
+SPARE = 10**9  # bytes of the disk that visitors leave free
+WHAT = "tokens of a job"
+
+
+def answer(queue: JobQueue, length: int, rows: int) -> None:
+    """An answer in the chat.
+
+    Raises:
+        Refused: it is longer than it may be, or the hour's tokens are used up.
+    """
+    within("tokens of an answer", current().limits.answer, length)
+    queue.spend(length * rows)
+
+
+def evaluation(queue: JobQueue, wanted: Evaluation, model: str) -> None:
+    """An evaluation of that many prompts and metrics.
+
+    Raises:
+        Refused: as `answer`.
+    """
+    if current().role is Role.OWNER:
+        return
+    samples, length = limits(wanted, model)
+    total = 0
+    for name in wanted.metrics or default_metrics():
+        total += length * (_prompts(name) if samples is None else samples)
+    within(WHAT, current().limits.job, total)
+    queue.spend(total)
+
+
+def _prompts(metric: str) -> int:
+    try:
+        named = prompts_named(metric)
+        return WHOLE if named is None else len(prompt_sets.load(named))
+    except UserError:  # the evaluation says so
+        return 0
+
+
+def search(queue: JobQueue, recipe: Recipe, spec: SearchSpec) -> None:
+    """A search of that many candidates.
+
+    Raises:
+        Refused: as `answer`.
+    """
+    if current().role is Role.OWNER:
+        return
+    trials = spec.trials or presets()["trials"]
+    each = (spec.samples or WHOLE) * tokens(recipe, spec)
+    total = trials * each * max(1, len(spec.objectives))
+    within(WHAT, current().limits.job, total)
+    queue.spend(total)
+
+
+def export(host: Host, format: Format, out: Path) -> None:
+    """Files of a whole model, or of an adapter.
+
+    Raises:
+        Refused: they are more than they may be, or would fill the disk.
+    """
+    if current().role is Role.OWNER:
+        return
+    each = next(host.model.parameters()).element_size()
+    size = host.parameters * each // (10 if format == "adapter" else 1)
+    within("bytes of an export", current().limits.export, size)
+    if shutil.disk_usage(out.parent).free < size + SPARE:
+        raise Refused(
+            "the disk of this shared studio is nearly full; try again in an hour, when older "
+            "exports are gone, or copy the recipe and run your own copy."
+        )

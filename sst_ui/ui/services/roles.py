@@ -1,0 +1,260 @@
+"""Who may do what, and how much of it: two tables, asked by every event, endpoint and job.
+
+On one's own machine whoever is at the page is its owner. Where others can come in (see
+`run_store.shared`) nobody is: the owner decides when the program is started. A visitor who signed
+in, with a password of the owner's, with a key or with a Hub account, is known by name.
+
+An event runs as somebody (`acting`), and what it calls asks about them (`ask`, `asks`): also the
+engine, so that a handler that forgets to ask opens nothing.
+"""
+
+import functools
+import hmac
+import inspect
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import gradio as gr
+from gradio.context import LocalContext
+
+from sst_ui.errors import UserError
+from sst_ui.ui.state.run_store import shared
+
+
+class Role(StrEnum):
+    """Who somebody is to the studio."""
+
+    OWNER = "owner"
+    SIGNED_IN = "signed-in visitor"
+    VISITOR = "visitor"
+    STRANGER = "caller without a key"
+
+
+Work = TypeVar("Work", bound=Callable[..., Any])
+Result = TypeVar("Result")
+
+EVERYBODY = frozenset({Role.OWNER, Role.SIGNED_IN, Role.VISITOR})
+KNOWN = frozenset({Role.OWNER, Role.SIGNED_IN})
+OWNER = frozenset({Role.OWNER})
+
+MAY: dict[str, frozenset[Role]] = {
+    "look": EVERYBODY,  # settings, figures, one's own variants, results and runs
+    "upload": EVERYBODY,
+    "chat": EVERYBODY,
+    "measure": EVERYBODY,  # directions, filters, rounds, merges, metrics
+    "search": EVERYBODY,
+    "export": EVERYBODY,
+    "call": EVERYBODY,  # the endpoints; where there are keys a caller without one is a stranger
+    "push": KNOWN,
+    "change the model": OWNER,
+    "name files of the machine": OWNER,  # see `sst_ui.reach`
+    "keep runs in the program": OWNER,
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one of a role may ask for; None for as much as they like.
+
+    Attributes:
+        jobs: running or waiting at the same time.
+        answer: tokens of one answer in the chat.
+        job: tokens that one evaluation or search may have generated, as it is asked for.
+        hour: tokens of all that in an hour.
+        export: bytes of one export.
+    """
+
+    jobs: int | None = None
+    answer: int | None = None
+    job: int | None = None
+    hour: int | None = None
+    export: int | None = None
+
+
+LIMITS: Mapping[Role, Limits] = {
+    Role.OWNER: Limits(),
+    Role.SIGNED_IN: Limits(jobs=4, answer=2048, job=2_000_000, hour=4_000_000, export=20 * 10**9),
+    Role.VISITOR: Limits(jobs=2, answer=512, job=500_000, hour=1_000_000, export=2 * 10**9),
+    Role.STRANGER: Limits(jobs=0, answer=0, job=0, hour=0, export=0),
+}
+
+
+class Refused(UserError):
+    """Somebody asked for what their role may not do."""
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Somebody at work.
+
+    Attributes:
+        name: a signed-in visitor's, else their window's; '' for the program itself.
+    """
+
+    role: Role
+    name: str = ""
+
+    @property
+    def limits(self) -> Limits:
+        """How much they may ask for."""
+        return LIMITS[self.role]
+
+
+_now: ContextVar[Actor | None] = ContextVar("actor", default=None)
+_keys: tuple[str, ...] = ()
+
+
+def keys(given: tuple[str, ...]) -> None:
+    """From now on the endpoints want one of these; none for no key."""
+    global _keys
+    _keys = given
+
+
+def current() -> Actor:
+    """Who is at work in this thread; without anybody the least that there may be."""
+    return _now.get() or Actor(Role.VISITOR if shared() else Role.OWNER)
+
+
+@contextmanager
+def acting(actor: Actor) -> Iterator[None]:
+    """Run as somebody."""
+    before = _now.set(actor)
+    try:
+        yield
+    finally:
+        _now.reset(before)
+
+
+def sender(endpoint: bool = False) -> Actor:
+    """Who sent what Gradio is calling us for; outside of that, who is at work.
+
+    Args:
+        endpoint: it is a program's call, not an event of the page.
+    """
+    request = LocalContext.request.get(None)
+    return current() if request is None else of(request, endpoint)
+
+
+def of(request: gr.Request, endpoint: bool = False) -> Actor:
+    """Who sent a request, see `sender`."""
+    window = getattr(request, "session_hash", None) or ""
+    if not shared() and not (endpoint and _keys):
+        return Actor(Role.OWNER, window)
+    if endpoint and _keys:
+        place = _key(request)
+        return Actor(Role.STRANGER) if place is None else Actor(Role.SIGNED_IN, f"key {place}")
+    name = getattr(request, "username", None) or _hub_name(request)
+    return Actor(Role.SIGNED_IN, name) if name else Actor(Role.VISITOR, window)
+
+
+def _key(request: gr.Request) -> int | None:
+    """Which key a request carries, counted from 1; None for none of ours."""
+    said = dict(getattr(request, "headers", None) or {}).get("authorization", "")
+    word = said.removeprefix("Bearer ").strip().encode()
+    same = [n for n, key in enumerate(_keys, 1) if hmac.compare_digest(word, key.encode())]
+    return same[0] if same else None
+
+
+def _hub_name(request: gr.Request) -> str:
+    """The Hub account that signed in on a Space; '' for none."""
+    scope = getattr(getattr(request, "request", None), "scope", None) or {}
+    signed = (scope.get("session") or {}).get("oauth_info") or {}
+    if signed.get("expires_at", math.inf) <= time.time():
+        return ""
+    return str((signed.get("userinfo") or {}).get("preferred_username") or "")
+
+
+def may(action: str) -> bool:
+    """Whether who is at work may do that."""
+    return current().role in MAY[action]
+
+
+def ask(action: str) -> None:
+    """Refuse what who is at work may not do.
+
+    Raises:
+        Refused: it is not theirs.
+    """
+    if may(action):
+        return
+    if current().role is Role.STRANGER:
+        raise Refused("this studio wants a key: send it as the header 'Authorization: Bearer KEY'.")
+    if action == "change the model":
+        raise Refused(
+            "this studio is shared, so its model is its owner's choice; run your own copy to open "
+            "another one."
+        )
+    known = "sign in, or " if Role.SIGNED_IN in MAY[action] else ""
+    raise Refused(
+        f"this studio is shared, and a {current().role} may not {action}; {known}run your own copy."
+    )
+
+
+def asks(action: str, who: Callable[[], Actor] = current) -> Callable[[Work], Work]:
+    """A function or generator that runs as somebody, who may do this, and else does nothing.
+
+    Args:
+        who: says as whom, when it is called.
+    """
+    assert action in MAY
+
+    def wrapped(work: Any) -> Any:
+        if inspect.isgeneratorfunction(work):
+
+            @functools.wraps(work)
+            def stepwise(*args: Any, **more: Any) -> Generator[Any, Any, Any]:
+                actor = who()
+                with acting(actor):
+                    ask(action)
+                return (yield from _acting(actor, work(*args, **more)))
+
+            stepwise.asks = action  # type: ignore[attr-defined]
+            return stepwise
+
+        @functools.wraps(work)
+        def call(*args: Any, **more: Any) -> Any:
+            with acting(who()):
+                ask(action)
+                return work(*args, **more)
+
+        call.asks = action  # type: ignore[attr-defined]
+        return call
+
+    return wrapped
+
+
+def _acting(actor: Actor, steps: Generator[Any, Any, Result]) -> Generator[Any, Any, Result]:
+    """A generator whose every step runs as somebody: Gradio takes each in a context of its own."""
+    try:
+        while True:
+            with acting(actor):
+                try:
+                    step = next(steps)
+                except StopIteration as end:
+                    return end.value
+            yield step
+    finally:
+        with acting(actor):
+            steps.close()
+
+
+def within(what: str, limit: int | None, wanted: float) -> None:
+    """Refuse more than who is at work may ask for.
+
+    Args:
+        what: it is, in words: "tokens in an answer".
+
+    Raises:
+        Refused: it is more.
+    """
+    if limit is not None and wanted > limit:
+        raise Refused(
+            f"{wanted:,.0f} {what}: a {current().role} of this shared studio may ask for "
+            f"{limit:,.0f}. Ask for less, or run your own copy."
+        )

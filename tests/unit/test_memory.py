@@ -1,0 +1,52 @@
+"""What a program that runs for days keeps is bounded."""
+
+from dataclasses import replace
+
+import pytest
+
+from sst_ui.recipe import Ablation, Recipe, WeightTable
+from sst_ui.ui.services import memory
+from sst_ui.ui.state.window import MOST, Variants
+
+MB = 10**6
+
+
+def test_memory_is_given_back_whenever_enough_has_come_together(monkeypatch):
+    looks = iter([810, 850, 880, 830, 860, 865, 790])  # MB at each look
+    now, trimmed = [800], []
+
+    def sleep(seconds):
+        if (size := next(looks, None)) is None:
+            raise InterruptedError
+        now[0] = size
+
+    def trim():
+        trimmed.append(now[0])
+        now[0] = 800
+
+    monkeypatch.setattr(memory, "resident", lambda: now[0] * MB)
+    monkeypatch.setattr(memory, "trim", trim)
+    monkeypatch.setattr(memory.time, "sleep", sleep)
+    with pytest.raises(InterruptedError):
+        memory._watch()
+    assert trimmed == [880, 865]  # each more than 64 above the least before it
+
+
+def test_what_the_system_says_is_what_this_process_has():
+    before = memory.resident()
+    if not before:
+        pytest.skip("this system does not say")
+    held = bytearray(64 * MB)
+    assert memory.resident() - before > 50 * MB
+    del held
+    assert memory.trim() in (True, False)
+
+
+def test_a_window_forgets_its_oldest_variants():
+    known = Variants()
+    for n in range(MOST + 5):
+        edit = Ablation(weights=WeightTable(strength=0.001 * (n + 1)))
+        known = known.add(replace(Recipe(), edits=(edit,)))
+    assert len(known.items) == MOST
+    assert known.items[0].recipe.edits[0].weights.strength == pytest.approx(0.006)
+    assert known.now == known.items[-1]

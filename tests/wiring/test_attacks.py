@@ -1,0 +1,234 @@
+"""A real shared studio, attacked: over its socket, through every event and endpoint that it has."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import pytest
+import yaml
+
+from sst_ui import reach
+from sst_ui.paths import output_dir
+from sst_ui.ui import build
+from sst_ui.ui.services import roles, visitors
+from tests.patience import SECONDS, launched
+
+MARK = "the-owners-secret-words"
+RECIPE = {"version": 1, "model": {"id": "demo"}, "edits": [{"weights": {"profile": "default"}}]}
+TEXTUAL = (gr.Textbox, gr.Dropdown, gr.Code, gr.File, gr.UploadButton, gr.Number)
+LONG = {"search": "run", "export": "export"}  # events that would do honest work for a minute
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory):
+    """A folder of the owner's with one of everything that can be named."""
+    folder = tmp_path_factory.mktemp("owner")
+    rows = [{"prompt": f"{MARK} {n}", "answer": MARK, "label": "refused"} for n in range(4)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "config.json").write_text(json.dumps({"model_type": MARK}))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "name": MARK}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(engine):
+    """The page of a shared studio."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPACE_ID", "someone/studio")
+        patch.setattr(engine, "history", None)
+        assert visitors.admit("demo")
+        yield build(engine)
+        reach.limit(None)
+
+
+@pytest.fixture(scope="module")
+def visitor(page):
+    """A program that speaks to it as a browser does."""
+    address = launched(page)
+    with httpx.Client(base_url=address, timeout=SECONDS) as client:
+        yield client
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def opened(secret):
+    """What was opened of the owner's folder, whoever did it."""
+    found, on = [], [True]
+
+    def heard(event, arguments):
+        if (
+            on
+            and event in ("open", "os.listdir", "os.scandir")
+            and str(secret) in str(arguments[0])
+        ):
+            found.append(f"{event} {arguments[0]}")
+
+    sys.addaudithook(heard)  # there is no way to take it back
+    yield found
+    on.clear()
+
+
+def press(visitor, number, data, window="attacker"):
+    """Everything that comes back from an event of the page, as one text."""
+    body = {"data": data, "fn_index": number, "session_hash": window}
+    joined = visitor.post("/gradio_api/queue/join", json=body)
+    if joined.status_code != 200:
+        return joined.text
+    told = []
+    params = {"session_hash": window}
+    with visitor.stream("GET", "/gradio_api/queue/data", params=params) as lines:
+        for line in lines.iter_lines():
+            told.append(line)
+            if '"process_completed"' in line or "close_stream" in line:
+                break
+    return "\n".join(told)
+
+
+def events(page):
+    """Number and function of everything that runs on the server."""
+    return [(number, each) for number, each in page.fns.items() if each.fn is not None]
+
+
+def named(page, module, name):
+    """The first event of that handler."""
+    return next(
+        (number, each)
+        for number, each in events(page)
+        if each.fn.__module__.endswith(f".{module}") and each.fn.__name__ == name
+    )
+
+
+def sent(event, text):
+    """An event's values with this in every box."""
+    return [text if isinstance(box, TEXTUAL) else _first(box) for box in event.inputs]
+
+
+def _first(box):
+    value = getattr(box, "value", None)
+    return None if isinstance(box, gr.State | gr.Plot) or callable(value) else value
+
+
+def test_every_event_and_endpoint_asks_who_it_is(page, monkeypatch):
+    nobody = dict.fromkeys(roles.MAY, frozenset())
+    for name, some in nobody.items():
+        monkeypatch.setitem(roles.MAY, name, some)
+    found = events(page)
+    assert len(found) > 100
+    for number, event in found:
+        assert event.fn.asks in roles.MAY, f"{number} {event.fn.__name__} asks nobody"
+        with pytest.raises(gr.Error, match=r"may not|choice"):
+            next(event.fn("en"))
+
+
+def test_no_box_of_any_event_reads_a_file_of_the_machine(page, visitor, secret, opened, engine):
+    for text in (str(secret), str(secret / "rows.jsonl")):
+        for number, event in events(page):
+            module, name = event.fn.__module__.rpartition(".")[2], event.fn.__name__
+            if LONG.get(module) == name or event.api_name in ("compare", "evaluate"):
+                continue
+            told = press(visitor, number, sent(event, text))
+            assert MARK not in told, f"{module}.{name} gives {text} away"
+            assert opened == [], f"{module}.{name}"
+    assert engine.loaded.spec.id == "demo"
+
+
+@pytest.mark.parametrize("named_in", ["model", "directions", "metrics", "labels", "judge", "merge"])
+@pytest.mark.parametrize("way", ["compare", "evaluate"])
+def test_no_recipe_of_a_call_names_one(page, visitor, secret, opened, way, named_in):
+    rows, recipe = str(secret / "rows.jsonl"), json.loads(json.dumps(RECIPE))
+    if named_in == "model":
+        recipe["model"]["id"] = str(secret)
+    elif named_in == "directions":
+        recipe["edits"][0]["directions"] = {"harmful": rows}
+    elif named_in == "merge":
+        recipe["edits"] = [{"type": "merge", "utility": str(secret), "safety": str(secret)}]
+    elif way == "compare":
+        return  # it does not evaluate
+    else:
+        recipe["evaluation"] = {
+            "metrics": [f"refusal_rate@{rows}" if named_in == "metrics" else "refusal_rate"],
+            "samples": 2,
+            "max_new_tokens": 2,
+            **({named_in: rows} if named_in in ("labels", "judge") else {}),
+        }
+    text = yaml.safe_dump(recipe)
+    number, _ = next(each for each in events(page) if each[1].api_name == way)
+    told = press(visitor, number, ["Hello", text, 4] if way == "compare" else [text])
+    assert MARK not in told
+    assert opened == []
+    assert '"success":false' in told.replace(" ", "")
+
+
+@pytest.mark.parametrize("sort", ["rows.jsonl", "recipe.yaml"])
+def test_no_address_of_the_server_gives_a_file_away(visitor, secret, sort):
+    outputs = output_dir()
+    outputs.mkdir(parents=True, exist_ok=True)
+    (outputs / sort).write_text(MARK)
+    for path in (secret / sort, outputs / sort, Path(os.path.relpath(secret / sort))):
+        for form in ("/gradio_api/file={}", "/file={}", "/gradio_api/file=../{}"):
+            answer = visitor.get(form.format(path))
+            assert answer.status_code in (403, 404)
+            assert MARK not in answer.text
+
+
+def test_the_model_stays_the_owners(page, visitor, engine):
+    before = engine.loaded
+    for handler in ("look", "swap"):
+        number, event = named(page, "load_model", handler)
+        told = press(visitor, number, sent(event, "someone/model-with-code"))
+        assert "choice" in told
+    assert engine.loaded is before
+
+
+def test_what_is_too_long_is_refused_before_it_is_computed(page, visitor):
+    text = yaml.safe_dump(RECIPE)
+    number, _ = next(each for each in events(page) if each[1].api_name == "compare")
+    assert "tokens of an answer" in press(visitor, number, ["Hello", text, 4096])
+    huge = {**RECIPE, "evaluation": {"samples": 100000, "max_new_tokens": 4096}}
+    number, _ = next(each for each in events(page) if each[1].api_name == "evaluate")
+    assert "tokens of a job" in press(visitor, number, [yaml.safe_dump(huge)])
+
+
+def test_an_upload_is_as_large_as_it_may_be_and_no_larger(visitor):
+    small = visitor.post("/gradio_api/upload", files={"files": ("a.txt", b"x")})
+    assert small.status_code == 200
+    large = visitor.post("/gradio_api/upload", files={"files": ("b.txt", b"x" * 21 * 10**6)})
+    assert large.status_code == 413
+
+
+def test_uploads_together_are_kept_within_room(tmp_path):
+    for age, name in enumerate("abcd"):
+        path = tmp_path / name / "file"
+        path.parent.mkdir()
+        path.write_bytes(b"x" * 100)
+        os.utime(path, (age, age))
+    visitors.make_room(tmp_path, 250)
+    assert [name for name in "abcd" if (tmp_path / name / "file").exists()] == ["c", "d"]
+
+
+def test_another_windows_answer_or_job_is_not_stopped(page, visitor, engine):
+    mine = engine.answering("honest")
+    job = engine.begin("export honest")
+    for module in ("chat", "export", "apply", "evaluate", "search", "search_choices"):
+        number, event = named(page, module, "stop")
+        press(visitor, number, sent(event, "export honest"))
+    assert not mine.stopped
+    assert not mine.replaced
+    assert not job()
+    mine.over.set()
+
+
+def test_keys_close_the_endpoints_to_those_without(page, visitor):
+    number, _ = next(each for each in events(page) if each[1].api_name == "weights")
+    text = yaml.safe_dump(RECIPE)
+    roles.keys(("a-long-enough-key",))
+    try:
+        assert "wants a key" in press(visitor, number, [text])
+        visitor.headers["Authorization"] = "Bearer a-long-enough-key"
+        assert '"success":true' in press(visitor, number, [text]).replace(" ", "")
+    finally:
+        visitor.headers.pop("Authorization", None)
+        roles.keys(())
