@@ -58,6 +58,7 @@ bench: $(VENV)/.studio $(VENV)/.tests
 	$(OFFLINE) $(PY) -m benchmarks.start
 	$(OFFLINE) $(PY) -m benchmarks.live_edit
 	$(OFFLINE) $(PY) -m benchmarks.evaluate
+	$(OFFLINE) $(PY) -m benchmarks.visitors
 	$(OFFLINE) $(PY) -m benchmarks.search
 	$(OFFLINE) $(PY) -m benchmarks.strategies
 	$(OFFLINE) $(PY) -m benchmarks.sst

@@ -43,6 +43,15 @@ class Peak:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._start
 
 
+def resident() -> int:
+    """Bytes that the process has in memory, what the allocator would give back left out; 0 where
+    the system does not say."""
+    if sys.platform != "linux":
+        return 0
+    _give_back()
+    return _status("VmRSS")
+
+
 def _status(name: str) -> int:
     line = next(x for x in STATUS.read_text().splitlines() if x.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024

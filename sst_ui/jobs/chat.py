@@ -3,11 +3,13 @@
 import secrets
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from sst_ui.errors import UserError
 from sst_ui.model.inference.batch import Row, out_of_memory, too_little_memory
-from sst_ui.model.inference.generate import stream
+from sst_ui.model.inference.generate import written
+from sst_ui.model.inference.running_batch import together
 from sst_ui.model.load.chat_template import Message
 from sst_ui.model.load.reasoning import split
 from sst_ui.model.runtime.host import Host
@@ -79,7 +81,7 @@ def chat(
     top_p: float = 1.0,
     notify: Callable[[list[int]], None] | None = None,
 ) -> Generator[list[str], None, list[str]]:
-    """Answer every conversation under its own edits, all in one batch.
+    """Answer every conversation under its own edits, in one batch with all other chats.
 
     Args:
         rows: the edits of each column; an empty tuple is the base model.
@@ -99,12 +101,14 @@ def chat(
         notify(dropped)
     texts = [""] * len(histories)
     told = 0.0
-    steps = stream(host, [f.ids for f in fitted], rows, max_new_tokens, temperature, seed, top_p)
+    ids = [one.ids for one in fitted]
+    columns = together(host, ids, rows, max_new_tokens, temperature, seed, top_p)
     try:
-        for texts in steps:
-            if (now := time.monotonic()) - told >= 1 / PER_SECOND:
-                told = now
-                yield texts
+        with closing(columns):
+            for texts in written(host, columns, len(ids)):
+                if (now := time.monotonic()) - told >= 1 / PER_SECOND:
+                    told = now
+                    yield texts
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

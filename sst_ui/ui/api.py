@@ -20,7 +20,7 @@ from sst_ui.options import ChatOptions
 from sst_ui.recipe import Ablation, Recipe
 from sst_ui.schema import build
 from sst_ui.ui.events.binding import MANY
-from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.engine import CHATS, Engine
 from sst_ui.ui.services.errors import message as told
 from sst_ui.ui.services.leaving import watch
 from sst_ui.ui.services.roles import asks, sender
@@ -82,7 +82,8 @@ def connect(engine: Engine) -> None:
     """Register the endpoints in the page being built."""
     calls = Api(engine)
     for name in NAMES:
-        gr.api(endpoint(getattr(calls, name)), api_name=name, concurrency_limit=MANY)
+        at_once = CHATS if name == "compare" else {"concurrency_limit": MANY}
+        gr.api(endpoint(getattr(calls, name)), api_name=name, **at_once)
 
 
 def endpoint(work: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from benchmarks import (
     sst,
     strategies,
     sweep,
+    visitors,
 )
 from benchmarks.peak import Peak
 from benchmarks.plain import Plain
@@ -30,6 +31,7 @@ from sst_ui.model.lora.adapters import write_adapter
 from sst_ui.paths import DEMO, PRESETS
 from sst_ui.progress import finish
 from sst_ui.recipe import DirectionSpec
+from sst_ui.recipe import from_yaml as recipe_from
 from sst_ui.recipe import load as load_recipe
 
 
@@ -385,3 +387,28 @@ def test_the_filters_benchmark_holds_a_subspace_against_the_whole_space():
     row = filter.wide(640, exact=True, harmful=64, harmless=1024)
     assert row.state < row.whole
     assert all(-1e-6 < value < 0.1 for value in row.excess.values())
+
+
+def test_every_visitor_has_a_recipe_and_a_session_of_its_own():
+    asked = visitors.questions(6)
+    texts = {recipe_from(text).digest() for _, text, _ in asked}
+    assert len(texts) == len({session for *_, session in asked}) == 6
+
+
+def test_what_visitors_waited_is_told_for_both_ways(monkeypatch, capsys):
+    quick = visitors.Heard([0.1, 0.2], [0.5, 0.6], 1.0, 0, [], (2**20, 2**21))
+    slow = visitors.Heard([1.0], [2.0], 1.0, 1, ["an error"], (2**20, 2**20))
+    found = dict(zip(visitors.WAYS, (quick, slow), strict=True))
+    monkeypatch.setattr(visitors, "measure", lambda *_: found)
+    assert visitors.main([]) == 0
+    told = capsys.readouterr().out
+    assert "| answers a second | 2 | 1 |" in told
+    assert "| answers unlike those alone | 0 of 2 | 1 of 1 |" in told
+    assert "2× as many answers a second" in told
+    assert "an error" in told
+
+
+def test_so_many_of_the_waits_are_within_the_bound_that_is_told():
+    waits = [float(n) for n in range(1, 101)]
+    assert visitors.within(waits, 0.95) == 95
+    assert visitors.within([3.0, 1.0], 0.95) == 3

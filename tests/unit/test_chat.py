@@ -96,7 +96,8 @@ def test_too_little_memory_is_a_message_not_a_crash(small, monkeypatch):
     def tight(*args, **settings):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("sst_ui.model.inference.generate.forward", tight)
+    for name in ("generate", "running_batch"):
+        monkeypatch.setattr(f"sst_ui.model.inference.{name}.forward", tight)
     with pytest.raises(UserError, match=r"a prompt of \d+ tokens does not fit the memory"):
         list(chat(small, [()], [[user("Hi")]], 8))
     with pytest.raises(UserError, match="does not fit the memory"):

@@ -12,7 +12,7 @@ from sst_ui.jobs.chat import chat
 from sst_ui.maths.directions import random
 from sst_ui.model.hooks.live_edits import RowEdit
 from sst_ui.model.inference import generate as module
-from sst_ui.model.inference.generate import generate, logprobs, stream
+from sst_ui.model.inference.generate import generate, logprobs
 from sst_ui.model.runtime.fair_lock import Turns
 from sst_ui.progress import finish
 from sst_ui.recipe import KINDS
@@ -127,7 +127,7 @@ def test_an_abandoned_generator_blocks_nobody_and_leaves_no_edit(small):
 def test_a_generator_closed_in_the_middle_leaves_no_edit(small):
     prompt = small.encode("Hi")
     before = logprobs(small, [prompt])
-    left = stream(small, [prompt], [edit(small, 1, 2.0)], STEPS)
+    left = chat(small, [edit(small, 1, 2.0)], [[{"role": "user", "content": "Hi"}]], STEPS)
     next(left)
     left.close()
     assert torch.equal(logprobs(small, [prompt]), before)

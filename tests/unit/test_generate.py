@@ -14,8 +14,8 @@ from sst_ui.model.inference.generate import (
     logprobs,
     pick,
     replies,
-    stream,
     teacher_forced,
+    written,
 )
 from sst_ui.progress import Progress, finish
 from tests.talk import answers, byte_tokenizer, tiny_host
@@ -330,7 +330,7 @@ def test_special_tokens_do_not_show():
 
 def test_streamed_texts_grow_and_end_with_the_answer(small):
     prompts = [small.encode(text) for text in PROMPTS]
-    shown = list(stream(small, prompts, None, 12))
+    shown = list(written(small, generate(small, prompts, None, 12), len(prompts)))
     for before, after in pairwise(shown):
         assert all(b.startswith(a) for a, b in zip(before, after, strict=True))
     tokens = collect(generate(small, prompts, None, 12), len(prompts))

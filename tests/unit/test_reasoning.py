@@ -158,10 +158,9 @@ def test_thought_behind_special_marks_is_not_an_answer(
 
 
 @pytest.mark.parametrize(("opening", "closing"), SPECIAL_MARKS, ids=NAMES)
-def test_the_chat_shows_thought_apart_while_it_is_written(host, monkeypatch, opening, closing):
+def test_the_chat_shows_thought_apart_while_it_is_written(host, opening, closing):
     ids = host.tokens(f"{opening}An egg.{closing}Crack it.")
-    monkeypatch.setattr(module, "generate", lambda *_: ({0: token} for token in ids))
-    texts = [text for (text,) in module.stream(host, [[5, 6]], None, len(ids))]
+    texts = [text for (text,) in module.written(host, ({0: token} for token in ids), 1)]
     assert texts[-1] == "<think>\nAn egg.\n</think>\n\nCrack it."
     for text in texts:
         # a mark may still be on its way; what is thought already never passes for an answer

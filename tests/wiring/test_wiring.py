@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,11 +19,12 @@ from sst_ui.maths import kernel
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation, ModelSpec
+from sst_ui.ui import launch_options
 from sst_ui.ui import page as studio
 from sst_ui.ui.events import draw_draft
 from sst_ui.ui.events.draw_draft import Draft
 from sst_ui.ui.services import engine as engine_module
-from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.engine import CHATS, Engine
 from sst_ui.ui.state.form import Extras, Form, show
 from sst_ui.ui.state.loaded_model import Replaced
 from sst_ui.ui.state.window import Variants
@@ -63,6 +65,29 @@ def test_two_visitors_with_different_recipes_never_see_each_others_edit(engine, 
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(ask, [weak, strong, weak, strong]))
     assert together == [*alone, *alone]
+
+
+def test_as_many_may_join_the_running_batch_from_the_page_as_from_programs(page):
+    asked = [fn for fn in page.fns.values() if fn.concurrency_id == CHATS["concurrency_id"]]
+    names = {fn.api_name for fn in asked}
+    assert "compare" in names
+    assert len(asked) > 2  # the page's own buttons
+    assert {fn.concurrency_limit for fn in asked} == {CHATS["concurrency_limit"]}
+    # those that wait hold a thread each; others' clicks need some too
+    assert launch_options()["max_threads"] >= 1.5 * CHATS["concurrency_limit"]
+
+
+def test_a_job_goes_on_though_there_is_always_a_chat(engine, monkeypatch):
+    def job():
+        yield 1
+        yield 2
+        return 3
+
+    monkeypatch.setattr(engine_module, "WAY", 0.05)
+    with engine._chatting():
+        begin = time.monotonic()
+        assert finish(engine._beside(job())) == 3
+        assert time.monotonic() - begin >= 0.1  # and gave way
 
 
 def test_a_bad_recipe_is_answered_with_its_message_and_the_studio_goes_on(engine, address, recipe):

@@ -49,6 +49,19 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device
     return Batch(ids.to(device), mask.to(device))
 
 
+def below(first: Batch, second: Batch, pad: int) -> Batch:
+    """The rows of both, those of the shorter one padded on the left."""
+    length = max(first.ids.shape[1], second.ids.shape[1])
+
+    def wide(x: Tensor, value: int) -> Tensor:
+        return torch.nn.functional.pad(x, (length - x.shape[1], 0), value=value)
+
+    return Batch(
+        torch.cat([wide(first.ids, pad), wide(second.ids, pad)]),
+        torch.cat([wide(first.mask, 0), wide(second.mask, 0)]),
+    )
+
+
 def rows_for(prompts: Sequence[Sequence[int]], rows: Sequence[Row] | None) -> list[Row]:
     """One row of edits per prompt; None means the base model throughout."""
     if rows is None:

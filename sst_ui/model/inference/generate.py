@@ -5,7 +5,7 @@ between two steps the model is free for other work.
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from sst_ui.model.load.reasoning import shown
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
-__all__ = ["generate", "logprobs", "replies", "stream", "teacher_forced"]
+__all__ = ["generate", "logprobs", "replies", "teacher_forced", "written"]
 
 ROWS = 32  # answers at a time; more would not be faster, and a step would hold up a chat
 
@@ -55,7 +55,7 @@ def generate(
     rows = rows_for(prompts, rows)
     if not prompts:
         return
-    _check_lengths(host, prompts)
+    check_lengths(host, prompts)
     # 1. All rows start together.
     running = _Running(host, prompts, rows)
     lengths = [len(prompt) for prompt in prompts]
@@ -115,9 +115,7 @@ class _Running:
             logits = first.finish(logits)
             self._batch, self._plan, self._first = first.whole, first.each, None
         if bool(logits.amax(-1).isnan().any()):
-            raise UserError(
-                "the edited model computes NaN; lower the strength, or load it in float32."
-            )
+            raise no_numbers()
         return logits
 
     def keep(self, stay: Sequence[int]) -> None:
@@ -148,7 +146,13 @@ class _Running:
             self._plan = self._plan.ending([self._said + 1] * len(tokens))
 
 
-def _check_lengths(host: Host, prompts: Sequence[Sequence[int]]) -> None:
+def no_numbers() -> UserError:
+    """The error where an edited model computes nothing that could be read."""
+    return UserError("the edited model computes NaN; lower the strength, or load it in float32.")
+
+
+def check_lengths(host: Host, prompts: Sequence[Sequence[int]]) -> None:
+    """Raises UserError for a prompt that is empty or leaves no room for an answer."""
     for prompt in prompts:
         if not 0 < len(prompt) < host.context:
             raise UserError(
@@ -204,21 +208,13 @@ class Text:
             self._start, self._read = self._read, len(self._ids)
 
 
-def stream(
-    host: Host,
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence[Row] | None,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int | Sequence[int] = 0,
-    top_p: float = 1.0,
-) -> Generator[list[str]]:
-    """Like `generate`, but yields the whole text of every row so far, only whole characters.
+def written(host: Host, columns: Iterable[dict[int, int]], rows: int) -> Generator[list[str]]:
+    """The whole text of every row so far, only whole characters, with every column of tokens.
 
     What was thought stands in a `<think>` block, whatever the model's own marks are.
     """
-    texts = [Text(host) for _ in prompts]
-    for column in generate(host, prompts, rows, max_new_tokens, temperature, seed, top_p):
+    texts = [Text(host) for _ in range(rows)]
+    for column in columns:
         for row, token in column.items():
             texts[row].push(token)
         yield [shown(host.template.opened + text.text) for text in texts]

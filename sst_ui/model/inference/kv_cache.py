@@ -9,7 +9,9 @@ import logging
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from sst_ui.model.inference.batch import Batch, forward, out_of_memory
 from sst_ui.model.runtime.host import Host
@@ -29,6 +31,48 @@ def fresh_cache(host: Host) -> DynamicCache | None:
         if problem:
             logging.getLogger(__name__).info("%s computes without a cache: %s", host.name, problem)
     return DynamicCache(config=host.model.config) if _known[host] else None
+
+
+def joins(cache: DynamicCache | None) -> bool:
+    """Whether every layer keeps a column for each token, or for the last ones: then rows can be
+    put below others, and columns in front cut off."""
+    layers = [] if cache is None else cache.layers
+    return bool(layers) and all(
+        type(x) in (DynamicLayer, DynamicSlidingWindowLayer) for x in layers
+    )
+
+
+def join(first: DynamicCache, second: DynamicCache) -> None:
+    """Put the rows of the second cache below those of the first, which is changed.
+
+    What is shorter gets columns in front, which the mask leaves out.
+    """
+    for one, other in zip(first.layers, second.layers, strict=True):
+        if other.keys is None or one.keys is None:
+            continue  # a layer that reads another one's
+        length = max(one.keys.shape[-2], other.keys.shape[-2])
+        one.keys = _below(one.keys, other.keys, length)
+        one.values = _below(one.values, other.values, length)
+        if isinstance(one, DynamicSlidingWindowLayer):
+            one.cumulative_length = max(one.cumulative_length, other.cumulative_length)
+
+
+def _below(first: Tensor, second: Tensor, length: int) -> Tensor:
+    """[rows, heads, columns, width] of both, padded in front to so many columns."""
+    wide = [torch.nn.functional.pad(x, (0, 0, length - x.shape[-2], 0)) for x in (first, second)]
+    return torch.cat(wide)
+
+
+def cut(cache: DynamicCache, columns: int) -> None:
+    """Take off so many columns in front. No row may have a token in them."""
+    for layer in cache.layers:
+        if layer.keys is None:
+            continue
+        kept = layer.keys.shape[-2] - columns
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length -= columns
+            kept = min(layer.keys.shape[-2], layer.cumulative_length)
+        layer.keys, layer.values = layer.keys[..., -kept:, :], layer.values[..., -kept:, :]
 
 
 def _tried(host: Host) -> str:

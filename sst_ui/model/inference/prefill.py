@@ -24,6 +24,7 @@ from sst_ui.model.inference.kv_cache import fresh_cache
 from sst_ui.model.runtime.host import Host
 
 PREFIX = 8  # tokens; a shorter beginning is not worth a forward pass
+SAVED = 32  # tokens over all rows; nor is one that saves no more, with few rows or edits all unlike
 TOLERANCE = 1e-4  # relative, root mean square; or eight roundings where those are more
 
 Texts = Sequence[Sequence[int]]
@@ -65,6 +66,7 @@ def start(
     tails: Sequence[int] | None = None,
     cache: DynamicCache | None = None,
     plain: bool = False,
+    plan: Plan | None = None,
 ) -> Prefill:
     """Prepare the first forward pass. A shared beginning is computed here, in a turn of its own.
 
@@ -75,18 +77,19 @@ def start(
             is where its prompt ends.
         plain: these are texts and no conversations: no prompt ends in them.
         cache: empty, for the steps that follow; without one a shared beginning gets its own.
+        plan: the rows' edits compiled, if they are already.
     """
     tails = tails or [1] * len(texts)
     firsts = _firsts(host, rows)
     keys = [tuple(text) for text in texts]
     shared = fork(keys, firsts, host.layers)
-    length = _beginning(keys, tails)
+    length = _beginning(keys, tails, rows)
     if (shared or length) and not ability(host).forks:
         shared = None
     if length and not ability(host).prefixes:
         length = 0
     ends = [0] * len(texts) if plain else tails
-    return _prepared(host, texts, rows, shared, length, cache, ends)
+    return _prepared(host, texts, rows, shared, length, cache, ends, plan)
 
 
 def arranged(host: Host, texts: Texts, rows: Sequence[Row]) -> list[int]:
@@ -111,7 +114,7 @@ def fitting(
     """
     longest = max(1, len(texts[0]))
     keys, firsts = [tuple(text) for text in texts], _firsts(host, rows)
-    length = _beginning(keys, tails)
+    length = _beginning(keys, tails, rows)
     if not (length or fork(keys, firsts, host.layers)):
         return max(1, tokens // longest)
     able = ability(host)
@@ -224,10 +227,12 @@ def _prepared(
     length: int,
     cache: DynamicCache | None,
     ends: Sequence[int],
+    plan: Plan | None = None,
 ) -> Prefill:
     """The pass with these sharings; `length` is that of the beginning, 0 for none, and `ends` are
     the plan's `tails`."""
-    each = host.live.compile(rows).ending([0] * len(rows))  # the steps after it read answers
+    compiled = host.live.compile(rows) if plan is None else plan
+    each = compiled.ending([0] * len(rows))  # the steps after it read answers
     first = each.ending(ends)
     whole = left_padded([text[length:] for text in texts], host.pad, host.device)
     new = None
@@ -238,7 +243,7 @@ def _prepared(
         whole = Batch(
             torch.cat([begin, whole.ids], 1), torch.cat([torch.ones_like(begin), whole.mask], 1)
         )
-        _begin(host, list(texts[0][:length]), rows, shared, cache)
+        _begin(host, list(texts[0][:length]), rows, shared, cache, each)
     if shared is None:
         return Prefill(whole, first, new, cache, whole, each, None)
     trunks = list(shared.order[: shared.trunks])
@@ -247,21 +252,27 @@ def _prepared(
 
 
 def _begin(
-    host: Host, begin: list[int], rows: Sequence[Row], shared: Fork | None, cache: DynamicCache
+    host: Host,
+    begin: list[int],
+    rows: Sequence[Row],
+    shared: Fork | None,
+    cache: DynamicCache,
+    each: Plan,
 ) -> None:
     """Fill the cache with the beginning, for the rows that each layer will see."""
     edits = list(dict.fromkeys(rows))
-    same = fork([()] * len(edits), _firsts(host, edits), host.layers) if shared else None
-    prefill = _prepared(host, [begin] * len(edits), edits, same, 0, cache, [0] * len(edits))
-    prefill.finish(forward(host, prefill.batch, prefill.plan, 1, cache))
     number = {row: n for n, row in enumerate(edits)}
+    same = fork([()] * len(edits), _firsts(host, edits), host.layers) if shared else None
+    plan = each.select([rows.index(row) for row in edits])
+    prefill = _prepared(host, [begin] * len(edits), edits, same, 0, cache, [0] * len(edits), plan)
+    prefill.finish(forward(host, prefill.batch, prefill.plan, 1, cache))
     order = range(len(rows)) if shared is None else shared.order
     index = torch.tensor([number[rows[row]] for row in order], device=host.device)
     for layer, kept in enumerate(cache.layers):
         kept.reorder_cache(index if shared is None else index[: shared.sizes[layer]])
 
 
-def _beginning(keys: Sequence[tuple[int, ...]], tails: Sequence[int]) -> int:
+def _beginning(keys: Sequence[tuple[int, ...]], tails: Sequence[int], rows: Sequence[Row]) -> int:
     """Tokens that all of several texts begin with, what is wanted left out; 0 for too few."""
     distinct = set(keys)
     if len(distinct) < 2:
@@ -269,7 +280,7 @@ def _beginning(keys: Sequence[tuple[int, ...]], tails: Sequence[int]) -> int:
     one, other = min(distinct), max(distinct)  # all others lie between them
     same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
     same = min(same, *(len(key) - max(1, tail) for key, tail in zip(keys, tails, strict=True)))
-    return same if same >= PREFIX else 0
+    return same if same >= PREFIX and same * (len(rows) - len(set(rows))) >= SAVED else 0
 
 
 def _firsts(host: Host, rows: Sequence[Row]) -> list[int]:
@@ -279,10 +290,14 @@ def _firsts(host: Host, rows: Sequence[Row]) -> list[int]:
 
 def _full_attention(host: Host) -> bool:
     """Whether every layer's cache holds all tokens, and positions mean the same in a short pass."""
-    config = host.model.config.get_text_config(decoder=True)
-    stretched = any(
-        word in str(getattr(config, "rope_parameters", "")) for word in ("dynamic", "longrope")
-    )
     cache = fresh_cache(host)
     layers = [] if cache is None else cache.layers
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers) and not stretched
+    whole = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    return whole and not stretched(host)
+
+
+def stretched(host: Host) -> bool:
+    """Whether what a position means depends on the longest row of a pass."""
+    config = host.model.config.get_text_config(decoder=True)
+    rope = str(getattr(config, "rope_parameters", ""))
+    return any(word in rope for word in ("dynamic", "longrope"))

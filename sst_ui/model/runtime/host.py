@@ -1,6 +1,7 @@
 """The one resident model: its tokenizer, its edit hooks and the lock that everyone shares.
 
-The only mutable thing in the program. No edit is kept here: every call brings its own rows.
+With the batch that runs on it (`model.inference.running_batch`) the only mutable thing in the
+program. No edit is kept here: every call brings its own rows.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Sending a message: both columns answer from one batch and stream side by side.
+"""Sending a message: both columns answer from the running batch and stream side by side.
 
 The model is used through the engine only.
 """
@@ -22,7 +22,7 @@ from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.panels.answers import chip
 from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
 from sst_ui.ui.panels.session import Session
-from sst_ui.ui.services.engine import Answering, Engine
+from sst_ui.ui.services.engine import CHATS, Answering, Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.state.form import split
 from sst_ui.ui.state.loaded_model import Loaded
@@ -284,8 +284,7 @@ def _answering(screen: Screen, session: Session, engine: Engine) -> list:
     options: dict[str, Any] = {
         **PRIVATE,
         "outputs": screen.outputs,
-        "concurrency_id": "chat",
-        "concurrency_limit": 8,
+        **CHATS,
         "trigger_mode": "multiple",  # a new answer takes the place of one that still runs
     }
     sending, wrong = partial(send, screen, engine), partial(_wrong, numbers)

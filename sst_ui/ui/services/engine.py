@@ -66,6 +66,10 @@ KEPT = 64  # of each kind in memory; edits and directions come back from the dis
 
 
 FILTERS = 4  # sets of filters in memory: 1.5 GB each for 8 billion parameters
+# For Gradio: answers on their way at a time, the page's and the programs' together. With two
+# columns each, half of them fill the running batch; the others hold a thread too.
+CHATS: dict[str, Any] = {"concurrency_id": "chat", "concurrency_limit": 32}
+WAY = 2.0  # seconds that a job gives way to chats between two steps: there may always be some
 PATIENCE = 10.0  # seconds to wait for the step of an answer that was told to end
 
 
@@ -451,7 +455,7 @@ class Engine:
         return (yield from self.queue.turn(job))[0]
 
     def _beside(self, job: Generator[Step, None, Result]) -> Generator[Step, None, Result]:
-        """Drive a job, a running chat going first between two steps."""
+        """Drive a job, running chats going first for a while between two steps."""
         with closing(job):
             while True:
                 try:
@@ -459,7 +463,8 @@ class Engine:
                 except StopIteration as end:
                     return end.value
                 yield part
-                while self._chats:
+                until = time.monotonic() + WAY
+                while self._chats and time.monotonic() < until:
                     time.sleep(0.02)
 
     @asks("export")

@@ -150,7 +150,8 @@ class StudioTheme(gr.themes.Base):
 
 
 def launch_options() -> dict[str, object]:
-    """What `Blocks.launch` needs for the look (Gradio 6 takes it there, not in `Blocks`)."""
+    """What `Blocks.launch` needs for the look (Gradio 6 takes it there, not in `Blocks`), and how
+    many handlers may run."""
     return {
         "theme": StudioTheme(),
         "css_paths": ASSETS / "style.css",
