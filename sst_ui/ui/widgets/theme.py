@@ -37,6 +37,7 @@ INK = colors.Color(
     c950="#0f1418",
 )
 THREADS = 160  # each job that runs or waits holds one, and each answer; the rest are quick
+WINDOWS = 500  # of which the server keeps the state, about a megabyte each; then the oldest go
 UPLOAD = "20mb"  # of one file that a visitor hands in
 SANS = ("ui-sans-serif", "system-ui", "Segoe UI", "Noto Sans", "Noto Sans CJK JP", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Noto Sans Mono", "monospace")
@@ -158,6 +159,7 @@ def launch_options() -> dict[str, object]:
         "head": f"<script>{(ASSETS / 'studio.js').read_text(encoding='utf-8')}</script>",
         "max_file_size": UPLOAD,
         "max_threads": THREADS,
+        "state_session_capacity": WINDOWS,
         "footer_links": [],
         "i18n": translations(),
     }
