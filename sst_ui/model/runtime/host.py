@@ -88,6 +88,17 @@ class Host:
             )
         self.encode("Hello")  # a template that this model cannot read is found now
 
+    def forked(self) -> None:
+        """In a fork of the process: nobody else waits for a turn; and to the GPU, if one is here.
+
+        What is the parent's stays as it is.
+        """
+        self._turns = Turns()
+        if self.device.type == "cpu" and torch.cuda.is_available():
+            self.model.to("cuda")
+            self.live.forget()  # what was prepared on the CPU
+            self.device = self.model.get_input_embeddings().weight.device
+
     def format(self, messages: Sequence[Message]) -> str:
         """The conversation as the model will read it, generation prompt included."""
         return self.template.format(messages)

@@ -53,7 +53,9 @@ from sst_ui.recipe import (
     Recipe,
     WeightTable,
 )
+from sst_ui.ui.services import zero_gpu
 from sst_ui.ui.services.merge_forecasts import Merges
+from sst_ui.ui.services.zero_gpu import on_gpu
 from sst_ui.ui.state.loaded_model import Loaded, Replaced
 from sst_ui.ui.state.run_store import shared
 
@@ -77,7 +79,13 @@ class Answering:
 
 
 class Engine:
-    """Holder of the model host. Every method may be called from any thread."""
+    """Holder of the model host. Every method may be called from any thread.
+
+    What needs the model to compute is marked with the seconds that it may take on a GPU which is
+    lent (see `zero_gpu`); such methods take and give data that can be pickled.
+    """
+
+    LEARNT = ("_edits", "_directions", "_filters")  # memories that come home from there
 
     def __init__(self, spec: ModelSpec | None = None) -> None:
         self.spec = spec or ModelSpec()
@@ -97,6 +105,7 @@ class Engine:
         self._answers: Memory[Answering] = Memory(KEPT)  # window -> its `Answering`
         self.merges = Merges(self)
         self.history = None if shared() else History()  # None: every browser keeps its own
+        zero_gpu.serve(self)
 
     # --- opening and swapping the model -------------------------------------------------------
 
@@ -107,7 +116,8 @@ class Engine:
     def _open(self) -> None:
         try:
             finish(self.load(self.spec), self._note)
-            finish(self.resolve(self._loaded.key, self.first_recipe()), self._note)
+            with zero_gpu.at_home():  # a GPU is lent to visitors, by their quota
+                finish(self.resolve(self._loaded.key, self.first_recipe()), self._note)
         except UserError as error:
             self.failure = str(error)
         except Exception as error:
@@ -194,6 +204,11 @@ class Engine:
             self._directions.clear()
             self._filters.clear()
 
+    def arrive(self) -> None:
+        """This process is a fork, with a GPU if there is one."""
+        if self._host is not None:
+            self._host.forked()
+
     def host(self, key: str) -> Host:
         """The model, if `key` is still its key.
 
@@ -208,6 +223,7 @@ class Engine:
 
     # --- directions and edits -----------------------------------------------------------------
 
+    @on_gpu(60)
     def measure(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, Directions]:
         """Measure (or find in the cache) the directions of these settings."""
         host = self.host(key)
@@ -215,6 +231,7 @@ class Engine:
         self._directions.put(_name(key, spec), directions)
         return directions
 
+    @on_gpu(60)
     def measure_edit(
         self,
         key: str,
@@ -250,6 +267,7 @@ class Engine:
         found = self._filters.get(_filtered(key, before, edit))
         return None if found is None else found.forecast(edit)
 
+    @on_gpu(120)
     def next_decision(
         self, key: str, before: tuple[Ablation | Merge, ...], edit: Ablation
     ) -> Generator[Any, None, tuple[Rounds, Path]]:
@@ -296,23 +314,35 @@ class Engine:
 
     def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple[Edit, ...]]:
         """The recipe's edits on the loaded model, measured where needed."""
-        host = self.host(key)
-        name = _edited(key, recipe)
-        known = self._edits.get(name)
+        self.host(key)
+        known = self._edits.get(_edited(key, recipe))
         if known is None:
-            for number, edit in enumerate(recipe.edits):
-                if isinstance(edit, Ablation):
-                    yield from self.measure_edit(key, recipe.edits[:number], edit)
-                if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
-                    yield from self.merges.prepare(key, edit)
-            heard: list[str] = []
-            edits = yield from _listened(resolve(host, recipe), heard)
-            known = (edits, tuple(heard))
-            self._edits.put(name, known)
+            known = yield from self._resolve(key, recipe)
         edits, warnings = known
         for warning in warnings:
             yield Progress("resolve", 1, 1, warning=warning)
         return edits
+
+    @on_gpu(60)
+    def _resolve(
+        self, key: str, recipe: Recipe
+    ) -> Generator[Progress, None, tuple[tuple[Edit, ...], tuple[str, ...]]]:
+        host = self.host(key)
+        for number, edit in enumerate(recipe.edits):
+            if isinstance(edit, Ablation):
+                yield from self.measure_edit(key, recipe.edits[:number], edit)
+            if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
+                yield from self.merges.prepare(key, edit)
+        heard: list[str] = []
+        edits = yield from _listened(resolve(host, recipe), heard)
+        known = (edits, tuple(heard))
+        self._edits.put(_edited(key, recipe), known)
+        return known
+
+    @on_gpu(60)
+    def checked(self, key: str, recipe: Recipe) -> Generator[Progress, None, EditReport]:
+        """Resolve a recipe, and the numerical self-check of its edits."""
+        return self.check(key, (yield from self.resolve(key, recipe)))
 
     def knows(self, key: str, recipe: Recipe) -> bool:
         """Whether the recipe's edits are at hand, so that a window may open with them applied."""
@@ -326,6 +356,7 @@ class Engine:
 
     # --- using it -----------------------------------------------------------------------------
 
+    @on_gpu(60)
     def chat(
         self,
         key: str,
@@ -376,6 +407,7 @@ class Engine:
         host = self.host(key)
         return sum(len(host.tokens(text)) for text in texts)
 
+    @on_gpu(20)
     def probe(
         self, key: str, recipe: Recipe, messages: list[dict[str, str]]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -399,7 +431,7 @@ class Engine:
 
         Those that every fresh window asks for are measured once for all of them.
         """
-        host = self.host(key)
+        self.host(key)
         files = evaluation.labels or any("@" in name for name in evaluation.metrics)
         asked = ""  # with files in it, which may change, or for a recipe of one's own: not kept
         if not files and recipe.digest() == self.first_recipe().digest():
@@ -407,12 +439,19 @@ class Engine:
             if (known := self._measured.get(asked)) is not None:
                 yield from known
                 return known
-        edits = yield from self.resolve(key, recipe)
-        results = yield from self._beside(evaluate(host, edits, evaluation))
+        results = yield from self._evaluate(key, recipe, evaluation)
         if asked and all(result.base.n for result in results):  # prompts may be there next time
             self._measured.put(asked, results)
         return results
 
+    @on_gpu(120)
+    def _evaluate(
+        self, key: str, recipe: Recipe, evaluation: Evaluation
+    ) -> Generator[Progress | MetricResult, None, list[MetricResult]]:
+        edits = yield from self.resolve(key, recipe)
+        return (yield from self._beside(evaluate(self.host(key), edits, evaluation)))
+
+    @on_gpu(300)
     def search(
         self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None
     ) -> Generator[Opened | Progress | Candidate, None, None]:
@@ -423,6 +462,7 @@ class Engine:
                 yield part
                 self.host(key)
 
+    @on_gpu(60)
     def held_out(
         self, key: str, recipe: Recipe, evaluation: Evaluation
     ) -> Generator[Progress, None, Numbers]:
@@ -442,6 +482,7 @@ class Engine:
                 while self._chats:
                     time.sleep(0.02)
 
+    @on_gpu(120)
     def export(
         self, key: str, recipe: Recipe, out: Path, format: Format, **more: Any
     ) -> Generator[Progress, None, Export]:

@@ -19,6 +19,8 @@ from sst_ui.metrics.results import Value
 from sst_ui.model.load.fingerprint import state
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Merge
+from sst_ui.ui.services import zero_gpu
+from sst_ui.ui.services.zero_gpu import on_gpu
 
 if TYPE_CHECKING:  # it holds this
     from sst_ui.ui.services.engine import Engine
@@ -39,13 +41,20 @@ class Line:
 class Merges:
     """Merges on the engine's model. Every method may be called from any thread."""
 
+    LEARNT = ("_pairs", "_costs")  # memories that come home from a lent GPU
+
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._pairs: Memory[Pair] = Memory(4)
         self._stacks: Memory[lab.Stack] = Memory(8)
         self._curves: Memory[Curve] = Memory(32)
         self._costs: Memory[lab.Point] = Memory(256)
+        zero_gpu.serve(self)
 
+    def arrive(self) -> None:
+        """This process is a fork; the model is the engine's."""
+
+    @on_gpu(120)
     def prepare(self, key: str, spec: Merge) -> Generator[Progress, None, Pair]:
         """Both adapters with their Fisher statistics; remembered."""
         host, plain = self._engine.host(key), lab.basis(spec)
@@ -92,6 +101,7 @@ class Merges:
             return None
         return combine(self._engine.host(key), pair, spec)
 
+    @on_gpu(60)
     def measure(self, key: str, spec: Merge) -> Generator[Progress, None, lab.Point | None]:
         """What the merge really costs and leaves undone; None for a pair without statistics."""
         name = _name(key, spec)
@@ -105,6 +115,7 @@ class Merges:
         """What `measure` found, or None."""
         return self._costs.get(_name(key, spec))
 
+    @on_gpu(300)
     def compare(
         self,
         key: str,
