@@ -41,13 +41,12 @@ def open_page(chosen: argparse.Namespace) -> None:
     from sst_ui.paths import output_dir
     from sst_ui.recipe import ModelSpec
     from sst_ui.ui import Engine, build, launch_options
-    from sst_ui.ui.services import visitors, zero_gpu
+    from sst_ui.ui.services import visitors
 
     os.environ["GRADIO_SERVER_NAME"] = chosen.host  # read by run_store.shared()
     shared = visitors.admit(chosen.model)
     disk.sweep(output_dir())  # what was being exported when the program was killed
-    # a GPU that is lent comes to a fork of this process, which takes the model there itself
-    engine = Engine(ModelSpec(id=chosen.model, device="cpu" if zero_gpu.lent() else "auto"))
+    engine = Engine(ModelSpec(id=chosen.model))
     page = build(engine)
     address.launch(
         page,

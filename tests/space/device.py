@@ -93,4 +93,5 @@ def zero(lent: Lender) -> dict[str, str]:
         "ACCELERATOR": "zero-a10g",
         "SPACES_ZERO_GPU": "true",
         "SPACES_ZERO_DEVICE_API_URL": lent.url,
+        "OMP_NUM_THREADS": "1",  # there is no GPU here, and forks with two threads each would wait
     }

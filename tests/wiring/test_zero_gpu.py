@@ -127,6 +127,17 @@ def test_closing_a_job_ends_it_there(engine, key, lent):
     assert until(lambda: not multiprocessing.active_children())
 
 
+def test_the_model_waits_on_the_cpu_and_its_recipes_do_not_say_so(engine, lent, monkeypatch):
+    asked = []
+    monkeypatch.setattr("sst_ui.ui.services.engine.inspect", asked.append)
+    engine.inspect(engine.loaded.spec)
+    assert [spec.device for spec in asked] == ["cpu"]
+    assert engine.first_recipe().model.device == "auto"
+    zero_gpu.lend(None)
+    engine.inspect(engine.loaded.spec)
+    assert [spec.device for spec in asked] == ["cpu", "auto"]
+
+
 def test_callbacks_hear_what_was_said_there(engine, key, lent):
     long = [{"role": r, "content": "word " * 150} for r in ("user", "assistant") * 6]
     heard = []

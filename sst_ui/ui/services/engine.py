@@ -158,15 +158,15 @@ class Engine:
 
     def inspect(self, spec: ModelSpec) -> Report:
         """What loading would need, before anything is fetched (see `model.load.memory.Report`)."""
-        return inspect(spec)
+        return inspect(_placed(spec))
 
     def load(self, spec: ModelSpec) -> Generator[Progress, None, Loaded]:
         """Swap the resident model. Windows that worked with the old one are told to reload."""
         if not self._swap.acquire(blocking=False):
             raise UserError("a model is already being loaded; wait for it, or cancel it.")
         try:
-            self._make_room(spec)
-            host = yield from load(spec)
+            self._make_room(_placed(spec))
+            host = yield from load(_placed(spec))
             dtype = str(next(host.model.parameters()).dtype).removeprefix("torch.")
             key = f"{host.digest}:{recipes.digest(recipes.to_dict(spec))}"
             if key != self._loaded.key:  # the same model again: windows and results stay good
@@ -529,6 +529,11 @@ def _listened(
             if isinstance(step, Progress) and step.warning:
                 warnings.append(step.warning)
             yield step
+
+
+def _placed(spec: ModelSpec) -> ModelSpec:
+    """Where the model is opened: a GPU that is lent comes to forks alone, which take it there."""
+    return replace(spec, device="cpu") if zero_gpu.lent() else spec
 
 
 def _name(key: str, spec: DirectionSpec) -> str:
