@@ -94,7 +94,7 @@ def _instructions(text: str) -> Iterator[tuple[str, str]]:
 def built(place: Place, image: Image, python: str) -> Iterator[str]:
     """The steps of the build."""
     subprocess.run([python, "-m", "venv", "--clear", str(place.venv)], check=True)
-    env = {**os.environ, "PATH": f"{place.venv}/bin:{os.environ['PATH']}"}
+    env = {**os.environ, "PATH": f"{place.venv}/bin:{os.environ['PATH']}", "PIP_QUIET": "2"}
     for run in image.runs:
         if run.startswith("useradd"):
             yield f"RUN {run}: not here; the process is user {sandbox.USER} with a folder as volume"

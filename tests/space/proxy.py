@@ -38,10 +38,16 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def pass_on(self) -> None:
-        if not f"{self.path}/".startswith(f"{self.server.prefix}/"):
+        if self.server.prefix and self.path == self.server.prefix:  # as nginx does
+            self.send_response(301)
+            self.send_header("Location", f"{self.path}/")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if not self.path.startswith(f"{self.server.prefix}/"):
             self.send_error(404)
             return
-        inner = self.path[len(self.server.prefix) :] or "/"
+        inner = self.path[len(self.server.prefix) :]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         there = http.client.HTTPConnection(*self.server.to)
         try:

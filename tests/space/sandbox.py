@@ -20,6 +20,7 @@ import psutil
 
 USER = 1000  # as a Space has it, and most container files
 MEMORY = 16 * 2**30  # bytes; a Space's
+THREADS = ("OMP_NUM_THREADS",)  # passed on: how much of a machine with other work one may take
 SHUT = """
 set -e
 mount --bind "$1" "$1"
@@ -176,10 +177,11 @@ def running(
         RuntimeError: it ended, or did not answer in so many seconds; the message has its log.
     """
     address, path = f"http://127.0.0.1:{port}", place.root / "log.txt"
+    threads = {name: os.environ[name] for name in THREADS if name in os.environ}
     limit = (MEMORY, MEMORY)
     with path.open("w") as log:
         child = subprocess.Popen(
-            shut_in(place, command), cwd=place.app, env=dict(env), stdout=log, stderr=log,
+            shut_in(place, command), cwd=place.app, env={**threads, **env}, stdout=log, stderr=log,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, limit),
         )  # fmt: skip
         try:

@@ -22,6 +22,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import gradio as gr
 
@@ -32,7 +33,8 @@ from sst_ui.progress import finish
 Method = TypeVar("Method", bound=Callable[..., Any])
 Lender = Callable[..., Any]  # spaces.GPU
 
-_owners: dict[str, Any] = {}  # class name -> who has marked methods; a fork finds them here
+# class name -> who has marked methods; a fork finds them here
+_owners: "WeakValueDictionary[str, Any]" = WeakValueDictionary()
 _lent: Callable[[bytes, float], Generator[bytes, None, None]] | None = None
 _there = False  # whether this is such a fork
 _home = threading.local()  # `own` is set where work stays in this process
