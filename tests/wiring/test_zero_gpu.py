@@ -13,6 +13,9 @@ import pytest
 
 from sst_ui.errors import UserError
 from sst_ui.jobs.merge.forecast import basis
+from sst_ui.jobs.search.candidates import Candidate
+from sst_ui.jobs.search.objectives import SearchSpec
+from sst_ui.jobs.search.search import Opened
 from sst_ui.lru import Memory
 from sst_ui.metrics.results import MetricResult
 from sst_ui.options import ExportOptions
@@ -107,11 +110,20 @@ def test_what_was_measured_is_here_afterwards_and_not_measured_again(engine, key
 
 def test_a_merge_is_prepared_there_and_forecast_here(engine, key, lent):
     folder = DEMO / "adapters"
-    spec = Merge(utility=str(folder / "utility"), safety=str(folder / "safety"), samples=4)
+    spec = Merge(str(folder / "utility"), str(folder / "safety"), samples=9)  # no other test's
     assert engine.merges.pair(key, spec) is None
     finish(engine.merges.prepare(key, spec))
     assert engine.merges.pair(key, basis(spec)) is not None
     assert engine.merges.forecast(key, spec) is not None
+
+
+def test_a_search_sends_its_candidates(engine, key, lent):
+    spec = SearchSpec(strategy="grid", trials=2, samples=4, max_new_tokens=4)
+    job = engine.search(key, engine.first_recipe(), spec, None)
+    assert isinstance(next(part for part in job if not isinstance(part, Progress)), Opened)
+    assert next(part for part in job if isinstance(part, Candidate)).values
+    job.close()  # before it tests the best on held-out prompts
+    assert len(lent) == 1
 
 
 def test_an_export_is_written_there_and_found_here(engine, key, lent, tmp_path):
