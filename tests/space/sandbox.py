@@ -135,7 +135,12 @@ def held(place: Place, env: Mapping[str, str]) -> tuple[int, dict[str, bool]]:
     """Who a process is in there, and which folders it may write."""
     folders = ["/", str(place.root), str(place.app), str(place.venv), str(place.home), "/tmp"]
     command = shut_in(place, [str(place.python), "-c", LOOK, *folders])
-    done = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=dict(env), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(
+            f"{place.python} does not run in there: {done.stderr.strip()[-300:]} Is its "
+            "interpreter where everybody may read it? Give another one with --python."
+        )
     user, *found = map(int, done.stdout.split())
     return user, dict(zip(folders, map(bool, found), strict=True))
 

@@ -2,10 +2,12 @@
 `python -m tests.space.container` do it.
 """
 
+import argparse
 import re
 
 import pytest
 
+from sst_ui.app import options
 from sst_ui.paths import ASSETS, PRESETS, ROOT
 from sst_ui.ui.state.run_store import shared
 from tests.space.container import VOLUME, Image
@@ -67,3 +69,15 @@ def test_a_studio_behind_a_proxy_of_its_own_machine_is_shared(monkeypatch, name,
     monkeypatch.setenv("GRADIO_SERVER_NAME", "127.0.0.1")
     monkeypatch.setenv(name, value)
     assert shared() == told
+
+
+def test_the_owner_of_a_space_names_its_model_in_a_variable(monkeypatch):
+    monkeypatch.delenv("SST_MODEL", raising=False)
+    asked = argparse.ArgumentParser()
+    options(asked)
+    assert asked.parse_args([]).model == "demo"
+    monkeypatch.setenv("SST_MODEL", "org/name")
+    asked = argparse.ArgumentParser()
+    options(asked)
+    assert asked.parse_args([]).model == "org/name"
+    assert asked.parse_args(["--model", "demo"]).model == "demo"
