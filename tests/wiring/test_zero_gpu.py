@@ -7,11 +7,13 @@ import inspect
 import multiprocessing
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
 from sst_ui.errors import UserError
+from sst_ui.jobs.export.verify import _room
 from sst_ui.jobs.merge.forecast import basis
 from sst_ui.jobs.search.candidates import Candidate
 from sst_ui.jobs.search.objectives import SearchSpec
@@ -198,3 +200,15 @@ def test_a_lock_that_another_thread_held_is_open_in_a_fork():
         if child == 0:
             os._exit(int(memory.get("a") != 1))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_fork_takes_the_model_to_its_gpu_and_other_processes_stay_off_it(tiny_host, monkeypatch):
+    host, moved = tiny_host("llama"), []
+    monkeypatch.setattr(type(host.model), "to", lambda _, device: moved.append(device))
+    host.forked()
+    assert (moved, host.lent) == ([], False)  # there is none
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    host.forked()
+    assert (moved, host.lent) == (["cuda"], True)
+    host.device = SimpleNamespace(type="cuda")
+    assert _room(host) == "cpu"

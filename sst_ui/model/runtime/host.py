@@ -47,6 +47,7 @@ class Host:
         context: longest sequence in tokens.
         parameters: number of parameters, tied ones counted once.
         device: where input tokens go.
+        lent: whether that is a GPU which this process alone has, and for a short time.
         vocabulary: number of token embeddings.
         stop: ids that end an answer.
         pad: id for filling short rows (always masked).
@@ -76,6 +77,7 @@ class Host:
         self.parameters = model.num_parameters()  # knows that 4-bit weights are packed
         table = model.get_input_embeddings().weight
         self.device = table.device
+        self.lent = False
         self.vocabulary = _rows(table, model.config)
         stop = self.template.stop | _stop(model)
         self.stop = frozenset(t for t in stop if t in range(self.vocabulary))
@@ -96,6 +98,7 @@ class Host:
         self._turns = Turns()
         if self.device.type == "cpu" and torch.cuda.is_available():
             self.model.to("cuda")
+            self.lent = True
             self.live.forget()  # what was prepared on the CPU
             self.device = self.model.get_input_embeddings().weight.device
 
