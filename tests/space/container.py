@@ -121,10 +121,11 @@ def served(place: Place, image: Image) -> Iterator[str]:
             expect.set_options(timeout=MILLISECONDS)
             there = visit.Visit(browser, f"http://127.0.0.1:{outside}{PREFIX}")
             yield f"behind a proxy, under {PREFIX}:"
-            page = there.opened()
-            yield from visit.works(page)
-            yield from visit.is_guarded(page)
-            yield from visit.opens_links(there)
+            with visit.pictured(browser, place.root):
+                page = there.opened()
+                yield from visit.works(page)
+                yield from visit.is_guarded(page)
+                yield from visit.opens_links(there)
             browser.close()
         with urllib.request.urlopen(f"{running.address}/", timeout=SECONDS) as found:
             assert PREFIX in found.read().decode()  # the page knows its path, however it is asked

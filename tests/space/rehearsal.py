@@ -159,7 +159,8 @@ def visited(running: sandbox.Running, port: int, hub: Hub, folder: Path) -> Iter
             executable_path=executable(), args=[*ARGUMENTS, *rules], timeout=MILLISECONDS
         )
         expect.set_options(timeout=MILLISECONDS)
-        yield from seen(browser, hub)
+        with visit.pictured(browser, folder):
+            yield from seen(browser, hub)
         browser.close()
     yield from visit.is_calm(running.log.read_text())
 

@@ -8,7 +8,9 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib.parse import quote
 
 from playwright.sync_api import Browser, Page, expect
@@ -38,6 +40,18 @@ class Visit:
         page.goto(self.address + path)
         ready(page)
         return page
+
+
+@contextmanager
+def pictured(browser: Browser, folder: Path) -> Iterator[None]:
+    """Leave a picture of every page in a folder when something goes wrong."""
+    try:
+        yield
+    except BaseException:
+        pages = [page for context in browser.contexts for page in context.pages]
+        for number, page in enumerate(pages):
+            page.screenshot(path=folder / f"page-{number}.png")
+        raise
 
 
 def ready(page: Page) -> None:

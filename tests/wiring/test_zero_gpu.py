@@ -24,6 +24,7 @@ from sst_ui.options import ExportOptions
 from sst_ui.paths import DEMO
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation, Merge
+from sst_ui.ui.page import WAITING, build
 from sst_ui.ui.services import zero_gpu
 from sst_ui.ui.state.loaded_model import Replaced
 from sst_ui.ui.state.window import Conversation, Turn, Variants
@@ -174,6 +175,12 @@ def test_errors_come_back_as_what_they_are(engine, key, lent, monkeypatch):
     monkeypatch.setattr("sst_ui.ui.services.engine.chat", lambda *_, **__: os._exit(1))
     with pytest.raises(UserError, match="aborted"):
         list(engine.chat(key, [None, None], HELLO, 2, 0.0))
+
+
+def test_all_events_of_a_page_may_wait_where_gradio_would_let_one(engine, lent, monkeypatch):
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert gr.Blocks().queue()._queue.max_size == 1
+    assert build(engine)._queue.max_size == WAITING
 
 
 def test_a_visitor_reads_why_no_gpu_is_lent(page, engine, known_variants, monkeypatch):
