@@ -179,7 +179,6 @@ def free_port(wanted: int = 7860) -> int:
     """The port a Space has, or another one where it is taken."""
     for port in (wanted, 0):
         with socket.socket() as door:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 door.bind(("0.0.0.0", port))
             except OSError:

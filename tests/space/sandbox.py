@@ -191,11 +191,12 @@ def running(
         )  # fmt: skip
         try:
             end = time.monotonic() + patience
-            while True:
+            answered = False
+            while not answered:
                 with contextlib.suppress(OSError):
                     urllib.request.urlopen(address, timeout=5).close()
-                    break
-                if child.poll() is not None or time.monotonic() > end:
+                    answered = True
+                if child.poll() is not None or time.monotonic() > end:  # or somebody else answered
                     raise RuntimeError(f"it does not answer:\n{path.read_text()[-3000:]}")
                 time.sleep(0.3)
             yield Running(child, address, path)
