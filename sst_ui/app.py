@@ -12,10 +12,11 @@ from sst_ui.cli import access, address, streams
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Host, port and model, with Gradio's environment variables as defaults."""
+    """Host, port and model, with Gradio's environment variables and SST_MODEL as defaults."""
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1")
     parser.add_argument("--port", default=os.environ.get("GRADIO_SERVER_PORT") or None)
-    parser.add_argument("--model", default="demo", help="demo, a folder, or a Hub id")
+    model = os.environ.get("SST_MODEL") or "demo"  # a Space has variables, and no command line
+    parser.add_argument("--model", default=model, help="demo, a folder, or a Hub id")
     access.options(parser)
 
 

@@ -41,12 +41,14 @@ from sst_ui.ui.panels import recipe_text as recipe_panel
 from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.panels import session as session_states
 from sst_ui.ui.panels.weights import ApplyBar, DirectionPanel, WeightsPanel
+from sst_ui.ui.services import zero_gpu
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.state.form import Form, measuring
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.widgets.texts import t
 
+WAITING = 1000  # events of all visitors on a Space whose GPU is lent
 HOUR = 3600  # seconds; how long what was uploaded or offered as a download is kept
 
 
@@ -159,6 +161,8 @@ def build(engine: Engine) -> gr.Blocks:
         delete_cache=(HOUR, 24 * HOUR if shared() else 7 * 24 * HOUR),
     ) as page:
         _connect(page, panels(engine), engine)
+    if zero_gpu.lent():  # there Gradio lets one event wait, and refuses the rest of a page's
+        page.queue(max_size=WAITING)
     return page
 
 

@@ -142,8 +142,13 @@ def space(monkeypatch):
 
 @pytest.mark.parametrize(
     "how",
-    [("GRADIO_SERVER_NAME", "0.0.0.0"), ("GRADIO_SHARE", "True"), ("SPACE_ID", "a/b")],
-    ids=["address", "link", "space"],
+    [
+        ("GRADIO_SERVER_NAME", "0.0.0.0"),
+        ("GRADIO_SHARE", "True"),
+        ("SPACE_ID", "a/b"),
+        ("SST_SHARED", "1"),
+    ],
+    ids=["address", "link", "space", "proxy"],
 )
 def test_a_shared_studio_changes_its_model_for_nobody_and_reads_no_files(
     engine, monkeypatch, tmp_path, how

@@ -288,7 +288,7 @@ def _tie(mine: list[int], theirs: list[int], logprobs: Tensor, error: float, hos
 def _room(host: Host) -> str:
     """Where a second copy of the model fits: the model's own device, or else the CPU."""
     needed = sum(p.numel() * p.element_size() for p in host.model.parameters())
-    if host.device.type == "cuda":
+    if host.device.type == "cuda" and not host.lent:
         free, _ = torch.cuda.mem_get_info(host.device)
         if free > 1.2 * needed:
             return str(host.device)

@@ -143,6 +143,11 @@ class LiveEdits:
         residuals = {layer: self._ops(layer, group, size) for layer, group in streams.items()}
         return Plan(size, outputs, inputs, residuals, clamped, deltas)
 
+    def forget(self) -> None:
+        """Prepare edits anew: the model has moved to another device."""
+        self._along.clear()
+        self._basis.clear()
+
     def refuse(self, edits: Sequence[Edit]) -> None:
         """Refuse edits of what does not reach the residual stream, or not only.
 

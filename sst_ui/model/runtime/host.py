@@ -48,6 +48,7 @@ class Host:
         context: longest sequence in tokens.
         parameters: number of parameters, tied ones counted once.
         device: where input tokens go.
+        lent: whether that is a GPU which this process alone has, and for a short time.
         vocabulary: number of token embeddings.
         stop: ids that end an answer.
         pad: id for filling short rows (always masked).
@@ -77,6 +78,7 @@ class Host:
         self.parameters = model.num_parameters()  # knows that 4-bit weights are packed
         table = model.get_input_embeddings().weight
         self.device = table.device
+        self.lent = False
         self.vocabulary = _rows(table, model.config)
         stop = self.template.stop | _stop(model)
         self.stop = frozenset(t for t in stop if t in range(self.vocabulary))
@@ -88,6 +90,18 @@ class Host:
                 f"({SAMPLE}); its files are damaged or incomplete. Fetch them again."
             )
         self.encode("Hello")  # a template that this model cannot read is found now
+
+    def forked(self) -> None:
+        """In a fork of the process: nobody else waits for a turn; and to the GPU, if one is here.
+
+        What is the parent's stays as it is.
+        """
+        self._turns = Turns()
+        if self.device.type == "cpu" and torch.cuda.is_available():
+            self.model.to("cuda")
+            self.lent = True
+            self.live.forget()  # what was prepared on the CPU
+            self.device = self.model.get_input_embeddings().weight.device
 
     def format(self, messages: Sequence[Message]) -> str:
         """The conversation as the model will read it, generation prompt included."""

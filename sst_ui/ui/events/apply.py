@@ -143,10 +143,8 @@ def apply(
     told_of = job_runner.Told(toast=False)  # they stay under the button
     try:
         recipe = draft.recipe()
-        edits = yield from watched(
-            bar, engine, draft, engine.resolve(draft.loaded.key, recipe), request, told_of
-        )
-        report = engine.check(draft.loaded.key, edits)
+        job = engine.checked(draft.loaded.key, recipe)
+        report = yield from watched(bar, engine, draft, job, request, told_of)
     except Exception as error:
         text = message(error, draft.language)
         yield {bar.status: told(error, draft.language), **idle(bar)}

@@ -53,10 +53,11 @@ from sst_ui.recipe import (
     Recipe,
     WeightTable,
 )
-from sst_ui.ui.services import quotas
+from sst_ui.ui.services import quotas, zero_gpu
 from sst_ui.ui.services.job_queue import JobQueue
 from sst_ui.ui.services.merge_forecasts import Merges
 from sst_ui.ui.services.roles import Actor, Role, acting, asks, may
+from sst_ui.ui.services.zero_gpu import on_gpu
 from sst_ui.ui.state.loaded_model import Loaded, Replaced
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,13 @@ class Answering:
 
 
 class Engine:
-    """Holder of the model host. Every method may be called from any thread."""
+    """Holder of the model host. Every method may be called from any thread.
+
+    What needs the model to compute is marked with the seconds that it may take on a GPU which is
+    lent (see `zero_gpu`); such methods take and give data that can be pickled.
+    """
+
+    LEARNT = ("_edits", "_directions", "_filters")  # memories that come home from there
 
     def __init__(self, spec: ModelSpec | None = None) -> None:
         self.spec = spec or ModelSpec()
@@ -105,6 +112,7 @@ class Engine:
         self.queue = JobQueue()
         # None: every browser keeps its own
         self.history = History() if may("keep runs in the program") else None
+        zero_gpu.serve(self)
 
     # --- opening and swapping the model -------------------------------------------------------
 
@@ -114,7 +122,8 @@ class Engine:
 
     def _open(self) -> None:
         try:
-            with acting(Actor(Role.OWNER)):
+            # at home: a GPU is lent to visitors, by their quota
+            with acting(Actor(Role.OWNER)), zero_gpu.at_home():
                 finish(self.load(self.spec), self._note)
                 finish(self.resolve(self._loaded.key, self.first_recipe()), self._note)
         except UserError as error:
@@ -158,7 +167,7 @@ class Engine:
     @asks("change the model")
     def inspect(self, spec: ModelSpec) -> Report:
         """What loading would need, before anything is fetched (see `model.load.memory.Report`)."""
-        return inspect(spec)
+        return inspect(_placed(spec))
 
     @asks("change the model")
     def load(self, spec: ModelSpec) -> Generator[Progress, None, Loaded]:
@@ -166,8 +175,8 @@ class Engine:
         if not self._swap.acquire(blocking=False):
             raise UserError("a model is already being loaded; wait for it, or cancel it.")
         try:
-            self._make_room(spec)
-            host = yield from load(spec)
+            self._make_room(_placed(spec))
+            host = yield from load(_placed(spec))
             dtype = str(next(host.model.parameters()).dtype).removeprefix("torch.")
             key = f"{host.digest}:{recipes.digest(recipes.to_dict(spec))}"
             if key != self._loaded.key:  # the same model again: windows and results stay good
@@ -205,6 +214,11 @@ class Engine:
             self._directions.clear()
             self._filters.clear()
 
+    def arrive(self) -> None:
+        """This process is a fork, with a GPU if there is one."""
+        if self._host is not None:
+            self._host.forked()
+
     def host(self, key: str) -> Host:
         """The model, if `key` is still its key.
 
@@ -220,6 +234,7 @@ class Engine:
     # --- directions and edits -----------------------------------------------------------------
 
     @asks("measure")
+    @on_gpu(60)
     def measure(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, Directions]:
         """Measure (or find in the cache) the directions of these settings."""
         host = self.host(key)
@@ -228,6 +243,7 @@ class Engine:
         return directions
 
     @asks("measure")
+    @on_gpu(60)
     def measure_edit(
         self,
         key: str,
@@ -278,13 +294,18 @@ class Engine:
         Raises:
             UserError: as `jobs.directions.rounds.rounds`; the file cannot be written.
         """
+        return (yield from self.queue.turn(self._decide(key, before, edit)))
+
+    @on_gpu(120)
+    def _decide(
+        self, key: str, before: tuple[Ablation | Merge, ...], edit: Ablation
+    ) -> Generator[Any, None, tuple[Rounds, Path]]:
         host, spec, begin = self.host(key), edit.directions, None
         if spec.file is not None:
             begin = yield from measure(host, spec)
         earlier = yield from self.resolve(key, Recipe(model=self._loaded.spec, edits=before))
         options = RoundsOptions(rounds=(spec.k if begin is None else begin.k) + 1)
-        job = rounds(host, edit, options, begin, earlier, named(before))
-        found = yield from self.queue.turn(job)
+        found = yield from rounds(host, edit, options, begin, earlier, named(before))
         path = directions_dir() / f"{found.directions.digest()}.safetensors"
         return found, found.directions.save(path)
 
@@ -310,23 +331,35 @@ class Engine:
 
     def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple[Edit, ...]]:
         """The recipe's edits on the loaded model, measured where needed."""
-        host = self.host(key)
-        name = _edited(key, recipe)
-        known = self._edits.get(name)
+        self.host(key)
+        known = self._edits.get(_edited(key, recipe))
         if known is None:
-            for number, edit in enumerate(recipe.edits):
-                if isinstance(edit, Ablation):
-                    yield from self.measure_edit(key, recipe.edits[:number], edit)
-                if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
-                    yield from self.merges.prepare(key, edit)
-            heard: list[str] = []
-            edits = yield from _listened(resolve(host, recipe), heard)
-            known = (edits, tuple(heard))
-            self._edits.put(name, known)
+            known = yield from self._resolve(key, recipe)
         edits, warnings = known
         for warning in warnings:
             yield Progress("resolve", 1, 1, warning=warning)
         return edits
+
+    @on_gpu(60)
+    def _resolve(
+        self, key: str, recipe: Recipe
+    ) -> Generator[Progress, None, tuple[tuple[Edit, ...], tuple[str, ...]]]:
+        host = self.host(key)
+        for number, edit in enumerate(recipe.edits):
+            if isinstance(edit, Ablation):
+                yield from self.measure_edit(key, recipe.edits[:number], edit)
+            if isinstance(edit, Merge) and "moments" in METHODS[edit.method].needs:
+                yield from self.merges.prepare(key, edit)
+        heard: list[str] = []
+        edits = yield from _listened(resolve(host, recipe), heard)
+        known = (edits, tuple(heard))
+        self._edits.put(_edited(key, recipe), known)
+        return known
+
+    @on_gpu(60)
+    def checked(self, key: str, recipe: Recipe) -> Generator[Progress, None, EditReport]:
+        """Resolve a recipe, and the numerical self-check of its edits."""
+        return self.check(key, (yield from self.resolve(key, recipe)))
 
     def knows(self, key: str, recipe: Recipe) -> bool:
         """Whether the recipe's edits are at hand, so that a window may open with them applied."""
@@ -356,12 +389,23 @@ class Engine:
         Args:
             notify: told how many old turns each row does not see, if any (see `jobs.chat.chat`).
         """
-        host = self.host(key)
+        self.host(key)
         quotas.answer(self.queue, max_new_tokens, len(rows))
-        edits = [finish(self.resolve(key, r)) if r is not None else () for r in rows]
+        limits = (max_new_tokens, temperature, seed)
         with self._chatting():
-            limits = (max_new_tokens, temperature, seed)
-            yield from chat(host, edits, histories, *limits, notify=notify)
+            yield from self._chat(key, rows, histories, limits, notify)
+
+    @on_gpu(60)
+    def _chat(
+        self,
+        key: str,
+        rows: Sequence[Recipe | None],
+        histories: list[list[dict[str, str]]],
+        limits: tuple[int, float, int],
+        notify: Callable[[list[int]], None] | None,
+    ) -> Generator[list[str], None, None]:
+        edits = [finish(self.resolve(key, r)) if r is not None else () for r in rows]
+        yield from chat(self.host(key), edits, histories, *limits, notify=notify)
 
     def answering(self, window: str | None) -> "Answering":
         """An answer of this window begins; one that still runs there falls silent first."""
@@ -393,6 +437,7 @@ class Engine:
         return sum(len(host.tokens(text)) for text in texts)
 
     @asks("measure")
+    @on_gpu(20)
     def probe(
         self, key: str, recipe: Recipe, messages: list[dict[str, str]]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -426,12 +471,18 @@ class Engine:
                 yield from known
                 return known
         quotas.evaluation(self.queue, evaluation, host.spec.id)
-        edits = yield from self.resolve(key, recipe)
-        job = self.queue.turn(self._beside(evaluate(host, edits, evaluation)))
-        results = yield from job
+        job = self._evaluate(key, recipe, evaluation)
+        results = yield from self.queue.turn(self._beside(job))
         if asked and all(result.base.n for result in results):  # prompts may be there next time
             self._measured.put(asked, results)
         return results
+
+    @on_gpu(120)
+    def _evaluate(
+        self, key: str, recipe: Recipe, evaluation: Evaluation
+    ) -> Generator[Progress | MetricResult, None, list[MetricResult]]:
+        edits = yield from self.resolve(key, recipe)
+        return (yield from evaluate(self.host(key), edits, evaluation))
 
     @asks("search")
     def search(
@@ -439,11 +490,17 @@ class Engine:
     ) -> Generator[Opened | Progress | Candidate, None, None]:
         """A search (see `jobs.search.search.search`); ends with `Replaced` when the model is."""
         quotas.search(self.queue, recipe, spec)
-        job = self._beside(search(recipe, spec, Local(self.host(key)), storage))
+        job = self._beside(self._search(key, recipe, spec, storage))
         with closing(self.queue.turn(job)) as job:
             for part in job:
                 yield part
                 self.host(key)
+
+    @on_gpu(300)
+    def _search(
+        self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None
+    ) -> Generator[Opened | Progress | Candidate, None, None]:
+        yield from search(recipe, spec, Local(self.host(key)), storage)
 
     @asks("search")
     def held_out(
@@ -451,8 +508,14 @@ class Engine:
     ) -> Generator[Progress, None, Numbers]:
         """The numbers of one recipe, as a search measures them but on prompts of your choice."""
         quotas.evaluation(self.queue, evaluation, self.host(key).spec.id)
-        job = self._beside(Local(self.host(key)).batch([recipe], evaluation))
-        return (yield from self.queue.turn(job))[0]
+        job = self._beside(self._held_out(key, recipe, evaluation))
+        return (yield from self.queue.turn(job))
+
+    @on_gpu(60)
+    def _held_out(
+        self, key: str, recipe: Recipe, evaluation: Evaluation
+    ) -> Generator[Progress, None, Numbers]:
+        return (yield from Local(self.host(key)).batch([recipe], evaluation))[0]
 
     def _beside(self, job: Generator[Step, None, Result]) -> Generator[Step, None, Result]:
         """Drive a job, running chats going first for a while between two steps."""
@@ -472,9 +535,14 @@ class Engine:
         self, key: str, recipe: Recipe, out: Path, format: Format, **more: Any
     ) -> Generator[Progress, None, Export]:
         """The recipe's model as files (`jobs.export.export.export`); the live model stays."""
-        host = self.host(key)
-        quotas.export(host, format, out)
-        return (yield from self.queue.turn(export(host, recipe, out, format, **more)))
+        quotas.export(self.host(key), format, out)
+        return (yield from self.queue.turn(self._export(key, recipe, out, format, **more)))
+
+    @on_gpu(120)
+    def _export(
+        self, key: str, recipe: Recipe, out: Path, format: Format, **more: Any
+    ) -> Generator[Progress, None, Export]:
+        return (yield from export(self.host(key), recipe, out, format, **more))
 
     def stop(self, job: str) -> None:
         """Tell a job of some window, by the name it gave itself, that nobody waits for it now.
@@ -516,6 +584,11 @@ def _listened(
             if isinstance(step, Progress) and step.warning:
                 warnings.append(step.warning)
             yield step
+
+
+def _placed(spec: ModelSpec) -> ModelSpec:
+    """Where the model is opened: a GPU that is lent comes to forks alone, which take it there."""
+    return replace(spec, device="cpu") if zero_gpu.lent() else spec
 
 
 def _name(key: str, spec: DirectionSpec) -> str:

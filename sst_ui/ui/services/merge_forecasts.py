@@ -19,8 +19,9 @@ from sst_ui.metrics.results import Value
 from sst_ui.model.load.fingerprint import state
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation, Merge
-from sst_ui.ui.services import quotas
+from sst_ui.ui.services import quotas, zero_gpu
 from sst_ui.ui.services.roles import asks
+from sst_ui.ui.services.zero_gpu import on_gpu
 
 if TYPE_CHECKING:  # it holds this
     from sst_ui.ui.services.engine import Engine
@@ -41,14 +42,21 @@ class Line:
 class Merges:
     """Merges on the engine's model. Every method may be called from any thread."""
 
+    LEARNT = ("_pairs", "_costs")  # memories that come home from a lent GPU
+
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._pairs: Memory[Pair] = Memory(4)
         self._stacks: Memory[lab.Stack] = Memory(8)
         self._curves: Memory[Curve] = Memory(32)
         self._costs: Memory[lab.Point] = Memory(256)
+        zero_gpu.serve(self)
 
     @asks("measure")
+    def arrive(self) -> None:
+        """This process is a fork; the model is the engine's."""
+
+    @on_gpu(120)
     def prepare(self, key: str, spec: Merge) -> Generator[Progress, None, Pair]:
         """Both adapters with their Fisher statistics; remembered."""
         host, plain = self._engine.host(key), lab.basis(spec)
@@ -96,6 +104,7 @@ class Merges:
         return combine(self._engine.host(key), pair, spec)
 
     @asks("measure")
+    @on_gpu(60)
     def measure(self, key: str, spec: Merge) -> Generator[Progress, None, lab.Point | None]:
         """What the merge really costs and leaves undone; None for a pair without statistics."""
         name = _name(key, spec)
@@ -118,11 +127,18 @@ class Merges:
         methods: Sequence[str] | None = None,
     ) -> Generator[Progress | Line, None, None]:
         """Every method (or those named) on the same prompts, a line each as they are finished."""
+        host, queue = self._engine.host(key), self._engine.queue
+        for _ in methods or METHODS:
+            quotas.evaluation(queue, evaluation, host.spec.id)
+        yield from queue.turn(self._compare(key, spec, evaluation, methods))
+
+    @on_gpu(300)
+    def _compare(
+        self, key: str, spec: Merge, evaluation: Evaluation, methods: Sequence[str] | None
+    ) -> Generator[Progress | Line, None, None]:
         host = self._engine.host(key)
         rows = yield from contenders(host, spec, methods)
-        for _ in rows:
-            quotas.evaluation(self._engine.queue, evaluation, host.spec.id)
-        with closing(self._engine.queue.turn(compare(host, rows, evaluation))) as job:
+        with closing(compare(host, rows, evaluation)) as job:
             for part in job:
                 if isinstance(part, Progress):
                     yield part

@@ -131,6 +131,11 @@ def acting(actor: Actor) -> Iterator[None]:
         _now.reset(before)
 
 
+def become(actor: Actor) -> None:
+    """Run as somebody from now on, in this thread: in a process made for one call."""
+    _now.set(actor)
+
+
 def sender(endpoint: bool = False) -> Actor:
     """Who sent what Gradio is calling us for; outside of that, who is at work.
 

@@ -23,14 +23,17 @@ HERE = ("127.0.0.1", "localhost", "::1")
 
 
 def shared() -> bool:
-    """Whether others may use this program: on a Hugging Face Space, behind Gradio's public link, or
-    bound beyond this machine.
+    """Whether others may use this program: on a Hugging Face Space, behind Gradio's public link,
+    bound beyond this machine, or behind a proxy.
 
-    The address is read from GRADIO_SERVER_NAME, where `app.py --host` puts it too.
+    The address is read from GRADIO_SERVER_NAME, where `app.py --host` puts it too. A proxy on this
+    machine cannot be seen, so its owner says so: with SST_SHARED, or by a path it has.
     """
     host = os.environ.get("GRADIO_SERVER_NAME", HERE[0])
     link = os.environ.get("GRADIO_SHARE", "").lower() == "true"
-    return bool(os.environ.get("SPACE_ID")) or link or host not in HERE
+    proxy = os.environ.get("SST_SHARED", "").lower() in ("1", "true", "yes")
+    proxy = proxy or os.environ.get("GRADIO_ROOT_PATH", "").strip("/") != ""
+    return bool(os.environ.get("SPACE_ID")) or link or proxy or host not in HERE
 
 
 @dataclass(frozen=True)
