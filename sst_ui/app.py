@@ -49,6 +49,7 @@ def open_page(chosen: argparse.Namespace) -> None:
     os.environ["GRADIO_SERVER_NAME"] = chosen.host  # read by run_store.shared()
     shared = visitors.admit(chosen.model)
     roles.keys(chosen.keys)
+    roles.models(access.models(chosen))
     disk.sweep(output_dir())  # what was being exported when the program was killed
     engine = Engine(ModelSpec(id=chosen.model))
     page = build(engine)

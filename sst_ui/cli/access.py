@@ -1,7 +1,7 @@
-"""Who may come in: names with passwords for the page, keys for the endpoints.
+"""Who may come in: names with passwords for the page, keys for the endpoints; and which models.
 
 From files (`--auth`, `--api-keys`), or where there is no file from the environment (SST_AUTH,
-SST_API_KEYS, with commas for lines), as a Space keeps its secrets.
+SST_API_KEYS, with commas for lines), as a Space keeps its secrets. `--models` likewise.
 """
 
 import argparse
@@ -25,6 +25,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-keys", type=Path, metavar="FILE", help="a line for each key to call the endpoints"
     )
+    parser.add_argument(
+        "--models", default=os.environ.get("SST_MODELS", ""), metavar="ID,ID",
+        help="models that visitors too may open, for everybody; 'hub' for any of the Hub",
+    )  # fmt: skip
+
+
+def models(chosen: argparse.Namespace) -> tuple[str, ...]:
+    """What visitors may open beside the model of the start."""
+    return tuple(name.strip() for name in chosen.models.split(",") if name.strip())
 
 
 def people(chosen: argparse.Namespace) -> Callable[[str, str], bool] | None:

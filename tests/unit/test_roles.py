@@ -86,6 +86,30 @@ def test_keys_are_wanted_of_the_owners_own_programs_too(keys):
     assert roles.of(request(headers={}), endpoint=True).role is Role.STRANGER
 
 
+@pytest.fixture
+def models():
+    roles.models(("someone/small", "demo"))
+    yield
+    roles.models(())
+
+
+def test_visitors_open_the_models_that_the_owner_names_and_never_their_code(shared, models):
+    for mine in (Actor(Role.VISITOR), Actor(Role.SIGNED_IN, "ada")):
+        with acting(mine):
+            roles.ask_model(ModelSpec(id="someone/small"))
+            with pytest.raises(Refused, match="may open someone/small, demo, and not 'other/one'"):
+                roles.ask_model(ModelSpec(id="other/one"))
+            with pytest.raises(Refused, match="no code"):
+                roles.ask_model(ModelSpec(id="someone/small", trust_remote_code=True))
+    roles.models(("hub",))
+    with acting(VISITOR):
+        roles.ask_model(ModelSpec(id="other/one"))
+        with pytest.raises(Refused, match="no code"):
+            roles.ask_model(ModelSpec(id="other/one", trust_remote_code=True))
+    with acting(Actor(Role.STRANGER)), pytest.raises(Refused):
+        roles.ask_model(ModelSpec(id="demo"))
+
+
 def test_every_step_of_a_generator_runs_as_whoever_began_it(shared):
     seen = []
 

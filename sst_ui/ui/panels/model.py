@@ -7,7 +7,7 @@ import gradio as gr
 
 from sst_ui.recipe import ModelSpec
 from sst_ui.schema import setting
-from sst_ui.ui.state.run_store import shared
+from sst_ui.ui.services.roles import may
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown
 from sst_ui.ui.widgets.texts import t
 
@@ -69,11 +69,11 @@ def create() -> ModelPanel:
         thinking = gr.Checkbox(False, label=t("model.thinking"))
         remote = gr.Checkbox(False, label=t("model.remote"))
         with gr.Row(elem_id="model-buttons"):
-            free: dict[str, Any] = {"size": "sm", "interactive": not shared()}
+            free: dict[str, Any] = {"size": "sm", "interactive": may("change the model")}
             inspect = gr.Button(t("model.inspect"), **free)
             load = gr.Button(t("model.load"), variant="primary", elem_id="load-model", **free)
             cancel = gr.Button(t("cancel"), size="sm", variant="stop", visible=HIDDEN)
-        told = t("model.shared") if shared() else None
+        told = None if may("change the model") else t("model.shared")
         status = gr.HTML(told, elem_id="model-status")
     return ModelPanel(
         ident,

@@ -56,7 +56,7 @@ from sst_ui.recipe import (
 from sst_ui.ui.services import quotas, zero_gpu
 from sst_ui.ui.services.job_queue import JobQueue
 from sst_ui.ui.services.merge_forecasts import Merges
-from sst_ui.ui.services.roles import Actor, Role, acting, asks, may
+from sst_ui.ui.services.roles import Actor, Role, acting, ask_model, asks, may
 from sst_ui.ui.services.zero_gpu import on_gpu
 from sst_ui.ui.state.loaded_model import Loaded, Replaced
 
@@ -164,14 +164,14 @@ class Engine:
         weights = replace(edit.weights, modules={**edit.weights.modules, "mlp": 0.0})
         return replace(recipe, edits=(replace(edit, weights=weights),))
 
-    @asks("change the model")
     def inspect(self, spec: ModelSpec) -> Report:
         """What loading would need, before anything is fetched (see `model.load.memory.Report`)."""
+        ask_model(spec)
         return inspect(_placed(spec))
 
-    @asks("change the model")
     def load(self, spec: ModelSpec) -> Generator[Progress, None, Loaded]:
         """Swap the resident model. Windows that worked with the old one are told to reload."""
+        ask_model(spec)
         if not self._swap.acquire(blocking=False):
             raise UserError("a model is already being loaded; wait for it, or cancel it.")
         try:

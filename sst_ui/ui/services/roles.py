@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 import gradio as gr
 from gradio.context import LocalContext
 
-from sst_ui.errors import UserError
+from sst_ui.errors import UserError, shown
+from sst_ui.recipe import ModelSpec
 from sst_ui.ui.state.run_store import shared
 
 
@@ -108,12 +109,20 @@ class Actor:
 
 _now: ContextVar[Actor | None] = ContextVar("actor", default=None)
 _keys: tuple[str, ...] = ()
+_models: tuple[str, ...] = ()  # that visitors may open too; HUB stands for all of the Hub
+HUB = "hub"
 
 
 def keys(given: tuple[str, ...]) -> None:
     """From now on the endpoints want one of these; none for no key."""
     global _keys
     _keys = given
+
+
+def models(given: tuple[str, ...]) -> None:
+    """From now on visitors may open these models too; none for none, `HUB` for any of the Hub."""
+    global _models
+    _models = given
 
 
 def current() -> Actor:
@@ -177,6 +186,8 @@ def _hub_name(request: gr.Request) -> str:
 
 def may(action: str) -> bool:
     """Whether who is at work may do that."""
+    if action == "change the model" and _models:
+        return current().role in EVERYBODY
     return current().role in MAY[action]
 
 
@@ -199,6 +210,22 @@ def ask(action: str) -> None:
     raise Refused(
         f"this studio is shared, and a {current().role} may not {action}; {known}run your own copy."
     )
+
+
+def ask_model(spec: ModelSpec) -> None:
+    """Refuse a model that who is at work may not open.
+
+    Raises:
+        Refused: it is not theirs to choose, not one of those, or would run code of its own.
+    """
+    ask("change the model")
+    if current().role is Role.OWNER:
+        return
+    if spec.trust_remote_code:
+        raise Refused("a shared studio runs no code that comes with a model; switch that off.")
+    if spec.id not in _models and HUB not in _models:
+        names = ", ".join(shown(each).strip("'") for each in _models[:8])
+        raise Refused(f"visitors of this studio may open {names}, and not {shown(spec.id)}.")
 
 
 def asks(action: str, who: Callable[[], Actor] = current) -> Callable[[Work], Work]:
