@@ -1,7 +1,7 @@
 """One line for all jobs: places, fairness, slices, limits; leaving frees the place at once."""
 
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -158,6 +158,19 @@ def test_the_hours_tokens_are_counted_for_each_and_come_back(monkeypatch):
         queue.spend(limit)
     with acting(Actor(Role.OWNER)):
         queue.spend(10 * limit)
+
+
+def test_one_visitor_has_so_many_answers_at_a_time():
+    queue, most = JobQueue(), roles.LIMITS[Role.VISITOR].chats
+    with ExitStack() as stack, acting(ANNA):
+        for _ in range(most):
+            stack.enter_context(queue.chatting())
+        with pytest.raises(Refused, match=f"{most} answers at a time"), queue.chatting():
+            pass
+        with acting(BERT), queue.chatting():
+            pass
+    with acting(ANNA), queue.chatting():
+        pass
 
 
 def test_from_many_threads_no_more_run_than_may():

@@ -236,8 +236,10 @@ def test_the_page_on_security_has_the_programs_own_tables():
         name: ["yes" if role in some else "no" for role in PEOPLE] for name, some in MAY.items()
     }
     assert rows("may") == said
-    names = ("jobs at a time", "tokens of an answer", "tokens of a job", "tokens in an hour",
-             "bytes of an export")  # fmt: skip
+    names = (
+        "jobs at a time", "answers at a time", "tokens of an answer", "tokens of a job",
+        "tokens in an hour", "bytes of an export",
+    )  # fmt: skip
     limits = [[getattr(LIMITS[role], each.name) for role in PEOPLE] for each in fields(Limits)]
     said = [["any" if most is None else f"{most:,}" for most in row] for row in limits]
     assert rows("at most") == dict(zip(names, said, strict=True))

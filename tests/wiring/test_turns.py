@@ -62,6 +62,19 @@ def test_what_was_asked_for_ends_when_its_caller_leaves(client, page, engine, en
     until(lambda: engine.queue.sizes == (0, 0))
 
 
+def test_a_window_that_is_reloaded_twenty_times_leaves_nothing_behind(client, page, endless):
+    begun, closed = endless
+    for n in range(20):
+        window = f"reload {n}"
+        join(client, page, "compare", ["Hello", RECIPE, 8], window)
+        params = {"session_hash": window}
+        with client.stream("GET", "/gradio_api/queue/data", params=params) as told:
+            for _ in told.iter_lines():
+                if len(begun) == n + 1:
+                    break
+    until(lambda: len(closed) == 20)
+
+
 def test_those_who_wait_are_served_when_those_before_them_are_through(
     client, page, engine, monkeypatch
 ):

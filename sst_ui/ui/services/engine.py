@@ -392,7 +392,7 @@ class Engine:
         self.host(key)
         quotas.answer(self.queue, max_new_tokens, len(rows))
         limits = (max_new_tokens, temperature, seed)
-        with self._chatting():
+        with self.queue.chatting(), self._chatting():
             yield from self._chat(key, rows, histories, limits, notify)
 
     @on_gpu(60)

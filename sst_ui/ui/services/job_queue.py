@@ -9,7 +9,8 @@ for a while goes to the end of the line, so that a search of hours holds nobody 
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ class JobQueue:
         self._waiting: list[_Ticket] = []
         self._running: list[_Ticket] = []
         self._took: deque[float] = deque(maxlen=20)  # seconds of the jobs before
+        self._chats: Counter[Actor] = Counter()
         self._spent: dict[str, deque[tuple[float, int]]] = {}  # visitor -> when, tokens
 
     def turn(self, job: Generator[Any, None, Result]) -> Generator[Any, None, Result]:
@@ -68,6 +70,28 @@ class JobQueue:
         finally:
             job.close()
             self._leave(ticket)
+
+    @contextmanager
+    def chatting(self) -> Iterator[None]:
+        """An answer in the chat comes; it waits for no job.
+
+        Raises:
+            Refused: as many of the visitor's come already as may.
+        """
+        who = roles.current()
+        with self._guard:
+            if who.limits.chats is not None and self._chats[who] >= who.limits.chats:
+                raise Refused(
+                    f"a {who.role} of this shared studio may have {who.limits.chats} answers at a "
+                    "time; wait for one to end, or stop one."
+                )
+            self._chats[who] += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._chats[who] -= 1
+                self._chats = +self._chats  # without those who have none
 
     def spend(self, tokens: int) -> None:
         """Count tokens that who is at work asks for, against what they may have in an hour.

@@ -65,6 +65,7 @@ class Limits:
 
     Attributes:
         jobs: running or waiting at the same time.
+        chats: answers that come at the same time.
         answer: tokens of one answer in the chat.
         job: tokens that one evaluation or search may have generated, as it is asked for.
         hour: tokens of all that in an hour.
@@ -72,6 +73,7 @@ class Limits:
     """
 
     jobs: int | None = None
+    chats: int | None = None
     answer: int | None = None
     job: int | None = None
     hour: int | None = None
@@ -80,9 +82,9 @@ class Limits:
 
 LIMITS: Mapping[Role, Limits] = {
     Role.OWNER: Limits(),
-    Role.SIGNED_IN: Limits(jobs=4, answer=2048, job=2_000_000, hour=4_000_000, export=20 * 10**9),
-    Role.VISITOR: Limits(jobs=2, answer=512, job=500_000, hour=1_000_000, export=2 * 10**9),
-    Role.STRANGER: Limits(jobs=0, answer=0, job=0, hour=0, export=0),
+    Role.SIGNED_IN: Limits(4, 8, 2048, 2_000_000, 4_000_000, 20 * 10**9),
+    Role.VISITOR: Limits(2, 3, 512, 500_000, 1_000_000, 2 * 10**9),
+    Role.STRANGER: Limits(0, 0, 0, 0, 0, 0),
 }
 
 
