@@ -53,6 +53,7 @@ def open_page(chosen: argparse.Namespace) -> None:
     disk.sweep(output_dir())  # what was being exported when the program was killed
     engine = Engine(ModelSpec(id=chosen.model))
     page = build(engine)
+    memory.watch()
     address.launch(
         page,
         server_name=chosen.host,
@@ -62,6 +63,5 @@ def open_page(chosen: argparse.Namespace) -> None:
         run_history=False,
         **launch_options(),
     )
-    memory.watch()
     engine.open()  # after the launch: its check of its own address suffers from a busy start
     address.wait(page)

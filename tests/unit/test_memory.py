@@ -5,8 +5,11 @@ from dataclasses import replace
 import pytest
 
 from sst_ui.recipe import Ablation, Recipe, WeightTable
+from sst_ui.ui.events.evaluate import LATEST, _remembered
 from sst_ui.ui.services import memory
+from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import MOST, Variants
+from tests.unit.test_history import result
 
 MB = 10**6
 
@@ -40,6 +43,25 @@ def test_what_the_system_says_is_what_this_process_has():
     assert memory.resident() - before > 50 * MB
     del held
     assert memory.trim() in (True, False)
+    assert memory.few_heaps() in (True, False)
+
+
+def test_a_window_keeps_the_answers_of_its_latest_variants_and_the_numbers_of_all():
+    known, results = Variants(), {}
+    for n in range(LATEST + 3):
+        edit = Ablation(weights=WeightTable(strength=0.1 * (n + 1)))
+        known = known.add(replace(Recipe(), edits=(edit,)))
+        digest = known.items[-1].recipe.digest()
+        results[digest] = (replace(result(edited=0.1 * n), items=("an answer",)),)
+        results[f"done:{digest}"] = "as asked"
+    results["of no variant"] = ()
+    now = known.items[-1].recipe.digest()
+    kept = _remembered(Board("en", known, results), now)
+    digests = [variant.recipe.digest() for variant in known.items[:-1]]
+    assert [name for name in kept if not name.startswith("done:")] == digests
+    assert [bool(kept[name][0].items) for name in digests] == [False] * 2 + [True] * LATEST
+    assert [f"done:{name}" in kept for name in digests] == [False] * 2 + [True] * LATEST
+    assert [kept[name][0].edited for name in digests] == [results[n][0].edited for n in digests]
 
 
 def test_a_window_forgets_its_oldest_variants():

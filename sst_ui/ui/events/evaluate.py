@@ -36,6 +36,7 @@ from sst_ui.ui.widgets.html import Clock, notice
 from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.texts import say
 
+LATEST = 8  # variants of a window beside the current one whose answers are kept
 CANCELLED = ":cancelled"  # mark of a job that ends with a word, beside its own name
 SOUND = measured_by(Evaluation())  # what the controls begin with
 
@@ -136,9 +137,7 @@ def run(
     if board.results.get(f"done:{digest}") == wanted:
         yield {panel.rows: metrics.render(board), panel.progress: "", **_resting(panel)}
         return
-    known = {variant.recipe.digest() for variant in board.variants.items}
-    kept = {k: v for k, v in board.results.items() if k.removeprefix("done:") in known}
-    board = replace(board, results={**kept, digest: ()})
+    board = replace(board, results={**_remembered(board, digest), digest: ()})
     working = {panel.cancel: gr.update(visible=True), panel.run: gr.update(visible=HIDDEN)}
     yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
     done = yield from _rows(panel, session, engine, loaded, board, wanted, mine)
@@ -146,6 +145,18 @@ def run(
         results = {**done.results, f"done:{digest}": wanted}
         rows = metrics.render(done)
         yield {panel.rows: rows, panel.progress: "", session.results: results, **_resting(panel)}
+
+
+def _remembered(board: Board, now: str) -> dict[str, Any]:
+    """The results of a window's other variants: of the latest with all answers, of earlier ones
+    the numbers, so that they are measured again when one is picked."""
+    there = {variant.recipe.digest() for variant in board.variants.items} - {now}
+    kept = {k: v for k, v in board.results.items() if k.removeprefix("done:") in there}
+    measured = [name for name in kept if not name.startswith("done:")]
+    for name in measured[:-LATEST]:
+        kept[name] = tuple(replace(result, items=()) for result in kept[name])
+        kept.pop(f"done:{name}", None)
+    return kept
 
 
 def _rows(

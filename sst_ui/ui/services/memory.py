@@ -1,8 +1,9 @@
 """Giving memory that is free back to the system.
 
-What many threads compute leaves holes in the C library's heaps: an hour of chats and edits took the
-program from .9 to 2 GB, though it held no more than before. glibc gives whole pages back when it is
-told to; elsewhere there is nothing to tell.
+What many threads compute leaves holes in the C library's heaps, of which glibc makes eight for each
+processor: sixteen visitors took the program to 2.4 GB, though it held no more than one. With two
+heaps it stays below 1.4, and what is free goes back when glibc is told to. Elsewhere there is
+nothing to tell.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+M_ARENA_MAX = -8  # of glibc's malloc.h
 PAUSE = 30.0  # seconds between two looks
 GROWN = 64 * 10**6  # bytes since the last time from which it is worth a pause of some milliseconds
 
@@ -24,6 +26,14 @@ def resident() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def few_heaps() -> bool:
+    """Let threads share two heaps from now on; False where the C library cannot."""
+    try:
+        return bool(ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2))
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
 def trim() -> bool:
     """Give free memory back; False where the C library cannot."""
     try:
@@ -33,7 +43,11 @@ def trim() -> bool:
 
 
 def watch() -> None:
-    """Give memory back from now on, whenever enough has come together; returns at once."""
+    """Give memory back from now on, whenever enough has come together; returns at once.
+
+    Before other threads begin.
+    """
+    few_heaps()
     threading.Thread(target=_watch, name="memory", daemon=True).start()
 
 
