@@ -28,7 +28,7 @@ def test_a_filter_is_chosen_predicted_moved_and_applied(window):
         before = page.locator(READOUT).inner_text()
         slider = page.locator("#filter_budget-decades input[type=range]")
         slider.focus()
-        for _ in range(10):
+        for _ in range(4):
             slider.press("ArrowLeft")
         page.wait_for_function(
             "old => document.querySelector('#filter-readout').innerText !== old", arg=before

@@ -28,7 +28,7 @@ def test_a_merge_is_predicted_moved_applied_and_answers(window):
         before = page.locator(CHOSEN).get_attribute("transform")
         slider = page.locator("#budget-decades input[type=range]")
         slider.focus()
-        for _ in range(12):
+        for _ in range(4):
             slider.press("ArrowLeft")
         page.wait_for_function(
             "([path, old]) => document.querySelector(path)?.getAttribute('transform') !== old",

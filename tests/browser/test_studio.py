@@ -104,7 +104,7 @@ def test_a_dragged_slider_moves_the_figure_and_marks_the_button(page):
     before = line(page)
     slider = page.locator("#peak input[type=range]")
     slider.focus()
-    for _ in range(12):
+    for _ in range(4):
         slider.press("ArrowLeft")
     until(lambda: line(page) != before)
     expect(page.locator("#apply")).to_contain_text("Apply changes")
@@ -403,16 +403,22 @@ def test_a_message_longer_than_the_context_is_said_and_the_chat_goes_on(page):
     page.click("#clear")
 
 
-def test_two_windows_keep_their_own_recipe(page, window):
-    with window() as other:
-        other.click("#profile label:has-text('Late')")
-        other.click("#apply")
-        expect(other.locator(".variant.current")).to_contain_text("late_focus")
-        expect(page.locator(".variant.current")).to_contain_text("default")
-        assert page.locator(".variant:has-text('late_focus')").count() == 0
+@pytest.fixture(scope="module")
+def other(window):
+    """A second visitor's page, for the tests that follow it."""
+    with window() as page:
+        yield page
 
 
-def test_apply_right_after_a_profile_applies_that_profile(window, monkeypatch):
+def test_two_windows_keep_their_own_recipe(page, other):
+    other.click("#profile label:has-text('Late')")
+    other.click("#apply")
+    expect(other.locator(".variant.current")).to_contain_text("late_focus")
+    expect(page.locator(".variant.current")).to_contain_text("default")
+    assert page.locator(".variant:has-text('late_focus')").count() == 0
+
+
+def test_apply_right_after_a_profile_applies_that_profile(other, monkeypatch):
     answered = threading.Event()
     picked = draw_draft.with_profile
 
@@ -421,26 +427,24 @@ def test_apply_right_after_a_profile_applies_that_profile(window, monkeypatch):
         return picked(*draft)
 
     monkeypatch.setattr(draw_draft, "with_profile", late)
-    with window() as page:
-        page.click("#profile label:has-text('Narrow')")
-        page.click("#apply")
-        try:
-            expect(page.locator(".variant.current")).to_contain_text("narrow")
-        finally:
-            answered.set()
-        expect(page.locator("#apply")).to_contain_text("Applied")
-        expect(page.locator("#width input[type=number]")).to_have_value("0.08")
+    other.click("#profile label:has-text('Narrow')")
+    other.click("#apply")
+    try:
+        expect(other.locator(".variant.current")).to_contain_text("narrow")
+    finally:
+        answered.set()
+    expect(other.locator("#apply")).to_contain_text("Applied")
+    expect(other.locator("#width input[type=number]")).to_have_value("0.08")
 
 
-def test_variants_survive_a_reload(window):
-    with window() as page:
-        page.click("#profile label:has-text('Early')")
-        page.click("#apply")
-        expect(page.locator(".variant.current")).to_contain_text("early_focus")
-        page.reload()
-        expect(page.locator(".variant.current")).to_contain_text("default")
-        page.click(".variant:has-text('early_focus')")
-        expect(page.locator("#profile label.selected")).to_have_text("Early")
+def test_variants_survive_a_reload(other):
+    other.click("#profile label:has-text('Early')")
+    other.click("#apply")
+    expect(other.locator(".variant.current")).to_contain_text("early_focus")
+    other.reload()
+    expect(other.locator(".variant.current")).to_contain_text("default")
+    other.click(".variant:has-text('early_focus')")
+    expect(other.locator("#profile label.selected")).to_have_text("Early")
 
 
 def test_a_link_opens_with_its_recipe(window, engine):

@@ -2,7 +2,8 @@
 
     python -m sst_ui.jobs.export.read_back FOLDER --reference FILE
 
-Of the studio it uses only `gguf_tokens.py`, so that what it finds is what a stranger finds.
+Of the studio it uses only `gguf_tokens.py` (and `quick_import`, which computes nothing), so that
+what it finds is what a stranger finds.
 
 The reference file (safetensors) holds what the live model computed; one JSON object a line is
 printed: {"done": 1, "total": 8} while it works, and the findings last.
@@ -19,9 +20,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from torch import Tensor
+from sst_ui.quick_import import quick_import
+
+with quick_import():
+    import torch
+    from safetensors import safe_open
+    from torch import Tensor
 
 
 @torch.no_grad()
@@ -67,8 +71,9 @@ def reread(folder: Path, reference: Path) -> dict[str, Any]:
 
 def load(folder: Path, request: dict[str, Any]) -> tuple[Any, str]:
     """The model in the folder, and with what it was read."""
-    import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with quick_import():
+        import transformers
+        from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {
         "dtype": getattr(torch, request["dtype"]),
