@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -71,12 +72,29 @@ class Window:
         self.values = {each["id"]: each["props"].get("value") for each in components}
         self.ids = {each["props"].get("elem_id"): each["id"] for each in components}
         self.events = {each["id"]: each for each in config["dependencies"]}
+        self.open = True
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def __getitem__(self, elem: str) -> Any:
         return self.values[self.ids[elem]]
 
     def __setitem__(self, elem: str, value: Any) -> None:
         self.values[self.ids[elem]] = value
+
+    def _beat(self) -> None:
+        """What tells the server that the window is open, as long as it is."""
+        path = f"/gradio_api/heartbeat/{self.name}"
+        # closing the client ends it in one of several ways
+        with suppress(httpx.HTTPError, httpx.StreamError, RuntimeError, OSError):
+            with self.client.stream("GET", path) as beats:
+                for _ in beats.iter_lines():
+                    if not self.open:
+                        return
+
+    def close(self) -> None:
+        """Leave."""
+        self.open = False
+        self.client.close()
 
     def press(self, elem: str | None, kind: str) -> Iterator[int]:
         """An event of a component, and all that follow from it; yields after every message."""
@@ -160,7 +178,7 @@ def visit(address: str, number: int, end: float, seen: Seen) -> None:
                 seen.errors.append(f"{window.name}: {type(error).__name__}: {error}")
             return
         finally:
-            window.client.close()
+            window.close()
 
 
 def _stay(window: Window, dice: random.Random, number: int, end: float, seen: Seen) -> None:

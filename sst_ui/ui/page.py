@@ -41,7 +41,7 @@ from sst_ui.ui.panels import recipe_text as recipe_panel
 from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.panels import session as session_states
 from sst_ui.ui.panels.weights import ApplyBar, DirectionPanel, WeightsPanel
-from sst_ui.ui.services import zero_gpu
+from sst_ui.ui.services import leaving, zero_gpu
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.state.form import Form, measuring
 from sst_ui.ui.state.results_board import Board
@@ -161,6 +161,7 @@ def build(engine: Engine) -> gr.Blocks:
         delete_cache=(HOUR, 24 * HOUR if shared() else 7 * 24 * HOUR),
     ) as page:
         _connect(page, panels(engine), engine)
+        leaving.forget_windows(page)
     if zero_gpu.lent():  # there Gradio lets one event wait, and refuses the rest of a page's
         page.queue(max_size=WAITING)
     return page

@@ -2,13 +2,14 @@
 
 import json
 import threading
+from datetime import datetime
 
 import httpx
 import pytest
 import yaml
 
 from sst_ui.progress import Progress
-from sst_ui.ui.services import job_queue
+from sst_ui.ui.services import job_queue, leaving
 from tests.patience import SECONDS, until
 
 RECIPE = yaml.safe_dump({"version": 1, "model": {"id": "demo"}})
@@ -73,6 +74,27 @@ def test_a_window_that_is_reloaded_twenty_times_leaves_nothing_behind(client, pa
                 if len(begun) == n + 1:
                     break
     until(lambda: len(closed) == 20)
+
+
+def test_what_is_kept_of_a_window_goes_some_time_after_it_was_closed(client, page, monkeypatch):
+    monkeypatch.setattr(leaving, "LATER", 0.1)
+    holder = page.app.state_holder
+    join(client, page, "weights", [RECIPE], "gone")
+    until(lambda: "gone" in holder.session_data)
+    with client.stream("GET", "/gradio_api/heartbeat/gone") as beat:
+        next(beat.iter_lines())
+    until(lambda: "gone" not in holder.session_data)
+    assert "gone" not in holder.time_last_used
+
+
+def test_a_window_that_was_used_again_is_kept(client, page):
+    holder, closed = page.app.state_holder, datetime.now()
+    join(client, page, "weights", [RECIPE], "back")
+    until(lambda: "back" in holder.session_data)
+    leaving.forget(page, "back", closed)
+    assert "back" in holder.session_data
+    leaving.forget(page, "back", datetime.now())
+    assert "back" not in holder.session_data
 
 
 def test_those_who_wait_are_served_when_those_before_them_are_through(

@@ -36,7 +36,7 @@ from sst_ui.ui.widgets.html import Clock, notice
 from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.texts import say
 
-LATEST = 8  # variants of a window beside the current one whose answers are kept
+LATEST = 4  # variants of a window beside the current one whose answers are kept
 CANCELLED = ":cancelled"  # mark of a job that ends with a word, beside its own name
 SOUND = measured_by(Evaluation())  # what the controls begin with
 

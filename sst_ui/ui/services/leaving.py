@@ -1,12 +1,20 @@
-"""Whether whoever called an endpoint is still there.
+"""Who has left: callers of an endpoint, and windows.
 
 Gradio closes a generator when its caller goes, but lets a function run to its end; it marks the
-event, and has no public way to ask.
+event, and has no public way to ask. Of a window that was closed it keeps the states for an hour and
+all else until there are too many windows: a few megabytes each.
 """
 
+import threading
 from collections.abc import Callable
+from datetime import datetime
 
+import gradio as gr
 from gradio.context import LocalContext
+
+from sst_ui.ui.services.roles import asks, sender
+
+LATER = 300.0  # seconds that a window is kept, for a line that only broke off
 
 
 def watch() -> Callable[[], bool]:
@@ -21,3 +29,27 @@ def watch() -> Callable[[], bool]:
         )
 
     return left
+
+
+def forget_windows(page: gr.Blocks) -> None:
+    """From now on what the server keeps of a window goes some minutes after it was closed."""
+
+    @asks("look", sender)
+    def leave(request: gr.Request) -> None:
+        if request.session_hash:
+            timer = threading.Timer(LATER, forget, (page, request.session_hash, datetime.now()))
+            timer.daemon = True
+            timer.start()
+
+    page.unload(leave)
+
+
+def forget(page: gr.Blocks, window: str, closed: datetime) -> None:
+    """What the server keeps of a window, unless it was used again since it was closed."""
+    holder = page.app.state_holder
+    used = holder.time_last_used.get(window)
+    if used is None or used > closed:
+        return
+    holder.delete_state(window)  # calls what the states want to be called at their end
+    holder.session_data.pop(window, None)
+    holder.time_last_used.pop(window, None)
