@@ -1,9 +1,9 @@
 """Giving memory that is free back to the system.
 
 What many threads compute leaves holes in the C library's heaps, of which glibc makes eight for each
-processor: sixteen visitors took the program to 2.4 GB, though it held no more than one. With two
-heaps it stays below 1.4, and what is free goes back when glibc is told to. Elsewhere there is
-nothing to tell.
+processor: sixteen visitors took the program to 2.4 GB within minutes, though it held little more
+than one. Threads share two heaps here, and what is free goes back whenever glibc is told to
+(`python -m benchmarks.load`). Elsewhere there is nothing to tell.
 """
 
 import ctypes
