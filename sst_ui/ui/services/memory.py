@@ -1,9 +1,9 @@
 """Giving memory that is free back to the system.
 
 What many threads compute leaves holes in the C library's heaps, of which glibc makes eight for each
-processor: sixteen visitors took the program to 2.4 GB within minutes, though it held little more
-than one. Threads share two heaps here, and what is free goes back whenever glibc is told to
-(`python -m benchmarks.load`). Elsewhere there is nothing to tell.
+processor: an hour of one person in the page took it from .75 to 2.1 GB, though it held no more.
+Threads share two heaps here, and what is free goes back whenever glibc is told to (measured by
+`python -m benchmarks.load`). Elsewhere there is nothing to tell.
 """
 
 import ctypes
