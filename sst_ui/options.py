@@ -15,6 +15,7 @@ from sst_ui.schema import Slider, described
 Strategy = Literal["grid", "staged", "sensitivity", "tpe"]
 Start = Literal["recipe", "signal"]
 Format = Literal["adapter", "model", "mergekit", "gguf"]
+VERIFIED = 8  # prompts that the page begins with; a command verifies where it is told to
 Rounding = Literal["nearest", "stochastic"]
 Contrast = Literal["best", "harmless", "inside"]  # best: whichever of the others is
 
@@ -58,7 +59,7 @@ class ExportOptions:
     format: Format = "adapter"
     rounding: Rounding = "nearest"
     rank: Rank | None = None
-    verify: Annotated[Whole, Field(ge=0)] = 0
+    verify: Annotated[Whole, Field(ge=0)] = 0  # on the page at first VERIFIED
 
     def __post_init__(self) -> None:
         schema.check(self)

@@ -84,6 +84,8 @@ def test_with_keys_a_call_without_one_may_do_nothing_and_the_page_is_as_it_was(s
 
 def test_keys_are_wanted_of_the_owners_own_programs_too(keys):
     assert roles.of(request(headers={}), endpoint=True).role is Role.STRANGER
+    mine = request(headers={"authorization": "Bearer first-key"})
+    assert roles.of(mine, endpoint=True).role is Role.OWNER
 
 
 @pytest.fixture
@@ -201,6 +203,7 @@ def test_a_huge_evaluation_or_search_is_refused_before_it_begins(shared):
         with pytest.raises(Refused, match="tokens of a job"):
             quotas.evaluation(queue, Evaluation(samples=5000, max_new_tokens=500), "demo")
         quotas.search(queue, Recipe(), SearchSpec("tpe", trials=20, samples=32, max_new_tokens=24))
+        quotas.search(queue, Recipe(model=ModelSpec(id="someone/small")), SearchSpec("grid"))
         with pytest.raises(Refused, match="tokens of a job"):
             quotas.search(queue, Recipe(), SearchSpec("tpe", trials=10**6))
     with acting(Actor(Role.OWNER)):

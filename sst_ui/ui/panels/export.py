@@ -22,7 +22,7 @@ from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.metrics.result_files import stem
 from sst_ui.model.weights.staged_folder import MANIFEST
-from sst_ui.options import ExportOptions
+from sst_ui.options import VERIFIED, ExportOptions
 from sst_ui.paths import output_dir
 from sst_ui.program import program
 from sst_ui.recipe import Recipe
@@ -35,7 +35,6 @@ from sst_ui.ui.widgets.texts import say, t
 
 SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
 SOUND = {**vars(ExportOptions()), "rank": 0, "folder": ""}
-VERIFIED = 8  # prompts that the page begins with; a command verifies where it is told to
 SMALL = 256_000_000  # bytes of an export that is offered as one download
 ROUNDED, RANKED = ("model", "gguf"), ("adapter", "mergekit")  # formats with that setting
 

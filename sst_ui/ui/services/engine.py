@@ -390,9 +390,9 @@ class Engine:
             notify: told how many old turns each row does not see, if any (see `jobs.chat.chat`).
         """
         self.host(key)
-        quotas.answer(self.queue, max_new_tokens, len(rows))
         limits = (max_new_tokens, temperature, seed)
         with self.queue.chatting(), self._chatting():
+            quotas.answer(self.queue, max_new_tokens, len(rows))
             yield from self._chat(key, rows, histories, limits, notify)
 
     @on_gpu(60)

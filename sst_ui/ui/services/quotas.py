@@ -7,6 +7,7 @@ from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.jobs.evaluate.evaluate import limits
 from sst_ui.jobs.search.objectives import SearchSpec, presets, tokens
+from sst_ui.maths import kernel
 from sst_ui.metrics.registry import default_metrics, prompts_named
 from sst_ui.model.runtime.host import Host
 from sst_ui.options import Format
@@ -61,7 +62,8 @@ def search(queue: JobQueue, recipe: Recipe, spec: SearchSpec) -> None:
     """
     if current().role is Role.OWNER:
         return
-    trials = spec.trials or presets()["trials"]
+    usual = presets()["trials"] if spec.strategy == "tpe" else len(kernel.grid())
+    trials = spec.trials or usual
     each = (spec.samples or WHOLE) * tokens(recipe, spec)
     total = trials * each * max(1, len(spec.objectives))
     within(WHAT, current().limits.job, total)

@@ -160,11 +160,13 @@ def sender(endpoint: bool = False) -> Actor:
 def of(request: gr.Request, endpoint: bool = False) -> Actor:
     """Who sent a request, see `sender`."""
     window = getattr(request, "session_hash", None) or ""
-    if not shared() and not (endpoint and _keys):
+    place = _key(request) if endpoint and _keys else None
+    if endpoint and _keys and place is None:
+        return Actor(Role.STRANGER)
+    if not shared():
         return Actor(Role.OWNER, window)
-    if endpoint and _keys:
-        place = _key(request)
-        return Actor(Role.STRANGER) if place is None else Actor(Role.SIGNED_IN, f"key {place}")
+    if place is not None:
+        return Actor(Role.SIGNED_IN, f"key {place}")
     name = getattr(request, "username", None) or _hub_name(request)
     return Actor(Role.SIGNED_IN, name) if name else Actor(Role.VISITOR, window)
 
@@ -282,7 +284,7 @@ def within(what: str, limit: int | None, wanted: float) -> None:
     """Refuse more than who is at work may ask for.
 
     Args:
-        what: it is, in words: "tokens in an answer".
+        what: it is, in words: "tokens of an answer".
 
     Raises:
         Refused: it is more.
