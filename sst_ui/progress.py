@@ -39,6 +39,16 @@ class Waiting(Progress):
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Midway(Progress):
+    """A step in the middle of a batch, whose memory is held until the end of that."""
+
+
+@dataclass(frozen=True)
+class Joint(Progress):
+    """A step that chats had a part in: they need no more time to go first."""
+
+
 def finish(
     job: Generator[Any, None, Result], each: Callable[[Any], None] = lambda _: None
 ) -> Result:

@@ -7,7 +7,7 @@ has tokens, kana take three each, and nothing is fetched.
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from sst_ui.model.inference.generate import replies
+from sst_ui.model.inference.replies import replies
 from sst_ui.model.load.reasoning import split
 from sst_ui.model.runtime.host import Host
 from sst_ui.paths import PRESETS
@@ -57,3 +57,9 @@ def answers(host: Host, prompts, rows, max_new_tokens: int, batch: int | None = 
     found = yield from replies(host, prompts, rows, max_new_tokens, batch)
     texts = [host.answer(reply.tokens) for reply in found]
     return [split(text)[1] if split(text)[0] else text for text in texts]
+
+
+def every_pass(monkeypatch, forward) -> None:
+    """Let `forward` compute each pass of an answer, in the running batch and outside of it."""
+    for name in ("generate", "running_batch", "joining"):
+        monkeypatch.setattr(f"sst_ui.model.inference.{name}.forward", forward)

@@ -15,7 +15,7 @@ from sst_ui.jobs.directions.measure import resolve
 from sst_ui.jobs.directions.rounds import rounds
 from sst_ui.metrics.text.refusal_phrases import is_refusal
 from sst_ui.model.inference.answer_residuals import along_answers
-from sst_ui.model.inference.generate import replies
+from sst_ui.model.inference.replies import replies
 from sst_ui.model.inference.residuals import residuals
 from sst_ui.model.runtime.host import load
 from sst_ui.options import RoundsOptions

@@ -8,7 +8,7 @@ from sst_ui.jobs.chat import chat, fit
 from sst_ui.maths.directions import random
 from sst_ui.model.hooks.live_edits import RowEdit
 from sst_ui.progress import finish
-from tests.talk import answers, tiny_host
+from tests.talk import answers, every_pass, tiny_host
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,7 @@ def test_too_little_memory_is_a_message_not_a_crash(small, monkeypatch):
     def tight(*args, **settings):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    for name in ("generate", "running_batch"):
-        monkeypatch.setattr(f"sst_ui.model.inference.{name}.forward", tight)
+    every_pass(monkeypatch, tight)
     with pytest.raises(UserError, match=r"a prompt of \d+ tokens does not fit the memory"):
         list(chat(small, [()], [[user("Hi")]], 8))
     with pytest.raises(UserError, match="does not fit the memory"):

@@ -12,7 +12,7 @@ from sst_ui.maths.directions import Directions
 from sst_ui.maths.merge.low_rank import Delta
 from sst_ui.model.architecture.discover import discover
 from sst_ui.model.hooks.live_edits import LiveEdits, RowDelta, RowEdit
-from sst_ui.model.inference.generate import replies
+from sst_ui.model.inference.replies import replies
 from sst_ui.progress import finish
 from tests.tiny import ARCHITECTURES, EXPERTS, HIDDEN, LAYERS, VARIANTS, ids, tiny
 

@@ -16,10 +16,11 @@ from sst_ui.model.hooks.layer_sharing import Fork, fork
 from sst_ui.model.hooks.live_edits import RowDelta, RowEdit
 from sst_ui.model.inference import generate as generation
 from sst_ui.model.inference import logprobs as score
-from sst_ui.model.inference.generate import generate, logprobs, replies, teacher_forced
+from sst_ui.model.inference.generate import generate, logprobs, teacher_forced
 from sst_ui.model.inference.prefill import ability, fitting
+from sst_ui.model.inference.replies import replies
 from sst_ui.progress import finish
-from tests.talk import tiny_host
+from tests.talk import every_pass, tiny_host
 from tests.tiny import ARCHITECTURES, EXPERTS, HIDDEN, VARIANTS
 
 ALL = ARCHITECTURES + VARIANTS
@@ -284,6 +285,6 @@ def test_memory_that_is_short_halves_forked_rows_too(llama, monkeypatch):
             raise torch.OutOfMemoryError
         return real(host, batch, plan, *args, **settings)
 
-    monkeypatch.setattr(generation, "forward", tight)
+    every_pass(monkeypatch, tight)
     assert finish(replies(llama, texts, rows, STEPS)) == expected
     assert max(refused) > 4

@@ -8,17 +8,11 @@ import torch
 from sst_ui.errors import UserError
 from sst_ui.model.inference import generate as module
 from sst_ui.model.inference import logprobs as score
-from sst_ui.model.inference.generate import (
-    Text,
-    generate,
-    logprobs,
-    pick,
-    replies,
-    teacher_forced,
-    written,
-)
+from sst_ui.model.inference import running_batch
+from sst_ui.model.inference.generate import Text, generate, logprobs, pick, teacher_forced, written
+from sst_ui.model.inference.replies import replies
 from sst_ui.progress import Progress, finish
-from tests.talk import answers, byte_tokenizer, tiny_host
+from tests.talk import answers, byte_tokenizer, every_pass, tiny_host
 
 WINDOW = {"sliding_window": 8}  # shorter than the prompts, so that it matters
 FAMILIES = {
@@ -197,7 +191,7 @@ def test_top_p_draws_from_the_nucleus_only():
 
 def test_answers_leave_the_thinking_out(small, monkeypatch):
     script = iter(small.tokens("<think>hm</think>\n\nYes."))
-    monkeypatch.setattr(module, "pick", lambda *_: [next(script)])
+    monkeypatch.setattr(running_batch, "pick", lambda *_: [next(script)])
     asked = answers(small, [small.encode("Hi")], None, len("<think>hm</think>\n\nYes."))
     assert finish(asked) == ["Yes."]
 
@@ -210,7 +204,9 @@ def test_nothing_to_score_is_no_error(small):
     assert [len(logs) for logs in teacher_forced(small, [prompt], [[]])] == [0]
 
 
-def test_a_batch_that_does_not_fit_the_memory_is_halved(small, monkeypatch):
+@pytest.mark.parametrize("joint", [True, False], ids=["with chats", "alone"])
+def test_a_batch_that_does_not_fit_the_memory_is_halved(small, monkeypatch, joint):
+    monkeypatch.setattr("sst_ui.model.inference.replies.together_with_chats", lambda _: joint)
     sizes = []
     real = module.forward
 
@@ -222,7 +218,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(small, monkeypatch):
 
     prompts = [small.encode(text) for text in (*PROMPTS, "One more")]
     expected = finish(answers(small, prompts, None, 6))
-    monkeypatch.setattr(module, "forward", tight)
+    every_pass(monkeypatch, tight)
     assert finish(answers(small, prompts, None, 6)) == expected
     assert max(sizes) > 2
 
@@ -269,7 +265,7 @@ def test_an_error_of_the_model_passes_through(small, monkeypatch):
     def broken(*args, **settings):
         raise RuntimeError("a kernel failed")
 
-    monkeypatch.setattr(module, "forward", broken)
+    every_pass(monkeypatch, broken)
     with pytest.raises(RuntimeError, match="a kernel failed"):
         finish(answers(small, [small.encode("Hi")], None, 6))
 

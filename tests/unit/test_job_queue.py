@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from sst_ui.progress import Progress, Waiting
+from sst_ui.progress import Midway, Progress, Waiting
 from sst_ui.ui.services import job_queue, roles
 from sst_ui.ui.services.job_queue import JobQueue
 from sst_ui.ui.services.roles import Actor, Refused, Role, acting
@@ -110,6 +110,25 @@ def test_a_long_job_lets_others_go_first_and_comes_back(monkeypatch):
     assert long.next() == Progress("long", 1, 5)  # nothing of it is lost
     assert long.next().stage == "queue"
     assert short.next() == Progress("short", 1, 2)
+
+
+def test_a_job_keeps_its_turn_to_the_end_of_a_batch_that_it_has_begun(monkeypatch):
+    queue = JobQueue(at_once=1)
+    monkeypatch.setattr(job_queue, "SLICE", 0.0)
+
+    def answering():
+        yield Midway("amid", 0, 2)
+        yield Midway("amid", 1, 2)
+        yield Progress("between", 2, 2)
+        yield Progress("next", 2, 2)
+
+    long, short = Started(queue, ANNA, "long"), Started(queue, BERT, "short", 2)
+    long.steps = queue.turn(answering())
+    assert long.next().stage == "amid"
+    assert short.next().stage == "queue"
+    assert [long.next().stage, long.next().stage] == ["amid", "between"]
+    assert long.next().stage == "queue"  # nothing is held now
+    assert short.next().stage == "short"
 
 
 def test_nobody_gives_way_where_nobody_waits(monkeypatch):

@@ -7,7 +7,7 @@ from sst_ui.jobs.evaluate import observers
 from sst_ui.jobs.evaluate.evaluate import evaluate
 from sst_ui.metrics.detector_accuracy import labelled
 from sst_ui.metrics.text import languages
-from sst_ui.model.inference.generate import Reply
+from sst_ui.model.inference.replies import Reply
 from sst_ui.paths import ROOT
 from sst_ui.progress import finish
 from sst_ui.recipe import Evaluation

@@ -14,7 +14,8 @@ from sst_ui.jobs.merge import method_fronts
 from sst_ui.maths.merge.low_rank import Delta
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.model.inference.fisher import moments
-from sst_ui.model.inference.generate import logprobs, replies
+from sst_ui.model.inference.generate import logprobs
+from sst_ui.model.inference.replies import replies
 from sst_ui.model.lora.adapters import write_adapter
 from sst_ui.paths import DEMO
 from sst_ui.progress import finish

@@ -9,6 +9,7 @@ from sst_ui.jobs.evaluate import observers
 from sst_ui.jobs.evaluate.observers import Task
 from sst_ui.metrics.text.answer import Answer
 from sst_ui.model.inference import generate as module
+from sst_ui.model.inference.replies import Reply
 from sst_ui.model.load.reasoning import marks, shown, split
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec
@@ -127,7 +128,7 @@ def host():
 
 def answered(monkeypatch, host, text, ended=True):
     """The answer that metrics see where the model says this text."""
-    reply = module.Reply(tuple(host.tokens(text)), ended)
+    reply = Reply(tuple(host.tokens(text)), ended)
 
     def replies(*_, **__):
         yield from ()

@@ -27,13 +27,14 @@ from sst_ui.model.inference import joining
 from sst_ui.model.inference import running_batch as module
 from sst_ui.model.inference.generate import generate
 from sst_ui.model.inference.joining import able
+from sst_ui.model.inference.replies import replies, together_with_chats
 from sst_ui.model.inference.running_batch import running, together
 from sst_ui.model.runtime.host import load
 from sst_ui.paths import PRESETS
 from sst_ui.progress import finish
 from sst_ui.recipe import KINDS, ModelSpec
 from sst_ui.recipe import load as load_recipe
-from tests.talk import tiny_host
+from tests.talk import every_pass, tiny_host
 from tests.unit.test_concurrency import together as at_once
 
 STEPS = 14
@@ -542,3 +543,56 @@ def test_a_batch_goes_with_its_model():
     del host, job
     gc.collect()
     assert seen() is None
+
+
+# Jobs
+
+
+def test_a_chat_begins_before_jobs_that_wait_and_all_are_as_alone(small, monkeypatch, passes):
+    asked = callers(small)
+    monkeypatch.setattr(module, "JOBS", 2)  # so the second job waits for the first
+    expected = [alone(small, *asked[n]) for n in (0, 1, 2)]
+    first, second = (together(small, *asked[n], STEPS, job=True) for n in (0, 1))
+    chat = together(small, *asked[2], STEPS)
+    assert in_turn([first, second, chat], [0, 1, 2]) == expected
+    assert max(passes) == 4  # the first job and the chat
+    assert empty(small)
+
+
+def test_a_job_with_all_its_rows_leaves_chats_their_room(small, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 2)
+    monkeypatch.setattr(module, "JOBS", 2)
+    asked = callers(small)
+    job = together(small, *asked[0], STEPS, job=True)
+    chat = together(small, *asked[2], STEPS)
+    begun, column = next(job), next(chat)
+    assert running(small).size == 4
+    assert [column, *chat] == alone(small, *asked[2])
+    assert [begun, *job] == alone(small, *asked[0])
+
+
+def test_a_job_that_does_not_fit_beside_a_chat_tries_fewer_rows_at_once(small, monkeypatch):
+    asked, prompts = callers(small), [small.encode("Hi")] * 4
+    expected, (said,) = alone(small, *asked[0]), finish(replies(small, prompts[:1], None, 4))
+    chat = together(small, *asked[0], STEPS)
+    begun, real = next(chat), joining.forward
+
+    def tight(host, batch, *args, **settings):
+        if len(batch.ids) > 3:
+            raise torch.OutOfMemoryError
+        return real(host, batch, *args, **settings)
+
+    every_pass(monkeypatch, tight)
+    assert finish(replies(small, prompts, None, 4)) == [said] * 4
+    assert [begun, *chat] == expected
+    assert empty(small)
+
+
+def test_rows_of_jobs_stay_apart_where_they_would_hold_up_chats_or_round(small, monkeypatch):
+    assert together_with_chats(small)
+    monkeypatch.setattr(small, "parameters", 135_000_000)  # a pass of 34 rows is a long one
+    assert not together_with_chats(small)
+    half = host_of("llama")
+    half.model.to(torch.bfloat16)
+    assert able(half)
+    assert not together_with_chats(half)

@@ -17,7 +17,7 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.maths import kernel
 from sst_ui.paths import DEMO
-from sst_ui.progress import finish
+from sst_ui.progress import Joint, finish
 from sst_ui.recipe import Evaluation, ModelSpec
 from sst_ui.ui import launch_options
 from sst_ui.ui import page as studio
@@ -88,6 +88,17 @@ def test_a_job_goes_on_though_there_is_always_a_chat(engine, monkeypatch):
         begin = time.monotonic()
         assert finish(engine._beside(job())) == 3
         assert time.monotonic() - begin >= 0.1  # and gave way
+
+
+def test_a_job_whose_rows_the_chats_compute_as_well_does_not_wait_for_them(engine, monkeypatch):
+    def job():
+        yield Joint("", 1, 1)
+
+    monkeypatch.setattr(engine_module, "WAY", 300.0)
+    with engine._chatting():
+        begin = time.monotonic()
+        finish(engine._beside(job()))
+        assert time.monotonic() - begin < 60
 
 
 def test_a_bad_recipe_is_answered_with_its_message_and_the_studio_goes_on(engine, address, recipe):

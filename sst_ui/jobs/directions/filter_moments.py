@@ -23,7 +23,7 @@ from sst_ui.maths.filtered import EXACT, SMALL, Moments, subspace
 from sst_ui.model.architecture.module_roles import Writer
 from sst_ui.model.inference.batch import Row
 from sst_ui.model.inference.fisher_step import Conversation, Where
-from sst_ui.model.inference.generate import replies
+from sst_ui.model.inference.replies import replies
 from sst_ui.model.inference.writer_moments import input_sketches, writer_moments
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress

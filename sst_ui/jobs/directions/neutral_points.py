@@ -20,7 +20,7 @@ from sst_ui.data.prompt_sets import load as load_prompts
 from sst_ui.jobs.directions.residual_cache import captured, encode
 from sst_ui.lru import Memory
 from sst_ui.maths.directions import Directions
-from sst_ui.model.inference.generate import replies
+from sst_ui.model.inference.replies import replies
 from sst_ui.model.inference.written import written_means
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress

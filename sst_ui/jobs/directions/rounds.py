@@ -37,7 +37,7 @@ from sst_ui.metrics.registry import METRICS, Metric
 from sst_ui.metrics.text.labels import LABELS, Label, label
 from sst_ui.model.inference.batch import Row
 from sst_ui.model.inference.fisher_step import Conversation
-from sst_ui.model.inference.generate import replies
+from sst_ui.model.inference.replies import replies
 from sst_ui.model.runtime.host import Host
 from sst_ui.options import Contrast, RoundsOptions
 from sst_ui.paths import PRESETS

@@ -18,7 +18,8 @@ from sst_ui.metrics.results import Shown
 from sst_ui.metrics.text.answer import Answer
 from sst_ui.metrics.text.refusal_phrases import is_refusal, openers
 from sst_ui.model.hooks.live_edits import Edit
-from sst_ui.model.inference.generate import logprobs, replies, teacher_forced
+from sst_ui.model.inference.generate import logprobs, teacher_forced
+from sst_ui.model.inference.replies import replies
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 

@@ -28,8 +28,8 @@ from sst_ui.errors import UserError
 from sst_ui.jobs.directions.measure import HELDOUT
 from sst_ui.jobs.export.expected_weights import expectations
 from sst_ui.model.hooks.live_edits import Edit
-from sst_ui.model.inference.generate import replies
 from sst_ui.model.inference.logprobs import teacher_forced
+from sst_ui.model.inference.replies import replies
 from sst_ui.model.load.source import open_source
 from sst_ui.model.runtime.host import Host
 from sst_ui.paths import ROOT

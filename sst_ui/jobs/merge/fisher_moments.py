@@ -21,8 +21,8 @@ from sst_ui.maths.merge.subspace import PARTS, Moments
 from sst_ui.model.hooks.low_rank import RowDelta
 from sst_ui.model.inference.batch import Row
 from sst_ui.model.inference.fisher import Beside, Conversation, Labels, moments
-from sst_ui.model.inference.generate import replies
 from sst_ui.model.inference.input_basis import input_directions
+from sst_ui.model.inference.replies import replies
 from sst_ui.model.lora.adapters import Adapter
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress

@@ -4,25 +4,20 @@ The loop is a generator that gives one column of tokens per step; closing it sto
 between two steps the model is free for other work.
 """
 
-import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.model.inference.batch import Batch, Room, Row, forward, rows_for, tokens_a_step
+from sst_ui.model.inference.batch import Batch, Row, forward, rows_for
 from sst_ui.model.inference.kv_cache import fresh_cache
 from sst_ui.model.inference.logprobs import logprobs, teacher_forced
-from sst_ui.model.inference.prefill import Prefill, arranged, fitting, start
+from sst_ui.model.inference.prefill import Prefill, start
 from sst_ui.model.load.reasoning import shown
 from sst_ui.model.runtime.host import Host
-from sst_ui.progress import Progress
 
-__all__ = ["generate", "logprobs", "replies", "teacher_forced", "written"]
-
-ROWS = 32  # answers at a time; more would not be faster, and a step would hold up a chat
+__all__ = ["generate", "logprobs", "teacher_forced", "written"]
 
 
 def generate(
@@ -218,62 +213,3 @@ def written(host: Host, columns: Iterable[dict[int, int]], rows: int) -> Generat
         for row, token in column.items():
             texts[row].push(token)
         yield [shown(host.template.opened + text.text) for text in texts]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The tokens of one answer; `ended` says that the model ended it, not the length limit."""
-
-    tokens: tuple[int, ...]
-    ended: bool
-
-
-def replies(
-    host: Host,
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence[Row] | None,
-    max_new_tokens: int,
-    batch: int | None = None,
-    stage: str = "answers",
-) -> Generator[Progress, None, list[Reply]]:
-    """Greedy answers to many prompts, in their order.
-
-    Prompts of similar length share a batch; a batch that does not fit the memory is halved.
-
-    Args:
-        batch: rows at a time (default: as many as the device can take in a short step).
-
-    Yields:
-        Progress in finished answers, several times a second.
-    """
-    rows = rows_for(prompts, rows)
-    room = Room(batch or ROWS)
-    waiting = arranged(host, prompts, rows)
-    found = [Reply((), True)] * len(prompts)
-    done, told = 0, 0.0
-    yield Progress(stage, 0, len(prompts))
-    while waiting:
-        longest = len(prompts[waiting[0]])
-        chunk = waiting[: room.size]
-        if not batch:
-            texts, edits = [prompts[i] for i in chunk], [rows[i] for i in chunk]
-            chunk = chunk[: fitting(host, texts, edits, [1] * len(chunk), tokens_a_step(host))]
-        tokens: dict[int, list[int]] = {i: [] for i in chunk}
-        with room.attempt(len(chunk), longest):
-            steps = generate(
-                host, [prompts[i] for i in chunk], [rows[i] for i in chunk], max_new_tokens
-            )
-            for column in steps:
-                for row, token in column.items():
-                    tokens[chunk[row]].append(token)
-                if time.monotonic() - told > 0.2:
-                    told = time.monotonic()
-                    yield Progress(stage, done + len(chunk) - len(column), len(prompts))
-        if room.failed:
-            continue
-        for i in chunk:
-            found[i] = Reply(tuple(tokens[i]), len(tokens[i]) < max_new_tokens)
-        waiting = waiting[len(chunk) :]
-        done += len(chunk)
-        yield Progress(stage, done, len(prompts))
-    return found

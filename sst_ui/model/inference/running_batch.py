@@ -38,7 +38,8 @@ from sst_ui.model.inference.kv_cache import fresh_cache
 from sst_ui.model.inference.prefill import arranged, fitting, start
 from sst_ui.model.runtime.host import Host
 
-ROWS = 32  # at a time; those of further callers wait in order
+ROWS = 32  # of chats at a time; those of further callers wait in order
+JOBS = 96  # of jobs, beside them: a metric's 64, and others while its last answers come
 
 
 def together(
@@ -49,8 +50,13 @@ def together(
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
     top_p: float = 1.0,
+    job: bool = False,
 ) -> Generator[dict[int, int]]:
     """Like `generate`, in one batch with everybody else who calls this with the same host.
+
+    Args:
+        job: nobody reads these answers as they come: chats begin first, and an error for want of
+            memory is passed on as it is, for a job that has more rows tries fewer.
 
     The tokens are the same, but for roundings: in half precision the last bits of a row may depend
     on how many others there are, and where two tokens are nearly equally likely, so may the answer.
@@ -61,7 +67,7 @@ def together(
     rows = rows_for(prompts, rows)
     if not prompts or max_new_tokens < 1:
         return
-    if len(prompts) > ROWS or not able(host):
+    if len(prompts) > (JOBS if job else ROWS) or not able(host):
         yield from generate(host, prompts, rows, max_new_tokens, temperature, seed, top_p)
         return
     check_lengths(host, prompts)
@@ -73,6 +79,7 @@ def together(
         limit=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
+        job=job,
     )
     guest.rows = [
         _Answer(guest, number, [*prompt], edits, die)
@@ -94,6 +101,7 @@ class _Guest:
     Attributes:
         plan: of the rows that have not ended.
         limit: longest answer in tokens.
+        job: see `together`.
         rows: those that have not ended.
         columns: what the caller has not fetched yet.
         awake: set behind every pass.
@@ -105,6 +113,7 @@ class _Guest:
     limit: int
     temperature: float
     top_p: float
+    job: bool = False
     rows: "list[_Answer]" = field(default_factory=list)
     columns: deque[dict[int, int]] = field(default_factory=deque)
     awake: threading.Event = field(default_factory=threading.Event)
@@ -117,6 +126,11 @@ class _Guest:
         if len(stay) < len(self.rows):
             self.plan = self.plan.select([self.rows.index(row) for row in stay])
             self.rows = [*stay]
+
+    @property
+    def divides(self) -> bool:
+        """Whether the caller, told that memory is short, tries fewer rows."""
+        return self.job and len(self.rows) > 1
 
     def end(self, error: BaseException | None = None) -> None:
         """All is said."""
@@ -155,7 +169,7 @@ class RunningBatch:
         self._rows: list[_Answer] = []  # those of the block
         self._block: Block | None = None
         self._plan: Plan | None = None
-        self._most = ROWS  # rows that fit the memory
+        self._most = ROWS + JOBS  # rows that fit the memory
         self._few = ROWS  # callers to begin with in one pass
         self._full = False  # nobody else fits until someone leaves
         self._began = False  # the last pass read prompts: now it is the others' turn
@@ -260,21 +274,24 @@ class RunningBatch:
             self._block.keep(stay)
             self._plan = joined([guest.plan for guest in self._seated])
         else:
-            self._block, self._plan, self._most = None, None, ROWS
+            self._block, self._plan, self._most = None, None, ROWS + JOBS
 
     def _admitted(self, host: Host) -> list[_Guest]:
         """Who begins now: the first of those who wait, as far as there is room, and no more than
-        the others gladly wait for."""
-        found: list[_Guest] = []
+        the others gladly wait for. Chats first, and not in a pass with the long prompts of jobs."""
         if self._full and self._block is not None:
-            return found
-        free = self._most - self.size
-        while len(found) < min(self._few, len(self._waiting)):
-            guest = self._waiting[len(found)]
-            free -= len(guest.rows)
-            if free < 0 and (found or self._block is not None):
+            return []
+        found: list[_Guest] = []
+        for job, most in ((False, ROWS), (True, JOBS)):
+            kind = sum(row.guest.job is job for row in self._rows)
+            free = min(most - kind, self._most - self.size)
+            for guest in [each for each in self._waiting if each.job is job][: self._few]:
+                free -= len(guest.rows)
+                if free < 0 and (found or self._block is not None):
+                    break
+                found.append(guest)
+            if found:
                 break
-            found.append(guest)
         while len(found) > 1:
             rows = [row for guest in found for row in guest.rows]
             texts, edits = [row.tokens for row in rows], [row.edits for row in rows]
@@ -298,18 +315,17 @@ class RunningBatch:
             tight = out_of_memory(error)
             if len(guests) > 1:
                 self._few = (len(guests) + 1) // 2
-            elif tight and self._block is not None:
+            elif tight and self._block is not None and not guests[0].divides:
                 self._full = True
             else:
-                longest = max(len(row.tokens) for row in guests[0].rows)
-                self._waiting.popleft()
-                guests[0].end(too_little_memory(longest) if tight else error)
+                self._waiting.remove(guests[0])
+                guests[0].end(_told(guests[0], error))
             if tight and torch.cuda.is_available():
                 torch.cuda.empty_cache()
             return
         self._few = ROWS
-        for _ in guests:
-            self._waiting.popleft()
+        for guest in guests:
+            self._waiting.remove(guest)
         self._seated += guests
         self._say(host, rows, logits)
         block.append([row.tokens[-1] for row in rows])
@@ -366,14 +382,20 @@ class RunningBatch:
         self._full = False
         tight = isinstance(error, Exception) and out_of_memory(error)
         if tight and len(guests) == 1:
-            longest = max(len(row.tokens) for row in guests[0].rows)
-            guests[0].end(too_little_memory(longest))
+            guests[0].end(_told(guests[0], error))
         elif tight or not isinstance(error, Exception):
             self._waiting.extendleft(reversed(guests))
             self._most = max(1, rows // 2) if tight else self._most
         else:
             for guest in guests:
                 guest.end(error)
+
+
+def _told(guest: _Guest, error: BaseException) -> BaseException:
+    """What a caller hears of an error that concerns its rows."""
+    if guest.divides or not isinstance(error, Exception) or not out_of_memory(error):
+        return error
+    return too_little_memory(max(len(row.tokens) for row in guest.rows))
 
 
 def _read(host: Host, guests: Sequence[_Guest], rows: Sequence[_Answer]) -> tuple[Block, Tensor]:

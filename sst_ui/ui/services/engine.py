@@ -43,7 +43,7 @@ from sst_ui.model.load.memory import Report
 from sst_ui.model.runtime.host import Host, inspect, load
 from sst_ui.options import Format, RoundsOptions
 from sst_ui.paths import PRESETS, directions_dir
-from sst_ui.progress import Progress, finish
+from sst_ui.progress import Joint, Progress, finish
 from sst_ui.recipe import (
     Ablation,
     DirectionSpec,
@@ -526,6 +526,8 @@ class Engine:
                 except StopIteration as end:
                     return end.value
                 yield part
+                if isinstance(part, Joint):
+                    continue
                 until = time.monotonic() + WAY
                 while self._chats and time.monotonic() < until:
                     time.sleep(0.02)

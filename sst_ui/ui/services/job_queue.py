@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sst_ui.progress import Waiting
+from sst_ui.progress import Midway, Waiting
 from sst_ui.ui.services import roles
 from sst_ui.ui.services.roles import Actor, Refused
 
@@ -66,7 +66,8 @@ class JobQueue:
                 except StopIteration as end:
                     return end.value
                 yield step
-                self._let_others(ticket)
+                if not isinstance(step, Midway):  # or everyone in the line would hold a batch
+                    self._let_others(ticket)
         finally:
             job.close()
             self._leave(ticket)
