@@ -164,13 +164,18 @@ def said(window: Window, side: str) -> str:
     return text.rpartition("</div>")[2].strip()
 
 
-def visit(address: str, number: int, end: float, seen: Seen) -> None:
-    """One visitor until the end, under one name after the other."""
+def visit(address: str, number: int, end: float, seen: Seen, samples: int | None = None) -> None:
+    """One visitor until the end, under one name after the other.
+
+    Args:
+        end: by the monotonic clock. What was begun then is done to its end.
+        samples: prompts of each metric (default: the page's own choice).
+    """
     dice, names = random.Random(number), itertools.count()
     while time.monotonic() < end:
         window = Window(address, f"visitor{number}x{next(names)}")
         try:
-            _stay(window, dice, number, end, seen)
+            _stay(window, dice, number, end, seen, samples)
         except Gone:
             seen.counts["left in the middle"] += 1
         except (RuntimeError, httpx.HTTPError, KeyError, TypeError) as error:
@@ -181,9 +186,18 @@ def visit(address: str, number: int, end: float, seen: Seen) -> None:
             window.close()
 
 
-def _stay(window: Window, dice: random.Random, number: int, end: float, seen: Seen) -> None:
+def _stay(
+    window: Window,
+    dice: random.Random,
+    number: int,
+    end: float,
+    seen: Seen,
+    samples: int | None,
+) -> None:
     for _ in window.press(None, "load"):
         pass
+    if samples is not None:
+        window["metric-samples"] = samples
     if number == 0:
         window["search-trials"] = "4"
         for _ in window.press("run-search", "click"):
