@@ -470,9 +470,9 @@ class Engine:
             if (known := self._measured.get(asked)) is not None:
                 yield from known
                 return known
-        quotas.evaluation(self.queue, evaluation, host.spec.id)
+        tokens = quotas.evaluation(evaluation, host.spec.id)
         job = self._evaluate(key, recipe, evaluation)
-        results = yield from self.queue.turn(self._beside(job))
+        results = yield from self.queue.turn(self._beside(job), tokens)
         if asked and all(result.base.n for result in results):  # prompts may be there next time
             self._measured.put(asked, results)
         return results
@@ -489,9 +489,9 @@ class Engine:
         self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None
     ) -> Generator[Opened | Progress | Candidate, None, None]:
         """A search (see `jobs.search.search.search`); ends with `Replaced` when the model is."""
-        quotas.search(self.queue, recipe, spec)
+        tokens = quotas.search(recipe, spec)
         job = self._beside(self._search(key, recipe, spec, storage))
-        with closing(self.queue.turn(job)) as job:
+        with closing(self.queue.turn(job, tokens)) as job:
             for part in job:
                 yield part
                 self.host(key)
@@ -507,9 +507,9 @@ class Engine:
         self, key: str, recipe: Recipe, evaluation: Evaluation
     ) -> Generator[Progress, None, Numbers]:
         """The numbers of one recipe, as a search measures them but on prompts of your choice."""
-        quotas.evaluation(self.queue, evaluation, self.host(key).spec.id)
+        tokens = quotas.evaluation(evaluation, self.host(key).spec.id)
         job = self._beside(self._held_out(key, recipe, evaluation))
-        return (yield from self.queue.turn(job))
+        return (yield from self.queue.turn(job, tokens))
 
     @on_gpu(60)
     def _held_out(
