@@ -128,7 +128,7 @@ class Merges:
     ) -> Generator[Progress | Line, None, None]:
         """Every method (or those named) on the same prompts, a line each as they are finished."""
         host, queue = self._engine.host(key), self._engine.queue
-        tokens = quotas.evaluation(evaluation, host.spec.id) * len(methods or METHODS)
+        tokens = quotas.evaluation(evaluation, host.spec.id) * len(list(methods or METHODS))
         yield from queue.turn(self._compare(key, spec, evaluation, methods), tokens)
 
     @on_gpu(300)
