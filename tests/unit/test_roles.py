@@ -240,7 +240,7 @@ def test_the_page_on_security_has_the_programs_own_tables():
     assert rows("may") == said
     names = (
         "jobs at a time", "answers at a time", "tokens of an answer", "tokens of a job",
-        "tokens in an hour", "bytes of an export",
+        "tokens in an hour", "bytes of an export", "bytes of uploads in a day",
     )  # fmt: skip
     limits = [[getattr(LIMITS[role], each.name) for role in PEOPLE] for each in fields(Limits)]
     said = [["any" if most is None else f"{most:,}" for most in row] for row in limits]

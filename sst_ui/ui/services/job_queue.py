@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from sst_ui.progress import Waiting
 from sst_ui.ui.services import roles
+from sst_ui.ui.services.allowance import Allowance, Spent
 from sst_ui.ui.services.roles import Actor, Refused
 
 Result = TypeVar("Result")
@@ -25,7 +26,6 @@ MOST = 64  # jobs that wait; each holds a thread of the server's
 LOOK = 0.2  # seconds between two looks at whether it is one's turn
 SLICE = 15.0  # seconds that a job runs at least before it lets others go first
 HOUR = 3600.0
-REMEMBERED = 1024  # visitors whose tokens are counted
 
 
 @dataclass(eq=False)
@@ -45,7 +45,7 @@ class JobQueue:
         self._running: list[_Ticket] = []
         self._took: deque[float] = deque(maxlen=20)  # seconds of the jobs before
         self._chats: Counter[Actor] = Counter()
-        self._spent: dict[str, deque[tuple[float, int]]] = {}  # visitor -> when, tokens
+        self._tokens = Allowance(HOUR)
 
     def turn(
         self, job: Generator[Any, None, Result], tokens: int = 0
@@ -110,23 +110,17 @@ class JobQueue:
 
     def _spend(self, actor: Actor, tokens: int) -> None:
         """As `spend`; the guard is held."""
-        limit, now = actor.limits.hour, time.monotonic()
+        limit = actor.limits.hour
         if limit is None:
             return
-        spent = self._spent.pop(actor.name, deque())
-        self._spent[actor.name] = spent  # the last to be forgotten
-        while len(self._spent) > REMEMBERED:
-            del self._spent[next(iter(self._spent))]
-        while spent and spent[0][0] < now - HOUR:
-            spent.popleft()
-        used = sum(count for _, count in spent)
-        if used + tokens > limit:
-            minutes = max(1, round((HOUR - (now - spent[0][0])) / 60)) if spent else 60
+        try:
+            self._tokens.take(actor.name, tokens, limit)
+        except Spent as spent:
             raise Refused(
-                f"a {actor.role} of this shared studio may have {limit:,} tokens generated in "
-                f"an hour, and {used:,} are used. Ask for less, or again in {minutes} minutes."
-            )
-        spent.append((now, tokens))
+                f"a {actor.role} of this shared studio may have {limit:,} tokens generated in an "
+                f"hour, and {spent.used:,} are used. Ask for less, or again in {spent.minutes} "
+                "minutes."
+            ) from spent
 
     def _enter(self, who: Actor, tokens: int) -> _Ticket:
         ticket = _Ticket(who)
