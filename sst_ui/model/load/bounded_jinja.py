@@ -201,7 +201,7 @@ class Bounded(ImmutableSandboxedEnvironment):
             _formatted(str(left), [*(right if isinstance(right, tuple) else [right]), *named])
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **more: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **more: Any) -> Any:
         """A call of a method or function, where what it builds is not too much."""
         name = "lipsum" if __obj is __self.globals.get("lipsum") else _name(__obj)
         owner = getattr(__obj, "__self__", None)
