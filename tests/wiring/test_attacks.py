@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,6 +268,19 @@ def test_uploads_together_are_kept_within_room(tmp_path):
         os.utime(path, (age, age))
     visitors.make_room(tmp_path, 250)
     assert [name for name in "abcd" if (tmp_path / name / "file").exists()] == ["c", "d"]
+
+
+def test_an_upload_of_before_the_clock_was_set_back_does_not_outlive_the_newer_ones(tmp_path):
+    names = "abc"
+    for name in names:
+        (tmp_path / name).write_bytes(b"x" * 100)
+    hour = time.time() + 3600
+    os.utime(tmp_path / "a", (hour, hour))
+    visitors.make_room(tmp_path, 10**6)
+    for name in "bc":
+        os.utime(tmp_path / name)
+    visitors.make_room(tmp_path, 200)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
 
 
 def test_another_windows_answer_or_job_is_not_stopped(page, visitor, engine):

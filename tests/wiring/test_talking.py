@@ -1,6 +1,7 @@
 """The chat without a browser: whose an answer is, its seed, what it did not see, interruptions."""
 
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -254,6 +255,11 @@ def test_what_is_handed_in_or_offered_does_not_stay_for_ever(page, engine, known
     folders = list(show_results._folder().iterdir())
     assert len(folders) == 3
     assert all(Path(path).is_file() for path in files), "the newest are there"
+    for folder in folders:  # the clock was set back since
+        os.utime(folder, (9e9, 9e9))
+    results = {known.now.recipe.digest(): measured(7)}
+    files = [f["value"] for f in show_results.files(Board("en", known, results))]
+    assert all(Path(path).is_file() for path in files)
 
 
 def test_a_recipe_without_edits_answers_as_what_it_is(engine):

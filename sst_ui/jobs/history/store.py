@@ -347,5 +347,5 @@ def known_results(recipe: Recipe) -> tuple[MetricResult, ...]:
 
 
 def _record(row: tuple) -> Record:
-    *plain, metrics, place = row
-    return Record(*plain, tuple(json.loads(metrics)), place)
+    number, time, model, name, digest, text, metrics, place = row
+    return Record(number, time, model, name, digest, text, tuple(json.loads(metrics)), place)
