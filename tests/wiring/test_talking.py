@@ -138,6 +138,16 @@ def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engi
         assert Conversation.from_rows(turns) == Conversation()
 
 
+@pytest.mark.parametrize(("after", "said"), [(2, True), (0, False)])
+def test_an_answer_for_which_memory_was_short_says_so(
+    page, engine, known, monkeypatch, after, said
+):
+    counts = iter((0, after))
+    monkeypatch.setattr(engine, "short", lambda key: next(counts))
+    *_, update = ask(page, engine, "send", known, Conversation(), "Hello", numbers=(4, 0, ""))
+    assert ("memory is short" in part(update, page, "chat-status")) == said
+
+
 @pytest.mark.parametrize("name", ["again", "edit"])
 def test_an_empty_chat_has_nothing_to_do_again_and_says_so_below_it(page, engine, known, name):
     if name == "again":

@@ -38,6 +38,7 @@ from sst_ui.maths.merge.registry import METHODS
 from sst_ui.metrics.results import MetricResult
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.hooks.self_check import EditReport
+from sst_ui.model.inference.running_batch import running
 from sst_ui.model.load.fingerprint import state
 from sst_ui.model.load.memory import Report
 from sst_ui.model.runtime.host import Host, inspect, load
@@ -430,6 +431,11 @@ class Engine:
             return False
         running.stopped = True
         return True
+
+    def short(self, key: str) -> int:
+        """How often memory was too short for all the answers on their way, which then go on a few
+        at a time."""
+        return running(self.host(key)).short
 
     def tokens(self, key: str, texts: Sequence[str]) -> int:
         """How many tokens these texts have together."""
