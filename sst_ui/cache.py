@@ -103,7 +103,8 @@ def trim(allowed: float) -> None:
                 if ENTRY.fullmatch(entry.name):
                     with suppress(OSError):  # somebody else makes room at the same time
                         about = entry.stat(follow_symlinks=False)
-                        found.append((about.st_mtime_ns, about.st_size, entry.path))
+                        used = disk.touched(Path(entry.path), about)
+                        found.append((used, about.st_size, entry.path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
         if total <= allowed:

@@ -47,6 +47,7 @@ SQLITE = {  # SQLite tells the same in words of its own
     "unable to open database file": errno.EACCES,
 }
 LINE = 300  # characters of a path in a message
+AHEAD = 60 * 10**9  # nanoseconds by which the clock of a network disk may be ahead
 STALE = 86400.0  # seconds after which a folder counts as left behind where there are no locks
 
 
@@ -361,10 +362,24 @@ def _claim(goal: Path) -> tuple[Path, int | None]:
         os.close(lock)
 
 
+def touched(path: Path, about: os.stat_result) -> int:
+    """When a file was last written or used, in nanoseconds.
+
+    One from the future, which the clock was set back from, counts as of now and ages from there: it
+    would outlive all that is written until the clock is there again.
+    """
+    now = time.time_ns()
+    if about.st_mtime_ns <= now + AHEAD:
+        return about.st_mtime_ns
+    with suppress(OSError):  # of somebody else
+        os.utime(path)
+    return now
+
+
 def _old(folder: Path) -> bool:
     """Whether a folder without a lock has not been touched for so long that nobody will."""
     with suppress(OSError):
-        return time.time() - folder.stat().st_mtime > STALE
+        return time.time_ns() - touched(folder, folder.stat()) > STALE * 1e9
     return False
 
 

@@ -3,8 +3,7 @@
 from sst_ui.quick_import import quick_import
 
 with quick_import():
-    from sst_ui.ui.page import build
+    from sst_ui.ui.page import build, launch_options
     from sst_ui.ui.services.engine import Engine
-    from sst_ui.ui.widgets.theme import launch_options
 
 __all__ = ["Engine", "build", "launch_options"]

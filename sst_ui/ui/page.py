@@ -41,11 +41,12 @@ from sst_ui.ui.panels import recipe_text as recipe_panel
 from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.panels import session as session_states
 from sst_ui.ui.panels.weights import ApplyBar, DirectionPanel, WeightsPanel
-from sst_ui.ui.services import leaving, zero_gpu
+from sst_ui.ui.services import leaving, uploads, zero_gpu
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.state.form import Form, measuring
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.run_store import shared
+from sst_ui.ui.widgets import theme
 from sst_ui.ui.widgets.texts import t
 
 WAITING = 1000  # events of all visitors on a Space whose GPU is lent
@@ -151,7 +152,7 @@ class Screen:
 
 
 def build(engine: Engine) -> gr.Blocks:
-    """The page over an engine; launch it with `theme.launch_options()`."""
+    """The page over an engine; launch it with `launch_options()`."""
     # Gradio sums up the times of its last 10,000 events after every one of them.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
     with gr.Blocks(
@@ -165,6 +166,11 @@ def build(engine: Engine) -> gr.Blocks:
     if zero_gpu.lent():  # there Gradio lets one event wait, and refuses the rest of a page's
         page.queue(max_size=WAITING)
     return page
+
+
+def launch_options() -> dict[str, Any]:
+    """What `Blocks.launch` needs: the look, and the limit of uploads in front of the routes."""
+    return {**theme.launch_options(), "app_kwargs": uploads.limited()}
 
 
 def panels(engine: Engine) -> Screen:

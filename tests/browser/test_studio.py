@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from sst_ui import recipe as recipes
 from sst_ui.ui.events import draw_draft
+from sst_ui.ui.services import roles
 from tests.patience import SECONDS, until
 
 pytestmark = pytest.mark.browser
@@ -322,6 +323,23 @@ def test_a_file_that_is_too_large_is_refused_with_its_name_and_the_limit(page, t
     chooser.value.set_files(big)
     expect(toasts(page).first).to_contain_text("20.0 Mb")
     expect(toasts(page).first).to_contain_text("big.csv")
+    page.locator(".toast-close").first.click()
+    page.locator("#direction-upload .label-wrap").first.click()
+    page.click("#direction-panel > .label-wrap")
+
+
+def test_a_visitor_who_has_uploaded_enough_is_told_so_in_the_page(page, tmp_path, monkeypatch):
+    (small := tmp_path / "small.csv").write_text("prompt\nHello\n")
+    monkeypatch.setenv("SST_SHARED", "1")
+    limits = replace(roles.LIMITS[roles.Role.VISITOR], uploads=0)
+    monkeypatch.setitem(roles.LIMITS, roles.Role.VISITOR, limits)
+    page.click("#direction-panel .label-wrap")
+    page.locator("#direction-upload .label-wrap").first.click()
+    with page.expect_file_chooser() as chooser:
+        page.click("#direction-file")
+    chooser.value.set_files(small)
+    expect(toasts(page).first).to_contain_text("A visitor of this shared studio may upload")
+    monkeypatch.undo()
     page.locator(".toast-close").first.click()
     page.locator("#direction-upload .label-wrap").first.click()
     page.click("#direction-panel > .label-wrap")

@@ -18,6 +18,7 @@ from sst_ui.jobs.evaluate.evaluate import MetricResult, evaluate
 from sst_ui.jobs.purpose import goal
 from sst_ui.maths.directions import random
 from sst_ui.model.hooks.live_edits import RowEdit
+from sst_ui.model.inference import generate as generating
 from sst_ui.model.inference.generate import logprobs
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation
@@ -50,6 +51,24 @@ def write(tmp_path):
 def chats(write):
     """Ten prompts of different length."""
     return write("chats", *({"prompt": f"{w} " * (i + 1)} for i, w in enumerate(WORDS)))
+
+
+def test_an_evaluation_that_does_not_fit_the_memory_says_so_and_goes_on(small, chats, monkeypatch):
+    wanted = Evaluation(metrics=(f"refusal_rate@{chats}",), max_new_tokens=4)
+    expected = finish(evaluate(small, edits(small), wanted))
+    observations.forget()
+    real = generating.forward
+
+    def tight(host, batch, *args, **settings):
+        if len(batch.ids) > 2:
+            raise torch.OutOfMemoryError
+        return real(host, batch, *args, **settings)
+
+    monkeypatch.setattr(generating, "forward", tight)
+    heard = []
+    assert finish(evaluate(small, edits(small), wanted), heard.append) == expected
+    said = [step.warning for step in heard if isinstance(step, Progress) and step.warning]
+    assert "do not fit the memory; going on with" in said[-1]
 
 
 def edits(host, alpha: float = 1.0, seed: int = 0) -> tuple[RowEdit, ...]:

@@ -219,8 +219,12 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(small, monkeypatch, join
     prompts = [small.encode(text) for text in (*PROMPTS, "One more")]
     expected = finish(answers(small, prompts, None, 6))
     every_pass(monkeypatch, tight)
-    assert finish(answers(small, prompts, None, 6)) == expected
+    heard = []
+    assert finish(answers(small, prompts, None, 6), heard.append) == expected
     assert max(sizes) > 2
+    said = [step.warning for step in heard if step.warning]
+    assert said[-1].endswith("going on with 2 at a time, which takes longer.")
+    assert len(said) == len(set(said)), "once for each size"
 
 
 def test_likelihoods_too_are_halved_where_memory_is_short(small, monkeypatch):

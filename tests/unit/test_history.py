@@ -6,16 +6,19 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from sst_ui.errors import UserError
+from sst_ui.jobs.history import records
 from sst_ui.jobs.history.records import Record, compare, record
 from sst_ui.jobs.history.store import History, known_results, remember
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.paths import ROOT, data_dir
 from sst_ui.recipe import Ablation, Evaluation, Merge, ModelSpec, Recipe, WeightTable
+from sst_ui.ui.state.run_store import Shelf
 
 
 def recipe(strength=1.0, name="", **more):
@@ -54,6 +57,75 @@ def test_a_recipe_applied_again_is_one_run_and_keeps_its_numbers(history):
     newest = history.list()[0]
     assert (newest.id, len(history.list())) == (first, 2)
     assert newest.metrics[0]["edited"]["value"] == 0.1
+
+
+def test_runs_made_after_the_clock_was_set_back_are_the_newest(history, monkeypatch, tmp_path):
+    clock = [1e9]
+    monkeypatch.setattr(records.time, "time", lambda: clock[0])
+    shelf, ids = Shelf(None), []
+    for strength in (0.25, 0.5, 1.0):
+        ids.append(history.add(recipe(strength), "demo", [result(edited=strength)]))
+        shelf = shelf.add(recipe(strength), "demo")
+        clock[0] -= 3600
+    assert [r.id for r in history.list()] == ids[::-1]
+    assert [r.id for r in history.list(limit=1)] == ids[-1:]
+    assert history.add(recipe(0.25), "demo") == ids[0]
+    again = [ids[0], *ids[:0:-1]]
+    assert [r.id for r in history.list()] == again, "applied again: its time becomes now"
+    shelf = shelf.add(recipe(0.25), "demo")
+    for runs in (again[:1], again[1:2], again):
+        gone = history.delete(runs)
+        history.restore(gone)
+        assert [r.id for r in history.list()] == again
+        fewer, gone = shelf.delete(runs)
+        assert [r.id for r in fewer.restore(gone).list()] == again
+    quick = replace(recipe(0.5), evaluation=Evaluation(preset="quick"))
+    newest = history.add(quick, "demo", [result(edited=0.75)])
+    assert history.get(recipe(0.5).digest()).id == newest
+
+
+OLDER = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, model TEXT NOT NULL,
+    name TEXT NOT NULL, digest TEXT NOT NULL, measured TEXT NOT NULL, recipe TEXT NOT NULL,
+    metrics TEXT NOT NULL, words TEXT NOT NULL, UNIQUE (model, digest, measured)
+);
+CREATE INDEX runs_time ON runs (time);
+PRAGMA user_version = 1;
+"""
+
+
+def older(path):
+    """A history of the first layout, whose second run was applied again."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript(OLDER)
+        for number, when in ((1, 10.0), (2, 30.0), (3, 20.0)):
+            row = record(recipe(number / 4), "demo")
+            values = (number, when, "demo", "", row.digest, row.measured, row.text, "[]", "words")
+            db.execute(f"INSERT INTO runs VALUES ({', '.join('?' * 9)})", values)
+
+
+def test_a_history_of_the_first_layout_keeps_its_order_and_goes_on(tmp_path):
+    older(tmp_path / "history.sqlite")
+    history = History(tmp_path / "history.sqlite")
+    assert [r.id for r in history.list()] == [2, 3, 1]
+    assert history.add(recipe(1.0), "demo") == 4
+    assert [r.id for r in History(history.path).list()] == [4, 2, 3, 1]
+
+
+def test_one_of_the_first_layout_that_cannot_be_written_to_can_be_read(tmp_path, monkeypatch):
+    older(tmp_path / "history.sqlite")
+    history = History(tmp_path / "history.sqlite")
+    writable = history._prepare
+
+    def refuse(db, fixed=False):
+        if not fixed:
+            raise sqlite3.OperationalError("attempt to write a readonly database")
+        writable(db, fixed)
+
+    monkeypatch.setattr(history, "_prepare", refuse)
+    assert [r.id for r in history.list()] == [2, 3, 1]
+    assert history.get(recipe(0.25).digest()).id == 1
 
 
 def test_another_model_or_another_evaluation_is_another_run(history):

@@ -179,6 +179,29 @@ def test_the_hours_tokens_are_counted_for_each_and_come_back(monkeypatch):
         queue.spend(10 * limit)
 
 
+def test_a_job_that_is_not_taken_in_costs_no_tokens(monkeypatch):
+    monkeypatch.setattr(job_queue, "MOST", 1)
+    queue, limit = JobQueue(at_once=1), roles.LIMITS[Role.VISITOR].hour
+    running = [Started(queue, ANNA, ""), Started(queue, ANNA, "")]
+    assert all(each.next() for each in running)
+    for who, why in ((ANNA, "2 jobs at a time"), (BERT, "waiting already")):
+        with acting(who):
+            with pytest.raises(Refused, match=why):
+                next(queue.turn(job(""), limit))
+            queue.spend(limit)
+
+
+def test_a_job_of_more_tokens_than_are_left_takes_no_place():
+    queue, limit = JobQueue(), roles.LIMITS[Role.VISITOR].hour
+    with acting(ANNA):
+        with closing(queue.turn(job(""), limit - 10)) as taken:
+            next(taken)
+        with pytest.raises(Refused, match="an hour"):
+            next(queue.turn(job(""), 11))
+        assert queue.sizes == (0, 0)
+        next(queue.turn(job(""), 10))
+
+
 def test_one_visitor_has_so_many_answers_at_a_time():
     queue, most = JobQueue(), roles.LIMITS[Role.VISITOR].chats
     with ExitStack() as stack, acting(ANNA):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -434,6 +435,30 @@ def test_what_was_not_used_for_longest_makes_room(folder, monkeypatch):
     assert sizes(folder) <= 10_000
     assert not put(4, 20_000).exists(), "an entry larger than all of it is not kept"
     assert [path.exists() for path in paths] == [True, False, True, True]
+
+
+def test_an_entry_of_before_the_clock_was_set_back_ages_like_the_others(folder, monkeypatch):
+    monkeypatch.setenv(cache.SETTING, "1e-5")
+    future = put(0, 4000, used=time.time() + 3600)
+    second = put(1, 4000)
+    assert future.stat().st_mtime <= time.time()
+    os.utime(future, (1e9, 1e9))
+    third = put(2, 4000)
+    assert [path.exists() for path in (future, second, third)] == [False, True, True]
+
+
+@pytest.mark.parametrize(("hours", "goes"), [(1, False), (-1, False), (-25, True)])
+def test_without_locks_a_folder_goes_by_its_age_and_one_from_the_future_is_of_now(
+    tmp_path, monkeypatch, hours, goes
+):
+    monkeypatch.setattr(disk, "lock_of", lambda path: None)
+    (left := tmp_path / ".r.partial-0123abcd").mkdir()
+    when = time.time() + 3600 * hours
+    os.utime(left, (when, when))
+    disk.sweep(tmp_path)
+    assert left.exists() != goes
+    if hours > 0:
+        assert left.stat().st_mtime <= time.time()
 
 
 def test_an_entry_in_use_does_not_make_room(folder, monkeypatch):

@@ -197,17 +197,16 @@ def test_an_answer_is_as_long_as_the_role_may_have_it(shared):
 
 
 def test_a_huge_evaluation_or_search_is_refused_before_it_begins(shared):
-    queue = JobQueue()
     with acting(VISITOR):
-        quotas.evaluation(queue, Evaluation(), "demo")
+        quotas.evaluation(Evaluation(), "demo")
         with pytest.raises(Refused, match="tokens of a job"):
-            quotas.evaluation(queue, Evaluation(samples=5000, max_new_tokens=500), "demo")
-        quotas.search(queue, Recipe(), SearchSpec("tpe", trials=20, samples=32, max_new_tokens=24))
-        quotas.search(queue, Recipe(model=ModelSpec(id="someone/small")), SearchSpec("grid"))
+            quotas.evaluation(Evaluation(samples=5000, max_new_tokens=500), "demo")
+        quotas.search(Recipe(), SearchSpec("tpe", trials=20, samples=32, max_new_tokens=24))
+        quotas.search(Recipe(model=ModelSpec(id="someone/small")), SearchSpec("grid"))
         with pytest.raises(Refused, match="tokens of a job"):
-            quotas.search(queue, Recipe(), SearchSpec("tpe", trials=10**6))
+            quotas.search(Recipe(), SearchSpec("tpe", trials=10**6))
     with acting(Actor(Role.OWNER)):
-        quotas.search(queue, Recipe(), SearchSpec("tpe", trials=10**6))
+        quotas.search(Recipe(), SearchSpec("tpe", trials=10**6))
 
 
 def test_an_export_that_would_fill_the_disk_is_refused(shared, host, monkeypatch, tmp_path):
@@ -241,7 +240,7 @@ def test_the_page_on_security_has_the_programs_own_tables():
     assert rows("may") == said
     names = (
         "jobs at a time", "answers at a time", "tokens of an answer", "tokens of a job",
-        "tokens in an hour", "bytes of an export",
+        "tokens in an hour", "bytes of an export", "bytes of uploads in a day",
     )  # fmt: skip
     limits = [[getattr(LIMITS[role], each.name) for role in PEOPLE] for each in fields(Limits)]
     said = [["any" if most is None else f"{most:,}" for most in row] for row in limits]

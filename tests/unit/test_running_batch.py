@@ -438,7 +438,8 @@ def test_prompts_that_fail_fail_alone(small, monkeypatch):
     assert empty(small)
 
 
-def test_where_memory_is_short_fewer_answer_at_a_time_and_all_as_alone(small, monkeypatch):
+def test_where_memory_is_short_fewer_answer_at_a_time_and_all_as_alone(small, monkeypatch, caplog):
+    caplog.set_level("INFO")
     asked = callers(small)
     expected = [alone(small, *one) for one in asked]
     assert able(small)
@@ -461,6 +462,8 @@ def test_where_memory_is_short_fewer_answer_at_a_time_and_all_as_alone(small, mo
     assert in_turn(jobs, [0, 0, 1, 1, 2, 3]) == expected
     # rows in the middle of their answers began again, and not at every step
     assert 0 < refused.count(joining) < 6
+    assert running(small).short >= len(refused)
+    assert "at a time do not fit the memory; going on with" in caplog.text
     assert empty(small)
 
 

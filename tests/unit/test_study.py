@@ -301,6 +301,22 @@ def test_a_new_storage_is_made_once_by_processes_that_come_at_the_same_time(stor
     assert optuna.get_all_study_names(storage) == ["mine"]
 
 
+def test_a_trial_that_another_process_gave_up_when_the_clock_jumped_ends_no_search(
+    storage, tmp_path
+):
+    mine, other = (Study("mine", [True], ROWS, storage) for _ in range(2))
+    (asked,) = mine.ask(1, draw=True)
+    with closing(sqlite3.connect(tmp_path / "searches.sqlite")) as db, db:
+        # what an hour forward makes of the last beat
+        db.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-1 hour')")
+    other.reclaim()
+    mine.tell(asked.number, [0.0], {"a": 1}, [0.5], gate=[0.25])
+    (again,) = mine.ask(1, draw=False)
+    assert again.params == asked.params
+    mine.tell(again.number, [0.0], {})
+    assert [t.state for t in rows(storage)] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
 def test_another_search_of_the_same_name_is_refused(storage):
     Study("mine", [True, True], ROWS, storage)
     for lower in ([True, False], [True]):

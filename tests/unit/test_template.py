@@ -1,5 +1,6 @@
 """From messages to tokens: the traps that break other tools, one test each."""
 
+import subprocess
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from sst_ui.errors import UserError
 from sst_ui.model.load import step_limit
 from sst_ui.model.load.chat_template import TEMPLATES, ChatTemplate, read_template
+from sst_ui.paths import ROOT
 from sst_ui.recipe import ModelSpec
 from tests.talk import CHATML, byte_tokenizer, tiny_host
 
@@ -127,6 +129,84 @@ def test_a_template_that_does_not_come_to_an_end_is_stopped_and_said(loop, monke
     with pytest.raises(UserError, match="does not come to an end"):
         template.format([*USER, {"role": "assistant", "content": "Hi"}] * 2 + USER)
     assert sys.gettrace() is before
+
+
+# What one call into C would build, constant (so that Jinja computes it while it compiles) or not.
+BOMBS = [
+    "{{ 'a' * 10**10 }}",
+    "{{ 'a' * 1000000000 }}",
+    "{{ [0] * 10**9 }}",
+    "{% set x = 'a' * 10**9 %}",
+    "{% set n = messages | length * 10**9 %}{{ 'a' * n }}",
+    "{{ '%999999999d' % 1 }}",
+    "{{ '%*d' % (999999999, 1) }}",
+    "{{ '%999999999d' | format(1) }}",
+    "{{ '{:>999999999}'.format('') }}",
+    "{{ '{:>{}}'.format('', 999999999) }}",
+    "{{ '{a:>999999999}'.format_map({'a': ''}) }}",
+    "{{ 'x' | center(10**9) }}",
+    "{{ 'x' | center(1000000000) }}",
+    "{{ 'x'.ljust(10**9) }}",
+    "{{ 'x' | indent(10**9, true) }}",
+    "{{ ('\n' * 10**5) | indent(10**5) }}",
+    "{{ (1).to_bytes(10**9, 'big') | length }}",
+    "{{ 1 | round(-10**9) }}",
+    "{{ 9 ** (9 ** 9) }}",
+    "{{ range(10**9) | list }}",
+    "{{ ('a' * 10**5).replace('a', 'b' * 10**5) }}",
+    "{{ ('a' * 10**5) | replace('', 'b' * 10**5) }}",
+    "{{ (['a'] * 10**5) | join('b' * 10**5) }}",
+    "{{ ('b' * 10**5).join(['a'] * 10**5) }}",
+    "{{ {'a': [1]} | tojson(indent=10**9) }}",
+    "{{ lipsum(n=10**9) }}",
+    "{% set x = namespace(s='a') %}{% for i in range(50) %}{% set x.s = x.s ~ x.s %}{% endfor %}",
+    "{% set x = namespace(s='a') %}{% for i in range(50) %}{% set x.s = x.s + x.s %}{% endfor %}",
+    "{% set x = namespace(s='a') %}{% for i in range(50) %}{% set t %}{{ x.s }}{{ x.s }}"
+    "{% endset %}{% set x.s = t %}{% endfor %}",
+    "{% set x = namespace(s=[1]) %}{% for i in range(50) %}{% set x.s = [x.s, x.s] %}{% endfor %}"
+    "{{ x.s }}",
+]
+CHILD = """
+import resource, sys
+from tests.talk import byte_tokenizer
+from tests.unit.test_template import BOMBS, CHATML
+from sst_ui.errors import UserError
+from sst_ui.model.load.chat_template import ChatTemplate
+resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
+for bomb in BOMBS:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        ChatTemplate(byte_tokenizer(bomb + CHATML))
+        said = "taken"
+    except UserError as error:
+        said = "refused" if "chat template" in str(error) else str(error)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(said, grown // 1024, bomb.replace(chr(10), " "), flush=True)
+"""
+
+
+def test_no_expression_of_a_template_takes_all_memory_not_even_while_it_is_compiled():
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    told = [line.split(" ", 2) for line in done.stdout.splitlines()]
+    assert [said for said, _, _ in told] == ["refused"] * len(BOMBS), done.stdout + done.stderr
+    assert max(int(megabytes) for _, megabytes, _ in told) < 100, done.stdout
+
+
+def test_what_real_templates_do_with_texts_is_as_it_was():
+    source = (
+        "{{ 'a' * 3 }}{{ '%5.1f|%s' % (2.25, 'x') }}{{ '{:>4}{{}}'.format(7) }}{{ 'a' ~ 1 ~ [2] }}"
+        "{{ 'b' | center(5) }}{{ [1, 2] | join('-') }}{{ '+'.join(['p', 'q']) }}{{ 7 % 4 }}"
+        "{{ 'x\ny' | indent(2) }}{{ {'k': [1]} | tojson(indent=1) }}{{ 2 ** 10 }}{{ [1] + [2] }}"
+        "{{ messages | map(attribute='role') | join(',') }}{{ 'aXa' | replace('X', '--') }}"
+        "{{ 1.256 | round(2) }}{{ none }}{{ undefined_name }}{{ 10**12 }}{{ 'abc'.split('b') }}"
+    )
+    written = (
+        'aaa  2.2|x   7{}a1[2]  b  1-2p+q3x\n  y{\n "k": [\n  1\n ]\n}1024[1, 2]'
+        "usera--a1.26None1000000000000['a', 'c']"
+    )
+    assert ChatTemplate(byte_tokenizer(source + CHATML)).format(USER).startswith(written)
 
 
 def test_a_template_that_writes_far_more_than_it_is_given_is_refused():

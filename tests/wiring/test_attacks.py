@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -200,6 +202,64 @@ def test_an_upload_is_as_large_as_it_may_be_and_no_larger(visitor):
     assert large.status_code == 413
 
 
+def upload(visitor, size=600, address="10.0.0.7", path="upload", field="files", **more):
+    """Send a file from that address, as the proxy of this machine would hand it on."""
+    headers = {"X-Forwarded-For": address, **more}
+    files = {field: ("a.txt", b"x" * size)}
+    return visitor.post(f"/gradio_api/{path}", files=files, headers=headers)
+
+
+def test_one_visitor_uploads_so_much_a_day_and_pushes_nobody_out(visitor, monkeypatch):
+    for role in (roles.Role.VISITOR, roles.Role.SIGNED_IN):
+        limits = replace(roles.LIMITS[role], uploads=2000)
+        monkeypatch.setitem(roles.LIMITS, role, limits)
+    assert upload(visitor, 21 * 10**6, uploads="none").status_code == 429
+    assert upload(visitor).status_code == 200
+    assert upload(visitor, field="nothing").status_code == 200
+    refused = upload(visitor)
+    assert refused.status_code == 429
+    assert "A visitor of this shared studio may upload" in refused.text
+    assert "again in 1440 minutes" in refused.text
+    assert upload(visitor, path="upload/").status_code in (307, 404, 429), "no way round"
+    assert upload(visitor, address="10.0.0.8").status_code == 200, "another one is not held up"
+    assert upload(visitor, address="2001:db8::1").status_code == 200
+    assert upload(visitor, 1600, address="2001:db8::2").status_code == 429, "the same household"
+
+
+def test_an_upload_that_was_refused_is_not_counted(visitor, monkeypatch):
+    limits = replace(roles.LIMITS[roles.Role.VISITOR], uploads=50 * 10**6)
+    monkeypatch.setitem(roles.LIMITS, roles.Role.VISITOR, limits)
+    for _ in range(3):
+        assert upload(visitor, 21 * 10**6, "10.0.0.9").status_code == 413
+    assert upload(visitor, address="10.0.0.9").status_code == 200
+
+
+def test_a_key_is_a_visitor_known_by_it(visitor, monkeypatch):
+    limits = replace(roles.LIMITS[roles.Role.VISITOR], uploads=0)
+    monkeypatch.setitem(roles.LIMITS, roles.Role.VISITOR, limits)
+    roles.keys(("a-long-enough-key",))
+    try:
+        assert upload(visitor, Authorization="Bearer a-long-enough-key").status_code == 200
+        assert upload(visitor, Authorization="Bearer another").status_code == 429
+    finally:
+        roles.keys(())
+
+
+def test_an_upload_of_unknown_size_and_a_film_are_refused(visitor):
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = visitor.post("/gradio_api/upload", content=iter([b"x"]), headers=headers)
+    assert answer.status_code == 411
+    assert upload(visitor, path="process_recording", field="video").status_code == 404
+
+
+def test_at_home_uploads_have_no_limit(visitor, monkeypatch):
+    monkeypatch.delenv("SPACE_ID")
+    monkeypatch.setitem(
+        roles.LIMITS, roles.Role.VISITOR, replace(roles.LIMITS[roles.Role.VISITOR], uploads=0)
+    )
+    assert upload(visitor).status_code == 200
+
+
 def test_uploads_together_are_kept_within_room(tmp_path):
     for age, name in enumerate("abcd"):
         path = tmp_path / name / "file"
@@ -208,6 +268,19 @@ def test_uploads_together_are_kept_within_room(tmp_path):
         os.utime(path, (age, age))
     visitors.make_room(tmp_path, 250)
     assert [name for name in "abcd" if (tmp_path / name / "file").exists()] == ["c", "d"]
+
+
+def test_an_upload_of_before_the_clock_was_set_back_does_not_outlive_the_newer_ones(tmp_path):
+    names = "abc"
+    for name in names:
+        (tmp_path / name).write_bytes(b"x" * 100)
+    hour = time.time() + 3600
+    os.utime(tmp_path / "a", (hour, hour))
+    visitors.make_room(tmp_path, 10**6)
+    for name in "bc":
+        os.utime(tmp_path / name)
+    visitors.make_room(tmp_path, 200)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
 
 
 def test_another_windows_answer_or_job_is_not_stopped(page, visitor, engine):

@@ -1,6 +1,7 @@
 """The chat without a browser: whose an answer is, its seed, what it did not see, interruptions."""
 
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,16 @@ def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engi
         assert Conversation.from_rows(turns) == Conversation()
 
 
+@pytest.mark.parametrize(("after", "said"), [(2, True), (0, False)])
+def test_an_answer_for_which_memory_was_short_says_so(
+    page, engine, known, monkeypatch, after, said
+):
+    counts = iter((0, after))
+    monkeypatch.setattr(engine, "short", lambda key: next(counts))
+    *_, update = ask(page, engine, "send", known, Conversation(), "Hello", numbers=(4, 0, ""))
+    assert ("memory is short" in part(update, page, "chat-status")) == said
+
+
 @pytest.mark.parametrize("name", ["again", "edit"])
 def test_an_empty_chat_has_nothing_to_do_again_and_says_so_below_it(page, engine, known, name):
     if name == "again":
@@ -254,6 +265,11 @@ def test_what_is_handed_in_or_offered_does_not_stay_for_ever(page, engine, known
     folders = list(show_results._folder().iterdir())
     assert len(folders) == 3
     assert all(Path(path).is_file() for path in files), "the newest are there"
+    for folder in folders:  # the clock was set back since
+        os.utime(folder, (9e9, 9e9))
+    results = {known.now.recipe.digest(): measured(7)}
+    files = [f["value"] for f in show_results.files(Board("en", known, results))]
+    assert all(Path(path).is_file() for path in files)
 
 
 def test_a_recipe_without_edits_answers_as_what_it_is(engine):

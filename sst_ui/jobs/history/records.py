@@ -36,6 +36,7 @@ class Record:
         digest: of the recipe, as shown everywhere.
         text: the recipe as YAML, its evaluation included.
         metrics: one mapping per metric (see `FIELDS`), in order; empty while there are none.
+        place: counts up with every run that is written, whatever the clock says.
     """
 
     id: int
@@ -45,6 +46,7 @@ class Record:
     digest: str
     text: str
     metrics: tuple[Mapping[str, Any], ...] = ()
+    place: int = 0
 
     @property
     def recipe(self) -> Recipe:
@@ -95,6 +97,7 @@ class Record:
         return {
             "id": self.id, "time": self.time, "model": self.model, "name": self.name,
             "digest": self.digest, "recipe": self.text, "metrics": list(self.metrics),
+            "place": self.place,
         }  # fmt: skip
 
     @classmethod
@@ -111,9 +114,9 @@ class Record:
             recipe = recipes.from_yaml(text)
             return cls(
                 int(row["id"]), float(row["time"]), str(row["model"]), recipe.name,
-                recipe.digest(), text, metrics,
+                recipe.digest(), text, metrics, int(row.get("place", 0)),
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError("this is not a run of the studio's history.") from error
 
 

@@ -26,7 +26,7 @@ from sst_ui.recipe import Recipe
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-VERSION = 1  # of the file's layout, in its user_version
+VERSION = 2  # of the file's layout, in its user_version
 WAIT = 15.0  # seconds for another process that is writing
 SCHEMA = """
 CREATE TABLE runs (
@@ -39,11 +39,16 @@ CREATE TABLE runs (
     recipe TEXT NOT NULL,
     metrics TEXT NOT NULL,
     words TEXT NOT NULL,
+    place INTEGER NOT NULL,
     UNIQUE (model, digest, measured)
 );
-CREATE INDEX runs_time ON runs (time);
+CREATE INDEX runs_place ON runs (place);
 """
-SELECT = "SELECT id, time, model, name, digest, recipe, metrics FROM runs WHERE"
+# A file of the first layout had nothing but the clock to go by, which may be set back.
+PLACED = "SELECT id, row_number() OVER (ORDER BY time, id) AS place FROM runs"
+COLUMNS = "id, time, model, name, digest, recipe, metrics, place"
+SELECT = f"SELECT {COLUMNS} FROM runs WHERE"
+NEWEST = "ORDER BY place DESC, id DESC"
 
 
 class Damaged(UserError):
@@ -96,7 +101,7 @@ class History:
             old = _record(found)
             kept = Record(
                 old.id, new.time, new.model, new.name or old.name, new.digest, new.text,
-                new.metrics or old.metrics,
+                new.metrics or old.metrics, new.place,
             )  # fmt: skip
             db.execute("DELETE FROM runs WHERE id = ?", (old.id,))
             return self._insert(db, kept)
@@ -119,7 +124,7 @@ class History:
         if model is not None:
             wanted.append("model = ?")
             values.append(model)
-        query = f"{SELECT} {' AND '.join(wanted)} ORDER BY time DESC, id DESC"
+        query = f"{SELECT} {' AND '.join(wanted)} {NEWEST}"
         if limit is not None:
             query += " LIMIT ?"
             values.append(limit)
@@ -138,7 +143,7 @@ class History:
             if db and text.isascii() and text.isdigit() and len(text) < 12:
                 found = db.execute(f"{SELECT} id = ?", (text,)).fetchone()
             if db and found is None and len(text) >= 4 and text.isalnum():
-                query = f"{SELECT} digest GLOB ? ORDER BY time DESC, id DESC"
+                query = f"{SELECT} digest GLOB ? {NEWEST}"
                 found = db.execute(query, (text.lower() + "*",)).fetchone()
         if found is None:
             raise UserError(
@@ -181,11 +186,13 @@ class History:
 
     @staticmethod
     def _insert(db: sqlite3.Connection, row: Record) -> int:
+        (last,) = db.execute("SELECT coalesce(max(place), 0) FROM runs").fetchone()
         values = (
             row.id or None, row.time, row.model, row.name, row.digest, row.measured, row.text,
             json.dumps(list(row.metrics), ensure_ascii=False), words_of(row),
+            row.place or last + 1,
         )  # fmt: skip
-        added = db.execute(f"INSERT INTO runs VALUES ({', '.join('?' * 9)})", values)
+        added = db.execute(f"INSERT INTO runs VALUES ({', '.join('?' * 10)})", values)
         assert added.lastrowid is not None
         return added.lastrowid
 
@@ -245,7 +252,7 @@ class History:
                 db.close()
                 name = f"file:{quote(str(self.path.absolute()))}?mode=ro&immutable=1"
                 db = sqlite3.connect(name, uri=True, isolation_level=None)
-                self._prepare(db)
+                self._prepare(db, fixed=True)
         except BaseException:
             db.close()
             raise
@@ -272,8 +279,12 @@ class History:
             "SST_HOME to a writable folder."
         )
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        """Make the table in a new file; refuse one that is not ours."""
+    def _prepare(self, db: sqlite3.Connection, fixed: bool = False) -> None:
+        """Make the table in a new file, bring an older one up to date; refuse one that is not ours.
+
+        Args:
+            fixed: the file cannot be written to; what it lacks is kept beside it, in memory.
+        """
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
             raise UserError(
@@ -281,6 +292,10 @@ class History:
                 f"this is {VERSION}); update, or set SST_HOME to another folder."
             )
         if version == VERSION:
+            return
+        if version == 1 and fixed:
+            db.execute(f"CREATE TEMP TABLE placed AS {PLACED}")
+            db.execute("CREATE TEMP VIEW runs AS SELECT * FROM main.runs JOIN placed USING (id)")
             return
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("BEGIN IMMEDIATE")  # another process may be making it at this moment
@@ -291,7 +306,13 @@ class History:
                 raise UserError(self._broken("it holds another program's tables"))
             for statement in SCHEMA.split(";"):
                 db.execute(statement)
-            db.execute(f"PRAGMA user_version = {VERSION}")
+        if version == 1:
+            places = db.execute(PLACED).fetchall()
+            db.execute("ALTER TABLE runs ADD COLUMN place INTEGER NOT NULL DEFAULT 0")
+            db.executemany("UPDATE runs SET place = ?2 WHERE id = ?1", places)
+            db.execute("DROP INDEX IF EXISTS runs_time")
+            db.execute("CREATE INDEX runs_place ON runs (place)")
+        db.execute(f"PRAGMA user_version = {VERSION}")
         db.execute("COMMIT")
 
     def _broken(self, why: str) -> str:
@@ -326,5 +347,5 @@ def known_results(recipe: Recipe) -> tuple[MetricResult, ...]:
 
 
 def _record(row: tuple) -> Record:
-    number, time, model, name, digest, text, metrics = row
-    return Record(number, time, model, name, digest, text, tuple(json.loads(metrics)))
+    number, time, model, name, digest, text, metrics, place = row
+    return Record(number, time, model, name, digest, text, tuple(json.loads(metrics)), place)

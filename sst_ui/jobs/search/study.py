@@ -198,7 +198,10 @@ class Study:
         error: str = "",
         gate: Sequence[float] = (),
     ) -> None:
-        """Note a finished trial.
+        """Note a finished trial; nothing where another process has given it up meanwhile.
+
+        That one goes by the clock of the storage, which may have been set forward, or this one was
+        silent for long; either way the settings wait in the queue again.
 
         Args:
             objectives: None for a pruned or failed one.
@@ -209,17 +212,18 @@ class Study:
                 that is not one of the user's.
         """
         trial = self._trials.pop(number)
-        for key, value in kept.items():
-            trial.set_user_attr(key, value)
-        for place, violation in enumerate([*violations, *gate]):
-            trial.set_constraint(str(place), min(violation, 1e9))
-        trial.set_user_attr("violations", [float(min(v, 1e9)) for v in violations])
-        if error:
-            trial.set_user_attr("error", error)
         state = TrialState.COMPLETE
         if objectives is None:
             state = TrialState.FAIL if error else TrialState.PRUNED
-        self._study.tell(trial, objectives, state=state)
+        with suppress(UpdateFinishedTrialError):
+            for key, value in kept.items():
+                trial.set_user_attr(key, value)
+            for place, violation in enumerate([*violations, *gate]):
+                trial.set_constraint(str(place), min(violation, 1e9))
+            trial.set_user_attr("violations", [float(min(v, 1e9)) for v in violations])
+            if error:
+                trial.set_user_attr("error", error)
+            self._study.tell(trial, objectives, state=state, skip_if_finished=True)
 
     def give_back(self) -> None:
         """Put back in the queue whatever was asked for and not told."""

@@ -1,6 +1,7 @@
 """Rows of different length in one batch: padding, positions and the forward call."""
 
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sst_ui.model.runtime.host import Host
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
+log = logging.getLogger(__name__)
 Row = tuple[Edit, ...]  # the edits of one row; empty: the base model
 
 # Nobody waits long for a turn: floating point operations of about a second on a small machine and
@@ -144,6 +146,14 @@ def too_little_memory(tokens: int) -> UserError:
     )
 
 
+def smaller(rows: int, now: int) -> str:
+    """What is said where `rows` did not fit the memory and `now` are tried at a time."""
+    return (
+        f"{rows} texts at a time do not fit the memory; going on with {now} at a time, which takes "
+        "longer."
+    )
+
+
 class Room:
     """How many rows fit the memory: a step that does not is given up, and the next takes half.
 
@@ -151,10 +161,11 @@ class Room:
         size: most rows to try at a time.
         failed: whether the last attempt did not fit. Ask only behind the `with`, where the failed
             step's tensors are free.
+        said: what to tell about that.
     """
 
     def __init__(self, size: int) -> None:
-        self.size, self.failed = size, False
+        self.size, self.failed, self.said = size, False, ""
 
     @contextmanager
     def attempt(self, rows: int, tokens: int) -> Iterator[None]:
@@ -172,6 +183,8 @@ class Room:
             if rows == 1:
                 raise too_little_memory(tokens) from error
             self.failed, self.size = True, (rows + 1) // 2
+            self.said = smaller(rows, self.size)
+            log.info("%s", self.said)
         if self.failed and torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -82,6 +82,7 @@ def replies(
                     told = time.monotonic()
                     yield amid(stage, done + len(chunk) - len(column), len(prompts))
         if room.failed:
+            yield Progress(stage, done, len(prompts), warning=room.said)
             continue
         for i in chunk:
             found[i] = Reply(tuple(tokens[i]), len(tokens[i]) < max_new_tokens)

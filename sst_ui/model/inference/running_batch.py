@@ -12,6 +12,7 @@ the rows; the marks and queues that others touch are single operations, which Py
 lock would not do there, since a generator may be closed by the garbage collector, at any moment.
 """
 
+import logging
 import os
 import threading
 from collections import deque
@@ -29,6 +30,7 @@ from sst_ui.model.inference.batch import (
     forward,
     out_of_memory,
     rows_for,
+    smaller,
     tokens_a_step,
     too_little_memory,
 )
@@ -38,6 +40,7 @@ from sst_ui.model.inference.kv_cache import fresh_cache
 from sst_ui.model.inference.prefill import arranged, fitting, start
 from sst_ui.model.runtime.host import Host
 
+log = logging.getLogger(__name__)
 ROWS = 32  # of chats at a time; those of further callers wait in order
 JOBS = 96  # of jobs, beside them: a metric's 64, and others while its last answers come
 
@@ -173,6 +176,7 @@ class RunningBatch:
         self._few = ROWS  # callers to begin with in one pass
         self._full = False  # nobody else fits until someone leaves
         self._began = False  # the last pass read prompts: now it is the others' turn
+        self.short = 0  # how often memory was too short for all who were there or came
 
     @property
     def size(self) -> int:
@@ -315,8 +319,10 @@ class RunningBatch:
             tight = out_of_memory(error)
             if len(guests) > 1:
                 self._few = (len(guests) + 1) // 2
+                self._tell(tight, len(rows), self._few)
             elif tight and self._block is not None and not guests[0].divides:
                 self._full = True
+                self._tell(tight, self.size + len(rows), self.size)
             else:
                 self._waiting.remove(guests[0])
                 guests[0].end(_told(guests[0], error))
@@ -386,9 +392,16 @@ class RunningBatch:
         elif tight or not isinstance(error, Exception):
             self._waiting.extendleft(reversed(guests))
             self._most = max(1, rows // 2) if tight else self._most
+            self._tell(tight, rows, self._most)
         else:
             for guest in guests:
                 guest.end(error)
+
+    def _tell(self, tight: bool, rows: int, now: int) -> None:
+        """Note that memory was short, for the log and for those who ask."""
+        if tight:
+            self.short += 1
+            log.info("%s", smaller(rows, now))
 
 
 def _told(guest: _Guest, error: BaseException) -> BaseException:

@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 
 from sst_ui import reach
 from sst_ui.errors import UserError, unknown
-from sst_ui.model.load import reasoning
+from sst_ui.model.load import bounded_jinja, reasoning
 from sst_ui.model.load.step_limit import limited
 from sst_ui.paths import PRESETS
 
@@ -91,6 +91,7 @@ class ChatTemplate:
                 "this model has no chat template; give one with model.chat_template: "
                 f"the path of a Jinja file, or one of {names}."
             )
+        bounded_jinja.install()
         self.text = str(tokenizer.chat_template)
         ids = tokenizer(_PROBE)["input_ids"]
         bos = tokenizer.bos_token_id
@@ -215,7 +216,7 @@ class ChatTemplate:
             {**m, "content": self._forms.get(m["role"], _plain)(m["content"])} for m in messages
         ]
         try:
-            with limited():
+            with limited(sum(len(m["content"]) for m in messages)):
                 text = self.tokenizer.apply_chat_template(
                     given,
                     tokenize=False,

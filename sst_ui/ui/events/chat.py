@@ -386,6 +386,7 @@ def _stream(
     first = screen.show(lang, growing.told(sources=sources))
     yield {**first, **screen.running, screen.panel.box: ""}
     try:
+        short = engine.short(key)
         job = engine.chat(key, recipes, histories, tokens, heat, seed, growing.left_out)
         with closing(job):
             for texts in job:
@@ -406,6 +407,8 @@ def _stream(
             growing.told(labels=_labels(engine, key, growing.last, tokens))
         speed = count / max(time.monotonic() - start, 1e-6)
         words = say(lang, "chat.speed", tokens=count, speed=speed)
+        if engine.short(key) > short:
+            words += " · " + say(lang, "chat.short")
     except Exception as error:
         if not any(growing.last.answers):
             growing.told(sources=())

@@ -99,6 +99,7 @@ def _prune(newest: Path) -> None:
     """Keep the files of the last few boards only: a download is copied when it is offered."""
     newest.touch()
     with suppress(OSError):  # another window prunes as well
-        folders = sorted(newest.parent.iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
-        for old in folders[:-OFFERED]:
+        others = [folder for folder in newest.parent.iterdir() if folder != newest]
+        ages = {folder: disk.touched(folder, folder.stat()) for folder in others}
+        for old in sorted(others, key=ages.__getitem__)[: max(0, len(others) + 1 - OFFERED)]:
             shutil.rmtree(old, ignore_errors=True)

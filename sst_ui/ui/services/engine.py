@@ -38,6 +38,7 @@ from sst_ui.maths.merge.registry import METHODS
 from sst_ui.metrics.results import MetricResult
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.hooks.self_check import EditReport
+from sst_ui.model.inference.running_batch import running
 from sst_ui.model.load.fingerprint import state
 from sst_ui.model.load.memory import Report
 from sst_ui.model.runtime.host import Host, inspect, load
@@ -431,6 +432,11 @@ class Engine:
         running.stopped = True
         return True
 
+    def short(self, key: str) -> int:
+        """How often memory was too short for all the answers on their way, which then go on a few
+        at a time."""
+        return running(self.host(key)).short
+
     def tokens(self, key: str, texts: Sequence[str]) -> int:
         """How many tokens these texts have together."""
         host = self.host(key)
@@ -470,9 +476,9 @@ class Engine:
             if (known := self._measured.get(asked)) is not None:
                 yield from known
                 return known
-        quotas.evaluation(self.queue, evaluation, host.spec.id)
+        tokens = quotas.evaluation(evaluation, host.spec.id)
         job = self._evaluate(key, recipe, evaluation)
-        results = yield from self.queue.turn(self._beside(job))
+        results = yield from self.queue.turn(self._beside(job), tokens)
         if asked and all(result.base.n for result in results):  # prompts may be there next time
             self._measured.put(asked, results)
         return results
@@ -489,9 +495,9 @@ class Engine:
         self, key: str, recipe: Recipe, spec: SearchSpec, storage: str | None
     ) -> Generator[Opened | Progress | Candidate, None, None]:
         """A search (see `jobs.search.search.search`); ends with `Replaced` when the model is."""
-        quotas.search(self.queue, recipe, spec)
+        tokens = quotas.search(recipe, spec)
         job = self._beside(self._search(key, recipe, spec, storage))
-        with closing(self.queue.turn(job)) as job:
+        with closing(self.queue.turn(job, tokens)) as job:
             for part in job:
                 yield part
                 self.host(key)
@@ -507,9 +513,9 @@ class Engine:
         self, key: str, recipe: Recipe, evaluation: Evaluation
     ) -> Generator[Progress, None, Numbers]:
         """The numbers of one recipe, as a search measures them but on prompts of your choice."""
-        quotas.evaluation(self.queue, evaluation, self.host(key).spec.id)
+        tokens = quotas.evaluation(evaluation, self.host(key).spec.id)
         job = self._beside(self._held_out(key, recipe, evaluation))
-        return (yield from self.queue.turn(job))
+        return (yield from self.queue.turn(job, tokens))
 
     @on_gpu(60)
     def _held_out(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from sst_ui.progress import Midway, Waiting
 from sst_ui.ui.services import roles
+from sst_ui.ui.services.allowance import Allowance, Spent
 from sst_ui.ui.services.roles import Actor, Refused
 
 Result = TypeVar("Result")
@@ -25,7 +26,6 @@ MOST = 64  # jobs that wait; each holds a thread of the server's
 LOOK = 0.2  # seconds between two looks at whether it is one's turn
 SLICE = 15.0  # seconds that a job runs at least before it lets others go first
 HOUR = 3600.0
-REMEMBERED = 1024  # visitors whose tokens are counted
 
 
 @dataclass(eq=False)
@@ -45,17 +45,23 @@ class JobQueue:
         self._running: list[_Ticket] = []
         self._took: deque[float] = deque(maxlen=20)  # seconds of the jobs before
         self._chats: Counter[Actor] = Counter()
-        self._spent: dict[str, deque[tuple[float, int]]] = {}  # visitor -> when, tokens
+        self._tokens = Allowance(HOUR)
 
-    def turn(self, job: Generator[Any, None, Result]) -> Generator[Any, None, Result]:
+    def turn(
+        self, job: Generator[Any, None, Result], tokens: int = 0
+    ) -> Generator[Any, None, Result]:
         """Wait for a turn, telling where one is in the line, and drive the job.
 
         Closing it leaves the line, or ends the job, at once.
 
+        Args:
+            tokens: that it asks for, counted as `spend` does if the job is taken in.
+
         Raises:
-            Refused: the visitor has as many jobs as they may have, or the line is full.
+            Refused: the visitor has as many jobs as they may have, or the line is full; or as
+            `spend`. Nothing is counted then.
         """
-        ticket = self._enter(roles.current())
+        ticket = self._enter(roles.current(), tokens)
         try:
             while True:
                 while (waiting := self._place(ticket)) is not None:
@@ -100,27 +106,24 @@ class JobQueue:
         Raises:
             Refused: they had as many already; nothing is counted then.
         """
-        actor, now = roles.current(), time.monotonic()
+        with self._guard:
+            self._spend(roles.current(), tokens)
+
+    def _spend(self, actor: Actor, tokens: int) -> None:
+        """As `spend`; the guard is held."""
         limit = actor.limits.hour
         if limit is None:
             return
-        with self._guard:
-            spent = self._spent.pop(actor.name, deque())
-            self._spent[actor.name] = spent  # the last to be forgotten
-            while len(self._spent) > REMEMBERED:
-                del self._spent[next(iter(self._spent))]
-            while spent and spent[0][0] < now - HOUR:
-                spent.popleft()
-            used = sum(count for _, count in spent)
-            if used + tokens > limit:
-                minutes = max(1, round((HOUR - (now - spent[0][0])) / 60)) if spent else 60
-                raise Refused(
-                    f"a {actor.role} of this shared studio may have {limit:,} tokens generated in "
-                    f"an hour, and {used:,} are used. Ask for less, or again in {minutes} minutes."
-                )
-            spent.append((now, tokens))
+        try:
+            self._tokens.take(actor.name, tokens, limit)
+        except Spent as spent:
+            raise Refused(
+                f"a {actor.role} of this shared studio may have {limit:,} tokens generated in an "
+                f"hour, and {spent.used:,} are used. Ask for less, or again in {spent.minutes} "
+                "minutes."
+            ) from spent
 
-    def _enter(self, who: Actor) -> _Ticket:
+    def _enter(self, who: Actor, tokens: int) -> _Ticket:
         ticket = _Ticket(who)
         with self._guard:
             mine = sum(each.owner == who for each in (*self._waiting, *self._running))
@@ -131,6 +134,7 @@ class JobQueue:
                 )
             if len(self._waiting) >= MOST:
                 raise Refused(f"{MOST} jobs are waiting already; try again in some minutes.")
+            self._spend(who, tokens)
             self._waiting.append(ticket)
         return ticket
 

@@ -36,19 +36,28 @@ def forget_windows(page: gr.Blocks) -> None:
 
     @asks("look", sender)
     def leave(request: gr.Request) -> None:
-        if request.session_hash:
-            timer = threading.Timer(LATER, forget, (page, request.session_hash, datetime.now()))
+        if window := request.session_hash:
+            timer = threading.Timer(LATER, forget, (page, window, last_used(page, window)))
             timer.daemon = True
             timer.start()
 
     page.unload(leave)
 
 
-def forget(page: gr.Blocks, window: str, closed: datetime) -> None:
-    """What the server keeps of a window, unless it was used again since it was closed."""
+def last_used(page: gr.Blocks, window: str) -> datetime | None:
+    """When a window was used, by a clock that may be set back: good for telling whether that is
+    still so, not for how long ago it was."""
+    return page.app.state_holder.time_last_used.get(window)
+
+
+def forget(page: gr.Blocks, window: str, used: datetime | None) -> None:
+    """What the server keeps of a window, unless it was used again since it was closed.
+
+    Args:
+        used: when it was `last_used` as it was closed.
+    """
     holder = page.app.state_holder
-    used = holder.time_last_used.get(window)
-    if used is None or used > closed:
+    if used is None or last_used(page, window) != used:
         return
     holder.delete_state(window)  # calls what the states want to be called at their end
     holder.session_data.pop(window, None)

@@ -128,9 +128,8 @@ class Merges:
     ) -> Generator[Progress | Line, None, None]:
         """Every method (or those named) on the same prompts, a line each as they are finished."""
         host, queue = self._engine.host(key), self._engine.queue
-        for _ in methods or METHODS:
-            quotas.evaluation(queue, evaluation, host.spec.id)
-        yield from queue.turn(self._compare(key, spec, evaluation, methods))
+        tokens = quotas.evaluation(evaluation, host.spec.id) * len(list(methods or METHODS))
+        yield from queue.turn(self._compare(key, spec, evaluation, methods), tokens)
 
     @on_gpu(300)
     def _compare(

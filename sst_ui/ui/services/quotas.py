@@ -30,20 +30,23 @@ def answer(queue: JobQueue, length: int, rows: int) -> None:
     queue.spend(length * rows)
 
 
-def evaluation(queue: JobQueue, wanted: Evaluation, model: str) -> None:
+def evaluation(wanted: Evaluation, model: str) -> int:
     """An evaluation of that many prompts and metrics.
 
+    Returns:
+        Its tokens, for the queue to count once it has taken the job in.
+
     Raises:
-        Refused: as `answer`.
+        Refused: they are more than one job may have.
     """
     if current().role is Role.OWNER:
-        return
+        return 0
     samples, length = limits(wanted, model)
     total = 0
     for name in wanted.metrics or default_metrics():
         total += length * (_prompts(name) if samples is None else samples)
     within(WHAT, current().limits.job, total)
-    queue.spend(total)
+    return total
 
 
 def _prompts(metric: str) -> int:
@@ -54,20 +57,23 @@ def _prompts(metric: str) -> int:
         return 0
 
 
-def search(queue: JobQueue, recipe: Recipe, spec: SearchSpec) -> None:
+def search(recipe: Recipe, spec: SearchSpec) -> int:
     """A search of that many candidates.
 
+    Returns:
+        As `evaluation`.
+
     Raises:
-        Refused: as `answer`.
+        Refused: as `evaluation`.
     """
     if current().role is Role.OWNER:
-        return
+        return 0
     usual = presets()["trials"] if spec.strategy == "tpe" else len(kernel.grid())
     trials = spec.trials or usual
     each = (spec.samples or WHOLE) * tokens(recipe, spec)
     total = trials * each * max(1, len(spec.objectives))
     within(WHAT, current().limits.job, total)
-    queue.spend(total)
+    return total
 
 
 def export(host: Host, format: Format, out: Path) -> None:

@@ -70,6 +70,7 @@ class Limits:
         job: tokens that one evaluation or search may have generated, as it is asked for.
         hour: tokens of all that in an hour.
         export: bytes of one export.
+        uploads: bytes of all uploads in a day.
     """
 
     jobs: int | None = None
@@ -78,13 +79,14 @@ class Limits:
     job: int | None = None
     hour: int | None = None
     export: int | None = None
+    uploads: int | None = None
 
 
 LIMITS: Mapping[Role, Limits] = {
     Role.OWNER: Limits(),
-    Role.SIGNED_IN: Limits(4, 8, 2048, 2_000_000, 4_000_000, 20 * 10**9),
-    Role.VISITOR: Limits(2, 3, 512, 500_000, 1_000_000, 2 * 10**9),
-    Role.STRANGER: Limits(0, 0, 0, 0, 0, 0),
+    Role.SIGNED_IN: Limits(4, 8, 2048, 2_000_000, 4_000_000, 20 * 10**9, 500 * 10**6),
+    Role.VISITOR: Limits(2, 3, 512, 500_000, 1_000_000, 2 * 10**9, 100 * 10**6),
+    Role.STRANGER: Limits(0, 0, 0, 0, 0, 0, 0),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gradio.utils import get_upload_folder
 
-from sst_ui import reach
+from sst_ui import disk, reach
 from sst_ui.paths import ASSETS, PRESETS, directions_dir
 from sst_ui.ui.services import roles
 
@@ -51,7 +51,7 @@ def make_room(folder: Path, room: int) -> None:
         with suppress(OSError):  # gone meanwhile
             if path.is_file() and not path.is_symlink():
                 stat = path.stat()
-                files.append((stat.st_mtime, stat.st_size, path))
+                files.append((disk.touched(path, stat), stat.st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files, key=lambda each: each[0]):
         if total <= room:

@@ -92,7 +92,9 @@ class Shelf:
                 raise damaged
             return self
         number = old.id if old else max((r.id for r in known), default=0) + 1
-        new = replace(new, id=number, metrics=new.metrics or (old.metrics if old else ()))
+        place = max((r.place for r in known), default=0) + 1
+        metrics = new.metrics or (old.metrics if old else ())
+        new = replace(new, id=number, metrics=metrics, place=place)
         return self._with(new, *(r for r in known if r.id != number))
 
     def delete(self, runs: Sequence[int]) -> tuple["Shelf", tuple[Record, ...]]:
@@ -110,7 +112,7 @@ class Shelf:
             self.history.restore(records)
             return self
         known = {r.id: r for r in (*records, *self.list())}
-        return self._with(*sorted(known.values(), key=lambda r: (-r.time, -r.id)))
+        return self._with(*sorted(known.values(), key=lambda r: (-r.place, -r.time, -r.id)))
 
     def _with(self, *records: Record) -> "Shelf":
         return replace(self, rows=tuple(r.to_json() for r in records[:KEPT]))
