@@ -4,6 +4,12 @@ document.addEventListener("keydown", (event) => {
     const apply = document.querySelector("button#apply, #apply button");
     if (apply) { event.preventDefault(); apply.click(); }
   }
+  const writing = event.target.matches?.("input, textarea, select, [contenteditable=true]");
+  const box = document.querySelector("#box textarea");
+  if (event.key === "/" && !writing && !event.ctrlKey && !event.metaKey && box?.offsetParent) {
+    event.preventDefault();
+    box.focus();
+  }
 });
 document.addEventListener("click", (event) => {
   if (event.target.closest("#theme-switch")) document.body.classList.toggle("dark");
@@ -105,8 +111,21 @@ document.addEventListener("blur", (event) => {
 // The line above an answer says where it came from; a copied answer takes it along as text.
 const copy = navigator.clipboard?.writeText?.bind(navigator.clipboard);
 if (copy) {
-  navigator.clipboard.writeText = (text) => copy(text.replace(
-    /<div class="source[^>]*>(.*?)<\/div>\n\n/g,
-    (_, html) => `[${new DOMParser().parseFromString(html, "text/html").body.textContent}]\n`,
-  ));
+  navigator.clipboard.writeText = async (text) => {
+    await copy(text.replace(
+      /<div class="source[^>]*>(.*?)<\/div>\n\n/g,
+      (_, html) => `[${new DOMParser().parseFromString(html, "text/html").body.textContent}]\n`,
+    ));
+    tell(navigator.language.startsWith("ja") ? "コピーしました" : "Copied");
+  };
+}
+
+// A word at the foot of the page that goes by itself.
+function tell(text) {
+  const word = document.getElementById("told") ?? document.createElement("div");
+  Object.assign(word, { id: "told", textContent: text });
+  word.setAttribute("role", "status");
+  document.body.append(word);
+  clearTimeout(tell.gone);
+  tell.gone = setTimeout(() => word.remove(), 2000);
 }

@@ -169,7 +169,7 @@ def visit(address: str, number: int, end: float, seen: Seen, samples: int | None
 
     Args:
         end: by the monotonic clock. What was begun then is done to its end.
-        samples: prompts of each metric (default: the page's own choice).
+        samples: prompts of each metric and of the search (default: the page's own choice).
     """
     dice, names = random.Random(number), itertools.count()
     while time.monotonic() < end:
@@ -197,9 +197,9 @@ def _stay(
     for _ in window.press(None, "load"):
         pass
     if samples is not None:
-        window["metric-samples"] = samples
+        window["metric-samples"] = window["search-samples"] = samples
     if number == 0:
-        window["search-trials"] = "4"
+        window["search-trials"] = "4" if samples is None else "2"
         for _ in window.press("run-search", "click"):
             pass
         seen.counts["searches"] += 1

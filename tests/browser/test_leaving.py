@@ -71,7 +71,7 @@ def test_a_run_goes_back_into_the_controls(page):
 
 def test_deleted_runs_come_back_with_undo(page):
     before = rows(page).count()
-    page.click("#runs-delete")
+    page.click("#runs-delete:has-text('Delete 2')")
     expect(rows(page)).to_have_count(before - 2)
     page.click("#runs-undo")
     expect(rows(page)).to_have_count(before)

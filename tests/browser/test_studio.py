@@ -87,6 +87,25 @@ def test_both_columns_stream_and_differ_on_a_held_out_harmful_prompt(page):
     assert base != edited
 
 
+def test_a_copied_answer_says_so(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#chat-right button[aria-label*='Copy']").first.click()
+    expect(page.locator("#told")).to_have_text("Copied")
+    answer = said(page, "right").split()[-1]
+    assert answer in page.evaluate("navigator.clipboard.readText()")
+
+
+def test_a_slash_goes_to_the_message_box_and_stays_one_where_something_is_written(page):
+    box = page.locator("#box textarea")
+    box.blur()
+    page.keyboard.press("/")
+    expect(box).to_be_focused()
+    expect(box).to_have_value("")
+    page.keyboard.press("/")
+    expect(box).to_have_value("/")
+    box.fill("")
+
+
 def test_an_empty_chat_says_below_it_that_there_is_nothing_to_do_again(page):
     page.click("#clear")
     expect(answers(page, "right")).to_have_count(0)

@@ -152,6 +152,7 @@ def test_a_number_that_does_not_exist_survives(history):
         ("refusal_rate", {"half"}),
         ("norm_preserving: true", {"拒否"}),
         ("100%", set()),
+        ("90% 10 %", {"half"}),  # its values, as they are shown
     ],
 )
 def test_a_search_looks_for_every_word_in_name_model_recipe_and_metrics(history, search, found):

@@ -141,10 +141,20 @@ def value(row: Mapping[str, Any]) -> Value:
 
 
 def words_of(record: Record) -> str:
-    """What a search looks through."""
-    measured = [f"{m['name']} {m['title']} {m['verdict'] or ''}" for m in record.metrics]
+    """What a search looks through: values too, as they are shown (rates in per cent)."""
+    measured = [
+        f"{m['name']} {m['title']} {m['verdict'] or ''} {_shown(m['base'], m['unit'])} "
+        f"{_shown(m['edited'], m['unit'])}"
+        for m in record.metrics
+    ]
     parts = (record.name, record.model, record.digest, record.when, record.text, *measured)
     return "\n".join(parts).casefold()
+
+
+def _shown(data: Mapping[str, Any] | None, unit: str) -> str:
+    if not data or not math.isfinite(number := value(data).value):
+        return ""
+    return f"{number:.3g}" + (f" {number * 100:.0f}%" if unit == "rate" else "")
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,13 @@ class Screen:
             panel.compare: gr.update(
                 value=many, interactive=count > 1, visible=visibility(not view.comparing)
             ),
-            panel.delete: gr.update(interactive=count > 0, visible=visibility(not view.comparing)),
+            panel.delete: gr.update(
+                value=say(lang, "runs.delete_many", count=count)
+                if count
+                else say(lang, "runs.delete"),
+                interactive=count > 0,
+                visible=visibility(not view.comparing),
+            ),
         }
 
 
