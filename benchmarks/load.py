@@ -168,7 +168,7 @@ def visit(address: str, number: int, end: float, seen: Seen, samples: int | None
     """One visitor until the end, under one name after the other.
 
     Args:
-        end: by the monotonic clock. What was begun then is done to its end.
+        end: by the monotonic clock; a round that has begun is done to its end.
         samples: prompts of each metric and of the search (default: the page's own choice).
     """
     dice, names = random.Random(number), itertools.count()
@@ -203,7 +203,7 @@ def _stay(
         for _ in window.press("run-search", "click"):
             pass
         seen.counts["searches"] += 1
-    while time.monotonic() < end:
+    while True:
         for _ in range(3):  # sliders are moved more often than applied
             window["strength"] = round(dice.uniform(0.2, 2.0), 2)
             for _ in window.press("strength", "input"):
@@ -216,7 +216,7 @@ def _stay(
             chat(window, dice.choice(MESSAGES), leave=dice.random() < 0.05, seen=seen)
         if dice.random() < 0.2:
             upload(window, seen)
-        if dice.random() < 0.1:
+        if dice.random() < 0.1 or time.monotonic() >= end:
             return
 
 

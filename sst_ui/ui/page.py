@@ -27,6 +27,7 @@ from sst_ui.ui.events import apply as apply_events
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import export as export_events
 from sst_ui.ui.events import filter as filter_events
+from sst_ui.ui.events import ladder as ladder_events
 from sst_ui.ui.events import merge as merge_events
 from sst_ui.ui.events import rounds as rounds_events
 from sst_ui.ui.events import runs as runs_events
@@ -36,6 +37,7 @@ from sst_ui.ui.events.draw_draft import Controls, Draft, Drawing, Editor
 from sst_ui.ui.events.show_results import ResultsView
 from sst_ui.ui.panels import answers, chat, figures, header, metrics, model, runs, variants, weights
 from sst_ui.ui.panels import export as export_panel
+from sst_ui.ui.panels import ladder as ladder_panel
 from sst_ui.ui.panels import merge as merge_panel
 from sst_ui.ui.panels import recipe_text as recipe_panel
 from sst_ui.ui.panels import search as search_panel
@@ -85,6 +87,7 @@ class Work:
     methods: merge_methods.MethodsPanel
     search: search_panel.SearchPanel
     search_tab: gr.Tab
+    ladder: ladder_panel.LadderPanel
 
 
 @dataclass(frozen=True)
@@ -222,9 +225,11 @@ def _work() -> Work:
             methods = merge_methods.create()
         with gr.Tab(t("tab.search"), id="search", elem_id="search-tab") as search_tab:
             search = search_panel.create()
+        with gr.Tab(t("tab.ladder"), id="ladder", elem_id="ladder-tab", **THERE):
+            ladder = ladder_panel.create()
     return Work(
         tabs, chat_panel, answers_panel, recipe, export, runs_panel, runs_tab, methods, search,
-        search_tab,
+        search_tab, ladder,
     )  # fmt: skip
 
 
@@ -246,6 +251,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     merge_events.connect(editor, figs, changed, engine)
     merge_methods.connect(work.methods, editor, session, bar.status, left.edits, engine)
     chat_events.connect(work.chat, engine, session, figs.probe)
+    ladder_events.connect(work.ladder, work.chat, editor, session, figs.probe, engine)
     window = open_page.Screen(session, editor, applied, work.chat.columns, bar.status)
     opened = open_page.connect(page, window, left.model, engine)
     chat_events.restore(work.chat, session, opened)

@@ -9,7 +9,7 @@ from benchmarks.load import Seen, visit, wrong
 from sst_ui.jobs.evaluate import evaluate
 from sst_ui.lru import Memory
 
-VISITORS, SECONDS, SAMPLES = 3, 1.0, 2
+VISITORS, SECONDS, SAMPLES = 2, 1.0, 2
 
 
 @pytest.fixture

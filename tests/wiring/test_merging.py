@@ -154,7 +154,7 @@ def test_the_columns_answer_as_utility_merged_and_merged_then_ablated(engine, me
 
 
 def test_the_probe_reads_a_merge_along_the_default_direction(engine, merge, pair):
-    base, edited = engine.probe(engine.loaded.key, Recipe(edits=(merge,)), ASKED)
+    base, edited = engine.probes(engine.loaded.key, [None, Recipe(edits=(merge,))], ASKED)
     assert base.shape == edited.shape == (engine.loaded.layers,)
     assert abs(edited - base).max() > 1e-3
 

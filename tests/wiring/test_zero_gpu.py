@@ -85,13 +85,14 @@ def test_a_visitors_variants_and_answers_live_on_after_each_fork(page, engine, l
 def test_answers_are_those_that_are_given_without_a_fork(engine, key, lent):
     rows = [None, engine.first_recipe()]
     there = list(engine.chat(key, rows, HELLO, 6, 0.0))[-1]
-    probed = engine.probe(key, engine.first_recipe(), HELLO[0])
+    probed = engine.probes(key, [None, engine.first_recipe()], HELLO[0])
     assert [seconds for _, seconds in lent] == [60, 20]
     zero_gpu.lend(None)
     host = engine.host(key)
     host.model._forward_pre_hooks.clear()  # from here on it may run
     assert there == list(engine.chat(key, rows, HELLO, 6, 0.0))[-1]
-    for one, other in zip(probed, engine.probe(key, engine.first_recipe(), HELLO[0]), strict=True):
+    again = engine.probes(key, [None, engine.first_recipe()], HELLO[0])
+    for one, other in zip(probed, again, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 
 

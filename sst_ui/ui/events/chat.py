@@ -455,5 +455,5 @@ def measure(engine: Engine, language: str, now: Loaded, known: Variants, talk: C
     if known.now is None or not talk.turns:
         return gr.skip()
     asked = replace(talk, turns=(*talk.turns[:-1], Turn(talk.turns[-1].message)))
-    base, edited = engine.probe(now.key, known.now.recipe, asked.history(0))
+    base, edited = engine.probes(now.key, [None, known.now.recipe], asked.history(0))
     return plots.probe(language, base, edited, known.now.name)

@@ -444,21 +444,22 @@ class Engine:
 
     @asks("measure")
     @on_gpu(20)
-    def probe(
-        self, key: str, recipe: Recipe, messages: list[dict[str, str]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """[layers] position of a conversation on the refusal direction: base, edited.
+    def probes(
+        self, key: str, rows: Sequence[Recipe | None], messages: list[dict[str, str]]
+    ) -> list[np.ndarray]:
+        """[layers] position of a conversation on the refusal direction, for each recipe; None is
+        the base.
 
-        The direction is that of the recipe's ablation, else the default one of the base model.
+        The direction is that of the first ablation there is, else the default one of the base.
         """
         host = self.host(key)
-        edits = finish(self.resolve(key, recipe))
-        used = (*recipe.edits, *self.first_recipe().edits)
+        used = [edit for row in (*rows, self.first_recipe()) if row for edit in row.edits]
         spec = next(edit.directions for edit in used if isinstance(edit, Ablation))
         directions = self.directions(key, spec)
         if directions is None:
             directions = finish(self.measure(key, spec))
-        return probe(host, messages, directions), probe(host, messages, directions, edits)
+        edits = [finish(self.resolve(key, row)) if row else () for row in rows]
+        return [probe(host, messages, directions, each) for each in edits]
 
     @asks("measure")
     def evaluate(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 from sst_ui.maths.kernel import EARLY
 from sst_ui.recipe import KINDS
@@ -157,6 +158,26 @@ def probe(language: str, base: np.ndarray, edited: np.ndarray, variant: str) -> 
             y=values,
             name=name,
             mode="lines+markers",
+            line={"color": colour, "width": 2},
+            hovertemplate="%{y:.2f}",
+        )
+    return figure
+
+
+def ladder(language: str, lines: Sequence[tuple[str, np.ndarray]]) -> go.Figure:
+    """The probe of one message at several strengths.
+
+    Args:
+        lines: name and [layers] projection of each, in the order of the strengths.
+    """
+    figure = blank(say(language, "curve.layer"), say(language, "probe.axis"))
+    colours = sample_colorscale("Turbo", np.linspace(0.1, 0.9, max(len(lines), 2)).tolist())
+    for (name, values), colour in zip(lines, colours, strict=False):
+        figure.add_scatter(
+            x=np.arange(len(values)),
+            y=values,
+            name=name,
+            mode="lines",
             line={"color": colour, "width": 2},
             hovertemplate="%{y:.2f}",
         )

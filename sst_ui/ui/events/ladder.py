@@ -1,0 +1,218 @@
+"""Asking at several strengths: the ablation of the controls, with one strength after the other.
+
+All answers come from one batch, beside the probe of the message at each strength.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from sst_ui.errors import UserError
+from sst_ui.metrics.text.labels import label
+from sst_ui.recipe import Recipe
+from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.events.chat import PACE, SHARE, drawn, problems
+from sst_ui.ui.events.draw_draft import Draft, Editor
+from sst_ui.ui.panels.chat import ChatPanel
+from sst_ui.ui.panels.ladder import LadderPanel, Rung, flips, render
+from sst_ui.ui.panels.session import Session
+from sst_ui.ui.services.engine import CHATS, Answering, Engine
+from sst_ui.ui.services.errors import message
+from sst_ui.ui.state.window import Conversation
+from sst_ui.ui.widgets import plots
+from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.inputs import HIDDEN
+from sst_ui.ui.widgets.texts import say
+
+MOST = 12  # strengths at a time
+REACH = (-2.0, 2.0)  # of a strength
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What a ladder writes to."""
+
+    panel: LadderPanel
+    probe: gr.Plot
+
+    @property
+    def outputs(self) -> list:
+        """The components that an answer may write to."""
+        p = self.panel
+        return [p.rungs, p.status, p.ask, p.stop, self.probe]
+
+    def buttons(self, running: bool) -> dict:
+        """Ask or Stop."""
+        shown = {"visible": True, "interactive": True}
+        hidden = {"visible": HIDDEN}
+        ask, stop = (hidden, shown) if running else (shown, hidden)
+        return {self.panel.ask: gr.update(**ask), self.panel.stop: gr.update(**stop)}
+
+
+def parse(text: str | None) -> tuple[float, ...]:
+    """The strengths that were typed, in order, each once.
+
+    Raises:
+        UserError: something is no number, is out of range, or there are none or too many.
+    """
+    words = (text or "").replace("−", "-").replace("、", ",").replace(",", " ").split()
+    found = set()
+    for word in words:
+        try:
+            found.add(float(word))
+        except ValueError:
+            raise UserError(
+                f"{word[:40]!r} is not a strength; type numbers, as in 0, 1, 2."
+            ) from None
+    if not found or len(found) > MOST:
+        raise UserError(f"{len(found)} strengths; give 1 to {MOST} of them, as in 0, 1, 2.")
+    low, high = REACH
+    if wrong := [each for each in found if not low <= each <= high]:
+        raise UserError(f"strength {wrong[0]:g} is out of range; it may be {low:g} to {high:g}.")
+    return tuple(sorted(found))
+
+
+def recipes(draft: Draft, strengths: Sequence[float]) -> list[Recipe | None]:
+    """The recipe at each strength; at 0 without its ablation, None where nothing else is left."""
+    edit, before = draft.ablation(), draft.before()
+    found: list[Recipe | None] = []
+    for strength in strengths:
+        edits: tuple[Any, ...] = before
+        if strength:
+            weights = replace(edit.weights, strength=strength)
+            edits = (*before, replace(edit, weights=weights))
+        found.append(Recipe(model=draft.loaded.spec, edits=edits) if edits else None)
+    return found
+
+
+def connect(
+    panel: LadderPanel,
+    chat: ChatPanel,
+    editor: Editor,
+    session: Session,
+    probe: gr.Plot,
+    engine: Engine,
+) -> None:
+    """Wire the ladder; length, temperature and seed are the chat's."""
+    screen = Screen(panel, probe)
+    numbers = [chat.tokens, chat.temperature, chat.seed]
+    language = session.language
+    asked = Reads([*numbers, session.conversation, panel.box, panel.strengths], Asked.of)
+    gr.on(
+        [panel.ask.click, panel.box.submit, panel.strengths.submit],
+        **call(
+            partial(climb, screen, engine), editor.draft, asked,
+            check=partial(wrong, numbers, panel), may="chat",
+        ),
+        outputs=screen.outputs,
+        **CHATS,
+        trigger_mode="multiple",
+        **PRIVATE,
+    )  # fmt: skip
+    panel.stop.click(
+        **call(partial(stop, screen, engine), language), outputs=[panel.ask, panel.stop], **PRIVATE
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked, and how it is answered."""
+
+    numbers: tuple
+    talk: Conversation
+    text: str
+    strengths: str
+
+    @classmethod
+    def of(
+        cls, tokens: Any, heat: Any, seed: Any, talk: Conversation, text: str | None, strengths: str
+    ) -> "Asked":
+        """From the components; without a message of its own it is the chat's last one."""
+        last = talk.turns[-1].message if talk.turns else ""
+        return cls((tokens, heat, seed), talk, (text or "").strip() or last, strengths)
+
+
+def wrong(numbers: Sequence[Any], panel: LadderPanel, draft: Draft, asked: Asked) -> dict:
+    """What is wrong at which control."""
+    lang = draft.language or "en"
+    found: dict[Any, str] = {
+        numbers[place]: message(UserError(text), lang)
+        for place, text in problems(asked.numbers).items()
+    }
+    if not asked.text:
+        found[panel.box] = message(UserError(say(lang, "chat.empty")), lang)
+    try:
+        parse(asked.strengths)
+    except UserError as error:
+        found[panel.strengths] = message(error, lang)
+    return found
+
+
+def climb(
+    screen: Screen, engine: Engine, draft: Draft, asked: Asked, request: gr.Request
+) -> Iterator[dict]:
+    """Answer at every strength, side by side."""
+    mine = engine.answering(_window(request))
+    try:
+        yield from _stream(screen, engine, mine, draft, asked)
+    finally:
+        mine.over.set()
+
+
+def _window(request: gr.Request) -> str:
+    return f"{request.session_hash}:ladder"
+
+
+def _stream(
+    screen: Screen, engine: Engine, mine: Answering, draft: Draft, asked: Asked
+) -> Iterator[dict]:
+    lang, key, panel = draft.language, draft.loaded.key, screen.panel
+    tokens, heat, seed = drawn(*asked.numbers)
+    rungs = [Rung(strength) for strength in parse(asked.strengths)]
+    start, shown, cost = time.monotonic(), 0.0, 0.0
+    yield {panel.rungs: render(lang, rungs), panel.status: "", **screen.buttons(True)}
+    try:
+        rows = recipes(draft, [rung.strength for rung in rungs])
+        question = [{"role": "user", "content": asked.text}]
+        lines = engine.probes(key, rows, question)
+        pairs = [(f"{rung.strength:+g}", line) for rung, line in zip(rungs, lines, strict=True)]
+        yield {screen.probe: plots.ladder(lang, pairs)}
+        with closing(engine.chat(key, rows, [question] * len(rows), tokens, heat, seed)) as job:
+            for texts in job:
+                if mine.replaced:
+                    return
+                rungs = [replace(r, answer=text) for r, text in zip(rungs, texts, strict=True)]
+                if mine.stopped:
+                    break
+                if time.monotonic() - shown >= max(PACE, SHARE * cost):
+                    begun = time.monotonic()
+                    yield {panel.rungs: render(lang, rungs), **screen.buttons(True)}
+                    shown = time.monotonic()
+                    cost = shown - begun
+        count = engine.tokens(key, [rung.answer for rung in rungs])
+        if not mine.stopped:
+            rungs = [
+                replace(r, label=label(
+                    asked.text, r.answer, ended=engine.tokens(key, [r.answer]) < tokens
+                ))
+                for r in rungs
+            ]  # fmt: skip
+        speed = count / max(time.monotonic() - start, 1e-6)
+        words = [flips(lang, rungs), say(lang, "chat.speed", tokens=count, speed=speed)]
+        said = notice(" · ".join(word for word in words if word), "info")
+    except Exception as error:
+        said = notice(message(error, lang), "bad")
+    if not mine.replaced:
+        yield {panel.rungs: render(lang, rungs), panel.status: said, **screen.buttons(False)}
+
+
+def stop(screen: Screen, engine: Engine, language: str, request: gr.Request) -> dict:
+    """Only asks: the answers end at their next step."""
+    if engine.cut_short(_window(request)):
+        return {screen.panel.stop: gr.update(interactive=False)}
+    return screen.buttons(False)
