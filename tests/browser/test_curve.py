@@ -1,0 +1,210 @@
+"""The curve under the hand, in a real browser: it moves before the server knows, and says the same."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from sst_ui import recipe as recipes
+from sst_ui.maths import kernel
+from sst_ui.paths import ASSETS
+from sst_ui.recipe import KINDS, WeightTable
+from sst_ui.ui.widgets import curve
+from tests.patience import until
+
+pytestmark = pytest.mark.browser
+LINE = "#curve .attention .line"
+TABLES = {  # what a profile's name does not say
+    "strong": WeightTable(strength=-1.7, modules={"attention": 0.4, "mlp": 2.0}),
+    "cut": WeightTable(profile="custom", threshold=0.6),
+    "flat": WeightTable(profile="flat"),
+    "needle": WeightTable(profile="custom", width=1e-06),
+    "pasted": WeightTable(curve=(0.0, 0.05, -0.5, *[1.0] * 9), strength=2.0, threshold=0.1),
+    "own bells": WeightTable(peaks={"mlp": 0.2}, widths={"attention": 0.5}),
+    "pinned": WeightTable(overrides={"mlp": {0: -0.25, 11: 4.0}, "attention": {3: 0.0}}),
+}
+
+
+def line(page) -> str:
+    return page.locator(LINE).get_attribute("d")
+
+
+def cell(page, kind: str, layer: int):
+    return page.locator(f'#curve input[data-kind="{kind}"][data-layer="{layer}"]')
+
+
+def number(page, name: str) -> float:
+    return float(page.locator(f"#{name} input[type=number]").input_value())
+
+
+def drag(page, target, right: float, up: float) -> None:
+    """The middle of what is found, by so many pixels, in steps as a hand does it."""
+    box = target.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + right, y - up, steps=5)
+    page.mouse.up()
+
+
+def point(page, kind: str, layer: int):
+    return page.locator(f'#curve [data-kind="{kind}"][data-layer="{layer}"] .reach')
+
+
+@pytest.fixture
+def fresh(page):
+    """The module's page, as it was opened."""
+    yield page
+    page.unroute_all()
+    page.click("#profile label:has-text('Default')")
+    page.click("#reset-table")
+    expect(page.locator("#curve .pinned")).to_have_count(0)
+    expect(page.locator("#apply")).to_contain_text("Applied")
+
+
+@pytest.mark.parametrize("layers", [1, 12, 80])
+def test_the_page_computes_the_kernel_of_the_server(chromium, layers):
+    tables = {name: kernel.profile(name) for name in kernel.profiles()} | TABLES
+    page = chromium.new_page()
+    page.add_script_tag(path=ASSETS / "kernel.js")
+    for name, weights in tables.items():
+        if layers != 12 and name in ("pasted", "pinned"):  # of so many layers
+            continue
+        given = json.loads(json.dumps(curve._plain(weights)))
+        got = page.evaluate(
+            "([w, layers, kinds]) => [kernel.bell(w, layers), kernel.table(w, layers, kinds)]",
+            [given, layers, KINDS],
+        )
+        assert got[0] == pytest.approx(kernel.kernel(weights, layers), abs=1e-14), name
+        assert sum(got[1], []) == pytest.approx(kernel.table(weights, layers).ravel(), abs=1e-14)
+    page.context.close()
+
+
+def test_all_layers_of_the_demo_are_seen_beside_the_curve(fresh):
+    seen = fresh.evaluate("""() => {
+      const [table, figure] = ['.cells', '.figure'].map((name) =>
+        document.querySelector(`#curve ${name}`).getBoundingClientRect());
+      const inside = [...document.querySelectorAll('#curve input')].filter((box) => {
+        const { top, bottom } = box.getBoundingClientRect();
+        return top >= table.top && bottom <= table.bottom && bottom <= innerHeight;
+      });
+      return [inside.length, table.left >= figure.right, figure.height > 200];
+    }""")
+    assert seen == [24, True, True]
+
+
+def test_a_slider_moves_the_curve_while_the_server_hears_nothing(fresh):
+    held = []
+    fresh.route("**/queue/join**", lambda route: held.append(route))
+    slider = fresh.locator("#peak input[type=range]")
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowRight"):
+        before = line(fresh)
+        slider.press(key)
+        assert line(fresh) != before  # at once, before anything is sent
+    assert cell(fresh, "attention", 5).input_value() == shown(fresh, 5)
+    until(lambda: held)
+    assert line(fresh) != before
+    for route in held:
+        route.continue_()
+    fresh.unroute_all()
+    expect(fresh.locator("#apply")).to_contain_text("Apply changes")
+
+
+def shown(page, layer: int) -> str:
+    """What the table must say of a layer, by the page's own numbers."""
+    names = ("peak", "width", "threshold", "strength")
+    weights = WeightTable(profile="custom", **{name: number(page, name) for name in names})
+    return f"{kernel.table(weights, 12)[layer, 0]:.3f}".rstrip("0").rstrip(".")
+
+
+def test_a_late_answer_does_not_undo_a_later_movement(fresh):
+    held = []
+    fresh.route("**/queue/data**", lambda route: held.append(route))
+    slider = fresh.locator("#width input[type=range]")
+    slider.press("ArrowRight")
+    until(lambda: held)  # it is on its way
+    slider.press("ArrowRight")
+    moved = line(fresh)
+    for route in held:
+        route.continue_()
+    fresh.unroute_all()
+    expect(fresh.locator("#apply")).to_contain_text("Apply changes")
+    until(lambda: weighs(fresh, "width", number(fresh, "width")))
+    assert line(fresh) == moved
+
+
+def weighs(page, name: str, value: float) -> bool:
+    """Whether the recipe's text has come with that number."""
+    text = page.evaluate("document.querySelector('#recipe-text .cm-content').textContent")
+    return f"{name}: {value:g}" in text
+
+
+def test_a_dragged_point_pins_its_cell(fresh):
+    before = float(cell(fresh, "attention", 6).input_value())
+    drag(fresh, point(fresh, "attention", 6), 0, -40)
+    expect(fresh.locator("#curve .pinned")).to_have_count(1)
+    after = float(cell(fresh, "attention", 6).input_value())
+    assert 0 < after < before
+    expect(fresh.locator("#apply")).to_contain_text("Apply changes")
+    expect(cell(fresh, "attention", 6)).to_have_value(f"{after:g}")
+    expect(cell(fresh, "attention", 6)).to_have_attribute("aria-label", re.compile("pinned"))
+    cell(fresh, "attention", 6).fill("")
+    fresh.keyboard.press("Enter")
+    expect(cell(fresh, "attention", 7)).to_be_focused()
+    expect(fresh.locator("#curve .pinned")).to_have_count(0)
+    expect(cell(fresh, "attention", 6)).to_have_value(f"{before:g}")
+
+
+def test_the_bell_is_dragged_and_apply_takes_what_it_shows(fresh):
+    peak, width = number(fresh, "peak"), number(fresh, "width")
+    drag(fresh, fresh.locator("#curve .grip[data-drag=peak] .reach"), -60, 0)
+    assert number(fresh, "peak") < peak
+    drag(fresh, fresh.locator("#curve .grip[data-drag=width] .reach").last, 30, 0)
+    assert number(fresh, "width") > width
+    expect(fresh.locator("#profile label.selected")).to_have_text("Custom")
+    peak, width = number(fresh, "peak"), number(fresh, "width")
+    drag(fresh, point(fresh, "attention", 11), 0, 30)
+    pinned = float(cell(fresh, "attention", 11).input_value())
+    fresh.click("#apply")  # at once: the cell is still on its way
+    expect(fresh.locator(".variant.current")).to_contain_text("custom")
+    expect(fresh.locator("#apply")).to_contain_text("Applied")
+    with fresh.expect_download() as started:
+        fresh.locator("#work-tabs .tab-wrapper [role=tab]").nth(2).click()
+        fresh.click("#download-recipe")
+    weights = recipes.load(started.value.path()).edits[0].weights
+    fresh.locator("#work-tabs .tab-wrapper [role=tab]").nth(0).click()
+    assert (weights.peak, weights.width) == (peak, width)
+    assert weights.overrides == {"attention": {11: pinned}}
+    fresh.click(".variant:has-text('default')")
+    expect(fresh.locator(".variant.current")).to_contain_text("default")
+
+
+def test_a_word_in_a_cell_is_said_and_its_number_is_back(fresh):
+    box = cell(fresh, "mlp", 1)
+    before = box.input_value()
+    box.fill("abc")
+    fresh.keyboard.press("Enter")
+    expect(fresh.locator("#table-note")).to_contain_text("'abc' is not a number")
+    expect(box).to_have_value(before)
+    box.fill("0.7")
+    fresh.click("#model-line")  # left without a key
+    expect(fresh.locator("#curve .pinned input")).to_have_value("0.7")
+    expect(fresh.locator("#table-note")).to_have_text("")
+
+
+def test_the_per_module_table_is_a_profile(fresh):
+    before = line(fresh)
+    fresh.click("#profile label:has-text('Per-module table')")
+    expect(fresh.locator("#curve .pinned")).to_have_count(24)
+    assert line(fresh) == before
+    assert fresh.locator("#peak").evaluate("block => block.inert")
+    expect(fresh.locator("#curve .grip")).to_have_count(0)
+    box = cell(fresh, "mlp", 0)
+    box.fill("0.3")
+    box.press("Enter")
+    expect(box).to_have_value("0.3")
+    expect(fresh.locator("#profile label.selected")).to_have_text("Per-module table")
+    fresh.click("#profile label:has-text('Narrow')")
+    expect(fresh.locator("#curve .pinned")).to_have_count(0)
+    assert not fresh.locator("#peak").evaluate("block => block.inert")
