@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import pytest
 from playwright.sync_api import expect
@@ -10,8 +11,9 @@ from sst_ui import recipe as recipes
 from sst_ui.maths import kernel
 from sst_ui.paths import ASSETS
 from sst_ui.recipe import KINDS, WeightTable
+from sst_ui.ui.events import edit
 from sst_ui.ui.widgets import curve
-from tests.patience import until
+from tests.patience import SECONDS, until
 
 pytestmark = pytest.mark.browser
 LINE = "#curve .attention .line"
@@ -38,18 +40,24 @@ def number(page, name: str) -> float:
     return float(page.locator(f"#{name} input[type=number]").input_value())
 
 
-def drag(page, target, right: float, up: float) -> None:
+def drag(page, what: str, right: float, up: float) -> None:
     """The middle of what is found, by so many pixels, in steps as a hand does it."""
-    box = target.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    x, y = page.evaluate(
+        """what => {
+          const { x, y, width, height } = document.querySelector(`#curve ${what}`)
+            .getBoundingClientRect();
+          return [x + width / 2, y + height / 2];
+        }""",
+        what,
+    )
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x + right, y - up, steps=5)
     page.mouse.up()
 
 
-def point(page, kind: str, layer: int):
-    return page.locator(f'#curve [data-kind="{kind}"][data-layer="{layer}"] .reach')
+def point(kind: str, layer: int) -> str:
+    return f'[data-kind="{kind}"][data-layer="{layer}"] .reach'
 
 
 @pytest.fixture
@@ -118,31 +126,31 @@ def shown(page, layer: int) -> str:
     return f"{kernel.table(weights, 12)[layer, 0]:.3f}".rstrip("0").rstrip(".")
 
 
-def test_a_late_answer_does_not_undo_a_later_movement(fresh):
-    held = []
-    fresh.route("**/queue/data**", lambda route: held.append(route))
+def test_a_late_answer_does_not_undo_a_later_movement(fresh, monkeypatch):
+    answers, gates = [], [threading.Event(), threading.Event()]
+    drawn = edit.draw
+
+    def late(drawing, engine, draft):
+        answers.append(draft.form.width)
+        gates[len(answers) - 1].wait(SECONDS)
+        return drawn(drawing, engine, draft) | {drawing.notes: f"answer {len(answers)}"}
+
+    monkeypatch.setattr(edit, "draw", late)
     slider = fresh.locator("#width input[type=range]")
     slider.press("ArrowRight")
-    until(lambda: held)  # it is on its way
+    until(lambda: answers)  # it is on its way
     slider.press("ArrowRight")
     moved = line(fresh)
-    for route in held:
-        route.continue_()
-    fresh.unroute_all()
-    expect(fresh.locator("#apply")).to_contain_text("Apply changes")
-    until(lambda: weighs(fresh, "width", number(fresh, "width")))
-    assert line(fresh) == moved
-
-
-def weighs(page, name: str, value: float) -> bool:
-    """Whether the recipe's text has come with that number."""
-    text = page.evaluate("document.querySelector('#recipe-text .cm-content').textContent")
-    return f"{name}: {value:g}" in text
+    for number, gate in enumerate(gates, 1):
+        gate.set()
+        expect(fresh.locator("#notes")).to_contain_text(f"answer {number}")
+        assert line(fresh) == moved
+    assert answers == [0.16, 0.17]
 
 
 def test_a_dragged_point_pins_its_cell(fresh):
     before = float(cell(fresh, "attention", 6).input_value())
-    drag(fresh, point(fresh, "attention", 6), 0, -40)
+    drag(fresh, point("attention", 6), 0, -40)
     expect(fresh.locator("#curve .pinned")).to_have_count(1)
     after = float(cell(fresh, "attention", 6).input_value())
     assert 0 < after < before
@@ -158,13 +166,13 @@ def test_a_dragged_point_pins_its_cell(fresh):
 
 def test_the_bell_is_dragged_and_apply_takes_what_it_shows(fresh):
     peak, width = number(fresh, "peak"), number(fresh, "width")
-    drag(fresh, fresh.locator("#curve .grip[data-drag=peak] .reach"), -60, 0)
+    drag(fresh, ".grip[data-drag=peak] .reach", -60, 0)
     assert number(fresh, "peak") < peak
-    drag(fresh, fresh.locator("#curve .grip[data-drag=width] .reach").last, 30, 0)
+    drag(fresh, ".grip[data-drag=width] ~ .grip[data-drag=width] .reach", 30, 0)
     assert number(fresh, "width") > width
     expect(fresh.locator("#profile label.selected")).to_have_text("Custom")
     peak, width = number(fresh, "peak"), number(fresh, "width")
-    drag(fresh, point(fresh, "attention", 11), 0, 30)
+    drag(fresh, point("attention", 11), 0, 30)
     pinned = float(cell(fresh, "attention", 11).input_value())
     fresh.click("#apply")  # at once: the cell is still on its way
     expect(fresh.locator(".variant.current")).to_contain_text("custom")
