@@ -6,11 +6,13 @@ const curve = (() => {
   const SHAPE = ["peak", "width", "threshold"];
   const DIALS = [...SHAPE, "strength", "attention", "mlp"];
   const PAUSE = 150; // ms without a movement after which a key's movement has ended
-  const HEIGHT = 236, ROW = 18, LEFT = 34, RIGHT = 8, TOP = 18, BOTTOM = 34;
+  const HEIGHT = 240, ROW = 18, LEFT = 34, RIGHT = 8, TOP = 22, BOTTOM = 38;
   let data = null, root = null, tell = null; // what the server said, the element, its event
   let drawn = null, seen = ""; // the weights, alphas and scales on the screen; of what
   let drag = null; // what the pointer holds
   const pending = []; // lists of cells that the server has not answered yet, the oldest first
+  // Of the plot and the table, and how far that is scrolled: asking the page costs a layout.
+  const size = { wide: 0, table: 0, from: 0 };
   const held = new Set(); // boxes and sliders that moved, and Gradio does not know yet
   let pause = 0, sliding = false, later = false; // `later`: Apply was pressed, and waits for cells
 
@@ -60,16 +62,17 @@ const curve = (() => {
   }
 
   // --- drawing -----------------------------------------------------------------------------------
+  const write = (node, name, words) => { if (node[name] !== words) node[name] = words; };
   const text = (value) => (value ? value.toFixed(3).replace(/\.?0+$/, "") : "0");
   const safe = (words) => words.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   function draw() {
-    if (!data || !root?.clientWidth) return;
+    if (!data || !size.wide) return; // or nothing of it can be seen
     const now = weights();
     for (const name of DIALS) { // in a table of single cells these change nothing
       const block = document.getElementById(name);
       if (block) block.inert = chosen() === "table";
     }
-    const key = JSON.stringify([now, chosen(), root.clientWidth]);
+    const key = JSON.stringify([now, chosen(), size.wide]);
     if (!now || key === seen) return;
     seen = key;
     const kinds = Object.keys(data.kinds);
@@ -82,7 +85,7 @@ const curve = (() => {
     cells();
   }
   function scales(alpha) {
-    const wide = root.querySelector(".plot").clientWidth, tall = HEIGHT - TOP - BOTTOM;
+    const { wide } = size, tall = HEIGHT - TOP - BOTTOM;
     const all = [...alpha.flat(), ...data.predicted.flatMap(({ values }) => values)];
     const top = Math.max(1.12, ...all.map((value) => value * 1.12));
     const bottom = Math.min(0, ...all.map((value) => value * 1.12));
@@ -158,19 +161,30 @@ const curve = (() => {
   }
   function lines() { // the last kind lies below: where both are one point, the first is taken
     return Object.keys(data.kinds).map((kind, column) => {
+      const dots = { point: "", idle: "", pin: "" }, size = column ? 4 : 5.5;
       const places = drawn.alpha.map((row, layer) => [drawn.x(layer), drawn.y(row[column])]);
-      const points = places.map(([x, y], layer) => {
-        const size = (column ? 2.6 : 3.6) + (layer in drawn.overrides[kind] ? 2 : 0);
-        const idle = drawn.alpha[layer][column] === 0 ? " idle" : "";
-        const shape = layer in drawn.overrides[kind]
-          ? `<path class="point${idle}" d="M${x} ${y - size}l${size} ${size}l${-size} ${size}l${-size} ${-size}Z"/>`
-          : `<circle class="point${idle}" cx="${x}" cy="${y}" r="${size}"/>`;
-        const reach = Math.min(10, Math.max(4, drawn.unit * 0.6));
-        return `<g data-drag="cell" data-kind="${kind}" data-layer="${layer}">`
-          + `<circle class="reach" cx="${x}" cy="${y}" r="${reach}"/>${shape}</g>`;
-      }).join("");
-      return `<g class="${kind}"><path class="line" d="${path(places)}"/>${points}</g>`;
+      places.map((place) => place.map(round)).forEach(([x, y], layer) => {
+        if (layer in drawn.overrides[kind]) dots.pin += `M${x} ${y - size}l${size} ${size}l-${size} ${size}l-${size} -${size}Z`;
+        else dots[drawn.alpha[layer][column] === 0 ? "idle" : "point"] += `M${x} ${y}h0`;
+      });
+      return `<g class="${kind}"><path class="line" d="${path(places)}"/>`
+        + Object.entries(dots).map(([name, d]) => `<path class="${name}" d="${d}"/>`).join("") + "</g>";
     }).reverse().join("");
+  }
+  // The point under the pointer, as [kind, layer], or null.
+  function under(event) {
+    const frame = root.querySelector(".figure").getBoundingClientRect();
+    const [x, y] = [event.clientX - frame.left, event.clientY - frame.top];
+    const reach = within(drawn.unit / 2, 4, 10), middle = Math.round((x - LEFT) / drawn.unit - 0.6);
+    let found = null, nearest = reach ** 2;
+    for (let layer = middle - 1; layer <= middle + 1; layer++) {
+      Object.keys(data.kinds).forEach((kind, column) => {
+        const value = drawn.alpha[layer]?.[column] ?? NaN;
+        const away = (x - drawn.x(layer)) ** 2 + (y - drawn.y(value)) ** 2;
+        if (away < nearest) [nearest, found] = [away, [kind, layer]];
+      });
+    }
+    return found;
   }
   function handles() { // a bar above the bell: its middle moves it, its ends make it wider
     if (!hasBell()) return "";
@@ -202,9 +216,9 @@ const curve = (() => {
   // --- the table: as many rows as can be seen, and some more -------------------------------------
   const rows = new Map(); // layer -> its row
   function cells() {
-    const frame = root.querySelector(".cells"), body = frame.querySelector("tbody");
-    const first = Math.max(0, Math.floor(frame.scrollTop / ROW) - 4);
-    const last = Math.min(data.layers, first + Math.ceil(frame.clientHeight / ROW) + 8);
+    const body = root.querySelector("tbody");
+    const first = Math.max(0, Math.floor(size.from / ROW) - 4);
+    const last = Math.min(data.layers, first + Math.ceil(size.table / ROW) + 8);
     const [above, below] = [body.firstElementChild, body.lastElementChild];
     above.style.height = `${first * ROW}px`;
     below.style.height = `${(data.layers - last) * ROW}px`;
@@ -229,14 +243,15 @@ const curve = (() => {
     return row;
   }
   function shown(row, layer) {
-    row.children[1].textContent = text(drawn.bell[layer]);
+    write(row.children[1], "textContent", text(drawn.bell[layer]));
     Object.entries(data.kinds).forEach(([kind, name], column) => {
       const box = row.children[column + 2].firstElementChild, pin = layer in drawn.overrides[kind];
       const words = data.texts.cell.replace("{kind}", name).replace("{layer}", layer);
-      box.setAttribute("aria-label", pin ? `${words} ${data.texts.pinned}` : words);
+      write(box, "ariaLabel", pin ? `${words} ${data.texts.pinned}` : words);
       box.parentElement.classList.toggle("pinned", pin);
       if (box !== document.activeElement || box.value === box.dataset.said) {
-        box.value = box.dataset.said = text(drawn.alpha[layer][column]);
+        write(box, "value", text(drawn.alpha[layer][column]));
+        box.dataset.said = box.value;
       }
     });
   }
@@ -310,20 +325,24 @@ const curve = (() => {
 
   // --- dragging ----------------------------------------------------------------------------------
   function grab(event) {
-    const taken = event.target.closest("[data-drag]");
-    if (!taken || event.button) return;
+    const [kind, layer] = under(event) ?? [];
+    const what = kind ? "cell" : event.target.closest("[data-drag]")?.dataset.drag;
+    if (!what || event.button) return;
     event.preventDefault();
     document.activeElement?.blur(); // what is being typed counts
-    const { drag: what, kind, layer } = taken.dataset;
-    drag = { what, kind, layer: Number(layer), x: event.clientX, y: event.clientY,
-      peak: drawn.peak, width: drawn.width, sign: 1 };
-    if (what === "cell") drag.value = drawn.alpha[layer][Object.keys(data.kinds).indexOf(kind)];
-    const middle = drawn.x(drawn.peak * (data.layers - 1));
-    if (event.clientX - root.querySelector(".figure").getBoundingClientRect().left < middle) drag.sign = -1;
+    const from = event.clientX - event.currentTarget.getBoundingClientRect().left;
+    drag = {
+      what, kind, layer, x: event.clientX, y: event.clientY, peak: drawn.peak, width: drawn.width,
+      value: drawn.alpha[layer]?.[Object.keys(data.kinds).indexOf(kind)],
+      side: from < drawn.x(drawn.peak * (data.layers - 1)) ? -1 : 1, // of the bell
+    };
     event.currentTarget.setPointerCapture(event.pointerId);
   }
   function move(event) {
-    if (!drag) return tip(event);
+    if (!drag) {
+      root.querySelector(".figure").classList.toggle("over", Boolean(under(event)));
+      return tip(event);
+    }
     const along = (event.clientX - drag.x) / (drawn.unit * Math.max(data.layers - 1, 1));
     if (drag.what === "cell") { // step by step: the scale may grow with the point
       drag.value = within(drag.value + (drag.y - event.clientY) * (drawn.top - drawn.bottom) / drawn.tall,
@@ -334,7 +353,7 @@ const curve = (() => {
       put("peak", hundredths(within(drag.peak + along, 0, 1)));
     } else {
       const { min, max } = part("width", "range");
-      put("width", hundredths(within(drag.width + along * drag.sign, Number(min), Number(max))));
+      put("width", hundredths(within(drag.width + along * drag.side, Number(min), Number(max))));
     }
     draw();
     tip(event);
@@ -371,15 +390,21 @@ const curve = (() => {
       ${heads.map((name) => `<th scope="col">${safe(name)}</th>`).join("")}</tr></thead>
       <tbody><tr aria-hidden="true"></tr><tr aria-hidden="true"></tr></tbody></table></div></div>`;
     rows.clear();
+    size.from = 0;
     const figure = root.querySelector(".figure"), table = root.querySelector(".cells");
     figure.addEventListener("pointerdown", grab);
     figure.addEventListener("pointermove", move);
     figure.addEventListener("pointerleave", hide);
     for (const end of ["pointerup", "pointercancel"]) figure.addEventListener(end, drop);
-    table.addEventListener("scroll", cells);
+    table.addEventListener("scroll", () => { size.from = table.scrollTop; cells(); });
     table.addEventListener("focusin", (event) => event.target.select?.());
     table.addEventListener("change", (event) => typed(event.target));
     table.addEventListener("keydown", stepped);
+  }
+  function measure() {
+    size.wide = root.querySelector(".plot")?.clientWidth ?? 0;
+    size.table = root.querySelector(".cells")?.clientHeight ?? 0;
+    draw();
   }
   function take(value) { // the server's word
     if (!value) return;
@@ -388,12 +413,12 @@ const curve = (() => {
     [data, seen] = [value, ""];
     if (!same) frame();
     root.querySelector(".names").innerHTML = legend();
-    draw();
+    measure();
   }
   function start(element, props, trigger, watch) {
     [root, tell] = [element, trigger];
     watch("value", () => take(props.value));
-    new ResizeObserver(draw).observe(element);
+    new ResizeObserver(measure).observe(element);
     // Gradio has written a control: its slider's track is of another length
     new MutationObserver((changes) => changes.some(({ target }) => target.type === "range") && draw())
       .observe(document.body, { subtree: true, attributeFilter: ["style"] });

@@ -1,4 +1,4 @@
-"""The table of weights: a cell typed or dragged by hand, a row that is pasted, and back to the curve.
+"""The table of weights: a cell typed or dragged, a row that is pasted, and back to the curve.
 
 A cell or a row that cannot be read is refused under the table, and nothing else changes.
 """

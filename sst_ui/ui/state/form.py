@@ -91,7 +91,8 @@ def tabled(values: Form, extras: Extras, before: str | None, layers: int) -> Ext
     low, high = setting("weights.overrides").limits.low, setting("weights.overrides").limits.high
     cells = alpha.clip(low, high).round(3).tolist()
     pinned = {
-        kind: {layer: row[column] for layer, row in enumerate(cells)} | {**extras.overrides.get(kind, {})}
+        kind: {layer: row[column] for layer, row in enumerate(cells)}
+        | {**extras.overrides.get(kind, {})}
         for column, kind in enumerate(KINDS)
     }
     return replace(extras.one_bell(), overrides=pinned)

@@ -1,4 +1,5 @@
-"""Figures, but for the curve (widgets/curve.py). Grey-blue is what the base model is, orange what the edit does to it, everywhere.
+"""Figures, but for the curve (widgets/curve.py). Grey-blue is what the base model is, orange what
+the edit does to it, everywhere.
 
 Backgrounds are transparent and text and grid take their colours from assets/style.css, so one
 figure serves light and dark.
