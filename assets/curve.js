@@ -1,7 +1,7 @@
-// The curve and its table. They are drawn here, from what the controls say at this moment, as soon as
-// something moves; the server is told when the movement has ended, and its answer is drawn the same
-// way: an older one says nothing of a control that has moved meanwhile. What only the server knows
-// (signal, forecast, warnings) stays as it was drawn last.
+// The curve and its table. They are drawn here, from what the controls say at this moment, as soon
+// as something moves; the server is told when the movement has ended, and its answer is drawn the
+// same way: an older one says nothing of a control that has moved meanwhile. What only the server
+// knows (signal, forecast, warnings) stays as it was drawn last.
 const curve = (() => {
   const SHAPE = ["peak", "width", "threshold"];
   const DIALS = [...SHAPE, "strength", "attention", "mlp"];
@@ -39,7 +39,7 @@ const curve = (() => {
     }
     return cells;
   }
-  // The weights, or null while a box holds no number; `moved` is whether they differ from the server's.
+  // The weights, or null while a box holds no number; `moved`: they are not those of the server.
   function weights() {
     const said = data.weights, now = {};
     for (const name of DIALS) {
@@ -99,7 +99,14 @@ const curve = (() => {
   const hundredths = (value) => Math.round(value * 100) / 100;
   const within = (value, low, high) => Math.min(high, Math.max(low, value));
   const round = (number) => Math.round(number * 10) / 10;
-  const path = (points) => points.map(([x, y], n) => `${n ? "L" : "M"}${round(x)} ${round(y)}`).join("");
+  const path = (points) => points
+    .map(([x, y], n) => `${n ? "L" : "M"}${round(x)} ${round(y)}`).join("");
+  const label = (x, y, anchor, words, kind = "") =>
+    `<text class="${kind}" x="${round(x)}" y="${round(y)}" text-anchor="${anchor}">`
+    + `${safe(String(words))}</text>`;
+  const box = (kind, x, y, width, height) => // of an SVG
+    `<rect class="${kind}" x="${round(x)}" y="${round(y)}" `
+    + `width="${round(width)}" height="${round(height)}"/>`;
   const used = (layer) => drawn.alpha[layer].some((value) => value !== 0);
   const hasBell = () => !drawn.curve && chosen() !== "table"
     && !Object.keys({ ...drawn.peaks, ...drawn.widths }).length;
@@ -108,7 +115,7 @@ const curve = (() => {
     const touched = kernel.positions(data.layers)
       .some((place, layer) => place < data.early && used(layer));
     if (data.early === null || !touched) return "";
-    return `<rect class="early" x="${LEFT}" y="${TOP}" width="${drawn.x(last) - LEFT}" height="${drawn.tall}"/>`;
+    return box("early", LEFT, TOP, drawn.x(last) - LEFT, drawn.tall);
   }
   function grid() {
     const span = drawn.top - drawn.bottom, step = [0.25, 0.5, 1, 2].find((s) => span / s <= 6) ?? 4;
@@ -117,22 +124,21 @@ const curve = (() => {
     for (let n = Math.ceil(drawn.bottom / step); n * step <= drawn.top; n++) {
       const y = round(drawn.y(n * step));
       marks += `<path class="grid${n ? "" : " zero"}" d="M${LEFT} ${y}H${end}"/>`
-        + `<text x="${LEFT - 6}" y="${y + 4}" text-anchor="end">${n * step}</text>`;
+        + label(LEFT - 6, y + 4, "end", n * step);
     }
     for (let layer = 0; layer < data.layers; layer += every) {
-      marks += `<text x="${round(drawn.x(layer))}" y="${HEIGHT - BOTTOM + 16}" text-anchor="middle">${layer}</text>`;
+      marks += label(drawn.x(layer), HEIGHT - BOTTOM + 16, "middle", layer);
     }
-    return marks + `<text class="hint" x="${LEFT}" y="${HEIGHT - 4}">${safe(data.texts.hint)}</text>`
-      + `<text x="${end}" y="${HEIGHT - 4}" text-anchor="end">${safe(data.texts.layer)}</text>`;
+    return marks + label(LEFT, HEIGHT - 4, "start", data.texts.hint, "hint")
+      + label(end, HEIGHT - 4, "end", data.texts.layer);
   }
   function bars() { // the statistic, in its own unit; zero is at the same height
     if (!data.signal) return "";
     const ceiling = Math.max(1e-9, ...data.signal) * 1.12;
     return data.signal.map((value, layer) => {
       const [from, to] = [drawn.y(0), drawn.y(((value ?? 0) / ceiling) * drawn.top)];
-      const box = `x="${round(drawn.x(layer) - 0.375 * drawn.unit)}" width="${round(0.75 * drawn.unit)}"`;
-      return `<rect class="stat${used(layer) ? "" : " faint"}" ${box} y="${round(Math.min(from, to))}" `
-        + `height="${round(Math.abs(from - to))}"/>`;
+      return box(`stat${used(layer) ? "" : " faint"}`, drawn.x(layer) - 0.375 * drawn.unit,
+        Math.min(from, to), 0.75 * drawn.unit, Math.abs(from - to));
     }).join("");
   }
   function hill() { // the bell between the layers too: what one can take hold of
@@ -144,8 +150,8 @@ const curve = (() => {
       const value = drawn.strength * factor * kernel.gaussian(place, drawn.peak, drawn.width);
       points.push([drawn.x(place * last), drawn.y(value)]);
     }
-    const foot = round(drawn.y(0));
-    return `<path class="hill" data-drag="peak" d="${path(points)}V${foot}H${round(drawn.x(0))}Z"/>`;
+    const foot = `V${round(drawn.y(0))}H${round(drawn.x(0))}Z`;
+    return `<path class="hill" data-drag="peak" d="${path(points)}${foot}"/>`;
   }
   function forecast() { // pale while it is of other weights than are drawn
     return data.predicted.map(({ key, values }) => {
@@ -164,11 +170,13 @@ const curve = (() => {
       const dots = { point: "", idle: "", pin: "" }, size = column ? 4 : 5.5;
       const places = drawn.alpha.map((row, layer) => [drawn.x(layer), drawn.y(row[column])]);
       places.map((place) => place.map(round)).forEach(([x, y], layer) => {
-        if (layer in drawn.overrides[kind]) dots.pin += `M${x} ${y - size}l${size} ${size}l-${size} ${size}l-${size} -${size}Z`;
-        else dots[drawn.alpha[layer][column] === 0 ? "idle" : "point"] += `M${x} ${y}h0`;
+        if (layer in drawn.overrides[kind]) {
+          dots.pin += `M${x} ${y - size}l${size} ${size}l-${size} ${size}l-${size} -${size}Z`;
+        } else dots[drawn.alpha[layer][column] === 0 ? "idle" : "point"] += `M${x} ${y}h0`;
       });
       return `<g class="${kind}"><path class="line" d="${path(places)}"/>`
-        + Object.entries(dots).map(([name, d]) => `<path class="${name}" d="${d}"/>`).join("") + "</g>";
+        + Object.entries(dots).map(([name, d]) => `<path class="${name}" d="${d}"/>`).join("")
+        + "</g>";
     }).reverse().join("");
   }
   // The point under the pointer, as [kind, layer], or null.
@@ -193,12 +201,13 @@ const curve = (() => {
     const words = data.texts.bell.replace("{peak}", drawn.peak.toFixed(2))
       .replace("{width}", drawn.width.toFixed(2));
     const end = to > drawn.wide - 150;
-    const side = (place) => `<g class="grip" data-drag="width"><rect class="reach" x="${place - 9}" y="0"`
-      + ` width="18" height="18"/><rect x="${place - 2}" y="3" width="4" height="12" rx="2"/></g>`;
-    return `<path class="peak" d="M${x} ${TOP}V${HEIGHT - BOTTOM}"/><path class="span" d="M${from} 9H${to}"/>`
-      + `<text x="${end ? from - 9 : to + 9}" y="13" text-anchor="${end ? "end" : "start"}">${safe(words)}</text>`
-      + side(from) + side(to) + `<g class="grip" data-drag="peak"><circle class="reach" cx="${x}" cy="9" r="10"/>`
-      + `<circle cx="${x}" cy="9" r="5"/></g>`;
+    const grip = (what, content) => `<g class="grip" data-drag="${what}">${content}</g>`;
+    const side = (x) => grip("width", box("reach", x - 9, 0, 18, 18) + box("", x - 2, 3, 4, 12));
+    return `<path class="peak" d="M${x} ${TOP}V${HEIGHT - BOTTOM}"/>`
+      + `<path class="span" d="M${from} 9H${to}"/>`
+      + label(end ? from - 9 : to + 9, 13, end ? "end" : "start", words)
+      + side(from) + side(to)
+      + grip("peak", box("reach", x - 9, 0, 18, 18) + `<circle cx="${x}" cy="9" r="5"/>`);
   }
   function summary() {
     const count = drawn.alpha.filter((row, layer) => used(layer)).length;
@@ -237,9 +246,9 @@ const curve = (() => {
   function made(layer) {
     const row = document.createElement("tr");
     row.setAttribute("aria-rowindex", layer + 2);
-    row.innerHTML = `<th scope="row">${layer}</th><td></td>` + Object.keys(data.kinds).map((kind) =>
-      `<td><input data-kind="${kind}" data-layer="${layer}" inputmode="decimal" autocomplete="off"></td>`,
-    ).join("");
+    row.innerHTML = `<th scope="row">${layer}</th><td></td>`
+      + Object.keys(data.kinds).map((kind) => `<td><input data-kind="${kind}" `
+        + `data-layer="${layer}" inputmode="decimal" autocomplete="off"></td>`).join("");
     return row;
   }
   function shown(row, layer) {
@@ -307,7 +316,7 @@ const curve = (() => {
     clearTimeout(pause);
     if (!sliding) pause = setTimeout(release, PAUSE);
   }, true);
-  document.addEventListener("change", (event) => { if (event.target.closest?.("#profile")) draw(); });
+  document.addEventListener("change", ({ target }) => target.closest?.("#profile") && draw());
   document.addEventListener("pointerdown", (event) => {
     release();
     sliding = event.target.type === "range";
@@ -345,8 +354,8 @@ const curve = (() => {
     }
     const along = (event.clientX - drag.x) / (drawn.unit * Math.max(data.layers - 1, 1));
     if (drag.what === "cell") { // step by step: the scale may grow with the point
-      drag.value = within(drag.value + (drag.y - event.clientY) * (drawn.top - drawn.bottom) / drawn.tall,
-        ...data.limits);
+      const unit = (drawn.top - drawn.bottom) / drawn.tall;
+      drag.value = within(drag.value + (drag.y - event.clientY) * unit, ...data.limits);
       drag.y = event.clientY;
       drag.cells = [[drag.kind, drag.layer, String(hundredths(drag.value))]];
     } else if (drag.what === "peak") {
@@ -358,26 +367,34 @@ const curve = (() => {
     draw();
     tip(event);
   }
-  function drop() {
-    const done = drag;
+  function drop(event) {
+    const cells = event.type === "pointerup" && drag?.cells; // else the page scrolls: never mind
     drag = null;
-    if (done?.cells) pin(done.cells);
-    else release();
+    release();
+    if (cells) pin(cells);
+    else draw();
   }
   function tip(event) {
-    const box = root.querySelector(".tip"), frame = root.querySelector(".figure").getBoundingClientRect();
-    const layer = drag?.cells ? drag.layer : Math.round((event.clientX - frame.left - LEFT) / drawn.unit - 0.6);
+    const words = root.querySelector(".tip");
+    const frame = root.querySelector(".figure").getBoundingClientRect();
+    const layer = drag?.cells ? drag.layer
+      : Math.round((event.clientX - frame.left - LEFT) / drawn.unit - 0.6);
     if (!(layer >= 0 && layer < data.layers)) return hide();
-    const entry = (name, words, value) => `<span class="${name}"><i></i>${safe(words)}<b>${value}</b></span>`;
+    const entry = (kind, name, value) =>
+      `<span class="${kind}"><i></i>${safe(name)}<b>${value}</b></span>`;
     const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
-    box.innerHTML = `<span>${safe(data.texts.layer)} ${layer}</span>`
-      + Object.entries(data.kinds).map(([kind, name], n) => entry(kind, name, text(drawn.alpha[layer][n]))).join("")
-      + (data.signal ? entry("signal", data.texts.signal, data.signal[layer]?.toPrecision(3) ?? "–") : "")
-      + data.predicted.map(({ key, name, values }) => entry(key, name, share(values[layer]))).join("");
-    box.hidden = false;
+    const weighed = Object.entries(data.kinds)
+      .map(([kind, name], column) => entry(kind, name, text(drawn.alpha[layer][column])));
+    const signal = data.signal
+      ? [entry("signal", data.texts.signal, data.signal[layer]?.toPrecision(3) ?? "–")] : [];
+    const told = data.predicted
+      .map(({ key, name, values }) => entry(key, name, share(values[layer])));
+    words.innerHTML = `<span>${safe(data.texts.layer)} ${layer}</span>`
+      + [...weighed, ...signal, ...told].join("");
+    words.hidden = false;
     const x = drawn.x(layer), right = x > frame.width / 2;
-    box.style.left = right ? "auto" : `${x + 12}px`;
-    box.style.right = right ? `${frame.width - x + 12}px` : "auto";
+    words.style.left = right ? "auto" : `${x + 12}px`;
+    words.style.right = right ? `${frame.width - x + 12}px` : "auto";
   }
   function hide() { if (!drag) root.querySelector(".tip").hidden = true; }
 
@@ -396,6 +413,9 @@ const curve = (() => {
     figure.addEventListener("pointermove", move);
     figure.addEventListener("pointerleave", hide);
     for (const end of ["pointerup", "pointercancel"]) figure.addEventListener(end, drop);
+    figure.addEventListener("touchstart", (event) => { // a finger on a point does not scroll
+      if (under(event.touches[0])) event.preventDefault();
+    }, { passive: false });
     table.addEventListener("scroll", () => { size.from = table.scrollTop; cells(); });
     table.addEventListener("focusin", (event) => event.target.select?.());
     table.addEventListener("change", (event) => typed(event.target));
@@ -419,9 +439,10 @@ const curve = (() => {
     [root, tell] = [element, trigger];
     watch("value", () => take(props.value));
     new ResizeObserver(measure).observe(element);
-    // Gradio has written a control: its slider's track is of another length
-    new MutationObserver((changes) => changes.some(({ target }) => target.type === "range") && draw())
-      .observe(document.body, { subtree: true, attributeFilter: ["style"] });
+    // Gradio has written a control: a slider's track is of another length, a profile is marked
+    new MutationObserver((changes) => changes.some(({ target }) =>
+      target.type === "range" || target.parentElement?.closest("#profile")) && draw(),
+    ).observe(document.body, { subtree: true, attributeFilter: ["style", "class"] });
     take(props.value);
   }
   // A profile was picked: its numbers, where the page has them, and nothing where not.

@@ -1,5 +1,5 @@
-// The weight kernel, as sst_ui/maths/kernel.py computes it: for what moves under the pointer. What is
-// applied is the server's; a test compares the two.
+// The weight kernel, as sst_ui/maths/kernel.py computes it: for what moves under the pointer. What
+// is applied is the server's; a test compares the two.
 const kernel = {
   // [layers] positions l / (L - 1); a single layer sits at 0
   positions: (layers) => Array.from({ length: layers }, (_, l) => l / Math.max(layers - 1, 1)),

@@ -168,6 +168,8 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
         notes.append(notice(say(lang, "warn.control"), "info"))
     if not all(free(draft.form).values()):
         notes.append(notice(say(lang, "weights.exclude"), "info"))
+    if weights.profile == "table":
+        notes.append(notice(say(lang, "weights.table"), "info"))
     if weights.own_bells:
         kinds = ", ".join(say(lang, f"kind.{kind}") for kind in sorted(weights.own_bells))
         notes.append(notice(say(lang, "weights.bells", kinds=kinds), "info"))
