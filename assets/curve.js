@@ -35,18 +35,23 @@ const curve = (() => {
     for (const [kind, layer, text] of [...pending.flat(), ...(drag?.cells ?? [])]) {
       const value = parseFloat(text.replace("−", "-").replace(",", "."));
       if (!text.trim()) delete cells[kind][layer];
-      else if (value >= data.limits[0] && value <= data.limits[1]) cells[kind][layer] = value;
+      else if (sound("overrides", value)) cells[kind][layer] = value;
     }
     return cells;
   }
-  // The weights, or null while a box holds no number; `moved`: they are not those of the server.
+  function sound(name, value) {
+    const [low, high] = data.limits[name];
+    return value >= low && value <= high;
+  }
+  // The weights, or null while a box holds no sound number; `moved`: the server's are others.
   function weights() {
     const said = data.weights, now = {};
     for (const name of DIALS) {
       const box = part(name, "number");
       now[name] = box ? parseFloat(box.value) : said[name] ?? said.modules[name];
     }
-    if (!DIALS.every((name) => Number.isFinite(now[name])) || !(now.width > 0)) return null;
+    const limited = (name) => (name in data.limits ? name : "modules");
+    if (!DIALS.every((name) => sound(limited(name), now[name]))) return null;
     const left = data.profile === "table" && chosen() !== "table";
     const bell = SHAPE.some((name) => now[name] !== said[name])
       ? { curve: null, peaks: {}, widths: {} } : said;
@@ -118,7 +123,8 @@ const curve = (() => {
     return box("early", LEFT, TOP, drawn.x(last) - LEFT, drawn.tall);
   }
   function grid() {
-    const span = drawn.top - drawn.bottom, step = [0.25, 0.5, 1, 2].find((s) => span / s <= 6) ?? 4;
+    const span = drawn.top - drawn.bottom;
+    const step = [0.25, 0.5, 1, 2, 5, 10].find((each) => span / each <= 6) ?? 50;
     const every = Math.max(1, Math.floor(data.layers / 12)), end = drawn.wide - RIGHT;
     let marks = "";
     for (let n = Math.ceil(drawn.bottom / step); n * step <= drawn.top; n++) {
@@ -355,7 +361,7 @@ const curve = (() => {
     const along = (event.clientX - drag.x) / (drawn.unit * Math.max(data.layers - 1, 1));
     if (drag.what === "cell") { // step by step: the scale may grow with the point
       const unit = (drawn.top - drawn.bottom) / drawn.tall;
-      drag.value = within(drag.value + (drag.y - event.clientY) * unit, ...data.limits);
+      drag.value = within(drag.value + (drag.y - event.clientY) * unit, ...data.limits.overrides);
       drag.y = event.clientY;
       drag.cells = [[drag.kind, drag.layer, String(hundredths(drag.value))]];
     } else if (drag.what === "peak") {

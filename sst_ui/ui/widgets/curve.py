@@ -48,7 +48,6 @@ def create() -> gr.HTML:
 
 def value(language: str, weights: WeightTable, layers: int, behind: Behind) -> dict[str, Any]:
     """What the page draws, as JSON."""
-    limits = setting("weights.overrides").limits
     return {
         "layers": layers,
         "kinds": {kind: say(language, f"kind.{kind}") for kind in KINDS},
@@ -63,9 +62,15 @@ def value(language: str, weights: WeightTable, layers: int, behind: Behind) -> d
             for key, values in (("removed", behind.removed), ("moved", behind.moved))
             if values is not None
         ],
-        "limits": [limits.low, limits.high],
+        "limits": {name: _ends(name) for name in (*PLAIN, "modules", "overrides")},
         "texts": {"signal": behind.name} | {key: raw(language, f"curve.{key}") for key in TEXTS},
     }
+
+
+def _ends(name: str) -> list[float | None]:
+    """The smallest and the largest number of a setting; beyond them the page draws nothing new."""
+    limits = setting(f"weights.{name}").limits
+    return [limits.low, limits.high]
 
 
 def _plain(weights: WeightTable) -> dict[str, Any]:
