@@ -102,12 +102,6 @@ document.addEventListener("blur", (event) => {
   if (!(value >= low && value <= high)) event.stopImmediatePropagation();
 }, true);
 
-// A cell of the weight table reports what was typed when its box is left and again when the box is
-// taken away, a moment later; the second report's reply would undo whatever is typed meanwhile.
-document.addEventListener("blur", (event) => {
-  if (event.target.matches?.("#weight-table textarea")) event.stopImmediatePropagation();
-}, true);
-
 // The line above an answer says where it came from; a copied answer takes it along as text.
 const copy = navigator.clipboard?.writeText?.bind(navigator.clipboard);
 if (copy) {

@@ -11,9 +11,9 @@ from sst_ui.paths import PRESETS
 
 WIDEST = 1e6  # a bell of that width is the same in every layer
 FLAT = {"peak": 0.5, "width": WIDEST, "threshold": 0.0}  # 1 in every layer: where a merge starts
-# Profiles whose numbers stand in the recipe: typed by hand, fitted to a measured signal, or those
-# of one model.
-OWN = ("measured", "model", "custom")
+# Profiles whose numbers stand in the recipe: fitted to a measured signal, those of one model, one
+# per layer and kind of module, or typed by hand.
+OWN = ("measured", "model", "table", "custom")
 
 
 @cache

@@ -120,7 +120,8 @@ class WeightTable(Checked):
 
     A profile's name stands for its peak, width and threshold (presets/profiles.yaml). Numbers given
     beside the name count, and where they differ from the profile's the table is `custom`: a table
-    never has a name that its numbers do not bear out.
+    never has a name that its numbers do not bear out. In the profile `table` the cells count, which
+    are the overrides.
     """
 
     profile: Text = "default"
@@ -172,7 +173,8 @@ class WeightTable(Checked):
         for name in SHAPE:
             object.__setattr__(self, name, given.get(name, own[name]))
         told = self.profile not in known or all(given[n] == own[n] for n in given)
-        if not told or self.curve is not None or self.own_bells:
+        cells = self.profile != "table" or self.overrides
+        if not told or not cells or self.curve is not None or self.own_bells:
             object.__setattr__(self, "profile", "custom")
 
 

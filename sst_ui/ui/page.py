@@ -114,7 +114,6 @@ class Screen:
         form = Form(**{name: found[name] for name in Form._fields})
         drawing = Drawing(
             curve=f.curve,
-            table=f.table,
             notes=left.weights.notes,
             apply=left.apply.apply,
             text=work.recipe.text,

@@ -70,7 +70,7 @@ def window(chromium, address):
         errors = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address + path)
-        page.wait_for_selector("#curve .barlayer path", state="attached")  # the measured signal
+        page.wait_for_selector("#curve .stat", state="attached")  # the measured signal
         page.wait_for_selector("#header .digest")
         yield page
         context.close()

@@ -21,7 +21,7 @@ def test_a_filter_is_chosen_predicted_moved_and_applied(window):
         expect(page.locator(READOUT)).to_contain_text("Measure")
         page.click("#measure")
         expect(page.locator(READOUT)).to_contain_text("μ 1: predicted to remove")
-        expect(page.locator("#curve .legendtext").last).to_contain_text("harmless moved")
+        expect(page.locator("#curve .names span").last).to_contain_text("harmless moved")
 
         page.locator("#filter_goal label").nth(1).click()
         expect(page.locator("#filter_mu-decades")).to_be_hidden()

@@ -11,7 +11,7 @@ from sst_ui.progress import Progress
 from tests.browser.test_studio import tab
 
 pytestmark = pytest.mark.browser
-CURVE = "#curve .scatterlayer .trace path.js-line"
+CURVE = "#curve .attention .line"
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ OUTSIDE = """() => {  // words of the legend that are cut off at the panel's rig
   return [...document.querySelectorAll('#metrics-panel .legend span')]
     .filter((word) => word.getBoundingClientRect().right > edge).map((word) => word.textContent);
 }"""
-CURVE = "#curve .main-svg .scatterlayer .trace:first-child path.js-line"
+CURVE = "#curve .attention .line"
 
 
 def tab(page, panel: str, place: int):
@@ -53,7 +53,7 @@ def test_the_page_opens_on_the_demo_measured_applied_and_ready_to_chat(page):
     expect(page.locator("#model-line")).to_contain_text("demo")
     expect(page.locator("#apply")).to_contain_text("Applied")
     expect(page.locator("#picker-right input")).to_have_value(re.compile("^Edited · default ×"))
-    assert page.locator("#curve .barlayer path").count() > 1
+    assert page.locator("#curve .stat").count() > 1
     assert page.evaluate("document.documentElement.scrollHeight <= innerHeight + 1")
 
 
@@ -362,31 +362,6 @@ def test_a_visitor_who_has_uploaded_enough_is_told_so_in_the_page(page, tmp_path
     page.locator(".toast-close").first.click()
     page.locator("#direction-upload .label-wrap").first.click()
     page.click("#direction-panel > .label-wrap")
-
-
-def test_a_word_in_the_table_is_said_and_a_number_is_pinned(page):
-    tab(page, "figure-tabs", 1)
-    cell = page.locator('#weight-table [data-testid="cell-1-2"]')
-    before = cell.inner_text().strip()
-    for typed in ("abc", "0.7"):
-        cell.dblclick()
-        cell.locator("textarea").fill(typed)
-        page.keyboard.press("Enter")
-        if typed == "abc":
-            expect(page.locator("#table-note")).to_contain_text("'abc' is not a number")
-            # the number is back before anybody types again: the table is drawn anew for it
-            expect(cell).to_contain_text(before)
-            expect(cell).not_to_contain_text("abc")
-    expect(cell).to_contain_text("0.7 ✎")
-    below = page.locator('#weight-table [data-testid="cell-2-2"]')
-    below.dblclick()
-    below.locator("textarea").fill("0.5")
-    page.click("#model-line")  # left without a key
-    expect(below).to_contain_text("0.5 ✎")
-    expect(cell).to_contain_text("0.7 ✎")
-    page.click("#reset-table")
-    expect(cell).not_to_contain_text("✎")
-    tab(page, "figure-tabs", 0)
 
 
 def test_a_folder_without_a_model_is_said_under_its_button(page, tmp_path):

@@ -7,12 +7,13 @@ import pytest
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
+from sst_ui.maths import kernel
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.paths import PRESETS
 from sst_ui.recipe import Ablation, Filter, Merge, ModelSpec, Recipe, WeightTable
 from sst_ui.ui.panels.model import spec
 from sst_ui.ui.state import merge_form
-from sst_ui.ui.state.form import Extras, Form, read, show
+from sst_ui.ui.state.form import Extras, Form, read, show, tabled
 from sst_ui.ui.state.form import wrong as problems
 from sst_ui.ui.state.window import Conversation, Turn, Variants, title
 from sst_ui.ui.widgets import weight_table
@@ -277,29 +278,47 @@ def weights(form, extras=None):
     return read(form, extras or Extras(), MODEL).edits[0].weights
 
 
-def test_a_typed_cell_is_pinned_and_marked(form):
-    cells = weight_table.rows(weights(form), 12)
-    cells[5][2] = "0,25"
-    edited = weight_table.typed("en", cells, weights(form), 12)
-    assert edited.extras.overrides == {"attention": {5: 0.25}}
-    again = weight_table.rows(weights(form, edited.extras), 12)
-    assert again[5][2] == "0.25" + weight_table.PIN
-    assert again[5][3] == cells[5][3]
+def typed(weights, *cells):
+    return weight_table.typed("en", cells, weights, 12)
+
+
+def test_a_typed_cell_is_pinned(form):
+    edited = typed(weights(form), ("attention", 5, "0,25"), ("mlp", 6, "−1"))
+    assert edited.extras.overrides == {"attention": {5: 0.25}, "mlp": {6: -1.0}}
+    assert edited.complaint == ""
 
 
 def test_an_emptied_cell_follows_the_curve_again(form):
-    extras = Extras(overrides={"mlp": {3: 1.0}})
-    cells = weight_table.rows(weights(form, extras), 12)
-    cells[3][3] = ""
-    assert weight_table.typed("en", cells, weights(form, extras), 12).extras.overrides == {}
+    pinned = weights(form, Extras(overrides={"mlp": {3: 1.0}}))
+    assert typed(pinned, ("mlp", 3, " ")).extras.overrides == {}
 
 
-def test_a_word_in_a_cell_is_complained_about_and_the_old_value_stays(form):
-    cells = weight_table.rows(weights(form), 12)
-    cells[4][2] = "abc"
-    edited = weight_table.typed("en", cells, weights(form), 12)
-    assert edited.extras.overrides == {}
-    assert "'abc' is not a number (layer 4, attention)" in edited.complaint
+@pytest.mark.parametrize(
+    ("text", "words"), [("abc", "'abc' is not a number"), ("9", "9 is outside -4 to 4")]
+)
+def test_a_cell_that_cannot_be_is_complained_about_and_the_old_value_stays(form, text, words):
+    pinned = weights(form, Extras(overrides={"mlp": {3: 1.0}}))
+    edited = typed(pinned, ("mlp", 3, text), ("mlp", 12, "1"), ("q", 1, "1"))
+    assert edited.extras.overrides == {"mlp": {3: 1.0}}
+    assert f"{words} (layer 3, MLP)" in edited.complaint
+
+
+def test_in_the_profile_table_every_cell_is_pinned_and_none_when_it_is_left(form):
+    before = Extras(overrides={"mlp": {3: 1.0}})
+    chosen = form._replace(profile="table", strength=2.0)
+    extras = tabled(chosen, before, "default", 12)
+    assert extras.overrides["mlp"][3] == 1.0  # stays
+    alpha = kernel.table(weights(chosen, before), 12)
+    got = kernel.table(weights(chosen, extras), 12)
+    assert got == pytest.approx(alpha, abs=5e-4)  # as it is shown
+    assert kernel.table(weights(chosen._replace(peak=0.1), extras), 12).tolist() == got.tolist()
+    assert weights(chosen, extras).profile == "table"
+    assert tabled(form, extras, "table", 12).overrides == {}
+    assert tabled(form, before, "default", 12) == before
+
+
+def test_a_table_without_cells_is_no_table(form):
+    assert weights(form._replace(profile="table")).profile == "custom"
 
 
 def test_a_pasted_row_becomes_the_curve_or_a_column(form):

@@ -148,7 +148,7 @@ def test_moving_a_control_moves_the_figure(engine, recipe, language):
 
     def figure(values, more=extras):
         draft = Draft(language, engine.loaded, more, Variants(), "evidence", values)
-        return draw_draft.draw(screen.editor.drawing, engine, draft)[screen.figures.curve].to_json()
+        return draw_draft.draw(screen.editor.drawing, engine, draft)[screen.figures.curve]
 
     start = figure(form)
     for name, value in {

@@ -86,7 +86,7 @@ def connect(
 
     Args:
         shown: where the advice stands.
-        tabs: of the figures; the table or the curve is shown.
+        tabs: of the figures; the curve is shown.
         status: where it is said that nothing is applied yet.
     """
     controls = editor.controls
@@ -126,6 +126,6 @@ def follow(
         **draw(editor.drawing, engine, draft),
         **{getattr(controls.form, name): getattr(draft.form, name) for name in SETTABLE},
         controls.extras: extras,
-        tabs: gr.update(selected="table" if by_layer(advice) else "curve"),
+        tabs: gr.update(selected="curve"),
         status: notice(say(draft.language, "advice.tried"), "info"),
     }

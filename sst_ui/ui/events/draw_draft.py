@@ -32,10 +32,11 @@ from sst_ui.ui.state.form import (
     free,
     read,
     show,
+    tabled,
 )
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.window import Variants
-from sst_ui.ui.widgets import plots, weight_table
+from sst_ui.ui.widgets import curve
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
@@ -65,7 +66,9 @@ class Draft:
         view: str,
         *form: Any,
     ) -> "Draft":
-        return cls(language, loaded, extras, variants, signal, Form(*form), view, drawn)
+        values, before = Form(*form), drawn[0] if drawn else None
+        extras = tabled(values, extras, before, loaded.layers)
+        return cls(language, loaded, extras, variants, signal, values, view, drawn)
 
     def recipe(self) -> Recipe:
         """The recipe that the controls say (`UserError` for a bad value)."""
@@ -84,8 +87,7 @@ class Draft:
 class Drawing:
     """The components that follow from a draft."""
 
-    curve: gr.Plot
-    table: gr.Dataframe
+    curve: gr.HTML
     notes: gr.HTML
     apply: gr.Button
     text: gr.Code
@@ -103,7 +105,6 @@ class Drawing:
         """The components that `draw` may write to."""
         return [
             self.curve,
-            self.table,
             self.notes,
             self.apply,
             self.text,
@@ -167,23 +168,21 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
         notes.append(notice(say(lang, "warn.control"), "info"))
     if not all(free(draft.form).values()):
         notes.append(notice(say(lang, "weights.exclude"), "info"))
+    if weights.profile == "table":
+        notes.append(notice(say(lang, "weights.table"), "info"))
     if weights.own_bells:
         kinds = ", ".join(say(lang, f"kind.{kind}") for kind in sorted(weights.own_bells))
         notes.append(notice(say(lang, "weights.bells", kinds=kinds), "info"))
     told, readout = _forecast(engine, draft, edit)
-    figure = plots.curve(
-        lang,
-        kernel.table(weights, layers),
-        weights.peak if weights.curve is None and not weights.own_bells else None,
-        signals.get(draft.signal),
+    behind = curve.Behind(
         say(lang, f"signal.{draft.signal}"),
-        weights.overrides,
-        any(key == "early" for key, _ in found),
-        None if told is None else (told.removed, told.moved),
+        signals.get(draft.signal),
+        told and told.removed,
+        told and told.moved,
+        edit.operation == "filter",
     )
     return {
-        drawing.curve: figure,
-        drawing.table: weight_table.rows(weights, layers),
+        drawing.curve: curve.value(lang, weights, layers, behind),
         drawing.notes: "".join(notes),
         **weights_panel.shown(drawing.filter, edit.operation, draft.form.filter_goal),
         drawing.filter.readout: gr.update(value=readout, visible=edit.operation == "filter"),
@@ -278,7 +277,7 @@ def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
             control.
     """
     form, name = draft.form, draft.form.profile
-    if name == "custom":
+    if name in ("custom", "table"):  # numbers of its own, which are there
         return form, draft.extras
     if name == "model":
         _, peak, width = kernel.recommended(draft.loaded.spec.id, draft.loaded.parameters)

@@ -21,7 +21,7 @@ from sst_ui.ui.events.draw_draft import Draft, Editor, draw
 from sst_ui.ui.panels.weights import ApplyBar
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
-from sst_ui.ui.state.form import OWN_PROFILES, WAYS, Form, asks_where, free, show, split, wrong
+from sst_ui.ui.state.form import WAYS, Form, asks_where, free, show, split, wrong
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.merge_form import FACTORS
 from sst_ui.ui.widgets.html import notice
@@ -33,7 +33,7 @@ LIVE: dict[str, Any] = {  # a dragged slider: only the newest position counts
     "concurrency_limit": None,
 }
 # The profiles whose numbers only the server has.
-MEASURED = tuple(name for name in OWN_PROFILES if name != "custom")
+MEASURED = ("measured", "model")
 ABLATED, MERGED = ("harmful", "harmless"), ("utility_set", "safety_set")  # prompts that are read
 
 
@@ -97,7 +97,7 @@ def connect(
         None,
         form.profile,
         shapes,
-        js=f"name => ({_numbers()})[name] ?? []",  # of what is not said nothing is written
+        js=f"name => curve.shaped(({_numbers()})[name] ?? [])",  # nothing for what is not said
         **PRIVATE,
     )
     # A control was refused: what it shows is not what is applied.
@@ -123,7 +123,8 @@ def redraw(editor: Editor, engine: Engine, draft: Draft) -> dict:
     the bells of single kinds of module are gone. A profile that was picked brings its own numbers,
     whatever stood there.
     """
-    form, extras, written = draft.form, draft.extras, {}
+    form, extras = draft.form, draft.extras
+    written: dict[Any, Any] = {}
     controls, before, now = editor.controls, draft.drawn, draw_draft.shape(draft.form)
     shapes = {name: getattr(controls.form, name) for name in recipes.SHAPE}
     if before is not None and form.profile not in (before[0], "custom"):
@@ -136,8 +137,11 @@ def redraw(editor: Editor, engine: Engine, draft: Draft) -> dict:
             written = {box: getattr(form, name) for name, box in shapes.items()}
     elif before is not None and now[1:] != before[1:]:
         extras, form = extras.one_bell(), form._replace(profile="custom")
+    # not for every slider: a cell that is pinned meanwhile would be lost
+    if extras != draft.extras or before is None or form.profile != before[0]:
+        written[controls.extras] = extras
     draft = replace(draft, form=form, extras=extras)
-    return {**draw(editor.drawing, engine, draft), **written, controls.extras: extras}
+    return {**draw(editor.drawing, engine, draft), **written}
 
 
 def settle(sound: Form, language: str, *chosen: object) -> list:

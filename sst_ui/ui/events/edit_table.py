@@ -1,11 +1,10 @@
-"""The table of weights: a cell typed by hand, a row that is pasted, and back to the curve.
+"""The table of weights: a cell typed or dragged, a row that is pasted, and back to the curve.
 
 A cell or a row that cannot be read is refused under the table, and nothing else changes.
 """
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import gradio as gr
 
@@ -21,15 +20,19 @@ from sst_ui.ui.widgets.html import notice
 
 
 def connect(panel: FiguresPanel, editor: Editor, engine: Engine) -> None:
-    """Wire the table and the row below it."""
+    """Wire the table, the points of the curve, and the row below them.
+
+    The page draws a cell before it is answered here, and asks to be told when it was: what was
+    refused must not stay.
+    """
     form, draft, note = editor.controls.form, editor.draft, panel.table_note
     typed = [*editor.drawing.outputs, editor.controls.extras, note]
-    panel.table.input(
-        **call(partial(type_cell, editor, note, engine), draft, panel.table),
+    panel.curve.input(
+        **call(partial(type_cell, editor, note, engine), draft),
         outputs=typed,
         trigger_mode="multiple",  # a cell typed while another one is on its way counts too
         **PRIVATE,
-    )
+    ).then(None, None, None, js="() => curve.answered()", **PRIVATE)
     gr.on(
         [panel.use.click, panel.row.submit],
         **call(partial(paste, editor, note, engine), draft, panel.row, panel.target),
@@ -39,11 +42,13 @@ def connect(panel: FiguresPanel, editor: Editor, engine: Engine) -> None:
     panel.reset.click(**call(partial(reset, editor, note, engine), draft), outputs=typed, **PRIVATE)
 
 
-def type_cell(editor: Editor, note: gr.HTML, engine: Engine, draft: Draft, cells: Any) -> dict:
-    """Pin the cells that were typed."""
+def type_cell(
+    editor: Editor, note: gr.HTML, engine: Engine, draft: Draft, event: gr.EventData
+) -> dict:
+    """Pin the cells that were typed or dragged."""
     try:
         weights = draft.ablation().weights
-        edited = weight_table.typed(draft.language, cells, weights, draft.loaded.layers)
+        edited = weight_table.typed(draft.language, event.cells, weights, draft.loaded.layers)
         extras = replace(edited.extras, merge=draft.extras.merge)
         updates = draw(editor.drawing, engine, replace(draft, extras=extras))
     except UserError as error:

@@ -1,10 +1,11 @@
-"""The figures over the chat: the curve, the same in numbers, the probe and the trade-off."""
+"""The figures over the chat: the curve with its table, the probe, the trade-off and others."""
 
 from dataclasses import dataclass
 
 import gradio as gr
 
 from sst_ui.recipe import KINDS
+from sst_ui.ui.widgets import curve as curves
 from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.inputs import Dropdown, Radio
 from sst_ui.ui.widgets.texts import say, t
@@ -16,9 +17,8 @@ VIEWS = ("budget", "spectrum", "kept")  # of a merge
 @dataclass(frozen=True)
 class FiguresPanel:
     tabs: gr.Tabs
-    curve: gr.Plot
+    curve: gr.HTML  # with the table beside it
     signal: gr.Dropdown
-    table: gr.Dataframe
     table_note: gr.HTML
     reset: gr.Button
     row: gr.Textbox
@@ -48,9 +48,8 @@ def create(layers: int) -> FiguresPanel:
                 elem_id="signal",
                 min_width=120,
             )
-            curve = gr.Plot(show_label=False, container=False, elem_id="curve", buttons=[])
-        with gr.Tab(t("tab.table"), id="table", elem_id="table-tab"):
-            table, table_note, reset, row, target, use = _table()
+            curve = curves.create()
+            table_note, reset, row, target, use = _table()
         with gr.Tab(t("tab.probe"), id="probe"):
             probe = _empty("probe", "probe.empty")
         with gr.Tab(t("tab.tradeoff"), id="tradeoff"):
@@ -70,12 +69,13 @@ def create(layers: int) -> FiguresPanel:
             )
             merge = _empty("merge", "merge.off")
     return FiguresPanel(
-        tabs, curve, signal, table, table_note, reset, row, target, use, probe, tradeoff, compare,
+        tabs, curve, signal, table_note, reset, row, target, use, probe, tradeoff, compare,
         decisions, decisions_tab, merge, merge_view,
     )  # fmt: skip
 
 
 def _table() -> tuple:
+    """What is done with the whole table."""
     with gr.Row(elem_id="table-tools"):
         row = gr.Textbox(
             label=t("table.paste"),
@@ -104,20 +104,7 @@ def _table() -> tuple:
             t("table.reset"), size="sm", scale=0, min_width=110, elem_id="reset-table"
         )
     table_note = gr.HTML(elem_id="table-note")
-    gr.HTML(t("table.hint"), elem_classes="hint")
-    table = gr.Dataframe(
-        headers=["#", "kernel", *KINDS],
-        datatype="str",
-        type="array",
-        interactive=True,
-        static_columns=[0, 1],
-        column_widths=["16%", "28%", "28%", "28%"],
-        show_label=False,
-        max_height=168,
-        buttons=[],
-        elem_id="weight-table",
-    )
-    return table, table_note, reset, row, target, use
+    return table_note, reset, row, target, use
 
 
 def _empty(name: str, why: str) -> gr.Plot:

@@ -11,6 +11,7 @@ from sst_ui.metrics.registry import find
 from sst_ui.profiles import OWN as OWN_PROFILES
 from sst_ui.program import program
 from sst_ui.recipe import (
+    KINDS,
     Ablation,
     DirectionSpec,
     Evaluation,
@@ -20,6 +21,7 @@ from sst_ui.recipe import (
     Recipe,
     WeightTable,
 )
+from sst_ui.schema import setting
 from sst_ui.ui.state import merge_form
 from sst_ui.ui.state.merge_form import number, text, whole
 
@@ -71,6 +73,29 @@ class Extras:
     def one_bell(self) -> "Extras":
         """Without what stands in place of the bell that the controls show."""
         return replace(self, curve=None, peaks={}, widths={})
+
+
+def tabled(values: Form, extras: Extras, before: str | None, layers: int) -> Extras:
+    """What is pinned: in the profile `table` every cell, at what it comes to, and no longer when
+    that is left.
+
+    Args:
+        before: the profile that was drawn last.
+    """
+    if values.profile != "table":
+        return replace(extras, overrides={}) if before == "table" else extras
+    try:
+        alpha = kernel.table(ablation(values, extras).weights, layers)
+    except UserError:  # said at its control; until then there is nothing to pin
+        return extras
+    low, high = setting("weights.overrides").limits.low, setting("weights.overrides").limits.high
+    cells = alpha.clip(low, high).round(3).tolist()
+    pinned = {
+        kind: {layer: row[column] for layer, row in enumerate(cells)}
+        | {**extras.overrides.get(kind, {})}
+        for column, kind in enumerate(KINDS)
+    }
+    return replace(extras.one_bell(), overrides=pinned)
 
 
 def read(values: Form, extras: Extras, model: ModelSpec) -> Recipe:

@@ -1,145 +1,25 @@
-"""Figures. Grey-blue is what the base model is, orange what the edit does to it, everywhere.
+"""Figures, but for the curve (widgets/curve.py). Grey-blue is what the base model is, orange what
+the edit does to it, everywhere.
 
 Backgrounds are transparent and text and grid take their colours from assets/style.css, so one
 figure serves light and dark.
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from sst_ui.maths.kernel import EARLY
-from sst_ui.recipe import KINDS
 from sst_ui.ui.widgets.texts import say
 
 BASE, EDITED, SECOND = "#7189a3", "#d9622b", "#e8a84c"
-FAINT, AMBER = "rgba(113,137,163,.16)", "rgba(217,150,43,.13)"
 OTHERS = (  # variants beside the current one; none is near the orange of the edited model
     "#2b8290", "#8a6fae", "#5a9367", "#b0892f", "#c46a8b", "#5aa7c7", "#8c6d4f", "#7a8f3c",
 )  # fmt: skip
-REMOVED, MOVED = "#5a9367", "#8a6fae"  # of what a filter is predicted to do
 HEIGHT = 232
-
-
-def curve(
-    language: str,
-    alpha: np.ndarray,
-    peak: float | None,
-    signal: np.ndarray | None,
-    signal_name: str,
-    pinned: Mapping[str, Mapping[int, float]],
-    early: bool,
-    predicted: tuple[np.ndarray, np.ndarray] | None = None,
-) -> go.Figure:
-    """The weight of every layer over the measured signal.
-
-    Args:
-        alpha: [layers, kinds] weights after strength, factors and overrides.
-        peak: position of the bell's maximum 0..1, or None for a curve without one.
-        signal: [layers] the statistic behind the curve, or None when not measured.
-        pinned: kind -> layer -> alpha of the overridden cells, drawn as diamonds.
-        early: whether the first quarter is touched, and shaded therefore.
-        predicted: of a filter, [layers] each: share of the harmful component removed, of the
-            harmless energy moved; nan where a layer is not edited.
-    """
-    layers = np.arange(len(alpha))
-    used = np.any(alpha != 0, axis=1)
-    heights = np.concatenate([alpha.ravel(), *(predicted or ())])
-    top = max(1.12, np.nanmax(heights) * 1.12)
-    bottom = min(0.0, np.nanmin(heights) * 1.12)
-    figure = blank(say(language, "curve.layer"), say(language, "curve.weight"))
-    if signal is not None:
-        _put_behind(figure, signal, signal_name, used, (bottom, top))
-    lines = zip(KINDS, (EDITED, SECOND), ("solid", "dot"), (7, 4.5), strict=True)
-    for column, (kind, colour, dash, size) in enumerate(lines):
-        values = alpha[:, column]
-        cells = pinned.get(kind, {})
-        figure.add_scatter(
-            x=layers,
-            y=values,
-            yaxis="y2",
-            name=say(language, f"kind.{kind}"),
-            mode="lines+markers",
-            line={"color": colour, "width": 2, "dash": dash},
-            marker={
-                "size": [size + 4 if i in cells else size for i in layers],
-                "symbol": ["diamond" if i in cells else "circle" for i in layers],
-                "color": [colour if v != 0 else "#a7b0ba" for v in values],
-            },
-            hovertemplate="%{y:.3f}",
-        )
-    if predicted is not None:
-        _predict(language, figure, predicted)
-    if early:
-        figure.add_vrect(-0.5, (len(alpha) - 1) * EARLY, fillcolor=AMBER, line_width=0)
-    if peak is not None:
-        _mark_peak(language, figure, peak, len(alpha))
-    # Plotly draws the overlaying axis on top: the weights take it, the signal stays behind.
-    figure.update_layout(
-        yaxis2={**figure.layout.yaxis.to_plotly_json(), "overlaying": "y", "range": [bottom, top]}
-    )
-    figure.layout.yaxis.update(visible=False)
-    figure.update_xaxes(range=[-0.6, len(alpha) - 0.4], dtick=max(1, len(alpha) // 12))
-    return figure
-
-
-def _predict(language: str, figure: go.Figure, predicted: tuple[np.ndarray, np.ndarray]) -> None:
-    """What a filter is predicted to remove and to move, in the units of the weights' axis."""
-    names = ("removed", "moved")
-    for name, values, colour in zip(names, predicted, (REMOVED, MOVED), strict=True):
-        figure.add_scatter(
-            x=np.arange(len(values)),
-            y=values,
-            yaxis="y2",
-            name=say(language, f"filter.{name}"),
-            mode="lines",
-            line={"color": colour, "width": 1.6, "dash": "dash"},
-            hovertemplate="%{y:.2%}",
-        )
-
-
-def _put_behind(
-    figure: go.Figure, signal: np.ndarray, name: str, used: np.ndarray, ends: tuple[float, float]
-) -> None:
-    """The statistic as bars, faint where the curve touches nothing.
-
-    Args:
-        used: [layers] whether a layer is edited.
-        ends: of the axis of the weights; zero is at the same height on both.
-    """
-    colours = [("rgba(113,137,163,.42)" if u else FAINT) for u in used]
-    bottom, top = ends
-    ceiling = max(float(np.nanmax(signal)), 1e-9) * 1.12
-    figure.add_bar(
-        x=np.arange(len(signal)),
-        y=signal,
-        name=name,
-        marker={"color": colours},
-        hovertemplate="%{y:.3g}",
-        showlegend=False,
-    )
-    figure.add_bar(x=[None], y=[None], name=name, marker={"color": BASE})
-    figure.update_layout(yaxis={"range": [ceiling * bottom / top, ceiling]})
-
-
-def _mark_peak(language: str, figure: go.Figure, peak: float, layers: int) -> None:
-    place = peak * (layers - 1)
-    figure.add_vline(place, line={"color": EDITED, "width": 1, "dash": "dash"}, opacity=0.55)
-    figure.add_annotation(
-        x=place,
-        y=1,
-        yref="paper",
-        text=say(language, "curve.peak", peak=peak),
-        showarrow=False,
-        xanchor="left" if peak < 0.8 else "right",
-        xshift=4 if peak < 0.8 else -4,
-        yanchor="top",
-        font={"size": 11},
-    )
 
 
 def probe(language: str, base: np.ndarray, edited: np.ndarray, variant: str) -> go.Figure:

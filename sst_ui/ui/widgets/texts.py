@@ -48,6 +48,11 @@ def say(language: str, key: str, **values: object) -> str:
     return _texts()[key][language].format(**values)
 
 
+def raw(language: str, key: str) -> str:
+    """A sentence whose {names} the page fills in."""
+    return _texts()[key][language]
+
+
 def language(request: gr.Request | None) -> str:
     """The first language of the browser's list that we speak; English otherwise."""
     header = request.headers.get("accept-language", "") if request is not None else ""

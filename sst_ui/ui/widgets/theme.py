@@ -150,13 +150,19 @@ class StudioTheme(gr.themes.Base):
         self.set(**LOOK)
 
 
+def _scripts() -> list[str]:
+    """The page's own scripts. What the curve holds back comes before what listens to it."""
+    names = ("kernel.js", "curve.js", "studio.js")
+    return [(ASSETS / name).read_text(encoding="utf-8") for name in names]
+
+
 def launch_options() -> dict[str, object]:
     """What `Blocks.launch` needs for the look (Gradio 6 takes it there, not in `Blocks`), and how
     many handlers may run."""
     return {
         "theme": StudioTheme(),
         "css_paths": ASSETS / "style.css",
-        "head": f"<script>{(ASSETS / 'studio.js').read_text(encoding='utf-8')}</script>",
+        "head": "".join(f"<script>{text}</script>" for text in _scripts()),
         "max_file_size": UPLOAD,
         "max_threads": THREADS,
         "state_session_capacity": WINDOWS,
