@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import Engine, event
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
@@ -315,6 +316,32 @@ def test_a_trial_that_another_process_gave_up_when_the_clock_jumped_ends_no_sear
     assert again.params == asked.params
     mine.tell(again.number, [0.0], {})
     assert [t.state for t in rows(storage)] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_a_disk_that_fills_while_it_searches_is_one_line_and_the_search_goes_on_later(
+    storage, tmp_path
+):
+    job = search(DEFAULT, GRID, Formula(), storage)
+    while not isinstance(next(job), Candidate):
+        pass
+    path = tmp_path / "searches.sqlite"
+
+    def full(connection, _record):
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    job.close()
+    event.listen(Engine, "connect", full)
+    try:
+        with pytest.raises(UserError, match=r"cannot be used: .*full") as told:
+            finish(search(DEFAULT, GRID, Formula(), storage))
+    finally:
+        event.remove(Engine, "connect", full)
+    assert "\n" not in str(told.value)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    found = finish(search(DEFAULT, GRID, Formula(), storage))
+    assert grid_points(found) == sorted(kernel.grid()[:10])
 
 
 def test_another_search_of_the_same_name_is_refused(storage):
