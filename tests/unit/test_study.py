@@ -1,5 +1,6 @@
 """Where a search keeps its trials: kills, pauses, several processes at once."""
 
+import errno
 import os
 import signal
 import sqlite3
@@ -342,6 +343,22 @@ def test_a_disk_that_fills_while_it_searches_is_one_line_and_the_search_goes_on_
         assert db.execute("PRAGMA quick_check").fetchone() == ("ok",)
     found = finish(search(DEFAULT, GRID, Formula(), storage))
     assert grid_points(found) == sorted(kernel.grid()[:10])
+
+
+def test_a_trial_that_a_full_disk_did_not_let_a_search_give_back_is_not_waited_for(
+    storage, monkeypatch
+):
+    mine, other = (Study("mine", [True], ROWS, storage) for _ in range(2))
+    (asked,) = mine.ask(1, draw=True)
+    assert other.reclaim() == 0, "it is being measured"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(mine, "_give_back", full)
+    mine.give_back()
+    assert other.reclaim() == 1
+    assert other.ask(1, draw=False)[0].params == asked.params
 
 
 def test_another_search_of_the_same_name_is_refused(storage):
