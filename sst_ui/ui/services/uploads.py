@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 import gradio as gr
-from fastapi import Request
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
