@@ -1,5 +1,6 @@
 """Where a search keeps its trials: kills, pauses, several processes at once."""
 
+import errno
 import os
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import Engine, event
 
 from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
@@ -315,6 +317,48 @@ def test_a_trial_that_another_process_gave_up_when_the_clock_jumped_ends_no_sear
     assert again.params == asked.params
     mine.tell(again.number, [0.0], {})
     assert [t.state for t in rows(storage)] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_a_disk_that_fills_while_it_searches_is_one_line_and_the_search_goes_on_later(
+    storage, tmp_path
+):
+    job = search(DEFAULT, GRID, Formula(), storage)
+    while not isinstance(next(job), Candidate):
+        pass
+    path = tmp_path / "searches.sqlite"
+
+    def full(connection, _record):
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    job.close()
+    event.listen(Engine, "connect", full)
+    try:
+        with pytest.raises(UserError, match=r"cannot be used: .*full") as told:
+            finish(search(DEFAULT, GRID, Formula(), storage))
+    finally:
+        event.remove(Engine, "connect", full)
+    assert "\n" not in str(told.value)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    found = finish(search(DEFAULT, GRID, Formula(), storage))
+    assert grid_points(found) == sorted(kernel.grid()[:10])
+
+
+def test_a_trial_that_a_full_disk_did_not_let_a_search_give_back_is_not_waited_for(
+    storage, monkeypatch
+):
+    mine, other = (Study("mine", [True], ROWS, storage) for _ in range(2))
+    (asked,) = mine.ask(1, draw=True)
+    assert other.reclaim() == 0, "it is being measured"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(mine, "_give_back", full)
+    mine.give_back()
+    assert other.reclaim() == 1
+    assert other.ask(1, draw=False)[0].params == asked.params
 
 
 def test_another_search_of_the_same_name_is_refused(storage):

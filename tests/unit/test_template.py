@@ -121,16 +121,17 @@ def test_a_template_that_never_writes_the_message_is_an_error_and_no_score(sourc
 def test_a_template_that_does_not_come_to_an_end_is_stopped_and_said(loop, monkeypatch):
     monkeypatch.setattr(step_limit, "SECONDS", 1)
     before = sys.gettrace()
-    with pytest.raises(UserError, match="does not come to an end"):
+    with pytest.raises(UserError, match=ENDLESS):
         ChatTemplate(byte_tokenizer(loop + CHATML))
     later = "{% if messages | length > 3 %}" + loop + "{% endif %}" + CHATML
     template = ChatTemplate(byte_tokenizer(later))  # it looks sound at first
     assert "Hello" in template.format(USER)
-    with pytest.raises(UserError, match="does not come to an end"):
+    with pytest.raises(UserError, match=ENDLESS):
         template.format([*USER, {"role": "assistant", "content": "Hi"}] * 2 + USER)
     assert sys.gettrace() is before
 
 
+ENDLESS = "does not come to an end|builds far more text"  # whichever is noticed first
 # What one call into C would build, constant (so that Jinja computes it while it compiles) or not.
 BOMBS = [
     "{{ 'a' * 10**10 }}",

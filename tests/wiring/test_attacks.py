@@ -1,5 +1,6 @@
 """A real shared studio, attacked: over its socket, through every event and endpoint that it has."""
 
+import errno
 import json
 import os
 import sys
@@ -226,12 +227,26 @@ def test_one_visitor_uploads_so_much_a_day_and_pushes_nobody_out(visitor, monkey
     assert upload(visitor, 1600, address="2001:db8::2").status_code == 429, "the same household"
 
 
-def test_an_upload_that_was_refused_is_not_counted(visitor, monkeypatch):
+def test_an_upload_that_is_too_large_counts_since_what_was_read_of_it_is_on_the_disk(
+    visitor, monkeypatch
+):
     limits = replace(roles.LIMITS[roles.Role.VISITOR], uploads=50 * 10**6)
     monkeypatch.setitem(roles.LIMITS, roles.Role.VISITOR, limits)
-    for _ in range(3):
-        assert upload(visitor, 21 * 10**6, "10.0.0.9").status_code == 413
-    assert upload(visitor, address="10.0.0.9").status_code == 200
+    codes = [upload(visitor, 21 * 10**6, "10.0.0.9").status_code for _ in range(3)]
+    assert codes == [413, 413, 429]
+
+
+def test_an_upload_onto_a_full_disk_is_said_and_the_studio_goes_on(visitor, monkeypatch, caplog):
+    def full(*args, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gradio.route_utils.NamedTemporaryFile", full)
+        answer = upload(visitor)
+    assert answer.status_code == 507
+    assert "No space left on device" in answer.text
+    assert "could not be saved" in caplog.text
+    assert upload(visitor).status_code == 200
 
 
 def test_a_key_is_a_visitor_known_by_it(visitor, monkeypatch):
@@ -277,8 +292,9 @@ def test_an_upload_of_before_the_clock_was_set_back_does_not_outlive_the_newer_o
     hour = time.time() + 3600
     os.utime(tmp_path / "a", (hour, hour))
     visitors.make_room(tmp_path, 10**6)
-    for name in "bc":
-        os.utime(tmp_path / name)
+    assert (tmp_path / "a").stat().st_mtime <= time.time()
+    for name in "bc":  # within what a network's clock may be ahead
+        os.utime(tmp_path / name, (time.time() + 5,) * 2)
     visitors.make_room(tmp_path, 200)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import optuna
 import psutil
@@ -34,6 +35,7 @@ from sst_ui.jobs.search.space import Choice, Params, Span
 from sst_ui.jobs.search.storage import BEAT, Way, open_study
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+_asking: set[str] = set()  # searches of this process that are not over
 CLAIM = "claim: "  # begins an attribute of a trial: who was about to measure it
 FIRST = "sst:first"  # attribute of a study: how many of its first settings were put in the queue
 TESTS = "sst:tests"  # attribute of a study: what its finalists came to on the test prompts
@@ -76,7 +78,9 @@ class Study:
         self._startup = presets()["startup"] if startup is None else startup
         self._distributions = {key: _distribution(row) for key, row in rows.items()}
         self._directions: list[Way] = ["minimize" if low else "maximize" for low in lower]
-        self._owner = f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}"
+        self._search = uuid4().hex[:8]
+        process = f"{socket.gethostname()} {os.getpid()} {_born(os.getpid())}"
+        self._owner = f"{process} {self._search}"
         self._trials: dict[int, optuna.Trial] = {}
         self._beaten = -math.inf
         self._storage, self._study = open_study(storage, name, self._directions)
@@ -167,6 +171,7 @@ class Study:
             finished = [trial for trial in self.trials() if trial.state.is_finished()]
             self._study.sampler = _sampler(self.seed + 1000 * len(finished), self._startup)
         asked: list[Asked] = []
+        _asking.add(self._search)
         while len(asked) < count:
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if not (waiting or draw):
@@ -226,7 +231,8 @@ class Study:
             self._study.tell(trial, objectives, state=state, skip_if_finished=True)
 
     def give_back(self) -> None:
-        """Put back in the queue whatever was asked for and not told."""
+        """Put back in the queue whatever was asked for and not told; the search is over."""
+        _asking.discard(self._search)
         for number, trial in list(self._trials.items()):
             self._trials.pop(number)
             with suppress(Exception):  # the storage may be what failed
@@ -321,8 +327,12 @@ def _lost(trial: FrozenTrial) -> bool:
 
 
 def _dead(owner: str) -> bool:
-    """Whether the process of this name was on this machine and is gone."""
-    words = owner.split(" ")
-    if len(words) != 3 or words[0] != socket.gethostname():
+    """Whether the process of this name was on this machine and is gone, or is this one, whose
+    search is over: a storage that failed did not let it give its trials back."""
+    host, *words = owner.split(" ")
+    if len(words) not in (2, 3) or host != socket.gethostname():
         return False
-    return _born(int(words[1])) != int(words[2])
+    pid, born, *search = words
+    if _born(int(pid)) != int(born):
+        return True
+    return int(pid) == os.getpid() and not _asking.issuperset(search)

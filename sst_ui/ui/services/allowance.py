@@ -45,10 +45,3 @@ class Allowance:
             left = self._seconds - (now - taken[0][0]) if taken else self._seconds
             raise Spent(used, max(1, round(left / 60)))
         taken.append((now, amount))
-
-    def give_back(self, name: str, amount: int) -> None:
-        """Uncount an `amount` that was taken and came to nothing."""
-        taken = self._taken.get(name, deque())
-        place = next((n for n, (_, each) in enumerate(taken) if each == amount), None)
-        if place is not None:
-            del taken[place]

@@ -5,27 +5,32 @@ front of the route. Who signed in is known by name; of the others nothing but th
 """
 
 import ipaddress
+import logging
+import os
 from typing import Any
 
 import gradio as gr
-from fastapi import Request
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sst_ui import disk
 from sst_ui.ui.services import roles
 from sst_ui.ui.services.allowance import Allowance, Spent
 from sst_ui.ui.services.roles import Actor, Role
 
 DAY = 86400.0  # seconds; then Gradio removes the files
-RECORDING = "/process_recording"  # of Gradio's: hands a film to ffmpeg, for a button we do not show
+ROUTE = "/upload"  # the others hand a film to ffmpeg, or leave files where nobody looks
+FULL = "Try again later, or tell whoever runs this studio."
+log = logging.getLogger(__name__)
 NETWORK = 64  # bits of an IPv6 address that belong to one household
 
 
 class Uploads:
     """ASGI middleware that refuses uploads beyond what their sender may have in a day.
 
-    Every body of files counts, whatever route takes it: Gradio has three of them.
+    Gradio has three routes that take files; this page needs one, and the others are closed.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -36,34 +41,37 @@ class Uploads:
         """Let a request through, or answer it in place of the route."""
         if scope["type"] != "http" or not _files(scope):
             return await self._app(scope, receive, send)
-        request = Request(scope)
+        if (refusal := self._refusal(Request(scope))) is not None:
+            return await refusal(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        except OSError as error:  # Gradio would say that something went wrong
+            if (code := disk.refusal(error)) is None:
+                raise
+            log.warning("an upload could not be saved: %s", error)
+            why = f"The upload could not be saved: {os.strerror(code)}. {FULL}"
+            await PlainTextResponse(why, 507)(scope, receive, send)
+
+    def _refusal(self, request: Request) -> PlainTextResponse | None:
+        """What to answer in place of the route; None where the upload may go on.
+
+        What is let through counts, even if it is too large or breaks off: what was read of it lies
+        on the disk.
+        """
         actor = sender(request)
         limit = actor.limits.uploads
         if limit is None:
-            return await self._app(scope, receive, send)
-        if scope["path"].rstrip("/").endswith(RECORDING):
-            return await PlainTextResponse("Not found.", 404)(scope, receive, send)
+            return None
+        if not request.url.path.rstrip("/").endswith(ROUTE):
+            return PlainTextResponse("Not found.", 404)
         size = request.headers.get("content-length", "")
         if not (size.isascii() and size.isdigit()):
-            refusal = PlainTextResponse("An upload must say its size (Content-Length).", 411)
-            return await refusal(scope, receive, send)
-        name = f"{actor.role} {actor.name}"
+            return PlainTextResponse("An upload must say its size (Content-Length).", 411)
         try:
-            self._allowance.take(name, int(size), limit)
+            self._allowance.take(f"{actor.role} {actor.name}", int(size), limit)
         except Spent as spent:
-            return await PlainTextResponse(_why(actor, limit, spent), 429)(scope, receive, send)
-        kept = False
-
-        async def heard(message: Message) -> None:
-            nonlocal kept
-            kept = kept or message.get("status") == 200
-            await send(message)
-
-        try:
-            await self._app(scope, receive, heard)
-        finally:
-            if not kept:  # too large, not signed in, broken off
-                self._allowance.give_back(name, int(size))
+            return PlainTextResponse(_why(actor, limit, spent), 429)
+        return None
 
 
 def limited() -> dict[str, Any]:
