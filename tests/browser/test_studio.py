@@ -107,6 +107,7 @@ def test_a_slash_goes_to_the_message_box_and_stays_one_where_something_is_writte
 
 
 def test_the_ladder_answers_at_every_strength_and_its_slider_opens_one(page):
+    page.fill("#tokens input", "12")
     page.locator("#work-tabs .tab-wrapper [role=tab]").last.click()
     strengths = page.locator("#ladder-strengths input, #ladder-strengths textarea")
     strengths.fill("0, much")
@@ -114,7 +115,6 @@ def test_the_ladder_answers_at_every_strength_and_its_slider_opens_one(page):
     page.click("#ladder-send")
     expect(page.locator("#ladder-strengths .said")).to_contain_text("'much' is not a strength")
     strengths.fill("0, 2")
-    page.fill("#tokens input", "12")
     page.click("#ladder-send")
     rungs = page.locator("#ladder .rung")
     expect(rungs.locator(".label")).to_have_count(2)
@@ -123,8 +123,8 @@ def test_the_ladder_answers_at_every_strength_and_its_slider_opens_one(page):
     page.locator("#ladder .scrub").fill("1")
     expect(rungs.last).to_have_attribute("aria-expanded", "true")
     expect(rungs.first).to_have_attribute("aria-expanded", "false")
-    page.fill("#tokens input", "64")
     tab(page, "work-tabs", 0)
+    page.fill("#tokens input", "64")
 
 
 def test_an_empty_chat_says_below_it_that_there_is_nothing_to_do_again(page):
