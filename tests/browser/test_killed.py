@@ -85,7 +85,7 @@ class Visit:
         self.page = self.context.new_page()
         self.page.set_default_timeout(MILLISECONDS)
         self.page.goto(self.studio.address)
-        self.page.wait_for_selector("#curve .barlayer path", state="attached")
+        self.page.wait_for_selector("#curve .stat", state="attached")
         self.page.wait_for_selector("#header .digest")
 
     def killed(self) -> None:
