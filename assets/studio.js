@@ -1,4 +1,4 @@
-// Keys and the theme switch; everything else is Gradio's.
+// Keys and the switches of theme and language; everything else is Gradio's.
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     const apply = document.querySelector("button#apply, #apply button");
@@ -13,6 +13,12 @@ document.addEventListener("keydown", (event) => {
 });
 document.addEventListener("click", (event) => {
   if (event.target.closest("#theme-switch")) document.body.classList.toggle("dark");
+  const language = event.target.closest("#language-switch")?.dataset.language;
+  if (language) { // in a frame of another site, as a Space is shown, only a cookie like this is kept
+    const kept = location.protocol === "https:" ? "SameSite=None; Secure" : "SameSite=Lax";
+    document.cookie = `sst-language=${language}; path=/; max-age=31536000; ${kept}`;
+    location.reload();
+  }
 });
 
 // What a validator says of a control. Gradio shows it too, but takes it away as soon as any other

@@ -499,6 +499,20 @@ def test_a_japanese_visitor_reads_japanese(window):
         assert page.evaluate(OUTSIDE) == []
 
 
+def test_the_language_is_switched_and_stays_after_a_reload(window):
+    with window() as page:
+        switch = page.locator("#language-switch")
+        expect(switch).to_have_text("日本語")
+        switch.click()
+        expect(page.locator("#send")).to_have_text("送信")  # of Gradio's page
+        expect(page.locator("#header")).to_contain_text("拒否")  # of the server
+        page.reload()
+        expect(page.locator("#send")).to_have_text("送信")
+        page.locator("#language-switch").click()
+        expect(page.locator("#send")).to_have_text("Send")
+        expect(page.locator("#header")).not_to_contain_text("拒否")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_sideways_scrolling(window, scheme):
     options = {"viewport": {"width": 390, "height": 844}, "color_scheme": scheme}

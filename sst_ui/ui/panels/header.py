@@ -1,4 +1,4 @@
-"""The slim line on top: name, model, recipe digest, and the light / dark switch."""
+"""The slim line on top: name, model, recipe digest, and the switches of language and theme."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import gradio as gr
 from sst_ui.model.load.memory import count
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.widgets.html import safe
-from sst_ui.ui.widgets.texts import say
+from sst_ui.ui.widgets.texts import LANGUAGES, say
 
 LOGO = (  # a bell over the layers
     '<svg viewBox="0 0 28 20" aria-hidden="true"><path d="M1 18 C8 18 9 3 14 3 S20 18 27 18"/>'
@@ -43,8 +43,11 @@ def render(language: str, loaded: Loaded, digest: str, name: str = "") -> str:
             f'<span class="digest"><i></i>{safe(name)} <code title="'
             f'{say(language, "header.recipe")}">{safe(digest)}</code></span>'
         )
+    other = next(each for each in LANGUAGES if each != language)
     return f"""
 <div class="brand">{LOGO}<b>SST Studio</b><span>{say(language, "header.tagline")}</span></div>
 <div class="model" id="model-line">{model}</div>{recipe}
+<button id="language-switch" type="button" data-language="{other}"
+ lang="{other}" title="{say(other, "header.language")}">{say(other, "header.language")}</button>
 <button id="theme-switch" type="button" title="{say(language, "header.theme")}"
  aria-label="{say(language, "header.theme")}">◐</button>"""

@@ -4,6 +4,7 @@ Two ways, because Gradio has two: `t(key)` for texts of components, which the br
 and `say(language, key, ...)` for sentences composed in Python.
 """
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from sst_ui.paths import PRESETS
 
 LANGUAGES = ("en", "ja")
+CHOSEN = re.compile(r"(?:^|;\s*)sst-language=(\w+)")  # the cookie of the switch (assets/studio.js)
 
 
 @cache
@@ -54,9 +56,12 @@ def raw(language: str, key: str) -> str:
 
 
 def language(request: gr.Request | None) -> str:
-    """The first language of the browser's list that we speak; English otherwise."""
-    header = request.headers.get("accept-language", "") if request is not None else ""
-    for part in header.split(","):
+    """What the visitor chose by the switch, else the first language of the browser's list that we
+    speak; English otherwise."""
+    headers = request.headers if request is not None else {}
+    chosen = CHOSEN.search(headers.get("cookie", ""))
+    listed = headers.get("accept-language", "").split(",")
+    for part in [chosen[1] if chosen else "", *listed]:
         code = part.split(";")[0].strip().lower()[:2]
         if code in LANGUAGES:
             return code
