@@ -177,8 +177,8 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
     behind = curve.Behind(
         say(lang, f"signal.{draft.signal}"),
         signals.get(draft.signal),
-        told and told.removed,
-        told and told.moved,
+        None if told is None else told.removed,
+        None if told is None else told.moved,
         edit.operation == "filter",
     )
     return {

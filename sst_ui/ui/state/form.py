@@ -88,8 +88,10 @@ def tabled(values: Form, extras: Extras, before: str | None, layers: int) -> Ext
         alpha = kernel.table(ablation(values, extras).weights, layers)
     except UserError:  # said at its control; until then there is nothing to pin
         return extras
-    low, high = setting("weights.overrides").limits.low, setting("weights.overrides").limits.high
-    cells = alpha.clip(low, high).round(3).tolist()
+    ends = setting("weights.overrides").limits
+    assert ends.low is not None  # both are said at its field
+    assert ends.high is not None
+    cells = alpha.clip(ends.low, ends.high).round(3).tolist()  # as the table shows them
     pinned = {
         kind: {layer: row[column] for layer, row in enumerate(cells)}
         | {**extras.overrides.get(kind, {})}
