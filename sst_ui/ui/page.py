@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from sst_ui.ui import api
 from sst_ui.ui.events import (
@@ -43,8 +44,10 @@ from sst_ui.ui.panels import recipe_text as recipe_panel
 from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.panels import session as session_states
 from sst_ui.ui.panels.weights import ApplyBar, DirectionPanel, WeightsPanel
-from sst_ui.ui.services import leaving, uploads, zero_gpu
+from sst_ui.ui.services import leaving, zero_gpu
+from sst_ui.ui.services.chosen_language import ChosenLanguage
 from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.uploads import Uploads
 from sst_ui.ui.state.form import Form, measuring
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.run_store import shared
@@ -171,8 +174,9 @@ def build(engine: Engine) -> gr.Blocks:
 
 
 def launch_options() -> dict[str, Any]:
-    """What `Blocks.launch` needs: the look, and the limit of uploads in front of the routes."""
-    return {**theme.launch_options(), "app_kwargs": uploads.limited()}
+    """What `Blocks.launch` needs: the look, and what stands in front of the routes."""
+    before = [Middleware(Uploads), Middleware(ChosenLanguage)]
+    return {**theme.launch_options(), "app_kwargs": {"middleware": before}}
 
 
 def panels(engine: Engine) -> Screen:

@@ -7,10 +7,8 @@ front of the route. Who signed in is known by name; of the others nothing but th
 import ipaddress
 import logging
 import os
-from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -72,11 +70,6 @@ class Uploads:
         except Spent as spent:
             return PlainTextResponse(_why(actor, limit, spent), 429)
         return None
-
-
-def limited() -> dict[str, Any]:
-    """What `Blocks.launch` needs for it, as `app_kwargs`."""
-    return {"middleware": [Middleware(Uploads)]}
 
 
 def sender(request: Request) -> Actor:

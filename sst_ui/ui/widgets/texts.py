@@ -55,13 +55,17 @@ def raw(language: str, key: str) -> str:
     return _texts()[key][language]
 
 
+def chosen(headers: Mapping[str, str]) -> str:
+    """The language that the visitor chose by the switch; '' where they chose none."""
+    found = CHOSEN.search(headers.get("cookie", ""))
+    return found[1] if found and found[1] in LANGUAGES else ""
+
+
 def language(request: gr.Request | None) -> str:
-    """What the visitor chose by the switch, else the first language of the browser's list that we
-    speak; English otherwise."""
+    """What the visitor chose, else the first language of the browser's list that we speak; English
+    otherwise."""
     headers = request.headers if request is not None else {}
-    chosen = CHOSEN.search(headers.get("cookie", ""))
-    listed = headers.get("accept-language", "").split(",")
-    for part in [chosen[1] if chosen else "", *listed]:
+    for part in [chosen(headers), *headers.get("accept-language", "").split(",")]:
         code = part.split(";")[0].strip().lower()[:2]
         if code in LANGUAGES:
             return code
