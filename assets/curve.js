@@ -398,9 +398,9 @@ const curve = (() => {
     words.innerHTML = `<span>${safe(data.texts.layer)} ${layer}</span>`
       + [...weighed, ...signal, ...told].join("");
     words.hidden = false;
-    const x = drawn.x(layer), right = x > frame.width / 2;
-    words.style.left = right ? "auto" : `${x + 12}px`;
-    words.style.right = right ? `${frame.width - x + 12}px` : "auto";
+    const x = drawn.x(layer);
+    const left = x < frame.width / 2 ? x + 12 : Math.max(0, x - 12 - words.offsetWidth);
+    words.style.left = `${left}px`;
   }
   function hide() { if (!drag) root.querySelector(".tip").hidden = true; }
 

@@ -15,7 +15,7 @@ from sst_ui.recipe import SHAPE, Ablation, Recipe
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.state.form import Form, split
+from sst_ui.ui.state.form import Form, split, tabled
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.texts import say
@@ -120,7 +120,9 @@ def follow(
     bell = {"profile", *SHAPE} & advice.settings.keys()
     if bell and not by_layer(advice):  # a pasted curve would hide it
         extras = extras.one_bell()
-    draft = replace(draft, form=followed(draft.form, advice), extras=extras)
+    form = followed(draft.form, advice)
+    extras = tabled(form, extras, draft.form.profile, draft.loaded.layers)
+    draft = replace(draft, form=form, extras=extras)
     controls = editor.controls
     return {
         **draw(editor.drawing, engine, draft),

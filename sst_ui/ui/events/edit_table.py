@@ -14,7 +14,7 @@ from sst_ui.ui.events.draw_draft import Draft, Editor, draw
 from sst_ui.ui.panels.figures import FiguresPanel
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
-from sst_ui.ui.state.form import Extras
+from sst_ui.ui.state.form import Extras, tabled
 from sst_ui.ui.widgets import weight_table
 from sst_ui.ui.widgets.html import notice
 
@@ -50,6 +50,7 @@ def type_cell(
         weights = draft.ablation().weights
         edited = weight_table.typed(draft.language, event.cells, weights, draft.loaded.layers)
         extras = replace(edited.extras, merge=draft.extras.merge)
+        extras = tabled(draft.form, extras, None, draft.loaded.layers)
         updates = draw(editor.drawing, engine, replace(draft, extras=extras))
     except UserError as error:
         return {note: notice(message(error, draft.language), "bad")}
@@ -65,6 +66,7 @@ def paste(
         extras = weight_table.pasted(draft.language, text or "", target, draft.extras, layers)
         if target == "curve":
             form = form._replace(profile="custom", threshold=0.0)
+        extras = tabled(form, extras, draft.form.profile, layers)
         updates = draw(editor.drawing, engine, replace(draft, extras=extras, form=form))
     except UserError as error:
         return {note: notice(message(error, draft.language), "bad")}
