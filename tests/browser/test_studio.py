@@ -89,7 +89,7 @@ def test_both_columns_stream_and_differ_on_a_held_out_harmful_prompt(page):
 
 def test_a_copied_answer_says_so(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.locator("#chat-right button[aria-label*='Copy']").first.click()
+    page.locator("#chat-right button[aria-label*='Copy']").last.click()
     expect(page.locator("#told")).to_have_text("Copied")
     answer = said(page, "right").split()[-1]
     assert answer in page.evaluate("navigator.clipboard.readText()")
@@ -508,7 +508,8 @@ def test_the_language_is_switched_and_stays_after_a_reload(window):
         expect(page.locator("#header")).to_contain_text("拒否")  # of the server
         page.reload()
         expect(page.locator("#send")).to_have_text("送信")
-        page.locator("#language-switch").click()
+        expect(switch).to_have_text("English")  # the server has drawn the header
+        switch.click()
         expect(page.locator("#send")).to_have_text("Send")
         expect(page.locator("#header")).not_to_contain_text("拒否")
 
