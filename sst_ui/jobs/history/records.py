@@ -141,7 +141,7 @@ def value(row: Mapping[str, Any]) -> Value:
 
 
 def words_of(record: Record) -> str:
-    """What a search looks through: values too, as they are shown (rates in per cent)."""
+    """What a search looks through: rates too, in per cent."""
     measured = [
         f"{m['name']} {m['title']} {m['verdict'] or ''} {_shown(m['base'], m['unit'])} "
         f"{_shown(m['edited'], m['unit'])}"
@@ -152,9 +152,10 @@ def words_of(record: Record) -> str:
 
 
 def _shown(data: Mapping[str, Any] | None, unit: str) -> str:
-    if not data or not math.isfinite(number := value(data).value):
+    """A rate as it is shown; the bare digits of other numbers would be found in every search."""
+    if not data or unit != "rate" or not math.isfinite(number := value(data).value):
         return ""
-    return f"{number:.3g}" + (f" {number * 100:.0f}%" if unit == "rate" else "")
+    return f"{number * 100:.0f}%"
 
 
 @dataclass(frozen=True)
