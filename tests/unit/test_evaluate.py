@@ -22,7 +22,7 @@ from sst_ui.model.inference import generate as generating
 from sst_ui.model.inference.generate import logprobs
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation
-from tests.talk import answers
+from tests.talk import answers, every_pass
 
 WORDS = ["alpha", "bear", "cat", "dog", "egg", "fish", "goat", "hat", "ink", "jar"]
 
@@ -64,7 +64,7 @@ def test_an_evaluation_that_does_not_fit_the_memory_says_so_and_goes_on(small, c
             raise torch.OutOfMemoryError
         return real(host, batch, *args, **settings)
 
-    monkeypatch.setattr(generating, "forward", tight)
+    every_pass(monkeypatch, tight)
     heard = []
     assert finish(evaluate(small, edits(small), wanted), heard.append) == expected
     said = [step.warning for step in heard if isinstance(step, Progress) and step.warning]
