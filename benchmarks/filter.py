@@ -28,7 +28,7 @@ from benchmarks.peak import Peak
 from sst_ui.jobs.directions.filtering import PRICES, filters
 from sst_ui.jobs.directions.measure import measure, resolve
 from sst_ui.jobs.evaluate.evaluate import evaluate_rows
-from sst_ui.maths.filtered import Moments, path, random_columns, subspace
+from sst_ui.maths.filtered import Moments, packed, path, random_columns, subspace
 from sst_ui.maths.filtered import Path as Filter
 from sst_ui.model.runtime.host import Host, load
 from sst_ui.progress import finish
@@ -171,19 +171,19 @@ def collected(
     n, seconds = 0, 0.0
     for x in batches():
         start = time.perf_counter()
-        y = x @ reader.mT
-        x = x if basis is None else x @ basis
+        x = x.double()
+        y = x @ reader.mT.double()
+        x = x if basis is None else x @ basis.double()
         parts = {
             "inputs": x.mT @ x, "mean": x.sum(0), "cross": x.mT @ y, "along": y.sum(0),
             "squares": y.square().sum(0),
         }  # fmt: skip
         for name, value in parts.items():
-            value = value.double()
             sums[name] = sums[name] + value if name in sums else value
         n += len(x)
         seconds += time.perf_counter() - start
-    names = ("inputs", "mean", "cross", "along", "squares")
-    return Moments(*((sums[name] / n).float() for name in names), n), seconds
+    names = ("mean", "cross", "along", "squares")
+    return Moments(packed(sums["inputs"] / n), *(sums[name] / n for name in names), n), seconds
 
 
 def wide(width: int, exact: bool, harmful: int = HARMFUL, harmless: int = HARMLESS) -> Wide:
@@ -221,7 +221,7 @@ def wide(width: int, exact: bool, harmful: int = HARMFUL, harmless: int = HARMLE
 def compared(found: Filter, harmful: Moments, harmless: Moments) -> dict[str, float]:
     """How much larger the objective is at the subspace's rows than at the whole space's own, as a
     share of the harmful component."""
-    sigma, other = harmful.inputs.double(), harmless.inputs.double()
+    sigma, other = harmful.second(), harmless.second()
     ridge = RIDGE * float(sigma.diagonal().mean())
     cross, total = harmful.cross.double(), float(harmful.squares.sum())
     excess = {}

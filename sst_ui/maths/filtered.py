@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.maths.merge.eigen import solve, symmetric
+from sst_ui.maths.merge.eigen import solve
 
 EXACT = 1024  # up to so many inputs the whole space is taken
 SKETCH = 256  # directions of each set of prompts beyond that
@@ -72,8 +72,11 @@ class Moments:
 
     x stands for Qᵀx where the writer has a subspace Q; n below is `in`, or its dimension.
 
+    In float64: what is solved with them is ill-conditioned where a few prompts span a small part of
+    the inputs, and in float32 a thousandth of the change that comes out was rounding.
+
     Attributes:
-        inputs: Σ = E[x xᵀ], [n, n].
+        inputs: Σ = E[x xᵀ], its upper triangle row by row, [n (n + 1) / 2]; see `packed`.
         mean: E[x], [n].
         cross: E[x (Ry)ᵀ], [n, k].
         along: E[Ry], [k].
@@ -87,6 +90,18 @@ class Moments:
     along: Tensor
     squares: Tensor
     n: int
+
+    def second(self) -> Tensor:
+        """Σ [n, n] float64."""
+        width = len(self.mean)
+        upper = self.inputs.new_zeros(width, width)
+        upper[tuple(torch.triu_indices(width, width))] = self.inputs
+        return upper + upper.triu(1).mT
+
+
+def packed(matrix: Tensor) -> Tensor:
+    """The upper triangle of a symmetric matrix [n, n], row by row, as [n (n + 1) / 2]."""
+    return matrix[tuple(torch.triu_indices(*matrix.shape))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +179,8 @@ def path(
         raise UserError("the inputs of a module are not finite; load the model in bfloat16.")
     centre = harmless[0][0].along.double() if affine else torch.zeros(len(harmful.along)).double()
     g = harmful.cross.double() - harmful.mean.double()[:, None] * centre  # [in, k]
-    bottom = symmetric(harmful.inputs)
-    top = torch.stack([weight * symmetric(m.inputs) for m, weight in harmless]).sum(0)
+    bottom = harmful.second()
+    top = torch.stack([weight * m.second() for m, weight in harmless]).sum(0)
     width = len(bottom) if basis is None else len(basis)
     epsilon = ridge * float(bottom.trace()) / width
     if share is not None:

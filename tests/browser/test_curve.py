@@ -131,12 +131,12 @@ def test_a_slider_moves_the_curve_while_the_server_hears_nothing(fresh):
     held = []
     fresh.route("**/queue/join**", lambda route: held.append(route))
     slider = fresh.locator("#peak input[type=range]")
-    for key in ("ArrowLeft", "ArrowLeft", "ArrowRight"):
-        before = line(fresh)
-        slider.press(key)
-        assert line(fresh) != before  # at once, before anything is sent
-    assert cell(fresh, "attention", 5).input_value() == shown(fresh, 5)
-    until(lambda: held)
+    with fresh.expect_request("**/queue/join**", timeout=MILLISECONDS):
+        for key in ("ArrowLeft", "ArrowLeft", "ArrowRight"):
+            before = line(fresh)
+            slider.press(key)
+            assert line(fresh) != before  # at once, before anything is sent
+        assert cell(fresh, "attention", 5).input_value() == shown(fresh, 5)
     assert line(fresh) != before
     for route in held:
         route.continue_()

@@ -6,7 +6,7 @@ import torch
 
 from sst_ui.errors import UserError
 from sst_ui.maths import filtered
-from sst_ui.maths.filtered import Moments, Stack, path, random_columns, subspace
+from sst_ui.maths.filtered import Moments, Stack, packed, path, random_columns, subspace
 
 INP, OUT = 24, 10
 
@@ -32,7 +32,7 @@ class Case:
     def moments(self, x):
         y, n = self.along(x), len(x)
         second, cross = x.mT @ x / n, x.mT @ y / n
-        return Moments(second, x.mean(0), cross, y.mean(0), y.square().mean(0), n)
+        return Moments(packed(second), x.mean(0), cross, y.mean(0), y.square().mean(0), n)
 
     def path(self, ridge=1e-6, affine=False, share=None):
         harmless = [(self.moments(self.harmless), 1.0)]
@@ -122,8 +122,8 @@ def test_lookalikes_count_with_their_weight():
     other.harmless = case.harmless + draw(INP, seed=20)
     sets = [(case.moments(case.harmless), 1.0), (case.moments(other.harmless), 2.5)]
     found = path(case.moments(case.harmful), sets, 1e-3).rows(0.8)
-    both = sum(w * m.inputs for m, w in sets)
-    sigma, cross = case.moments(case.harmful).inputs, case.moments(case.harmful).cross
+    both = sum(w * m.second() for m, w in sets)
+    sigma, cross = case.moments(case.harmful).second(), case.moments(case.harmful).cross
     ridge = 1e-3 * sigma.diagonal().mean() * torch.eye(INP).double()
     expected = torch.linalg.solve(sigma + 0.8 * both + ridge, cross).mT
     assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9)
@@ -242,7 +242,7 @@ def test_a_null_space_of_wide_inputs_lies_in_their_subspace():
 
     def moments(x):
         y, n, z = x @ weight.mT @ rows.mT, len(x), x @ basis.double()
-        return Moments(z.mT @ z / n, z.mean(0), z.mT @ y / n, y.mean(0), y.square().mean(0), n)
+        return Moments(packed(z.mT @ z / n), z.mean(0), z.mT @ y / n, y.mean(0), y.square().mean(0), n)
 
     found = path(moments(harmful), [(moments(harmless), 1.0)], 1e-3, basis=basis, share=0.01)
     row = found.rows(0.0)[0]
@@ -283,7 +283,7 @@ def test_wide_inputs_are_solved_in_a_subspace_nearly_as_well_and_predicted_exact
     def moments(x, q):
         y, n = x @ weight.mT @ rows.mT, len(x)
         z = x if q is None else x @ q.double()
-        return Moments(z.mT @ z / n, z.mean(0), z.mT @ y / n, y.mean(0), y.square().mean(0), n)
+        return Moments(packed(z.mT @ z / n), z.mean(0), z.mT @ y / n, y.mean(0), y.square().mean(0), n)
 
     wide, whole = (
         path(moments(harmful, q), [(moments(harmless, q), 1.0)], 1e-3, basis=q)

@@ -29,7 +29,7 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, digest
 
-FORMULAS = 2  # raise it when the meaning of what is cached changes
+FORMULAS = 3  # raise it when the meaning of what is cached changes
 RECENT = 3  # statistics that a host keeps in memory
 # Of the weight of harmless prompts, the part on their last token: there refusal is decided, and one
 # token among thirty would hardly be heard. Chosen on halves of the prompts that are measured on.

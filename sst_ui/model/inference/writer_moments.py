@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sst_ui.errors import UserError
-from sst_ui.maths.filtered import SMALL, Moments, random_columns
+from sst_ui.maths.filtered import SMALL, Moments, packed, random_columns
 from sst_ui.model.architecture.module_roles import device_of, shape_of
 from sst_ui.model.hooks.row_plan import by_rows
 from sst_ui.model.inference.batch import Room, Row, tokens_a_step
@@ -78,7 +78,7 @@ def writer_moments(
         Progress in conversations.
 
     Returns:
-        path -> moments, float32 on the CPU.
+        path -> moments, float64 on the CPU; of float32 sums where a device has no float64 (MPS).
 
     Raises:
         UserError: no conversation or one that is too long; numbers that are not finite.
@@ -93,9 +93,9 @@ def writer_moments(
     found = {}
     for path, parts in sums.items():
         n, weight = float(parts["n"]), float(parts["weight"])
-        means = {name: (value / weight).float() for name, value in parts.items()}
+        means = {name: value / weight for name, value in parts.items()}
         mean, cross, along, squares = (means[name] for name in SMALL)
-        found[path] = Moments(means["inputs"], mean, cross, along, squares, int(n))
+        found[path] = Moments(packed(means["inputs"]), mean, cross, along, squares, int(n))
     return found
 
 
@@ -106,8 +106,10 @@ def _reading(rows: Tensor, basis: Tensor | None) -> Read:
         rows: Rᵀ [out, k], on its device.
         basis: Q [in, q] there, or None.
     """
+    exact = torch.float32 if rows.device.type == "mps" else torch.float64
 
-    def read(x: Tensor, y: Tensor, w: Tensor) -> dict[str, Tensor]:
+    def read(*sample: Tensor) -> dict[str, Tensor]:
+        x, y, w = (part.to(exact) for part in sample)
         along = y @ rows.to(y)  # [tokens, k]
         x = x if basis is None else x @ basis.to(x)
         weighed = (w * x).mT
