@@ -21,6 +21,40 @@ document.addEventListener("click", (event) => {
   }
 });
 
+// The bars of running jobs. Gradio would look at the whole page for each of their steps.
+let asking = false;
+setInterval(async () => {
+  const bars = [...document.querySelectorAll("[data-progress]")];
+  if (!bars.length || asking || document.hidden) return;
+  asking = true;
+  try {
+    const names = [...new Set(bars.map((bar) => bar.dataset.progress))].join(",");
+    const latest = await (await fetch(`${page().root}/progress-bars?of=${names}`)).json();
+    for (const bar of bars) {
+      const html = latest[bar.dataset.progress];
+      if (html && html !== bar.dataset.shown) {
+        bar.dataset.shown = html;
+        bar.innerHTML = html;
+      }
+    }
+  } catch { /* the server is away: Gradio says so */ }
+  asking = false;
+}, 500);
+
+// Gradio marks all inputs of an event that has ended as inputs of a stream, for ever, and writes the
+// state of whatever is marked at every later word from the server: half of what the page had to do.
+// Only microphones and cameras stream, and this page has none.
+const tracker = performance.getEntriesByType("resource")
+  .find(({ name }) => /\/statustracker-[^/]*\.js$/.test(name))?.name;
+if (tracker) import(tracker).then((parts) => {
+  const states = Object.values(parts).find((part) => part?.prototype?.resolve_args)?.prototype;
+  if (!states) return;
+  const resolved = states.resolve_args;
+  states.resolve_args = function (told) {
+    return resolved.call(this, { ...told, stream_state: null });
+  };
+});
+
 // What a validator says of a control. Gradio shows it too, but takes it away as soon as any other
 // function of the page reports (a running metric, say), and shows nothing in a closed accordion.
 // Here it stays until the control's value changes or a button asks again.

@@ -307,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            _ready(address)
+            ready(address)
             threading.Thread(target=watch, args=(program.pid, seen, over), daemon=True).start()
             end = time.monotonic() + 60 * options.minutes
             visitors = [
@@ -330,7 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(seen.errors or bad))
 
 
-def _ready(address: str) -> None:
+def ready(address: str) -> None:
+    """Wait until a started program answers."""
     for _ in range(600):
         try:
             if httpx.get(f"{address}/config", timeout=5.0).status_code == 200:

@@ -45,8 +45,9 @@ from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.panels import session as session_states
 from sst_ui.ui.panels.weights import ApplyBar, DirectionPanel, WeightsPanel
 from sst_ui.ui.services import leaving, zero_gpu
-from sst_ui.ui.services.chosen_language import ChosenLanguage
 from sst_ui.ui.services.engine import Engine
+from sst_ui.ui.services.page_head import PageHead
+from sst_ui.ui.services.progress_bars import ProgressBars
 from sst_ui.ui.services.uploads import Uploads
 from sst_ui.ui.state.form import Form, measuring
 from sst_ui.ui.state.results_board import Board
@@ -175,7 +176,7 @@ def build(engine: Engine) -> gr.Blocks:
 
 def launch_options() -> dict[str, Any]:
     """What `Blocks.launch` needs: the look, and what stands in front of the routes."""
-    before = [Middleware(Uploads), Middleware(ChosenLanguage)]
+    before = [Middleware(each) for each in (Uploads, PageHead, ProgressBars)]
     return {**theme.launch_options(), "app_kwargs": {"middleware": before}}
 
 

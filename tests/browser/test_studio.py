@@ -444,6 +444,21 @@ def other(window):
         yield page
 
 
+def test_no_input_of_an_event_that_is_over_is_looked_at_ever_after(page):
+    """Gradio keeps them as inputs of a stream, and writes their state at every later word."""
+    kept = page.evaluate("""async () => {
+      const { name } = performance.getEntriesByType('resource')
+        .find(({ name }) => name.includes('/statustracker-'));
+      const parts = Object.values(await import(name));
+      const States = parts.find((part) => part?.prototype?.resolve_args);
+      const states = new States();
+      states.register(7, [], [1, 2, 3], 'hidden');
+      states.update({ fn_index: 7, status: 'complete', stream_state: 'closed' });
+      return Object.keys(states.current);
+    }""")
+    assert kept == []
+
+
 def test_two_windows_keep_their_own_recipe(page, other):
     other.click("#profile label:has-text('Late')")
     other.click("#apply")

@@ -15,6 +15,12 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
+def taken(x, y):
+    """The moments of inputs [tokens, n] and of what is written along the directions [tokens, k]."""
+    second, cross = packed(x.mT @ x / len(x)), x.mT @ y / len(x)
+    return Moments(second, x.mean(0), cross, y.mean(0), y.square().mean(0), len(x))
+
+
 class Case:
     """A writer, two sets of inputs and k directions, as plain numbers."""
 
@@ -30,9 +36,7 @@ class Case:
         return (x @ self.weight.mT + self.bias) @ self.rows.mT
 
     def moments(self, x):
-        y, n = self.along(x), len(x)
-        second, cross = x.mT @ x / n, x.mT @ y / n
-        return Moments(packed(second), x.mean(0), cross, y.mean(0), y.square().mean(0), n)
+        return taken(x, self.along(x))
 
     def path(self, ridge=1e-6, affine=False, share=None):
         harmless = [(self.moments(self.harmless), 1.0)]
@@ -241,8 +245,7 @@ def test_a_null_space_of_wide_inputs_lies_in_their_subspace():
     basis = subspace([sketch(harmful), sketch(harmless)])
 
     def moments(x):
-        y, n, z = x @ weight.mT @ rows.mT, len(x), x @ basis.double()
-        return Moments(packed(z.mT @ z / n), z.mean(0), z.mT @ y / n, y.mean(0), y.square().mean(0), n)
+        return taken(x @ basis.double(), x @ weight.mT @ rows.mT)
 
     found = path(moments(harmful), [(moments(harmless), 1.0)], 1e-3, basis=basis, share=0.01)
     row = found.rows(0.0)[0]
@@ -281,9 +284,7 @@ def test_wide_inputs_are_solved_in_a_subspace_nearly_as_well_and_predicted_exact
     basis = subspace([sketch(harmful), sketch(harmless)])
 
     def moments(x, q):
-        y, n = x @ weight.mT @ rows.mT, len(x)
-        z = x if q is None else x @ q.double()
-        return Moments(packed(z.mT @ z / n), z.mean(0), z.mT @ y / n, y.mean(0), y.square().mean(0), n)
+        return taken(x if q is None else x @ q.double(), x @ weight.mT @ rows.mT)
 
     wide, whole = (
         path(moments(harmful, q), [(moments(harmless, q), 1.0)], 1e-3, basis=q)

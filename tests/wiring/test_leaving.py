@@ -161,7 +161,7 @@ def test_a_shared_studio_changes_its_model_for_nobody_and_reads_no_files(
         said = load_model.look(engine, "en", lambda: ModelSpec(id=str(tmp_path)))
         assert "This studio is shared" in said
         with pytest.raises(gr.Error, match="owner's choice"):
-            list(load_model.swap(engine, "en", engine.loaded, ModelSpec))
+            list(load_model.swap(engine, "en", engine.loaded, ModelSpec, gr.Request()))
         job = engine.evaluate(
             engine.loaded.key, engine.first_recipe(), Evaluation(metrics=(asked,))
         )

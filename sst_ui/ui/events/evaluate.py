@@ -3,7 +3,6 @@
 How results look is in `metrics` and `show_results`.
 """
 
-import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -29,10 +28,11 @@ from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
+from sst_ui.ui.services.progress_bars import Bar
 from sst_ui.ui.state.form import MEASURING, evaluation, measured_by
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.results_board import Board
-from sst_ui.ui.widgets.html import Clock, notice
+from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.texts import say
 
@@ -102,6 +102,7 @@ def connect(
             outputs=[panel.rows, *buttons, session.results, session.job],
             concurrency_id="metrics",
             concurrency_limit=MANY,
+            trigger_mode="multiple",  # one that is told to stop does so at its next step
             **PRIVATE,
         )
         for event in (*triggers, again)
@@ -109,7 +110,7 @@ def connect(
     for event in running:  # with what was corrected or filtered in the meantime
         event.then(**call(partial(show, view), board), outputs=view.outputs, **DRAWN)
     for listen in interrupts:
-        listen(None, None, None, cancels=running, **PRIVATE)
+        listen(**call(partial(interrupt, engine), session.language, session.job), **PRIVATE)
     panel.cancel.click(
         **call(partial(stop, panel, view, engine), session.language, session.job, board),
         outputs=[*view.outputs, *buttons],
@@ -170,9 +171,9 @@ def _rows(
 ) -> Generator[dict, None, Board | None]:
     """Drive the job; returns the board with all of its rows, None for a job that did not end."""
     assert board.variants.now is not None  # it is what is measured
-    recipe, shown = board.variants.now.recipe, 0.0
+    recipe = board.variants.now.recipe
     found: list[MetricResult] = []
-    digest, clock, heard = recipe.digest(), Clock(), job_runner.Told()
+    digest, bar, heard = recipe.digest(), Bar(board.language), job_runner.Told()
     try:
         with closing(engine.evaluate(loaded.key, recipe, wanted)) as job:
             for part in job:
@@ -187,9 +188,8 @@ def _rows(
                     board = replace(board, results={**board.results, digest: tuple(found)})
                     rows = metrics.render(board, pending=True)
                     yield {panel.rows: rows, session.results: board.results}
-                elif isinstance(part, Progress) and time.monotonic() - shown >= job_runner.PACE:
-                    shown = time.monotonic()
-                    yield {panel.progress: clock.bar(board.language, part)}
+                elif isinstance(part, Progress) and (shown := bar.place(part)):
+                    yield {panel.progress: shown}
     except Exception as error:
         told = notice(message(error, board.language), "bad")
         yield {panel.rows: metrics.render(board), panel.progress: told, **_resting(panel)}
@@ -207,6 +207,11 @@ def show(view: ResultsView, board: Board) -> dict:
     if not board.opened:
         del updates[view.answers], updates[view.label]
     return updates
+
+
+def interrupt(engine: Engine, language: str, job: str) -> None:
+    """Nobody waits for these metrics any more: something else is about to be current."""
+    engine.stop(job)
 
 
 def stop(

@@ -13,8 +13,8 @@ from sst_ui.recipe import ModelSpec
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.panels.model import ModelPanel, spec
 from sst_ui.ui.services.engine import Engine
-from sst_ui.ui.services.errors import message
-from sst_ui.ui.services.job_runner import Told, watched
+from sst_ui.ui.services.errors import message, told
+from sst_ui.ui.services.job_runner import Told, name, watched
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import HIDDEN
@@ -37,12 +37,7 @@ def connect(panel: ModelPanel, engine: Engine, language: gr.State, loaded: gr.St
         concurrency_limit=1,
         **PRIVATE,
     )
-    panel.cancel.click(
-        **call(cancelled, language),
-        outputs=[panel.status, panel.cancel],
-        cancels=event,
-        **PRIVATE,
-    )
+    panel.cancel.click(**call(partial(stop, engine), language), outputs=panel.cancel, **PRIVATE)
     return event
 
 
@@ -57,19 +52,25 @@ def look(engine: Engine, language: str, asked: Callable[[], ModelSpec]) -> str:
 
 
 def swap(
-    engine: Engine, language: str, current: Loaded, asked: Callable[[], ModelSpec]
+    engine: Engine,
+    language: str,
+    current: Loaded,
+    asked: Callable[[], ModelSpec],
+    request: gr.Request,
 ) -> Iterator[tuple]:
     """Load the model; status, model and the Cancel button as it goes."""
+    stopped = engine.begin(name("load", request))
     try:
         current = yield from watched(
             language,
             engine.load(asked()),
-            lambda bar: (bar, gr.skip(), gr.update(visible=True)),
+            lambda bar: (bar, gr.skip(), gr.update(visible=True, interactive=True)),
+            stopped=stopped,
             told=Told(toast=False),  # they stay under the button
         )
     except Exception as error:
         text = message(error, language)
-        yield notice(text, "bad"), gr.skip(), gr.update(visible=HIDDEN)
+        yield told(error, language), gr.skip(), gr.update(visible=HIDDEN)
         # what was open stays open, and what is wrong has been said
         raise gr.Error(text, visible=False, print_exception=False) from error
     text = " ".join([say(language, "model.loaded", name=current.name), *current.warnings])
@@ -77,6 +78,7 @@ def swap(
     yield done, current, gr.update(visible=HIDDEN)
 
 
-def cancelled(language: str) -> tuple:
-    """Gradio has closed the job; the panel says so."""
-    return notice(say(language, "stage.stopped")), gr.update(visible=HIDDEN)
+def stop(engine: Engine, language: str, request: gr.Request) -> dict:
+    """Ask the running job to stop; it says the rest when it has ended."""
+    engine.stop(name("load", request))
+    return gr.update(interactive=False)

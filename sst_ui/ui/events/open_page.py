@@ -24,11 +24,12 @@ from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
+from sst_ui.ui.services.progress_bars import Bar
 from sst_ui.ui.state.form import read, show
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Conversation, Variants
-from sst_ui.ui.widgets.html import Clock, notice
+from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import language as language_of
 
 # No window waits for another one to open.
@@ -108,14 +109,16 @@ def connect(page: gr.Blocks, screen: Screen, panel: ModelPanel, engine: Engine) 
 
 def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) -> Iterator[dict]:
     """The page's first events: wait for the model, then show it measured and ready."""
-    lang, clock, status = language_of(request), Clock(), screen.status
+    lang, status = language_of(request), screen.status
     yield {
         screen.session.language: lang,
         screen.applied.line: header.render(lang, Loaded(), ""),
         **show_results.refresh(screen.applied.results, Board(lang, Variants(), {})),
     }
+    place = Bar(lang).place
     for step in engine.wait():
-        yield {status: clock.bar(lang, step)}
+        if bar := place(step):
+            yield {status: bar}
     loaded = engine.loaded
     window = replace(window, language=lang, loaded=loaded)
     said = notice(" ".join(loaded.warnings), "warn")
@@ -129,7 +132,8 @@ def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) 
             heard = job_runner.Told()
             for step in engine.resolve(loaded.key, wanted):
                 heard(step)
-                yield {status: clock.bar(lang, step)}
+                if bar := place(step):
+                    yield {status: bar}
         updates = screen.fresh(engine, window, wanted, engine.knows(loaded.key, wanted))
     except Exception as error:  # whatever a link holds, the page opens and says what is wrong
         if not text:

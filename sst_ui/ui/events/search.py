@@ -36,10 +36,10 @@ from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
-from sst_ui.ui.services.job_runner import PACE
+from sst_ui.ui.services.progress_bars import Bar
 from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.state.search_results import Found, Phase
-from sst_ui.ui.widgets.html import Clock, notice
+from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import visibility
 from sst_ui.ui.widgets.numbers import exact
 from sst_ui.ui.widgets.texts import say
@@ -141,9 +141,9 @@ class _Running:
         self.found = replace(found, phase="running", job=uuid4().hex)
         self.known = {each.number: each for each in found.candidates}
         self._panel, self._language = panel, language
-        self._clock = Clock(found.spec.minutes and 60 * found.spec.minutes)
+        self._bar = Bar(language, found.spec.minutes and 60 * found.spec.minutes)
         self._study: Any = None
-        self._news, self._shown, self._drawn = False, 0.0, time.monotonic()
+        self._news, self._drawn = False, time.monotonic()
 
     def heard(self, part: Any) -> dict:
         """What a step of the job changes on the screen."""
@@ -157,9 +157,8 @@ class _Running:
             update[panel.metric] = choices(self._language, self.found)
         elif isinstance(part, Candidate):
             self.known[part.number], self._news = part, True
-        elif isinstance(part, Progress) and time.monotonic() - self._shown >= PACE:
-            self._shown = time.monotonic()
-            update[panel.progress] = self._clock.bar(self._language, part)
+        elif isinstance(part, Progress) and (bar := self._bar.place(part)):
+            update[panel.progress] = bar
         if self._news and time.monotonic() - self._drawn >= DRAWN:
             self._drawn, self._news = time.monotonic(), False
             self.found = update[panel.found] = self.now()

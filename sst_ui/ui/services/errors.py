@@ -14,7 +14,7 @@ import gradio as gr
 
 from sst_ui import disk
 from sst_ui.errors import LINE, UserError, line_of
-from sst_ui.ui.services.job_runner import Stopped
+from sst_ui.ui.services.progress_bars import Stopped
 from sst_ui.ui.state.loaded_model import Replaced
 from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.widgets.html import notice

@@ -5,7 +5,6 @@ no bar of it can come later, however busy the machine is. (Gradio's own `cancels
 between two steps too, but what it had sent by then may arrive after the word that it was stopped.)
 """
 
-import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
@@ -13,15 +12,9 @@ from typing import Any
 
 import gradio as gr
 
-from sst_ui.errors import UserError
 from sst_ui.progress import Progress
-from sst_ui.ui.widgets.html import Clock, safe
-
-PACE = 0.5  # seconds between two updates of a progress bar; each keeps a busy browser busy
-
-
-class Stopped(UserError):
-    """The visitor asked the job to stop."""
+from sst_ui.ui.services.progress_bars import Bar, Stopped
+from sst_ui.ui.widgets.html import safe
 
 
 def name(what: str, request: gr.Request) -> str:
@@ -68,16 +61,17 @@ def watched(
     Whoever closes this closes the job with it.
 
     Args:
-        bar: the HTML of a progress bar -> what the handler yields for it.
+        bar: the HTML of a progress bar -> what the handler yields for it; called once, the page
+            moves the bar by itself.
         part: anything else that the job yields -> what the handler yields for it; left out without.
         notes: whether the bar says what a step notes about itself.
         stopped: whether the visitor asked it to stop; asked at every step.
         told: what listens to the job's warnings; toasts unless given.
 
     Raises:
-        Stopped: it was; the job is closed by then.
+        Stopped: it was, or the visitor has left; the job is closed by then.
     """
-    clock, shown, told = Clock(), 0.0, told or Told()
+    place, told = Bar(language).place, told or Told()
     with closing(job):
         while True:
             try:
@@ -90,6 +84,5 @@ def watched(
             if not isinstance(step, Progress):
                 if part is not None:
                     yield part(step)
-            elif time.monotonic() - shown >= PACE:
-                shown = time.monotonic()
-                yield bar(clock.bar(language, step if notes else replace(step, note="")))
+            elif shown := place(step if notes else replace(step, note="")):
+                yield bar(shown)

@@ -1,0 +1,53 @@
+"""What Gradio's page must know before its own scripts begin, in the first line of its head.
+
+Gradio asks the browser for the language once, before it reads anything that `launch` can hand it:
+what was chosen by the switch must be there by then. And it counts the seconds of whatever is
+loading at every frame, those of its own start for as long as the page is open; a frame in which
+nothing is seen to change costs a browser as much as any other, so they are counted four times a
+second here.
+"""
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sst_ui.ui.widgets.texts import chosen
+
+HEAD = b"<head>"
+COUNTERS = r"""<script>
+  const frame = window.requestAnimationFrame.bind(window);
+  const counter = /performance\.now\(\)\s*-[^]*\/\s*1e3/;
+  window.requestAnimationFrame = (callback) =>
+    counter.test(callback) ? setTimeout(() => frame(callback), 250) : frame(callback);
+</script>"""
+LANGUAGE = """<script>
+  Object.defineProperty(navigator, "language", { get: () => "%s" });
+  Object.defineProperty(navigator, "languages", { get: () => ["%s"] });
+</script>"""
+
+
+class PageHead:
+    """ASGI middleware that writes it into every page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and its answer back."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        language, page = chosen(Headers(scope=scope)), False
+        script = COUNTERS + (LANGUAGE % (language, language) if language else "")
+
+        async def told(message: Message) -> None:
+            nonlocal page
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=message["headers"])
+                page = headers.get("content-type", "").startswith("text/html")
+                if page and "content-length" in headers:
+                    del headers["content-length"]
+            elif page and HEAD in message.get("body", b""):
+                message["body"] = message["body"].replace(HEAD, HEAD + script.encode(), 1)
+                page = False
+            await send(message)
+
+        await self._app(scope, receive, told)
