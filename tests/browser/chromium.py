@@ -63,7 +63,7 @@ def install() -> bool:
 
 
 def _debian(package: str) -> list[list[str]]:
-    """The apt commands for a package, with sudo unless we are root; empty where they cannot work."""
+    """The apt commands for it, with sudo unless we are root; empty where they cannot work."""
     if not shutil.which("apt-get"):
         return []
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
