@@ -266,7 +266,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
         board,
         session,
         [*changed, opened],
-        [bar.apply.click, bar.undo.click, screen.variants.rows.click],
+        [bar.apply.click, bar.undo.click, bar.redo.click, screen.variants.rows.click],
         engine,
     )
     runs_events.connect(

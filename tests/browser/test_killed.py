@@ -1,6 +1,7 @@
 """The whole program killed in the middle of its work, and started again over the same folders."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -120,8 +121,10 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def visit(chromium, tmp_path_factory):
+def visit(chromium, address, tmp_path_factory):
+    """A page on a studio that finds the demo measured, as the package's own has left it."""
     studio = Studio(tmp_path_factory.mktemp("killed"))
+    shutil.copytree(os.environ["SST_CACHE"], studio.folder / "cache")
     try:
         studio.start()
         visit = Visit(chromium, studio)
@@ -133,23 +136,20 @@ def visit(chromium, tmp_path_factory):
         studio.process.wait()
 
 
-def test_killed_while_an_answer_comes_and_metrics_are_measured(visit):
+def test_killed_while_an_answer_comes_and_metrics_are_measured_right_after_a_run_was_shown(visit):
+    digest = visit.applies("0.5")
     expect(visit.page.locator("#cancel-metrics")).to_be_visible()
+    tab(visit.page, "work-tabs", 0)
     visit.page.fill("#box textarea", "Tell me a long story about a spoon")
     visit.page.click("#send")
     expect(visit.page.locator("#stop")).to_be_visible()
     until(lambda: answers(visit.page, "right").count())
     visit.killed()
-    visit.chats()
-
-
-def test_killed_right_after_a_run_was_shown_it_is_there(visit):
-    digest = visit.applies("0.5")
-    visit.killed()
     assert visit.studio.runs().count(digest) == 1
     assert not list((visit.studio.folder / "home").glob("*damaged*"))
     tab(visit.page, "work-tabs", 3)
     expect(visit.row("0.5")).to_contain_text("demo")
+    visit.chats()
 
 
 def test_killed_while_it_exports_no_half_folder_is_taken_for_a_whole_one(visit):

@@ -349,13 +349,41 @@ def test_applying_the_same_recipe_twice_is_one_variant_and_undo_goes_back(form):
         known.back().back()
 
 
+def test_undo_and_redo_go_back_and_forth_in_time_not_in_the_list(form):
+    made = [read(form._replace(strength=s), Extras(), MODEL) for s in (0.1, 0.2, 0.3)]
+    known = Variants()
+    for recipe in made:
+        known = known.add(recipe)
+    first, second, third = (v.name for v in known.items)
+    known = known.pick(first)
+    assert known.back().current == third
+    assert known.back().back().current == second
+    assert known.back().back().forward().forward().current == first
+    again = known.back().pick(second)  # something new was done: what was undone is over
+    with pytest.raises(UserError, match="nothing to redo"):
+        again.forward()
+    assert again.back().current == third
+    assert len(again.items) == 3
+
+
 def test_variants_come_back_from_what_the_browser_kept(form):
     first = read(form, Extras(), MODEL)
     second = read(form._replace(strength=0.5), Extras(overrides={"mlp": {2: 0.3}}), MODEL)
-    kept = Variants().add(first).add(second).saved()
-    known = Variants.restored(["not: a recipe", *kept], MODEL.id)
+    kept = Variants().add(first).add(second).back().saved()
+    kept = {"recipes": ["not: a recipe", *kept["recipes"]], "current": kept["current"] + 1}
+    known = Variants.restored(kept, MODEL.id)
     assert [v.recipe.digest() for v in known.items] == [first.digest(), second.digest()]
-    assert Variants.restored(kept, "another/model").items == ()
+    assert known.now.recipe.digest() == first.digest()
+    assert Variants.restored(kept, "another/model") == Variants()
+    of_earlier_versions = Variants.restored(kept["recipes"], MODEL.id)
+    assert [v.recipe.digest() for v in of_earlier_versions.items] == [
+        v.recipe.digest() for v in known.items
+    ]
+
+
+@pytest.mark.parametrize("kept", [None, 5, "text", [None, {}], {"recipes": 7}, {"current": []}])
+def test_whatever_else_a_browser_hands_over_holds_no_variants(kept):
+    assert Variants.restored(kept, MODEL.id) == Variants()
 
 
 def test_a_column_remembers_its_own_answers():

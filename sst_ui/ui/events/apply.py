@@ -107,7 +107,14 @@ def connect(
     """Wire the jobs; returns the events after which another variant is current."""
     bar, editor, applied = screen.bar, screen.editor, screen.applied
     form, merge, draft = editor.controls.form, editor.controls.merge, editor.draft
-    changed = [*editor.drawing.outputs, *applied.outputs, bar.status, bar.cancel, bar.undo]
+    changed = [
+        *editor.drawing.outputs,
+        *applied.outputs,
+        bar.status,
+        bar.cancel,
+        bar.undo,
+        bar.redo,
+    ]
     back = [*changed, *editor.controls.outputs]
     check = checker(engine, form, with_prompts=True)
     applying = bar.apply.click(
@@ -129,10 +136,13 @@ def connect(
     undoing = bar.undo.click(
         **call(partial(undo, screen, engine), draft, board), outputs=back, **PRIVATE
     )
+    redoing = bar.redo.click(
+        **call(partial(redo, screen, engine), draft, board), outputs=back, **PRIVATE
+    )
     picking = applied.results.variants.click(
         **call(partial(pick, screen, engine), draft, board), outputs=back, **PRIVATE
     )
-    return [applying, undoing, picking]
+    return [applying, undoing, redoing, picking]
 
 
 def apply(
@@ -213,7 +223,7 @@ def stop(engine: Engine, language: str, request: gr.Request) -> dict:
 
 
 def undo(screen: Screen, engine: Engine, draft: Draft, board: Board) -> dict:
-    """Back to the variant that was applied before."""
+    """Back to the variant that was current before."""
     try:
         known = draft.variants.back()
     except UserError:
@@ -221,11 +231,20 @@ def undo(screen: Screen, engine: Engine, draft: Draft, board: Board) -> dict:
     return _bring_back(screen, engine, draft, known, board)
 
 
+def redo(screen: Screen, engine: Engine, draft: Draft, board: Board) -> dict:
+    """To the variant that was left by undo."""
+    try:
+        known = draft.variants.forward()
+    except UserError:
+        return {screen.bar.status: notice(say(draft.language, "apply.no_more"), "info")}
+    return _bring_back(screen, engine, draft, known, board)
+
+
 def pick(screen: Screen, engine: Engine, draft: Draft, board: Board, event: gr.EventData) -> dict:
     """To the variant whose row was clicked."""
     if draft.variants.get(event.pick) is None:  # a row of an earlier list
         return {}
-    known = replace(draft.variants, current=event.pick)
+    known = draft.variants.pick(event.pick)
     return _bring_back(screen, engine, draft, known, board)
 
 
@@ -257,6 +276,7 @@ def watched(
     busy = {
         bar.cancel: gr.update(visible=True, interactive=True),
         bar.undo: gr.update(visible=HIDDEN),
+        bar.redo: gr.update(visible=HIDDEN),
     }
     return job_runner.watched(
         draft.language, job, lambda shown: {bar.status: shown, **busy}, stopped=stopped, told=told
@@ -264,5 +284,6 @@ def watched(
 
 
 def idle(bar: ApplyBar) -> dict:
-    """No job runs any more: Undo in place of Cancel."""
-    return {bar.cancel: gr.update(visible=HIDDEN), bar.undo: gr.update(visible=True)}
+    """No job runs any more: Undo and Redo in place of Cancel."""
+    seen = gr.update(visible=True)
+    return {bar.cancel: gr.update(visible=HIDDEN), bar.undo: seen, bar.redo: seen}

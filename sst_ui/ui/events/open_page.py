@@ -66,8 +66,8 @@ class Screen:
         """A window on a model: the recipe in the controls, earlier variants, nothing said yet."""
         session, lang, loaded = self.session, window.language, window.loaded
         updates, form, extras = fill(self.editor.controls, recipe)
-        known = Variants.restored(window.saved or (), loaded.spec.id)
-        known = known.add(recipe) if applied else replace(known, current="")
+        known = replace(window.kept(), current="")
+        known = known.add(recipe) if applied else known
         draft = Draft(lang, loaded, extras, known, "evidence", form)
         return {
             **updates,
@@ -88,8 +88,12 @@ class Window:
 
     language: str
     loaded: Loaded
-    saved: list
+    saved: object
     fixed: list
+
+    def kept(self) -> Variants:
+        """Its variants of this model."""
+        return Variants.restored(self.saved, self.loaded.spec.id)
 
 
 def connect(page: gr.Blocks, screen: Screen, panel: ModelPanel, engine: Engine) -> Any:
@@ -125,6 +129,9 @@ def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) 
     if engine.failure:
         said = notice(message(UserError(engine.failure), lang), "bad")
     first = wanted = engine.first_recipe()
+    latest = window.kept().now
+    if latest is not None and engine.knows(loaded.key, latest.recipe):
+        wanted = latest.recipe
     text = request.query_params.get("recipe")
     try:
         if text:

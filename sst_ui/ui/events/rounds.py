@@ -35,7 +35,7 @@ def connect(screen: Screen, button: gr.Button, figures: FiguresPanel, engine: En
         ),
         outputs=[
             *editor.drawing.outputs, form.file, figures.decisions, figures.tabs, bar.status,
-            bar.cancel, bar.undo,
+            bar.cancel, bar.undo, bar.redo,
         ],
         **JOB,
     )  # fmt: skip

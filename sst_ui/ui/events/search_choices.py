@@ -114,7 +114,10 @@ def keep(
             raise UserError(say(lang, "search.nothing"))
     except UserError as error:
         return {panel.told: notice(message(error, lang), "bad")}
-    known = replace(known, current=draft.variants.current or names[0])
+    if draft.variants.current:  # what is chosen is offered, and nothing else is applied
+        known = replace(draft.variants, items=known.items)
+    else:
+        known = replace(known, current=names[0], past=())
     right = gr.Dropdown(choices=chat_events.choices(lang, known), value=f"variant:{names[0]}")
     told = say(lang, "search.kept", count=len(set(names)), name=names[0])
     return {

@@ -45,7 +45,7 @@ def create() -> Session:
         extras=gr.State(Extras()),
         drawn=gr.State(),
         variants=gr.State(Variants()),
-        saved=gr.BrowserState([], storage_key="sst-studio-variants", secret="sst-studio"),
+        saved=gr.BrowserState({}, storage_key="sst-studio-variants", secret="sst-studio"),
         results=gr.State({}),
         corrections=gr.BrowserState([], storage_key="sst-studio-corrections", secret="sst-studio"),
         job=gr.State(""),

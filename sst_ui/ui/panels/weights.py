@@ -76,6 +76,7 @@ class DirectionPanel:
 class ApplyBar:
     apply: gr.Button
     undo: gr.Button
+    redo: gr.Button
     cancel: gr.Button
     status: gr.HTML
     unsound: gr.Button
@@ -282,7 +283,8 @@ def create_apply() -> ApplyBar:
         status = gr.HTML(elem_id="apply-status")
         with gr.Row():
             apply = gr.Button(t("apply.dirty"), variant="primary", elem_id="apply", scale=3)
-            undo = gr.Button(t("apply.undo"), elem_id="undo", scale=1, min_width=60)
+            undo = gr.Button(t("apply.undo"), elem_id="undo", scale=1, min_width=52)
+            redo = gr.Button(t("apply.redo"), elem_id="redo", scale=1, min_width=52)
             cancel = gr.Button(
                 t("cancel"),
                 variant="stop",
@@ -295,4 +297,4 @@ def create_apply() -> ApplyBar:
         # profile's numbers is moved by hand
         unsound = gr.Button(visible=HIDDEN, elem_id="unsound")
         by_hand = gr.Button(visible=HIDDEN, elem_id="by-hand")
-    return ApplyBar(apply, undo, cancel, status, unsound, by_hand)
+    return ApplyBar(apply, undo, redo, cancel, status, unsound, by_hand)

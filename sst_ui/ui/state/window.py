@@ -3,7 +3,6 @@
 Holds no tensors, models or locks: those live in the engine, once.
 """
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
@@ -33,10 +32,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Variants:
-    """Applied recipes, oldest first, and which of them is the edited model now."""
+    """Applied recipes, oldest first, and which of them is the edited model now.
+
+    Attributes:
+        past: the names that were current before, the latest at the end.
+        future: what `back` has left, the nearest at the end.
+    """
 
     items: tuple[Variant, ...] = ()
     current: str = ""
+    past: tuple[str, ...] = ()
+    future: tuple[str, ...] = ()
 
     def get(self, name: str) -> Variant | None:
         """The variant of that name, if there is one."""
@@ -59,34 +65,56 @@ class Variants:
         known = next((v for v in self.items if v.recipe.digest() == digest), None)
         if known is not None:
             items = tuple(replace(v, recipe=recipe) if v is known else v for v in self.items)
-            return Variants(items, known.name)
+            return replace(self, items=items).pick(known.name)
         name = unique(name or title(recipe), {v.name for v in self.items})
         items = (*self.items, Variant(name, replace(recipe, name=name)))
-        return Variants(items[-MOST:], name)
+        return replace(self, items=items[-MOST:]).pick(name)
 
-    def saved(self) -> list[str]:
-        """The latest recipes as YAML, oldest first, for the browser to keep."""
-        return [recipes.to_yaml(v.recipe) for v in self.items[-SAVED:]]
+    def pick(self, name: str) -> "Variants":
+        """That variant as the current one; there is nothing to redo then."""
+        if name == self.current:
+            return self
+        past = (*self.past, self.current) if self.current else self.past
+        return replace(self, current=name, past=past[-MOST:], future=())
+
+    def saved(self) -> dict:
+        """For the browser to keep: the latest recipes as YAML, oldest first, and the current one's
+        place among them."""
+        items = self.items[-SAVED:]
+        place = next((n for n, v in enumerate(items) if v.name == self.current), None)
+        return {"recipes": [recipes.to_yaml(v.recipe) for v in items], "current": place}
 
     @classmethod
-    def restored(cls, texts: Sequence[str], model: str) -> "Variants":
-        """The variants of a model among saved recipes; what can no longer be read is left out."""
-        known = cls()
-        for text in texts:
+    def restored(cls, saved: object, model: str) -> "Variants":
+        """The variants of a model among what a browser has kept; what cannot be read is left out.
+
+        The current one is what it was; none, where that is not among them.
+        """
+        kept = saved if isinstance(saved, dict) else {"recipes": saved}
+        texts, known, current = kept.get("recipes"), cls(), ""
+        for place, text in enumerate(texts if isinstance(texts, list) else ()):
             with suppress(UserError):
                 recipe = recipes.from_yaml(text)
                 split(recipe)
                 if recipe.model.id == model and recipe.edits:
                     known = known.add(recipe, recipe.name)
-        return known
+                    current = known.current if place == kept.get("current") else current
+        return replace(known, past=(), current=current)
 
     def back(self) -> "Variants":
-        """The variant applied before the current one becomes current (undo)."""
-        names = [v.name for v in self.items]
-        place = names.index(self.current) if self.current in names else 0
-        if place == 0:
-            raise UserError("there is nothing to undo.")
-        return replace(self, current=names[place - 1])
+        """What was current before becomes so again (undo)."""
+        return self._moved("past", "future", "there is nothing to undo.")
+
+    def forward(self) -> "Variants":
+        """What `back` has left becomes current again (redo)."""
+        return self._moved("future", "past", "there is nothing to redo.")
+
+    def _moved(self, source: str, other: str, refusal: str) -> "Variants":
+        names = [name for name in getattr(self, source) if self.get(name)]
+        if not names:
+            raise UserError(refusal)
+        left = (*getattr(self, other), self.current) if self.current else getattr(self, other)
+        return replace(self, current=names[-1], **{source: tuple(names[:-1]), other: left})
 
 
 @dataclass(frozen=True)
