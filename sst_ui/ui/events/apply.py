@@ -241,11 +241,22 @@ def redo(screen: Screen, engine: Engine, draft: Draft, board: Board) -> dict:
 
 
 def pick(screen: Screen, engine: Engine, draft: Draft, board: Board, event: gr.EventData) -> dict:
-    """To the variant whose row was clicked."""
+    """To the variant whose row was clicked, or another name for it."""
     if draft.variants.get(event.pick) is None:  # a row of an earlier list
         return {}
+    if named := getattr(event, "named", None):
+        return _renamed(screen, draft, board, event.pick, str(named))
     known = draft.variants.pick(event.pick)
     return _bring_back(screen, engine, draft, known, board)
+
+
+def _renamed(screen: Screen, draft: Draft, board: Board, name: str, wanted: str) -> dict:
+    """The same variant under another name; nothing else changes."""
+    try:
+        known = draft.variants.rename(name, wanted)
+    except UserError as error:
+        return {screen.bar.status: notice(message(error, draft.language), "bad")}
+    return adopted(screen.applied, replace(draft, variants=known), board)
 
 
 def _bring_back(

@@ -16,6 +16,32 @@ from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.numbers import number
 from sst_ui.ui.widgets.texts import say, t
 
+RENAMES = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-rename]');
+  if (!button) return;
+  event.stopImmediatePropagation();
+  const row = button.closest('.variant'), name = row.querySelector('b');
+  const box = Object.assign(document.createElement('input'), {
+    value: button.dataset.rename, maxLength: 60, ariaLabel: button.title,
+  });
+  row.replaceChild(box, name);
+  box.select();
+  const end = (keep) => {
+    if (!box.isConnected) return;
+    row.replaceChild(name, box);
+    const named = box.value.trim();
+    if (keep && named && named !== button.dataset.rename)
+      trigger('click', {pick: button.dataset.rename, named});
+  };
+  box.addEventListener('keydown', (key) => {
+    key.stopPropagation();
+    if (key.key === 'Enter' || key.key === 'Escape') end(key.key === 'Enter');
+  });
+  box.addEventListener('click', (click) => click.stopImmediatePropagation());
+  box.addEventListener('blur', () => end(true));
+});
+"""  # a pencil makes the name of the current variant a box; what it says reaches Python beside pick
 COST, GAIN = "kl_16", "refusal_rate"  # the axes of the trade-off
 
 
@@ -27,7 +53,7 @@ class VariantsPanel:
 def create() -> VariantsPanel:
     with gr.Group(elem_id="variants-panel", elem_classes="panel"):
         gr.HTML(t("section.variants"), elem_classes="title")
-        rows = gr.HTML(elem_id="variants", js_on_load=CLICKS)
+        rows = gr.HTML(elem_id="variants", js_on_load=RENAMES + CLICKS)
     return VariantsPanel(rows)
 
 
@@ -40,12 +66,21 @@ def render(board: Board) -> str:
     for variant in reversed(variants.items):
         found = known.get(variant.name, {})
         cells = "".join(_cell(board.language, found.get(name)) for name in SUMMARY)
-        current = " current" if variant.name == variants.current else ""
+        current, name = variant.name == variants.current, safe(variant.name)
+        pencil = _pencil(board.language, name) if current else ""
         rows.append(
-            f'<div class="variant{current}" role="button" tabindex="0" '
-            f'data-pick="{safe(variant.name)}"><b>{safe(variant.name)}</b>{cells}</div>'
+            f'<div class="variant{" current" if current else ""}" role="button" tabindex="0" '
+            f'data-pick="{name}"><b>{name}{pencil}</b>{cells}</div>'
         )
     return "".join(rows) if variants.items else ""
+
+
+def _pencil(language: str, name: str) -> str:
+    """The button that makes a name a box to write in."""
+    tip = safe(say(language, "variants.rename"))
+    return (
+        f' <button class="pencil" data-rename="{name}" title="{tip}" aria-label="{tip}">✎</button>'
+    )
 
 
 def _cell(language: str, result: MetricResult | None) -> str:

@@ -17,6 +17,7 @@ from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.state.form import split
 
 MOST = 100  # variants of a window
+LONGEST = 60  # characters of a variant's name
 SAVED = 20  # variants that the browser keeps
 KEPT = 40  # turns of a chat that it keeps
 MARKS = (("mu", "μ"), ("base_mu", "μ₀"), ("k", "k"))  # parameters that a merge is named by
@@ -76,6 +77,28 @@ class Variants:
             return self
         past = (*self.past, self.current) if self.current else self.past
         return replace(self, current=name, past=past[-MOST:], future=())
+
+    def rename(self, name: str, wanted: str) -> "Variants":
+        """A variant under another name. Answers that it gave keep the one they were given under.
+
+        Raises:
+            UserError: another one is called so.
+        """
+        wanted = " ".join(wanted.split())[:LONGEST]
+        if not wanted or wanted == name:
+            return self
+        if self.get(wanted) is not None:
+            raise UserError(f"another variant is called {wanted!r}; choose another name.")
+
+        def renamed(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(wanted if each == name else each for each in names)
+
+        items = tuple(
+            Variant(wanted, replace(v.recipe, name=wanted)) if v.name == name else v
+            for v in self.items
+        )
+        current = wanted if self.current == name else self.current
+        return Variants(items, current, renamed(self.past), renamed(self.future))
 
     def saved(self) -> dict:
         """For the browser to keep: the latest recipes as YAML, oldest first, and the current one's

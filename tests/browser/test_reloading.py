@@ -1,0 +1,53 @@
+"""A browser that reloads again and again in the middle of everything: nothing stays behind."""
+
+import logging
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.test_studio import answers, said
+from tests.patience import until
+
+pytestmark = pytest.mark.browser
+
+TIMES, PATIENT = 20, 5
+STRENGTH = "#strength input[type=number]"
+
+
+def at_rest(engine) -> bool:
+    """Whether no answer and no job is on its way."""
+    return engine._chats == 0 and engine.queue.sizes == (0, 0)
+
+
+def test_twenty_reloads_while_an_answer_comes_and_metrics_are_measured(
+    window, engine, caplog, capfd
+):
+    caplog.set_level(logging.WARNING)
+    with window() as page:
+        page.fill(STRENGTH, "0.55")  # of the default recipe the numbers are known to the program
+        page.press(STRENGTH, "Enter")
+        page.click("#apply:has-text('Apply changes')")
+        for number in range(TIMES):
+            if number % PATIENT == 0:
+                page.wait_for_selector("#header .digest")
+                page.fill("#box textarea", f"Tell me a long story about spoon {number}")
+                page.click("#send")
+                expect(page.locator("#stop")).to_be_visible()
+            if number == 0:
+                expect(page.locator("#cancel-metrics")).to_be_visible()
+            page.reload(wait_until="commit")  # before it is there again, but for every fifth time
+        page.wait_for_selector("#header .digest")
+        expect(page.locator("#stop")).to_be_hidden()
+        expect(page.locator("#run-metrics")).to_be_visible()
+        until(lambda: at_rest(engine))
+        page.click("#clear")
+        expect(answers(page, "right")).to_have_count(0)
+        page.fill("#box textarea", "What is the capital of France?")
+        page.click("#send")
+        expect(answers(page, "right")).to_have_count(1)
+        expect(page.locator("#stop")).to_be_hidden()
+        assert said(page, "right")
+        expect(page.locator(".toast-body")).to_have_count(0)
+    until(lambda: at_rest(engine))
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert "Traceback" not in capfd.readouterr().err
