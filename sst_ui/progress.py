@@ -17,6 +17,10 @@ class Progress:
 
     A job that finds something a person should know, and can go on, says it once in `warning`: the
     terminal prints it, the page shows it. No step with a warning may be left out.
+
+    Attributes:
+        step, steps: which part of a job of several parts it is in, from 1; 0 for a job of one.
+        overall: share of the whole job that is done, 0..1, where the parts' costs are known.
     """
 
     stage: str
@@ -24,6 +28,9 @@ class Progress:
     total: int
     note: str = ""
     warning: str = ""
+    step: int = 0
+    steps: int = 0
+    overall: float | None = None
 
     @property
     def fraction(self) -> float:

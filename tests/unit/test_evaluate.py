@@ -335,8 +335,11 @@ def test_progress_names_the_metric_and_its_step(small, chats, write):
         "Refusal rate (other.jsonl)",
         "KL divergence, first token (chats.jsonl)",
     }
-    assert steps[0].note.startswith("step 1 of 2")
-    assert steps[-1].note.startswith("step 2 of 2")
+    assert (steps[0].step, steps[0].steps) == (1, 2)
+    assert (steps[-1].step, steps[-1].overall) == (2, 1.0)
+    shares = [step.overall for step in steps]
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
     assert steps[-1].done == steps[-1].total == 10
 
 

@@ -366,6 +366,21 @@ def test_undo_and_redo_go_back_and_forth_in_time_not_in_the_list(form):
     assert len(again.items) == 3
 
 
+def test_a_renamed_variant_stays_where_it_was_in_time_and_names_are_unique(form):
+    made = [read(form._replace(strength=s), Extras(), MODEL) for s in (0.1, 0.2)]
+    known = Variants().add(made[0], "first").add(made[1], "second")
+    renamed = known.rename("first", "  the \n mild one ")
+    assert [v.name for v in renamed.items] == ["the mild one", "second"]
+    assert [v.recipe.name for v in renamed.items] == ["the mild one", "second"]
+    assert renamed.items[0].recipe.digest() == known.items[0].recipe.digest()
+    assert renamed.current == "second"
+    assert renamed.back().current == "the mild one"
+    assert renamed.back().rename("the mild one", "first").forward().current == "second"
+    with pytest.raises(UserError, match="another variant"):
+        known.rename("first", "second")
+    assert known.rename("first", "   ") == known
+
+
 def test_variants_come_back_from_what_the_browser_kept(form):
     first = read(form, Extras(), MODEL)
     second = read(form._replace(strength=0.5), Extras(overrides={"mlp": {2: 0.3}}), MODEL)

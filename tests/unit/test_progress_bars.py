@@ -14,6 +14,7 @@ from sst_ui.progress import Progress
 from sst_ui.ui.services import leaving, progress_bars
 from sst_ui.ui.services.job_runner import watched
 from sst_ui.ui.services.progress_bars import Bar, ProgressBars, Stopped
+from sst_ui.ui.widgets.html import Clock
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +93,19 @@ def test_the_job_of_a_visitor_who_left_ends_though_its_handler_yields_nothing(mo
     with pytest.raises(Stopped):
         list(watched("en", job(), lambda bar: bar))
     assert closed == [5]
+
+
+def test_an_evaluation_says_its_metric_in_the_visitors_language_and_what_is_left_of_all(
+    monkeypatch,
+):
+    now = iter([0.0, 0.0, 10.0, 10.0])
+    monkeypatch.setattr("sst_ui.ui.widgets.html.time.monotonic", lambda: next(now))
+    clock = Clock()
+    first = Progress("Refusal rate", 0, 10, step=1, steps=2, overall=0.0)
+    assert "拒否率" in clock.bar("ja", first)
+    second = Progress("Refusal rate (mine.jsonl)", 9, 10, step=1, steps=2, overall=0.25)
+    bar = clock.bar("en", second)
+    assert "Refusal rate (mine.jsonl)" in bar
+    assert "step 1 of 2" in bar
+    assert "about 30 s left" in bar  # a quarter of all took 10 s, whatever is left of this metric
+    assert 'aria-valuenow="25"' in bar

@@ -31,6 +31,7 @@ from sst_ui.recipe import Evaluation
 __all__ = ["Item", "MetricResult", "Value", "evaluate", "evaluate_rows"]
 
 T = TypeVar("T")
+PROMPT = 4  # steps of a decoding that reading a prompt costs, about
 
 
 def evaluate(
@@ -87,7 +88,7 @@ def evaluate_rows(
     for number, (task, metrics) in enumerate(passes, start=1):
         labels = labeller if _labelled(metrics) else None
         job = _observed(host, task, [edits for edits in active if edits], labels)
-        base, seen = yield from _counted(job, f"step {number} of {len(passes)}")
+        base, seen = yield from _counted(job, number, [_cost(task) for task, _ in passes])
         left = iter(seen)
         columns: list[list | None] = [next(left) if edits else base for edits in active] or [None]
         for metric in metrics:
@@ -208,11 +209,22 @@ def _passes(
     return passes
 
 
-def _counted(job: Generator[Progress, None, T], note: str) -> Generator[Progress, None, T]:
-    """The same job, its progress saying which step of the evaluation it is."""
+def _cost(task: Task) -> float:
+    """About how many forward passes of one prompt a task takes."""
+    tokens = task.max_new_tokens if task.reads == "answer" else 0
+    return len(task.tokens) * (PROMPT + tokens)
+
+
+def _counted(
+    job: Generator[Progress, None, T], number: int, costs: Sequence[float]
+) -> Generator[Progress, None, T]:
+    """The same job, its progress saying which part of the evaluation it is."""
+    before, own, whole = sum(costs[: number - 1]), costs[number - 1], sum(costs) or 1.0
+    reached = 0.0
     while True:
         try:
             step = next(job)
         except StopIteration as end:
             return end.value
-        yield replace(step, note=f"{note}; {step.note}" if step.note else note)
+        reached = max(reached, (before + own * step.fraction) / whole)  # a judge begins anew
+        yield replace(step, step=number, steps=len(costs), overall=reached)

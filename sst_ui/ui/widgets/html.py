@@ -4,6 +4,7 @@ import html
 import time
 from collections.abc import Sequence
 
+from sst_ui.metrics.registry import METRICS
 from sst_ui.progress import Progress, Waiting
 from sst_ui.ui.widgets.texts import has, say
 
@@ -61,8 +62,11 @@ class Clock:
     def bar(self, language: str, progress: Progress) -> str:
         """A thin bar with stage, count, note and remaining time."""
         now, part = time.monotonic(), progress.fraction
-        if progress.stage != self._stage:
-            self._stage, self._began, self._first, self._last = progress.stage, now, part, part
+        counted = progress.stage
+        if progress.overall is not None:  # what is left is said of the whole job
+            part, counted = progress.overall, ""
+        if counted != self._stage:
+            self._stage, self._began, self._first, self._last = counted, now, part, part
         if part != self._last:
             self._moved, self._last = now, part
         left, gone = "", part - self._first
@@ -71,19 +75,34 @@ class Clock:
             if self._end is not None:
                 seconds = min(seconds, self._end - now)
             left = _remaining(language, max(1, round(seconds)))
-        key = f"stage.{progress.stage}"
-        stage = say(language, key) if has(key) else progress.stage.replace("_", " ")
+        stage = _stage(language, progress.stage)
         count = f"{progress.done:,}/{progress.total:,}" if 1 < progress.total < 100_000 else ""
         note = progress.note
         if isinstance(progress, Waiting):
             note = say(language, "queue.before", jobs=progress.before) if progress.before else ""
             if progress.seconds is not None:
                 left = _remaining(language, max(1, round(progress.seconds)))
-        words = " · ".join(safe(w) for w in (stage, count, note, left) if w)
+        place = ""
+        if progress.steps > 1:
+            place = say(language, "stage.step", step=progress.step, steps=progress.steps)
+        words = " · ".join(safe(w) for w in (stage, count, place, note, left) if w)
         return (
             f'<div class="bar" role="progressbar" aria-valuenow="{part * 100:.0f}">'
             f'<i style="width:{part * 100:.1f}%"></i></div><div class="bar-text">{words}</div>'
         )
+
+
+def _stage(language: str, stage: str) -> str:
+    """A stage in words; that of an evaluation has the title of a metric."""
+    if has(f"stage.{stage}"):
+        return say(language, f"stage.{stage}")
+    names = {row.title: row.name for row in METRICS}
+    bare, prompts = stage, ""
+    if stage not in names:  # that of other prompts ends with the name of their file
+        bare, _, prompts = stage.rpartition(" (")
+    if not has(key := f"metric.{names.get(bare, '')}"):
+        return stage.replace("_", " ")
+    return say(language, key) + (f" ({prompts}" if prompts else "")
 
 
 def _remaining(language: str, seconds: int) -> str:
