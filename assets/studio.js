@@ -55,6 +55,38 @@ if (tracker) import(tracker).then((parts) => {
   };
 });
 
+// The first three things to do stand in the header until they are done, or hidden; the browser
+// remembers which are.
+const STEPS = {
+  ask: () => document.querySelector("#chat-right .bot.message"),
+  change: () => document.querySelectorAll(".variant:not(.heads)").length > 1,
+  compare: () => stepped.has("change")
+    && /\d/.test(document.querySelector(".variant.current span")?.textContent),
+};
+const WHERE = { ask: "#box textarea", change: "#strength input[type=range]", compare: "#metrics" };
+const stepped = new Set();
+try { JSON.parse(localStorage.getItem("sst-first-steps") ?? "[]").forEach((s) => stepped.add(s)); }
+catch { /* a frame that may keep nothing, or something else under that name */ }
+function step(name) {
+  if (name) stepped.add(name);
+  document.body.dataset.steps = [...stepped].join(" ");
+  try { localStorage.setItem("sst-first-steps", JSON.stringify([...stepped])); } catch { /* ditto */ }
+}
+step();
+const stepping = setInterval(() => {
+  if (stepped.has("over")) { clearInterval(stepping); return; }
+  const done = Object.keys(STEPS).filter((name) => !stepped.has(name) && STEPS[name]());
+  done.forEach(step);
+  if (Object.keys(STEPS).every((name) => stepped.has(name)) && !done.length) step("over");
+}, 2000);
+document.addEventListener("click", (event) => {
+  const name = event.target.closest("[data-step]")?.dataset.step;
+  if (name === "over") step(name);
+  const place = name && document.querySelector(WHERE[name]);
+  place?.scrollIntoView({ block: "center" });
+  place?.focus();
+});
+
 // What a validator says of a control. Gradio shows it too, but takes it away as soon as any other
 // function of the page reports (a running metric, say), and shows nothing in a closed accordion.
 // Here it stays until the control's value changes or a button asks again.

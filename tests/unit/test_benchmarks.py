@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import (
+    browser,
     evaluate,
     export,
     export_ways,
@@ -412,3 +413,23 @@ def test_so_many_of_the_waits_are_within_the_bound_that_is_told():
     waits = [float(n) for n in range(1, 101)]
     assert visitors.within(waits, 0.95) == 95
     assert visitors.within([3.0, 1.0], 0.95) == 3
+
+
+def test_the_busiest_pages_tasks_are_read_from_a_trace():
+    def event(pid, tid, name, start, took=0, **more):
+        return {"pid": pid, "tid": tid, "name": name, "ts": start, "dur": took, "ph": "X", **more}
+
+    def thread(pid, tid, name):
+        return {"pid": pid, "tid": tid, "name": "thread_name", "ph": "M", "args": {"name": name}}
+
+    events = [
+        thread(1, 1, "CrRendererMain"),
+        thread(2, 1, "CrRendererMain"),
+        thread(2, 2, "Compositor"),
+        event(1, 1, "RunTask", 0, 1_000),
+        event(2, 1, "RunTask", 0, 250_000),
+        event(2, 1, "FunctionCall", 10, 249_000),  # a part of that task
+        event(2, 1, "RunTask", 300_000, 60_500),
+        event(2, 2, "RunTask", 0, 900_000),
+    ]
+    assert browser.tasks(json.dumps({"traceEvents": events}).encode()) == [250.0, 60.5]
