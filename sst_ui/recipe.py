@@ -64,6 +64,7 @@ AffineAt = Literal["prompt_end", "everywhere"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Size = Literal["quick", "standard", "full"]
+Aim = Literal["auto", "remove", "reinforce", "measure"]
 Target = Literal["additive", "interpolating"]
 Fisher = Literal["kfac", "nearest", "input", "block"]
 
@@ -318,6 +319,7 @@ class Evaluation(Checked):
     """Which metrics to compute, on how many prompts each, with how long answers."""
 
     metrics: Several[Text] = ()
+    goal: Aim = "auto"
     preset: Size = "standard"
     samples: Prompts | None = None
     max_new_tokens: Tokens | None = None
@@ -349,7 +351,9 @@ class Recipe(Checked):
 
     def digest(self) -> str:
         """Twelve hex digits over everything that changes the edited model (not the name)."""
-        return digest(to_dict(replace(self, name="", evaluation=Evaluation())))
+        data = to_dict(replace(self, name="", evaluation=Evaluation()))
+        del data["evaluation"]["goal"]  # hashes of recipes from before there was one stay good
+        return digest(data)
 
 
 def digest(value: Any) -> str:

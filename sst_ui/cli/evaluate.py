@@ -19,7 +19,7 @@ from sst_ui.schema import build, settings
 def options(parser: argparse.ArgumentParser) -> None:
     """What to measure, in place of what the recipe says."""
     parser.add_argument("--metrics", help="comma-separated names; see `metrics`")
-    for name in ("preset", "samples", "max_new_tokens", "judge"):
+    for name in ("goal", "preset", "samples", "max_new_tokens", "judge"):
         add(parser, f"evaluation.{name}")
     add(parser, "evaluation.labels", metavar="FILE.jsonl")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")

@@ -73,7 +73,7 @@ def rounds(rows: Iterable[Mapping[str, Any]]) -> None:
 def verdict(result: Any) -> str:
     """The verdict in words, with its threshold where that decides."""
     if result.change == "changed":
-        return f"changed, {result.verdict}"
+        return "changed" if result.verdict == "changed" else f"changed, {result.verdict}"
     return (
         f"negligible (±{result.negligible:g})"
         if result.change == "negligible"

@@ -12,7 +12,7 @@ import numpy as np
 from sst_ui.maths import kernel
 from sst_ui.metrics.results import Goal
 from sst_ui.model.hooks.live_edits import Edit, RowEdit, RowFilter
-from sst_ui.recipe import LAYERS, Ablation, Merge, Recipe, WeightTable
+from sst_ui.recipe import LAYERS, Ablation, Aim, Merge, Recipe, WeightTable
 
 Purpose = Literal["plain", "abliterated", "reinforced", "merged", "both"]
 USUAL = 32  # layers
@@ -32,10 +32,17 @@ def purpose(recipe: Recipe, layers: int | None = None) -> Purpose:
     return _purpose(tables, any(isinstance(edit, Merge) for edit in recipe.edits))
 
 
-def goal(edits: Sequence[Edit]) -> Goal:
-    """Which way the metrics of resolved edits are good."""
+def goal(edits: Sequence[Edit], said: Aim = "auto") -> Goal:
+    """Which way the metrics of resolved edits are good; as an evaluation says, where it does."""
+    if said != "auto":
+        return said
     tables = [edit.alpha for edit in edits if isinstance(edit, RowEdit | RowFilter)]
     return goal_of(_purpose(tables, len(tables) < len(edits)))
+
+
+def goal_for(recipe: Recipe, said: Aim = "auto") -> Goal:
+    """The same of a recipe's edits."""
+    return goal_of(purpose(recipe)) if said == "auto" else said
 
 
 def goal_of(what: Purpose) -> Goal:

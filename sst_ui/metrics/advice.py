@@ -61,6 +61,7 @@ def advise(
         if operation == "filter"
         else (_quality_low, _topic_left, _removal_low, _filter),
         "reinforce": (_quality_low, _over_refusal),
+        "measure": (),
     }[goal]
     advice = [rule(found, weights) for rule in rules]
     return [a for a in advice if a is not None]

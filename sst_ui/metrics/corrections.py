@@ -203,4 +203,6 @@ def _item(metric: Metric, item: Item, corrections: Mapping[str, Label]) -> Item:
 
 def _goal(row: Derived, result: MetricResult) -> Goal:
     """What the edit was for, by which way was good then."""
+    if not result.better:
+        return "measure"
     return "remove" if result.better == row.better else "reinforce"

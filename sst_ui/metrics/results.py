@@ -5,17 +5,18 @@ The base and the edited score of a prompt belong together, so all comparisons ar
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from sst_ui.data.prompt_sets import Prompt
 from sst_ui.maths.statistics import bootstrap, paired_rates, wilson
-from sst_ui.metrics.registry import Better, Derived, Metric, Score
+from sst_ui.metrics.registry import Derived, Metric, Score, find
 
-Goal = Literal["remove", "reinforce"]
-Verdict = Literal["noise", "negligible", "better", "worse"]  # the last two: it changed
+Goal = Literal["remove", "reinforce", "measure"]
+Good = Literal["high", "low", ""]  # neither: what is only measured is neither good nor bad
+Verdict = Literal["noise", "negligible", "better", "worse", "changed"]  # the last three: it changed
 Change = Literal["noise", "negligible", "changed"]
 MEANING: dict[Change, str] = {
     "noise": "the 95 % interval of the change, in pairs where there are any, includes 0",
@@ -76,7 +77,7 @@ class MetricResult:
     name: str
     title: str
     unit: str
-    better: Better
+    better: Good
     base: Value
     edited: Value | None
     items: tuple[Item, ...]
@@ -223,7 +224,7 @@ def difference(base: Sequence[float], edited: Sequence[float], rate: bool) -> Va
     return Value(float(change.mean()), low, high, n)
 
 
-def judge(apart: Value | None, better: Better, negligible: float) -> Verdict | None:
+def judge(apart: Value | None, better: Good, negligible: float) -> Verdict | None:
     """What a change amounts to, by its interval and a threshold; MEANING says it in words.
 
     Returns:
@@ -235,6 +236,8 @@ def judge(apart: Value | None, better: Better, negligible: float) -> Verdict | N
         return "noise"
     if -negligible <= apart.low and apart.high <= negligible:
         return "negligible"
+    if not better:
+        return "changed"
     return "better" if (apart.value > 0) == (better == "high") else "worse"
 
 
@@ -243,8 +246,18 @@ def change(verdict: Verdict | None) -> Change | None:
     return "changed" if verdict == "better" or verdict == "worse" else verdict
 
 
-def direction(row: Metric | Derived, goal: Goal) -> Better:
-    """Which way is good: metrics of refusal itself turn round where the edit reinforces it."""
+def judged(result: MetricResult, goal: Goal) -> MetricResult:
+    """The same numbers, read with another goal."""
+    better = direction(find(result.name), goal)
+    verdict = judge(result.difference, better, result.negligible)
+    return replace(result, better=better, verdict=verdict)
+
+
+def direction(row: Metric | Derived, goal: Goal) -> Good:
+    """Which way is good: metrics of refusal itself turn round where the edit reinforces it, and no
+    way is where it is only looked at what an edit does."""
+    if goal == "measure":
+        return ""
     if row.follows_goal and goal == "reinforce":
         return "low" if row.better == "high" else "high"
     return row.better

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sst_ui.errors import UserError
+from sst_ui.paths import PRESETS
 from sst_ui.recipe import (
     Ablation,
     DirectionSpec,
@@ -73,3 +74,12 @@ def test_a_recipe_file_that_is_missing_or_not_text_is_refused(tmp_path):
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="UTF-8"):
         load(tmp_path / "bad.yaml")
+
+
+def test_the_goal_is_part_of_the_file_and_not_of_the_hash():
+    recipe = from_yaml("version: 1\nevaluation: {goal: reinforce}\nedits: [{}]")
+    assert from_yaml(to_yaml(recipe)).evaluation.goal == "reinforce"
+    assert recipe.digest() == from_yaml("version: 1\nedits: [{}]").digest()
+    assert load(PRESETS / "recipes" / "default.yaml").digest() == "e1cf2b17bf77"  # as ever
+    with pytest.raises(UserError, match="goal"):
+        from_yaml("version: 1\nevaluation: {goal: both}")

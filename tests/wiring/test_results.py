@@ -80,6 +80,7 @@ def handler(page, module, name):
         ("metric_tokens", 9),
         ("judge", "a/judge"),
         ("labels", "labels.jsonl"),
+        ("metric_goal", "measure"),
     ],
 )
 def test_every_setting_of_the_metrics_reaches_the_engine(page, engine, monkeypatch, name, value):
@@ -320,3 +321,37 @@ def test_what_a_fresh_window_asks_for_is_measured_once_for_all(engine, monkeypat
         for _ in range(2):
             finish(engine.evaluate(key, recipe, asked))
     assert len(calls) == 4
+
+
+def test_another_goal_reads_the_same_numbers_the_other_way(page, engine, monkeypatch):
+    monkeypatch.setattr(engine, "evaluate", None)  # nothing is measured for it
+    rate, _ = measured(2)
+    known = Variants().add(engine.first_recipe())
+    digest = known.now.recipe.digest()
+    results = {digest: (rate,), f"done:{digest}": Evaluation()}
+    verdicts = {}
+    for goal in ("reinforce", "measure", "remove", "auto"):
+        settings = {**evaluate_events.SOUND, "metric_goal": goal}
+        shown = ("en", known, results, [], "", "all", "any", "")
+        out = handler(page, evaluate_events, "aim")(*shown, *settings.values())
+        rows = next(v for c, v in out.items() if getattr(c, "elem_id", "") == "metrics")
+        (after,) = (v for v in out.values() if isinstance(v, Variants))
+        (found,) = (v for v in out.values() if isinstance(v, dict) and digest in v)
+        (seen,) = found[digest]
+        assert after.now.recipe.evaluation.goal == found[f"done:{digest}"].goal == goal
+        assert after.now.recipe.digest() == digest
+        assert (seen.base, seen.edited, seen.items) == (rate.base, rate.edited, rate.items)
+        assert ("Just measured" in rows, "<em></em>" in rows) == (goal == "measure",) * 2
+        verdicts[goal] = seen.verdict
+    assert verdicts == {
+        "reinforce": "worse", "measure": "changed", "remove": "better", "auto": "better",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("goal", ["remove", "reinforce", "measure"])
+def test_advice_is_for_the_goal_that_was_said(engine, goal):
+    recipe = with_strength(engine.first_recipe(), 0.5)
+    recipe = replace(recipe, evaluation=Evaluation(goal=goal))
+    known = Variants().add(recipe)
+    board = Board("en", known, {recipe.digest(): measured(20)})
+    assert bool(advice_events.of(board)) == (goal == "remove")

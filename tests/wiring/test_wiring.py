@@ -191,6 +191,7 @@ def test_every_control_of_the_form_redraws_when_it_is_turned(page, engine):
         "file": "directions-file",
         "metric_samples": "metric-samples", "metric_tokens": "metric-tokens",
         "metric_preset": "metric-preset", "labels": "labels-file",
+        "metric_goal": "metric-goal",
     }  # fmt: skip
     silent = [
         name for name in Form._fields if (by_id[ids.get(name, name)]._id, "input") not in heard

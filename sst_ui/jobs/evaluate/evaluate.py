@@ -83,7 +83,7 @@ def evaluate_rows(
     labeller = Labeller.of(evaluation)
     # an edit of strength 0 is the base: its answers are the base's, to the bit
     active = [tuple(edit for edit in edits if _acts(edit)) for edits in rows]
-    aims = [goal(edits) for edits in rows] or [goal(())]
+    aims = [goal(edits, evaluation.goal) for edits in rows or [()]]
     results: dict[str, tuple[MetricResult, ...]] = {}
     for number, (task, metrics) in enumerate(passes, start=1):
         labels = labeller if _labelled(metrics) else None

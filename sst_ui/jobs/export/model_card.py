@@ -38,6 +38,7 @@ TAGS = {
 VERDICTS = {
     "better": "✓ changed, better",
     "worse": "✗ changed, worse",
+    "changed": "changed",
     "negligible": "negligible (±{:g})",
     "noise": "≈ noise",
 }
@@ -63,6 +64,7 @@ def card(recipe: Recipe, results: Sequence[MetricResult], export: "Export", laye
         title=recipe.name or f"{recipe.model.id.rstrip('/').rpartition('/')[2]}, edited",
         intro=f"{base[0].upper()}{base[1:]} {texts['intro'][what]}",
         safety=texts["safety"][what],
+        goal=texts["goal"][recipe.evaluation.goal],
         base=base,
         edits=[_edit(edit) for edit in recipe.edits] or ["none"],
         format=export.format,

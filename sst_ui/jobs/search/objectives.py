@@ -168,6 +168,9 @@ def aims(recipe: Recipe, spec: SearchSpec) -> Aims:
         UserError: a recipe with nothing to search.
     """
     what = purpose(replace(recipe, edits=(searched(recipe),)))
+    said = recipe.evaluation.goal
+    if said in ("remove", "reinforce") and what in ("abliterated", "reinforced"):
+        what = "abliterated" if said == "remove" else "reinforced"
     preset, named = presets(), _Names(recipe, spec)
     chosen = preset["aims"][what]
     own = spec.objectives

@@ -9,7 +9,7 @@ from functools import partial
 import gradio as gr
 
 from sst_ui import profiles
-from sst_ui.jobs.purpose import goal_of, purpose
+from sst_ui.jobs.purpose import goal_for
 from sst_ui.metrics.advice import Advice, advise
 from sst_ui.recipe import SHAPE, Ablation, Recipe
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
@@ -28,7 +28,9 @@ def of(board: Board) -> list[Advice]:
     edit = _ablation(board)
     if edit is None:
         return []
-    aim = goal_of(purpose(Recipe(edits=(edit,))))
+    assert board.variants.now is not None  # it has the edit
+    said = board.variants.now.recipe.evaluation.goal
+    aim = goal_for(Recipe(edits=(edit,)), said)
     return advise(board.now, edit.weights, aim, _control(edit), edit.operation)
 
 

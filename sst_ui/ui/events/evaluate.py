@@ -14,9 +14,10 @@ import gradio as gr
 
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
+from sst_ui.jobs.purpose import goal_for
 from sst_ui.metrics import corrections
 from sst_ui.metrics.registry import prompts_named
-from sst_ui.metrics.results import MetricResult
+from sst_ui.metrics.results import MetricResult, judged
 from sst_ui.progress import Progress
 from sst_ui.recipe import Evaluation
 from sst_ui.ui.events import show_results
@@ -111,6 +112,11 @@ def connect(
         event.then(**call(partial(show, view), board), outputs=view.outputs, **DRAWN)
     for listen in interrupts:
         listen(**call(partial(interrupt, engine), session.language, session.job), **PRIVATE)
+    panel.metric_goal.input(
+        **call(partial(aim, view, session), board, together(settings)),
+        outputs=[*view.outputs, session.results, session.variants],
+        **PRIVATE,
+    )
     panel.cancel.click(
         **call(partial(stop, panel, view, engine), session.language, session.job, board),
         outputs=[*view.outputs, *buttons],
@@ -222,6 +228,24 @@ def stop(
     whatever it had on its way."""
     engine.stop(job + CANCELLED)
     return {**show_results.refresh(view, board), **_ended(panel, board)}
+
+
+def aim(view: ResultsView, session: Session, board: Board, settings: tuple) -> dict:
+    """Another goal: nothing is measured again, all variants' numbers are read the other way."""
+    said = settings[MEASURING.index("metric_goal")]
+    results, items = dict(board.results), []
+    for variant in board.variants.items:
+        wanted = replace(variant.recipe.evaluation, goal=said)
+        recipe = replace(variant.recipe, evaluation=wanted)
+        items.append(replace(variant, recipe=recipe))
+        digest, goal = recipe.digest(), goal_for(recipe, said)
+        if digest in results:
+            results[digest] = tuple(judged(result, goal) for result in results[digest])
+        if (done := results.get(f"done:{digest}")) is not None:
+            results[f"done:{digest}"] = replace(done, goal=said)
+    variants = replace(board.variants, items=tuple(items))
+    board = replace(board, variants=variants, results=results)
+    return {**show(view, board), session.results: results, session.variants: variants}
 
 
 def forget(language: str, results: dict, settings: tuple) -> dict:

@@ -12,7 +12,7 @@ import gradio as gr
 
 from sst_ui.jobs.evaluate.evaluate import limits
 from sst_ui.metrics.registry import METRICS, Metric
-from sst_ui.metrics.results import MetricResult, Verdict, change
+from sst_ui.metrics.results import Good, MetricResult, Verdict, change
 from sst_ui.recipe import Evaluation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
@@ -26,12 +26,20 @@ from sst_ui.ui.widgets.texts import has, say, t
 
 Named = Verdict | Literal["none"]  # none where nothing was compared
 LEGEND: tuple[Verdict, ...] = ("better", "worse", "negligible", "noise")
+MEASURED: tuple[Verdict, ...] = ("changed", "negligible", "noise")  # where nothing is good or bad
 MARKS: dict[Named, str] = {
     "better": "✓",
     "worse": "✗",
+    "changed": "≠",
     "negligible": "≪",
     "noise": "≈",
     "none": "·",
+}
+
+ARROWS: dict[Good, tuple[str, str]] = {
+    "high": ("↑", "metrics.better.higher"),
+    "low": ("↓", "metrics.better.lower"),
+    "": ("", "metrics.better.neither"),
 }
 
 
@@ -49,6 +57,7 @@ class MetricsPanel:
     metric_tokens: gr.Number
     judge: gr.Textbox
     labels: gr.Textbox
+    metric_goal: gr.Radio
     upload: prompt_files.UploadPanel
     files: tuple[gr.DownloadButton, ...]
 
@@ -89,6 +98,12 @@ def create() -> MetricsPanel:
 def _settings(start: Mapping[str, Any]) -> dict[str, Any]:
     """What is measured, on how much; the controls begin with the values of `start`."""
     made: dict[str, Any] = {
+        "metric_goal": Radio(
+            [(t(f"goal.{name}"), name) for name in setting("evaluation.goal").choices],
+            value=start["metric_goal"],
+            label=t("goal"),
+            elem_id="metric-goal",
+        ),
         "metric_preset": Radio(
             [(t(f"preset.{name}"), name) for name in setting("evaluation.preset").choices],
             value=start["metric_preset"],
@@ -165,19 +180,28 @@ def render(board: Board, pending: bool = False) -> str:
     verdicts = "".join(
         f'<span class="v-{name}" title="{safe(meaning(lang, name))}">{MARKS[name]} '
         f"{say(lang, f'verdict.short.{name}')}</span>"
-        for name in LEGEND
+        for name in (LEGEND if any(r.better for r in results) or not results else MEASURED)
     )
     legend = (
         f'<div class="legend"><div><span class="is-base">{say(lang, "chat.base")}</span>'
         f'<span class="is-edited">{say(lang, "answers.edited")} [95 %]</span></div>'
         f"<div>{verdicts}</div></div>"
     )
-    return legend + "".join(rows)
+    return legend + _goal(board) + "".join(rows)
+
+
+def _goal(board: Board) -> str:
+    """Which way is good, where that was said."""
+    said = board.variants.now.recipe.evaluation.goal if board.variants.now else "auto"
+    if said == "auto":
+        return ""
+    return f'<div class="goal">{say(board.language, f"goal.{said}.said")}</div>'
 
 
 def _row(board: Board, result: MetricResult, end: float) -> str:
     lang, unit, kind = board.language, result.unit, verdict(result)
-    way = say(lang, f"metrics.better.{'higher' if result.better == 'high' else 'lower'}")
+    arrow, key = ARROWS[result.better]
+    way = say(lang, key)
     word = say(lang, f"verdict.{kind}")
     name = title(lang, result.name, result.title)
     tip = f"{way} · {word} ({meaning(lang, kind)}) · {told(lang, result)}"
@@ -195,7 +219,7 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
     return (
         f'<div class="metric {kind}{opened}" role="button" tabindex="0" '
         f'data-pick="{safe(result.name)}" title="{safe(tip)}"><div class="line">'
-        f'<span class="name">{safe(name)}<em>{"↑" if result.better == "high" else "↓"}</em></span>'
+        f'<span class="name">{safe(name)}<em>{arrow}</em></span>'
         f"{corrected(lang, board.counts.get(result.name, 0))}"
         f'<span class="values"><s>{number(result.base, unit)}</s>'
         f"<b>{number(result.edited, unit)}</b></span>"

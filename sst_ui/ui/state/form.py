@@ -25,7 +25,15 @@ from sst_ui.schema import setting
 from sst_ui.ui.state import merge_form
 from sst_ui.ui.state.merge_form import number, text, whole
 
-MEASURING = ("metrics", "metric_preset", "metric_samples", "metric_tokens", "judge", "labels")
+MEASURING = (
+    "metrics",
+    "metric_preset",
+    "metric_samples",
+    "metric_tokens",
+    "judge",
+    "labels",
+    "metric_goal",
+)
 
 
 WAYS = ("operation", "norm_preserving", "affine")  # exclude one another where not at rest
@@ -194,6 +202,7 @@ def evaluation(
     tokens: Any,
     judge: str | None,
     labels: str | None,
+    goal: Any,
 ) -> Evaluation:
     """What to measure, as the controls of `MEASURING` say.
 
@@ -204,6 +213,7 @@ def evaluation(
         find(name)
     return Evaluation(
         metrics=tuple(metrics or ()),
+        goal=goal,
         preset=preset,
         samples=whole("evaluation.samples", samples) or None,
         max_new_tokens=whole("evaluation.max_new_tokens", tokens) or None,
@@ -216,7 +226,7 @@ def measured_by(wanted: Evaluation) -> dict[str, Any]:
     """The values of the controls of `MEASURING`; the inverse of `evaluation`."""
     values = (
         list(wanted.metrics), wanted.preset, wanted.samples or 0, wanted.max_new_tokens or 0,
-        wanted.judge or "", wanted.labels or "",
+        wanted.judge or "", wanted.labels or "", wanted.goal,
     )  # fmt: skip
     return dict(zip(MEASURING, values, strict=True))
 
