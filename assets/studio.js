@@ -147,7 +147,7 @@ const copy = navigator.clipboard?.writeText?.bind(navigator.clipboard);
 if (copy) {
   navigator.clipboard.writeText = async (text) => {
     await copy(text.replace(
-      /<div class="source[^>]*>(.*?)<\/div>\n\n/g,
+      /^<div class="source[^>]*>(.*?)<\/div>\n\n/,
       (_, html) => `[${new DOMParser().parseFromString(html, "text/html").body.textContent}]\n`,
     ));
     tell(navigator.language.startsWith("ja") ? "コピーしました" : "Copied");

@@ -156,9 +156,39 @@ def problems(values: Sequence) -> dict[int, str]:
     return found
 
 
-def kept(language: str, now: Loaded, talk: Conversation) -> dict:
-    """A chat as plain data, with the model that it was with."""
-    return {"model": now.key, "turns": talk.rows()}
+def outdated(
+    language: str, variants: Variants, talk: Conversation, *picked: str
+) -> tuple[str, ...]:
+    """Below each column: whether its last answer is that of another recipe than would answer now,
+    as HTML with a button to ask again; empty where it is not. Earlier answers only name theirs.
+    """
+    given = talk.turns[-1].sources if talk.turns else ()
+    if not given:
+        return ("",) * len(picked)
+    now = [source(each, variants, recipe_of(each, variants), 0.0, 0) for each in picked]
+    return tuple(
+        _outdated(language, new) if new.digest != old.digest else ""
+        for new, old in zip(now, given, strict=True)
+    )
+
+
+def _outdated(language: str, now: Source) -> str:
+    """The line itself, with who would answer now."""
+    words = say(language, "chat.outdated", name=named(language, now))
+    button = (
+        f'<a role="button" tabindex="0" data-pick="again">{say(language, "chat.ask_again")}</a>'
+    )
+    return f'<p role="status">{safe(words)} {button}</p>'
+
+
+def settled(
+    language: str, now: Loaded, variants: Variants, talk: Conversation, left: str, right: str
+) -> tuple[dict, str, str]:
+    """After the chat has changed: what the browser keeps of it (plain data, with the model that it
+    was with), and the lines below the columns.
+    """
+    first, second = outdated(language, variants, talk, left, right)
+    return {"model": now.key, "turns": talk.rows()}, first, second
 
 
 @dataclass(frozen=True)
@@ -198,7 +228,7 @@ class Screen:
     def outputs(self) -> list:
         """The components that an answer may write to."""
         p = self.panel
-        return [self.conversation, *p.columns, p.status, p.box, p.send, p.stop]
+        return [self.conversation, *p.columns, *p.outdated, p.status, p.box, p.send, p.stop]
 
     def show(self, language: str, talk: Conversation, text: str = "") -> dict:
         """Both columns, and a line below them."""
@@ -230,23 +260,33 @@ def restore(panel: ChatPanel, session: Session, opened: Any) -> None:
     Args:
         opened: the event of the page's load.
     """
+    told = [session.language, session.loaded, session.talk, session.variants, *panel.pickers]
     opened.success(
-        **call(back, session.language, session.loaded, session.talk),
-        outputs=[session.conversation, *panel.columns],
+        **call(back, *told),
+        outputs=[session.conversation, *panel.columns, *panel.outdated],
         **PRIVATE,
     )
 
 
-def back(language: str, now: Loaded, rows: object) -> Any:
+def back(
+    language: str, now: Loaded, rows: object, variants: Variants, left: str, right: str
+) -> Any:
     """The chat that the browser kept, if it was with this model."""
     if not isinstance(rows, dict) or rows.get("model") != now.key or not now.key:
         return gr.skip()
     talk = Conversation.from_rows(rows.get("turns"))
-    return talk, view(language, talk, 0), view(language, talk, 1)
+    columns = view(language, talk, 0), view(language, talk, 1)
+    return talk, *columns, *outdated(language, variants, talk, left, right)
 
 
-def connect(panel: ChatPanel, engine: Engine, session: Session, probe: gr.Plot) -> None:
-    """Wire sending, stopping and editing; the probe follows every answered message."""
+def connect(
+    panel: ChatPanel, engine: Engine, session: Session, probe: gr.Plot, applied: Sequence[Any]
+) -> None:
+    """Wire sending, stopping and editing; the probe follows every answered message.
+
+    Args:
+        applied: the events after which another variant is current.
+    """
     language, loaded, conversation = session.language, session.loaded, session.conversation
     screen = Screen(panel, conversation)
     events = _answering(screen, session, engine)
@@ -264,12 +304,31 @@ def connect(panel: ChatPanel, engine: Engine, session: Session, probe: gr.Plot) 
             **call(partial(clear, screen, engine), language), outputs=screen.outputs, **PRIVATE
         ),
     ]
-    for event in changed:
-        event.then(**call(kept, language, loaded, conversation), outputs=session.talk, **PRIVATE)
+    _settle(panel, session, changed, applied)
+    # the page marks them itself (assets/differences.js)
+    panel.differences.input(None, panel.differences, js="(on) => differences.turn(on)", **PRIVATE)
     told = [language, loaded, session.variants, conversation]
     measuring = call(partial(measure, engine), *told, may="measure")
     for event in events:
         event.success(**measuring, outputs=probe, **PRIVATE)
+
+
+def _settle(
+    panel: ChatPanel, session: Session, changed: Sequence[Any], applied: Sequence[Any]
+) -> None:
+    """Wire what follows when the chat has changed, or who answers in it."""
+    language, known, talk = session.language, session.variants, session.conversation
+    settling = call(settled, language, session.loaded, known, talk, *panel.pickers)
+    for event in changed:
+        event.then(**settling, outputs=[session.talk, *panel.outdated], **PRIVATE)
+    comparing: dict[str, Any] = {
+        **call(outdated, language, known, talk, *panel.pickers),
+        "outputs": panel.outdated,
+        **PRIVATE,
+    }
+    for event in applied:
+        event.success(**comparing)
+    gr.on([picker.change for picker in panel.pickers], **comparing, trigger_mode="always_last")
 
 
 def _answering(screen: Screen, session: Session, engine: Engine) -> list:
@@ -299,8 +358,10 @@ def _answering(screen: Screen, session: Session, engine: Engine) -> list:
             button.click(**call(sending, asked, button, check=wrong, may="chat"), **options)
             for button in panel.examples
         ),
-        panel.again.click(
-            **call(partial(again, screen, engine), asked, check=wrong, may="chat"), **options
+        gr.on(
+            [panel.again.click, *(line.click for line in panel.outdated)],
+            **call(partial(again, screen, engine), asked, check=wrong, may="chat"),
+            **options,
         ),
     ]
 
@@ -384,7 +445,8 @@ def _stream(
     histories = [growing.talk.history(column) for column in (0, 1)]
     start, shown, cost = time.monotonic(), 0.0, 0.0
     first = screen.show(lang, growing.told(sources=sources))
-    yield {**first, **screen.running, screen.panel.box: ""}
+    current = dict.fromkeys(screen.panel.outdated, "")
+    yield {**first, **current, **screen.running, screen.panel.box: ""}
     try:
         short = engine.short(key)
         job = engine.chat(key, recipes, histories, tokens, heat, seed, growing.left_out)
