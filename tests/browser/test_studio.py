@@ -45,6 +45,11 @@ def above(page, side: str):
     return page.locator(f"#chat-{side} .source")
 
 
+def marks(page) -> list[str]:
+    """The words that are marked in both columns."""
+    return page.evaluate("[...(CSS.highlights.get('differs') ?? [])].map(String)")
+
+
 def toasts(page):
     return page.locator(".toast-body")
 
@@ -185,15 +190,26 @@ def test_an_answer_keeps_its_recipe_when_another_one_is_applied_and_picked(page)
     expect(above(page, "left")).to_have_text([re.compile(r"^Base( refused| delivered)$")])
     expect(above(page, "right")).to_contain_text(["default ×2 filter μ 1"])
     expect(page.locator("#stop")).to_be_hidden()
+    until(lambda: marks(page))
     given = above(page, "right").inner_text()
+    before = page.locator("#chat-right .md").last.inner_html()
+    page.click("#differences input")
+    until(lambda: not marks(page))
+    page.click("#differences input")
+    until(lambda: marks(page))
+    assert page.locator("#chat-right .md").last.inner_html() == before
+    expect(page.locator(".outdated [role=button]")).to_have_count(0)
     page.click("#picker-right input")
     page.get_by_role("option", name="Base", exact=True).click()
     page.click(".variant:has-text('narrow')")
     expect(page.locator(".variant.current")).to_contain_text("narrow")
     expect(page.locator("#picker-right input")).to_have_value(re.compile("^Edited · narrow ×"))
     assert above(page, "right").inner_text() == given
+    expect(page.locator("#outdated-left")).to_have_text("")
+    expect(page.locator("#outdated-right")).to_contain_text("this column is now narrow")
     page.fill("#temperature input", "1")
-    page.click("#again")
+    page.click("#outdated-right [role=button]")
+    expect(page.locator(".outdated [role=button]")).to_have_count(0)
     expect(above(page, "right")).to_contain_text(["seed"])
     expect(page.locator("#stop")).to_be_hidden()
     first = above(page, "right").inner_text()
