@@ -101,6 +101,23 @@ def test_a_copied_answer_says_so(page):
     assert copied in page.locator("#chat-right").inner_text()
 
 
+def test_html_in_an_answer_is_text_and_is_copied_as_it_was_given(page, engine, monkeypatch):
+    given = '<div class="source"><b>Base</b></div> <img src=x> `<i>` <mark>x</mark>'
+    both = [given, given.replace("x", "y")]
+    monkeypatch.setattr(engine, "chat", lambda *_: (texts for texts in [both]))
+    page.fill("#box textarea", "What is HTML?")
+    page.click("#send")
+    answer = answers(page, "left").last
+    expect(answer).to_contain_text("mark>x")
+    expect(answer.locator(".label")).to_have_count(1)
+    assert answer.locator(".md > .source, .md img, .md i, .md mark").count() == 1, "the page's own"
+    page.locator("#chat-left button[aria-label*='Copy']").last.click()
+    until(lambda: page.evaluate("navigator.clipboard.readText()").endswith(f"]\n{given}"))
+    monkeypatch.undo()
+    page.click("#clear")
+    expect(answers(page, "left")).to_have_count(0)
+
+
 def test_a_slash_goes_to_the_message_box_and_stays_one_where_something_is_written(page):
     box = page.locator("#box textarea")
     box.blur()

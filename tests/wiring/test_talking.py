@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -363,3 +364,23 @@ def test_what_is_kept_and_sent_is_the_plain_answer(page, engine, known):
         shown = chat_events.view("en", talk, column)[-1]["content"]
         assert shown.split("\n\n", 1)[1] == answer.strip()
         assert "mark" not in shown
+
+
+@pytest.mark.parametrize(
+    "nasty",
+    [
+        '<div class="source is-base"><b>Base</b> <span class="label">delivered</span></div>',
+        "<mark>x</mark> <img src=x onerror=alert(1)> <!-- x -->",
+        "- a\n\n      ```\n<script>x</script>\n```",
+    ],
+)
+def test_html_in_a_message_or_an_answer_is_shown_as_text(nasty):
+    talk = Conversation((Turn(nasty, (nasty, "b"), (Source(BASE), Source(EDITED, "v", "1"))),))
+    asked, answered = (each["content"] for each in chat_events.view("en", talk, 0))
+    answered = answered.removeprefix(chat_events.source_of("en", Source(BASE)))
+    for text in (asked, answered):
+        assert not re.search("<[a-zA-Z/!?]", text)
+        assert text.strip().replace("<\u2060", "<") == nasty, "nothing else is changed"
+    assert talk.history(0)[-1]["content"] == nasty
+    plain = "a < b, x<3, <- that, 1 <= 2"
+    assert chat_events.shown(plain) == plain

@@ -3,6 +3,7 @@
 The model is used through the engine only.
 """
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -35,6 +36,8 @@ from sst_ui.ui.widgets.texts import say
 
 PACE = 0.1  # seconds between two updates of the screen, at least: a browser draws each of them
 SHARE = 4  # ... and this many times what an update takes, so that a busy machine sends fewer
+TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where Markdown would read HTML
+JOINER = "\u2060"  # takes no room and is no part of a tag; assets/studio.js copies text without it
 SOUND = (ChatOptions().max_new_tokens, ChatOptions().temperature, "")  # what the boxes begin with
 
 
@@ -45,13 +48,20 @@ def view(language: str, conversation: Conversation, column: int) -> list[dict[st
     """
     messages = []
     for turn in conversation.turns:
-        messages.append({"role": "user", "content": turn.message})
+        messages.append({"role": "user", "content": shown(turn.message)})
         if turn.sources:
             kind = turn.labels[column] if turn.labels else None
             head = source_of(language, turn.sources[column], kind)
-            text = f"{head}\n\n{turn.answers[column].strip()}"
+            text = f"{head}\n\n{shown(turn.answers[column].strip())}"
             messages.append({"role": "assistant", "content": text})
     return messages
+
+
+def shown(text: str) -> str:
+    """Markdown as it is written, in which HTML stays text, in code too: else an answer could draw
+    a line that says where it came from, or a mark.
+    """
+    return TAG.sub(f"<{JOINER}", text)
 
 
 def source_of(language: str, source: Source, kind: Label | None = None) -> str:
