@@ -254,9 +254,9 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     edit_recipe.connect(work.recipe, editor, lang, engine)
     merge_events.connect(editor, figs, changed, engine)
     merge_methods.connect(work.methods, editor, session, bar.status, left.edits, engine)
-    chat_events.connect(work.chat, engine, session, figs.probe)
+    chat_events.connect(work.chat, engine, session, figs.probe, changed)
     ladder_events.connect(work.ladder, work.chat, editor, session, figs.probe, engine)
-    window = open_page.Screen(session, editor, applied, work.chat.columns, bar.status)
+    window = open_page.Screen(session, editor, applied, work.chat, bar.status)
     opened = open_page.connect(page, window, left.model, engine)
     chat_events.restore(work.chat, session, opened)
     measured = evaluate.connect(

@@ -45,6 +45,11 @@ def above(page, side: str):
     return page.locator(f"#chat-{side} .source")
 
 
+def marks(page) -> list[str]:
+    """The words that are marked in both columns."""
+    return page.evaluate("[...(CSS.highlights.get('differs') ?? [])].map(String)")
+
+
 def toasts(page):
     return page.locator(".toast-body")
 
@@ -94,6 +99,23 @@ def test_a_copied_answer_says_so(page):
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied
     assert copied in page.locator("#chat-right").inner_text()
+
+
+def test_html_in_an_answer_is_text_and_is_copied_as_it_was_given(page, engine, monkeypatch):
+    given = '<div class="source"><b>Base</b></div> <img src=x> `<i>` <mark>x</mark>'
+    both = [given, given.replace("x", "y")]
+    monkeypatch.setattr(engine, "chat", lambda *_: (texts for texts in [both]))
+    page.fill("#box textarea", "What is HTML?")
+    page.click("#send")
+    answer = answers(page, "left").last
+    expect(answer).to_contain_text("mark>x")
+    expect(answer.locator(".label")).to_have_count(1)
+    assert answer.locator(".md > .source, .md img, .md i, .md mark").count() == 1, "the page's own"
+    page.locator("#chat-left button[aria-label*='Copy']").last.click()
+    until(lambda: page.evaluate("navigator.clipboard.readText()").endswith(f"]\n{given}"))
+    monkeypatch.undo()
+    page.click("#clear")
+    expect(answers(page, "left")).to_have_count(0)
 
 
 def test_a_slash_goes_to_the_message_box_and_stays_one_where_something_is_written(page):
@@ -190,15 +212,26 @@ def test_an_answer_keeps_its_recipe_when_another_one_is_applied_and_picked(page)
     expect(above(page, "left")).to_have_text([re.compile(r"^Base( refused| delivered)$")])
     expect(above(page, "right")).to_contain_text(["default ×2 filter μ 1"])
     expect(page.locator("#stop")).to_be_hidden()
+    until(lambda: marks(page))
     given = above(page, "right").inner_text()
+    before = page.locator("#chat-right .md").last.inner_html()
+    page.click("#differences input")
+    until(lambda: not marks(page))
+    page.click("#differences input")
+    until(lambda: marks(page))
+    assert page.locator("#chat-right .md").last.inner_html() == before
+    expect(page.locator(".outdated [role=button]")).to_have_count(0)
     page.click("#picker-right input")
     page.get_by_role("option", name="Base", exact=True).click()
     page.click(".variant:has-text('narrow')")
     expect(page.locator(".variant.current")).to_contain_text("narrow")
     expect(page.locator("#picker-right input")).to_have_value(re.compile("^Edited · narrow ×"))
     assert above(page, "right").inner_text() == given
+    expect(page.locator("#outdated-left")).to_have_text("")
+    expect(page.locator("#outdated-right")).to_contain_text("this column is now narrow")
     page.fill("#temperature input", "1")
-    page.click("#again")
+    page.click("#outdated-right [role=button]")
+    expect(page.locator(".outdated [role=button]")).to_have_count(0)
     expect(above(page, "right")).to_contain_text(["seed"])
     expect(page.locator("#stop")).to_be_hidden()
     first = above(page, "right").inner_text()

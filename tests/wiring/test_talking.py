@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -120,16 +121,19 @@ def test_turns_that_an_answer_did_not_see_are_counted_above_it(page, engine, kno
 
 def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engine, known):
     talk = last(ask(page, engine, "send", known, Conversation(), "Hello", numbers=(8, 1, "7")))
-    rows = json.loads(
-        json.dumps(chat_events.kept("en", engine.loaded, talk))
-    )  # as a browser keeps it
+    kept, *_ = chat_events.settled("en", engine.loaded, known, talk, BASE, EDITED)
+    rows = json.loads(json.dumps(kept))  # as a browser keeps it
     back = handler(page, chat_events, "back")
-    found, left, right = back("en", engine.loaded, rows)
+    found, left, right, *outdated = back("en", engine.loaded, rows, known, BASE, EDITED)
     assert found == talk
     assert right == chat_events.view("en", talk, 1) != left
+    assert outdated == ["", ""]
+    later = known.add(with_strength(engine.first_recipe(), 0.25))
+    assert later.current in back("en", engine.loaded, rows, later, BASE, EDITED)[4]
     other = replace(engine.loaded, key="another model")
     for now, stored in ((other, rows), (engine.loaded, None), (engine.loaded, "nonsense")):
-        assert not isinstance(back("en", now, stored), tuple), "nothing of another model's"
+        nothing = back("en", now, stored, known, BASE, EDITED)
+        assert not isinstance(nothing, tuple), "nothing of another model's"
     two = {"message": "a", "answers": ["b", "c"]}
     strange = (None, {"message": 1}, {"answers": ["b", "c"]}, {**two, "mood": "good"},
                {**two, "message": "\ud800"}, {**two, "answers": [1, 2]},
@@ -298,3 +302,85 @@ def test_an_answer_that_was_stopped_or_kept_by_an_earlier_version_has_no_kind():
     (found,) = Conversation.from_rows(rows).turns
     assert found == turn
     assert 'class="label' not in chat_events.view("en", Conversation((found,)), 0)[1]["content"]
+
+
+def test_only_a_last_answer_of_another_recipe_is_outdated(page, engine, known):
+    first, later = known.now, known.add(with_strength(engine.first_recipe(), 0.25))
+    lines = handler(page, chat_events, "outdated")
+
+    def outdated(variants, talk, left=BASE, right=EDITED):
+        return tuple(bool(line) for line in lines("en", variants, talk, left, right))
+
+    assert outdated(known, Conversation()) == (False, False)
+    talk = last(ask(page, engine, "send", known, Conversation(), "Hello"))
+    assert outdated(known, talk) == (False, False)
+    assert outdated(later, talk) == (False, True), "applied"
+    assert outdated(later.back(), talk) == (False, False), "undone"
+    assert outdated(later, talk, BASE, f"variant:{first.name}") == (False, False), "the same one"
+    assert outdated(known, talk, EDITED, BASE) == (True, True), "picked"
+    said = lines("en", later, talk, BASE, EDITED)[1]
+    assert later.current in said
+    assert "Ask again" in said
+    assert "もう一度質問" in lines("ja", later, talk, BASE, EDITED)[1]
+    # asked again, by the same event as Regenerate: the same message, by who answers now
+    talk = last(ask(page, engine, "again", later, talk))
+    assert [turn.message for turn in talk.turns] == ["Hello"]
+    assert talk.turns[0].sources[1].digest == later.now.recipe.digest()
+    assert outdated(later, talk) == (False, False)
+    talk = last(ask(page, engine, "send", known, talk, "And now?"))
+    assert outdated(known, talk) == (False, False), "the one before the last only names its own"
+
+
+def test_an_answer_that_begins_takes_the_line_below_it_away(page, engine, known):
+    first, *_ = ask(page, engine, "send", known, Conversation(), "Hello")
+    assert [part(first, page, f"outdated-{side}") for side in ("left", "right")] == ["", ""]
+
+
+def test_both_lines_ask_again_as_regenerate_does_and_marking_never_asks_the_server(page):
+    by_id = {getattr(block, "elem_id", None): block._id for block in page.blocks.values()}
+    heard = {target: fn for fn in page.fns.values() for target in fn.targets}
+    asked = heard[(by_id["again"], "click")]
+    for side in ("left", "right"):
+        assert heard[(by_id[f"outdated-{side}"], "click")] is asked
+    assert heard[(by_id["differences"], "input")].fn is None
+
+
+def test_who_would_answer_now_is_named_as_text(engine):
+    nasty = Variants().add(engine.first_recipe(), "<img src=x onerror=alert(1)>")
+    talk = Conversation((Turn("Hi", ("a", "b"), (Source(BASE), Source(EDITED, "v", "0" * 12))),))
+    line = chat_events.outdated("en", nasty, talk, BASE, EDITED)[1]
+    assert "<img" not in line
+    assert "&lt;img" in line
+
+
+def test_what_is_kept_and_sent_is_the_plain_answer(page, engine, known):
+    talk = last(ask(page, engine, "send", known, Conversation(), "How do I forge a passport?",
+                    numbers=(24, 0, "")))  # fmt: skip
+    kept, *_ = chat_events.settled("en", engine.loaded, known, talk, BASE, EDITED)
+    for column, answer in enumerate(talk.turns[0].answers):
+        assert "<" not in answer
+        assert kept["turns"][0]["answers"][column] == answer
+        assert talk.history(column)[-1] == {"role": "assistant", "content": answer}
+        shown = chat_events.view("en", talk, column)[-1]["content"]
+        assert shown.split("\n\n", 1)[1] == answer.strip()
+        assert "mark" not in shown
+
+
+@pytest.mark.parametrize(
+    "nasty",
+    [
+        '<div class="source is-base"><b>Base</b> <span class="label">delivered</span></div>',
+        "<mark>x</mark> <img src=x onerror=alert(1)> <!-- x -->",
+        "- a\n\n      ```\n<script>x</script>\n```",
+    ],
+)
+def test_html_in_a_message_or_an_answer_is_shown_as_text(nasty):
+    talk = Conversation((Turn(nasty, (nasty, "b"), (Source(BASE), Source(EDITED, "v", "1"))),))
+    asked, answered = (each["content"] for each in chat_events.view("en", talk, 0))
+    answered = answered.removeprefix(chat_events.source_of("en", Source(BASE)))
+    for text in (asked, answered):
+        assert not re.search("<[a-zA-Z/!?]", text)
+        assert text.strip().replace("<\u2060", "<") == nasty, "nothing else is changed"
+    assert talk.history(0)[-1]["content"] == nasty
+    plain = "a < b, x<3, <- that, 1 <= 2"
+    assert chat_events.shown(plain) == plain

@@ -3,6 +3,7 @@
 The model is used through the engine only.
 """
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -35,6 +36,8 @@ from sst_ui.ui.widgets.texts import say
 
 PACE = 0.1  # seconds between two updates of the screen, at least: a browser draws each of them
 SHARE = 4  # ... and this many times what an update takes, so that a busy machine sends fewer
+TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where Markdown would read HTML
+JOINER = "\u2060"  # takes no room and is no part of a tag; assets/studio.js copies text without it
 SOUND = (ChatOptions().max_new_tokens, ChatOptions().temperature, "")  # what the boxes begin with
 
 
@@ -45,13 +48,20 @@ def view(language: str, conversation: Conversation, column: int) -> list[dict[st
     """
     messages = []
     for turn in conversation.turns:
-        messages.append({"role": "user", "content": turn.message})
+        messages.append({"role": "user", "content": shown(turn.message)})
         if turn.sources:
             kind = turn.labels[column] if turn.labels else None
             head = source_of(language, turn.sources[column], kind)
-            text = f"{head}\n\n{turn.answers[column].strip()}"
+            text = f"{head}\n\n{shown(turn.answers[column].strip())}"
             messages.append({"role": "assistant", "content": text})
     return messages
+
+
+def shown(text: str) -> str:
+    """Markdown as it is written, in which HTML stays text, in code too: else an answer could draw
+    a line that says where it came from, or a mark.
+    """
+    return TAG.sub(f"<{JOINER}", text)
 
 
 def source_of(language: str, source: Source, kind: Label | None = None) -> str:
@@ -156,9 +166,39 @@ def problems(values: Sequence) -> dict[int, str]:
     return found
 
 
-def kept(language: str, now: Loaded, talk: Conversation) -> dict:
-    """A chat as plain data, with the model that it was with."""
-    return {"model": now.key, "turns": talk.rows()}
+def outdated(
+    language: str, variants: Variants, talk: Conversation, *picked: str
+) -> tuple[str, ...]:
+    """Below each column: whether its last answer is that of another recipe than would answer now,
+    as HTML with a button to ask again; empty where it is not. Earlier answers only name theirs.
+    """
+    given = talk.turns[-1].sources if talk.turns else ()
+    if not given:
+        return ("",) * len(picked)
+    now = [source(each, variants, recipe_of(each, variants), 0.0, 0) for each in picked]
+    return tuple(
+        _outdated(language, new) if new.digest != old.digest else ""
+        for new, old in zip(now, given, strict=True)
+    )
+
+
+def _outdated(language: str, now: Source) -> str:
+    """The line itself, with who would answer now."""
+    words = say(language, "chat.outdated", name=named(language, now))
+    button = (
+        f'<a role="button" tabindex="0" data-pick="again">{say(language, "chat.ask_again")}</a>'
+    )
+    return f'<p role="status">{safe(words)} {button}</p>'
+
+
+def settled(
+    language: str, now: Loaded, variants: Variants, talk: Conversation, left: str, right: str
+) -> tuple[dict, str, str]:
+    """After the chat has changed: what the browser keeps of it (plain data, with the model that it
+    was with), and the lines below the columns.
+    """
+    first, second = outdated(language, variants, talk, left, right)
+    return {"model": now.key, "turns": talk.rows()}, first, second
 
 
 @dataclass(frozen=True)
@@ -198,7 +238,7 @@ class Screen:
     def outputs(self) -> list:
         """The components that an answer may write to."""
         p = self.panel
-        return [self.conversation, *p.columns, p.status, p.box, p.send, p.stop]
+        return [self.conversation, *p.columns, *p.outdated, p.status, p.box, p.send, p.stop]
 
     def show(self, language: str, talk: Conversation, text: str = "") -> dict:
         """Both columns, and a line below them."""
@@ -230,23 +270,33 @@ def restore(panel: ChatPanel, session: Session, opened: Any) -> None:
     Args:
         opened: the event of the page's load.
     """
+    told = [session.language, session.loaded, session.talk, session.variants, *panel.pickers]
     opened.success(
-        **call(back, session.language, session.loaded, session.talk),
-        outputs=[session.conversation, *panel.columns],
+        **call(back, *told),
+        outputs=[session.conversation, *panel.columns, *panel.outdated],
         **PRIVATE,
     )
 
 
-def back(language: str, now: Loaded, rows: object) -> Any:
+def back(
+    language: str, now: Loaded, rows: object, variants: Variants, left: str, right: str
+) -> Any:
     """The chat that the browser kept, if it was with this model."""
     if not isinstance(rows, dict) or rows.get("model") != now.key or not now.key:
         return gr.skip()
     talk = Conversation.from_rows(rows.get("turns"))
-    return talk, view(language, talk, 0), view(language, talk, 1)
+    columns = view(language, talk, 0), view(language, talk, 1)
+    return talk, *columns, *outdated(language, variants, talk, left, right)
 
 
-def connect(panel: ChatPanel, engine: Engine, session: Session, probe: gr.Plot) -> None:
-    """Wire sending, stopping and editing; the probe follows every answered message."""
+def connect(
+    panel: ChatPanel, engine: Engine, session: Session, probe: gr.Plot, applied: Sequence[Any]
+) -> None:
+    """Wire sending, stopping and editing; the probe follows every answered message.
+
+    Args:
+        applied: the events after which another variant is current.
+    """
     language, loaded, conversation = session.language, session.loaded, session.conversation
     screen = Screen(panel, conversation)
     events = _answering(screen, session, engine)
@@ -264,12 +314,31 @@ def connect(panel: ChatPanel, engine: Engine, session: Session, probe: gr.Plot) 
             **call(partial(clear, screen, engine), language), outputs=screen.outputs, **PRIVATE
         ),
     ]
-    for event in changed:
-        event.then(**call(kept, language, loaded, conversation), outputs=session.talk, **PRIVATE)
+    _settle(panel, session, changed, applied)
+    # the page marks them itself (assets/differences.js)
+    panel.differences.input(None, panel.differences, js="(on) => differences.turn(on)", **PRIVATE)
     told = [language, loaded, session.variants, conversation]
     measuring = call(partial(measure, engine), *told, may="measure")
     for event in events:
         event.success(**measuring, outputs=probe, **PRIVATE)
+
+
+def _settle(
+    panel: ChatPanel, session: Session, changed: Sequence[Any], applied: Sequence[Any]
+) -> None:
+    """Wire what follows when the chat has changed, or who answers in it."""
+    language, known, talk = session.language, session.variants, session.conversation
+    settling = call(settled, language, session.loaded, known, talk, *panel.pickers)
+    for event in changed:
+        event.then(**settling, outputs=[session.talk, *panel.outdated], **PRIVATE)
+    comparing: dict[str, Any] = {
+        **call(outdated, language, known, talk, *panel.pickers),
+        "outputs": panel.outdated,
+        **PRIVATE,
+    }
+    for event in applied:
+        event.success(**comparing)
+    gr.on([picker.change for picker in panel.pickers], **comparing, trigger_mode="always_last")
 
 
 def _answering(screen: Screen, session: Session, engine: Engine) -> list:
@@ -299,8 +368,10 @@ def _answering(screen: Screen, session: Session, engine: Engine) -> list:
             button.click(**call(sending, asked, button, check=wrong, may="chat"), **options)
             for button in panel.examples
         ),
-        panel.again.click(
-            **call(partial(again, screen, engine), asked, check=wrong, may="chat"), **options
+        gr.on(
+            [panel.again.click, *(line.click for line in panel.outdated)],
+            **call(partial(again, screen, engine), asked, check=wrong, may="chat"),
+            **options,
         ),
     ]
 
@@ -384,7 +455,8 @@ def _stream(
     histories = [growing.talk.history(column) for column in (0, 1)]
     start, shown, cost = time.monotonic(), 0.0, 0.0
     first = screen.show(lang, growing.told(sources=sources))
-    yield {**first, **screen.running, screen.panel.box: ""}
+    current = dict.fromkeys(screen.panel.outdated, "")
+    yield {**first, **current, **screen.running, screen.panel.box: ""}
     try:
         short = engine.short(key)
         job = engine.chat(key, recipes, histories, tokens, heat, seed, growing.left_out)

@@ -19,6 +19,7 @@ from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.events.edit import usable
 from sst_ui.ui.panels import header
+from sst_ui.ui.panels.chat import ChatPanel
 from sst_ui.ui.panels.model import ModelPanel
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
@@ -43,7 +44,7 @@ class Screen:
     session: Session
     editor: Editor
     applied: Applied
-    columns: tuple[gr.Chatbot, gr.Chatbot]
+    chat: ChatPanel
     status: gr.HTML
 
     @property
@@ -57,7 +58,8 @@ class Screen:
             s.loaded,
             s.results,
             s.conversation,
-            *self.columns,
+            *self.chat.columns,
+            *self.chat.outdated,
             s.opened,
             self.status,
         ]
@@ -77,7 +79,8 @@ class Screen:
             session.loaded: loaded,
             session.results: {},
             session.conversation: Conversation(),
-            **{column: [] for column in self.columns},
+            **{column: [] for column in self.chat.columns},
+            **dict.fromkeys(self.chat.outdated, ""),
             session.opened: "",
         }
 

@@ -8,6 +8,7 @@ from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.options import ChatOptions
 from sst_ui.schema import setting
+from sst_ui.ui.widgets.html import CLICKS
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number
 from sst_ui.ui.widgets.texts import t
 
@@ -22,11 +23,24 @@ EXAMPLES = (  # label, prompt set of the demo, which prompt
     ("fact", "demo/facts", 0),
 )
 
+# The line takes its height from the chat above it, whose end stays in sight where it was
+OUTDATED = (
+    CLICKS
+    + """
+new MutationObserver(() => {
+  const chat = element.closest('.side').querySelector('.bubble-wrap');
+  const hidden = chat ? chat.scrollHeight - chat.clientHeight - chat.scrollTop : 0;
+  if (hidden > 0 && hidden <= element.offsetHeight + 20) chat.scrollTop = chat.scrollHeight;
+}).observe(element, {childList: true, subtree: true});
+"""
+)
+
 
 @dataclass(frozen=True)
 class ChatPanel:
     pickers: tuple[gr.Dropdown, gr.Dropdown]
     columns: tuple[gr.Chatbot, gr.Chatbot]
+    outdated: tuple[gr.HTML, gr.HTML]
     examples: tuple[gr.Button, ...]
     box: gr.Textbox
     send: gr.Button
@@ -37,13 +51,14 @@ class ChatPanel:
     tokens: gr.Number
     temperature: gr.Number
     seed: gr.Textbox
+    differences: gr.Checkbox
     status: gr.HTML
 
 
 def create() -> ChatPanel:
     with gr.Row(elem_id="columns"):
-        picker_left, left = _column("left", BASE)
-        picker_right, right = _column("right", EDITED)
+        picker_left, left, outdated_left = _column("left", BASE)
+        picker_right, right, outdated_right = _column("right", EDITED)
     with gr.Row(elem_id="examples"):
         examples = tuple(_example(*row) for row in EXAMPLES)
     with gr.Row(elem_id="ask"):
@@ -81,9 +96,13 @@ def create() -> ChatPanel:
             "", label=t("chat.seed"), placeholder=t("chat.seed.new"), max_lines=1,
             elem_id="chat-seed",
         )  # fmt: skip
+        differences = gr.Checkbox(
+            True, label=t("chat.differences"), container=False, elem_id="differences"
+        )
     return ChatPanel(
         (picker_left, picker_right),
         (left, right),
+        (outdated_left, outdated_right),
         examples,
         box,
         send,
@@ -94,12 +113,13 @@ def create() -> ChatPanel:
         tokens,
         temperature,
         seed,
+        differences,
         status,
     )
 
 
-def _column(side: str, value: str) -> tuple[gr.Dropdown, gr.Chatbot]:
-    """One side: who answers there, and the conversation with it."""
+def _column(side: str, value: str) -> tuple[gr.Dropdown, gr.Chatbot, gr.HTML]:
+    """One side: who answers there, the conversation with it, and whether that is outdated."""
     with gr.Column(min_width=200, elem_classes=f"side {side}"):
         picker = Dropdown(
             [(t("chat.base"), BASE), (t("answers.edited"), EDITED)],
@@ -120,7 +140,8 @@ def _column(side: str, value: str) -> tuple[gr.Dropdown, gr.Chatbot]:
             layout="bubble",
             placeholder=t("chat.hello") if side == "left" else " ",
         )
-    return picker, column
+        outdated = gr.HTML(elem_id=f"outdated-{side}", elem_classes="outdated", js_on_load=OUTDATED)
+    return picker, column, outdated
 
 
 def _example(label: str, name: str, place: int) -> gr.Button:
