@@ -67,7 +67,7 @@ def stages(language: str, found: Found) -> go.Figure:
     if found.best is not None:
         drawn.add_vline(
             found.best.params["strength"], line={"color": EDITED, "width": 1, "dash": "dash"},
-            annotation_text=say(language, "search.best"), annotation_font_size=11,
+            annotation_text=say(language, "search.best"), annotation_font_size=12,
             annotation_position="bottom right",
         )  # fmt: skip
     drawn.update_yaxes(range=[-0.03, 1.05], tickformat=".0%")

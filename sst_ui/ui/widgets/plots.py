@@ -88,7 +88,7 @@ def tradeoff(
         text=[p[0] for p in points],
         mode="markers+text",
         textposition="top center",
-        textfont={"size": 11},
+        textfont={"size": 12},
         marker={
             "size": [13 if p[0] == current else 9 for p in points],
             "color": [EDITED if p[0] == current else BASE for p in points],
@@ -150,7 +150,7 @@ def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current
     for place, (_, best, worst) in enumerate(axes):
         for y, text, anchor in ((1.03, best, "bottom"), (-0.03, worst, "top")):
             figure.add_annotation(
-                x=place, y=y, text=text, showarrow=False, yanchor=anchor, font={"size": 9.5}
+                x=place, y=y, text=text, showarrow=False, yanchor=anchor, font={"size": 12}
             )
         figure.add_shape(
             type="line", x0=place, x1=place, y0=0, y1=1, layer="below",
@@ -159,7 +159,7 @@ def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current
     figure.update_xaxes(
         tickvals=places,
         ticktext=[title for title, _, _ in axes],
-        tickfont={"size": 10},
+        tickfont={"size": 12},
         range=[-0.45, len(axes) - 0.55],
         showline=False,
         ticks="",
@@ -206,15 +206,15 @@ def empty(text: str) -> go.Figure:
 def blank(x_title: str, y_title: str) -> go.Figure:
     """An empty figure in the look of the studio."""
     figure = go.Figure()
-    axis = {"zeroline": False, "title": {"standoff": 6, "font": {"size": 11}}, "fixedrange": True}
+    axis = {"zeroline": False, "title": {"standoff": 6, "font": {"size": 12}}, "fixedrange": True}
     figure.update_layout(
         template="none",
         height=HEIGHT,
         margin={"l": 44, "r": 12, "t": 30, "b": 36},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"size": 11, "family": "system-ui, sans-serif"},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.19, "font": {"size": 11}},
+        font={"size": 12, "family": "system-ui, sans-serif"},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.19, "font": {"size": 12}},
         hovermode="x unified",
         dragmode=False,
         bargap=0.25,
