@@ -74,12 +74,7 @@ def create() -> ChatPanel:
         )
         send = gr.Button(t("chat.send"), variant="primary", scale=0, min_width=76, elem_id="send")
         stop = gr.Button(
-            t("chat.stop"),
-            variant="stop",
-            scale=0,
-            min_width=76,
-            elem_id="stop",
-            visible=HIDDEN,
+            t("chat.stop"), variant="stop", scale=0, min_width=76, elem_id="stop", visible=HIDDEN
         )
     with gr.Row(elem_id="chat-tools"):
         again = gr.Button(t("chat.again"), size="sm", elem_id="again", min_width=70)
