@@ -41,6 +41,9 @@ element.addEventListener('click', (event) => {
   box.addEventListener('click', (click) => click.stopImmediatePropagation());
   box.addEventListener('blur', () => end(true));
 });
+element.addEventListener('keydown', (event) => {  // a press of the pencil picks nothing
+  if (event.target.closest('[data-rename]')) event.stopImmediatePropagation();
+});
 """  # a pencil makes the name of the current variant a box; what it says reaches Python beside pick
 COST, GAIN = "kl_16", "refusal_rate"  # the axes of the trade-off
 
@@ -69,8 +72,8 @@ def render(board: Board) -> str:
         current, name = variant.name == variants.current, safe(variant.name)
         pencil = _pencil(board.language, name) if current else ""
         rows.append(
-            f'<div class="variant{" current" if current else ""}" role="button" tabindex="0" '
-            f'data-pick="{name}"><b>{name}{pencil}</b>{cells}</div>'
+            f'<div class="variant{" current" if current else ""}" data-pick="{name}"><b>'
+            f'<button class="name" data-pick="{name}">{name}</button>{pencil}</b>{cells}</div>'
         )
     return "".join(rows) if variants.items else ""
 

@@ -87,7 +87,8 @@ class Clock:
             place = say(language, "stage.step", step=progress.step, steps=progress.steps)
         words = " · ".join(safe(w) for w in (stage, count, place, note, left) if w)
         return (
-            f'<div class="bar" role="progressbar" aria-valuenow="{part * 100:.0f}">'
+            f'<div class="bar" role="progressbar" aria-label="{safe(stage)}" '
+            f'aria-valuenow="{part * 100:.0f}">'
             f'<i style="width:{part * 100:.1f}%"></i></div><div class="bar-text">{words}</div>'
         )
 
