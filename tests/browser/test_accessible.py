@@ -8,7 +8,8 @@ from tests.browser.test_studio import answers, tab
 
 pytestmark = pytest.mark.browser
 SMALLEST = 12  # px
-# Gradio's box for code has colours and a focus of its own; a run is a box to tick with buttons in it.
+# Gradio's box for code has colours and a focus of its own; a run is a box to tick, with buttons in
+# it.
 OURS = {"exclude": [[".cm-editor"], [".run"]]}
 SMALL = """(smallest) => {  // words that are seen and smaller than that, each rule once
   const found = new Map(), walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
