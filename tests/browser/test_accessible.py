@@ -8,9 +8,9 @@ from tests.browser.test_studio import answers, tab
 
 pytestmark = pytest.mark.browser
 SMALLEST = 12  # px
-# Gradio's box for code has colours and a focus of its own; a run is a box to tick, with buttons in
-# it.
-OURS = {"exclude": [[".cm-editor"], [".run"]]}
+# Gradio's box for code has colours and a focus of its own, and a figure that is still empty a name
+# without a role; a run is a box to tick, with buttons in it.
+OURS = {"exclude": [[".cm-editor"], [".empty"], [".run"]]}
 SMALL = """(smallest) => {  // words that are seen and smaller than that, each rule once
   const found = new Map(), walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {

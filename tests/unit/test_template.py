@@ -133,6 +133,29 @@ def test_a_template_that_does_not_come_to_an_end_is_stopped_and_said(loop, monke
 
 ENDLESS = "does not come to an end|builds far more text"  # whichever is noticed first
 # What one call into C would build, constant (so that Jinja computes it while it compiles) or not.
+NESTS = (  # two that are alike, which no comparison sees before the end
+    "{% set x = namespace(a=(1,), b=(1,)) %}{% for i in range(60) %}{% set x.a = (x.a, x.a) %}"
+    "{% set x.b = (x.b, x.b) %}{% endfor %}"
+)
+COMPARED = [
+    "{% if x.a == x.b %}{% endif %}",
+    "{% if 1 < 2 != (x.a == x.b) %}{% endif %}",
+    "{% if x.a is eq x.b %}{% endif %}",
+    "{% if x.a is in [x.b] %}{% endif %}",
+    "{% if x.a in [x.b] %}{% endif %}",
+    "{{ [x.a, x.b] | sort | length }}",
+    "{{ [x.a, x.b] | max | length }}",
+    "{{ [x.a, x.b] | map('first') | unique | list | length }}",
+    "{{ [x.a, x.b] | select('eq', x.a) | list | length }}",
+    "{{ [{'k': x.a}, {'k': x.b}] | groupby('k') | list | length }}",
+    "{{ [x.a].index(x.b) }}",
+    "{{ [x.a].count(x.b) }}",
+    "{{ {x.a: 1} | length }}",
+    "{{ dict([(x.a, 1)]) | length }}",
+    "{{ {'a': 1}[x.a] }}",
+    "{{ {'a': 1}.get(x.a) }}",
+    "{{ {'a': 1} | attr('get') is none }}{{ [1] | map(attribute=x.a) | list | length }}",
+]
 BOMBS = [
     "{{ 'a' * 10**10 }}",
     "{{ 'a' * 1000000000 }}",
@@ -166,6 +189,7 @@ BOMBS = [
     "{% endset %}{% set x.s = t %}{% endfor %}",
     "{% set x = namespace(s=[1]) %}{% for i in range(50) %}{% set x.s = [x.s, x.s] %}{% endfor %}"
     "{{ x.s }}",
+    *(NESTS + each for each in COMPARED),
 ]
 CHILD = """
 import resource, sys

@@ -2,24 +2,26 @@
 
 One call into C cannot be interrupted: `'a' * 10**10`, `'x' | center(10**9)`, `9 ** 9**9`. Jinja
 evaluates constant ones while it compiles, and the sandbox lets them all through. Here every
-operator, filter and method that makes more of what it gets is weighed first (`step_limit.spend`).
-
-Known to remain: two nests of lists, each holding the one before twice, that are compared.
+operator, filter and method that makes more of what it gets is weighed first (`step_limit.spend`),
+and so is whatever is compared or looked up: of two nests of lists, each holding the one before
+twice, a comparison sees every item of every item.
 """
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator, Frame
+from jinja2.compiler import CodeGenerator, Frame, operators
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sst_ui.model.load.step_limit import flood, spend
 
 LARGEST = 100_000  # that a width or a count may be, as of the sandbox's `range`
 BITS = 100_000  # of a whole number
+PART = 100_000  # characters that are counted before they are spent
 NODE = 16  # characters that an item of a list counts for
 NUMBER, STAR = re.compile(r"\d+"), re.compile(r"%[^%a-zA-Z]*\*")
 NESTED = re.compile(r"\{[^{}]*\{")  # a width that is an argument itself
@@ -28,6 +30,7 @@ WIDE = {
     "batch", "center", "expandtabs", "indent", "ljust", "lipsum", "rjust", "round", "slice",
     "to_bytes", "tojson", "wordwrap", "zfill",
 }  # fmt: skip
+COMPARING = {"dictsort", "groupby", "max", "min", "sort", "unique"}  # filters that compare items
 # filters that do not write the items of what they get
 SHALLOW = {
     "attr", "batch", "count", "d", "default", "dictsort", "first", "groupby", "items", "last",
@@ -54,14 +57,20 @@ def weigh(*values: Any) -> None:
     Raises:
         UserError: it is too much.
     """
-    rest = list(values)
+    rest, counted = list(values), 0
     while rest:
         value = rest.pop()
-        spend(NODE + size(value))
-        if isinstance(value, dict):
+        counted += NODE
+        if isinstance(value, str | bytes):
+            counted += len(value)
+        elif isinstance(value, dict):
             rest += [*value.keys(), *value.values()]
         elif isinstance(value, list | tuple | set | frozenset):
             rest += value
+        if counted > PART:  # a call for each item would take most of the time
+            spend(counted)
+            counted = 0
+    spend(counted)
 
 
 def _formatted(text: str, values: Iterable[Any]) -> None:
@@ -117,8 +126,11 @@ class _Filters(dict[str, Callable[..., Any]]):
         @functools.wraps(filter)
         def bounded(*args: Any, **more: Any) -> Any:
             given = list(args[skip:])
-            if name not in SHALLOW and given and not isinstance(given[0], str):
-                weigh(given[0])
+            if given and not isinstance(given[0], str):
+                if name in COMPARING:
+                    given[0] = _held(given[0])
+                if name in COMPARING or name not in SHALLOW:
+                    weigh(given[0])
             _foresee(name, given, more)
             found = filter(*args[:skip], *given, **more)
             spend(size(found))
@@ -127,8 +139,56 @@ class _Filters(dict[str, Callable[..., Any]]):
         super().__setitem__(name, bounded)
 
 
+class _Tests(dict[str, Callable[..., Any]]):
+    """Tests (`is eq`, `is in`), each of which weighs what it may compare."""
+
+    def __setitem__(self, name: str, test: Callable[..., Any]) -> None:
+        @functools.wraps(test)
+        def bounded(*args: Any, **more: Any) -> Any:
+            for value in args:
+                weighed(value)
+            return test(*args, **more)
+
+        super().__setitem__(name, bounded)
+
+
+def _held(values: Any) -> Any:
+    """A stream of items as a list, so that they can be weighed and still be there."""
+    return values if isinstance(values, Collection) else list(values)
+
+
+def weighed(value: Any) -> Any:
+    """A value that is about to be compared or looked up."""
+    if isinstance(value, list | tuple | dict | set | frozenset):
+        weigh(value)
+    return value
+
+
 class _Code(CodeGenerator):
-    """Jinja's compiler, with an operator `~` that asks the environment like the others."""
+    """Jinja's compiler, in which `~` and comparisons ask the environment like other operators."""
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        self.write("(environment.weighed(")
+        self.visit(node.expr, frame)
+        self.write(")")
+        for operand in node.ops:
+            self.visit(operand, frame)
+        self.write(")")
+
+    def visit_Operand(self, node: nodes.Operand, frame: Frame) -> None:
+        self.write(f" {operators[node.op]} environment.weighed(")
+        self.visit(node.expr, frame)
+        self.write(")")
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self.write("{")
+        for place, pair in enumerate(node.items):
+            self.write(", " if place else "")
+            self.write("environment.weighed(")
+            self.visit(pair.key, frame)
+            self.write("): ")
+            self.visit(pair.value, frame)
+        self.write("}")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.joined((")
@@ -149,7 +209,17 @@ class Bounded(ImmutableSandboxedEnvironment):
         filters, self.filters = self.filters, _Filters()
         for name, filter in filters.items():
             self.filters[name] = filter
+        tests: dict[str, Any] = _Tests()
+        for name, test in self.tests.items():
+            tests[name] = test
+        self.tests = tests
         self.finalize = self.written
+
+    weighed = staticmethod(weighed)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """What is looked up, where the key can be hashed soon."""
+        return super().getitem(obj, weighed(argument))
 
     def written(self, value: Any) -> Any:
         """A value that is about to be printed."""
@@ -207,6 +277,9 @@ class Bounded(ImmutableSandboxedEnvironment):
         owner = getattr(__obj, "__self__", None)
         given = [owner, *args] if isinstance(owner, str | bytes | int) else ["", *args]
         _foresee(name, given, more)
+        if not isinstance(__obj, Macro) and not isinstance(owner, str | bytes | int):
+            # a macro reads on in the template; these are in C and may compare or hash
+            weigh(*given[1:], *more.values(), *([owner] if name in ("index", "count") else []))
         found = super().call(__context, __obj, *given[1:], **more)
         spend(size(found))
         return found
