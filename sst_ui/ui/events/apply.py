@@ -3,7 +3,7 @@
 The model is used through the engine only.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -224,19 +224,26 @@ def stop(engine: Engine, language: str, request: gr.Request) -> dict:
 
 def undo(screen: Screen, engine: Engine, draft: Draft, board: Board) -> dict:
     """Back to the variant that was current before."""
-    try:
-        known = draft.variants.back()
-    except UserError:
-        return {screen.bar.status: notice(say(draft.language, "apply.nothing"), "info")}
-    return _bring_back(screen, engine, draft, known, board)
+    return _moved(screen, engine, draft, board, Variants.back, "apply.nothing")
 
 
 def redo(screen: Screen, engine: Engine, draft: Draft, board: Board) -> dict:
     """To the variant that was left by undo."""
+    return _moved(screen, engine, draft, board, Variants.forward, "apply.no_more")
+
+
+def _moved(
+    screen: Screen,
+    engine: Engine,
+    draft: Draft,
+    board: Board,
+    move: Callable[[Variants], Variants],
+    refusal: str,
+) -> dict:
     try:
-        known = draft.variants.forward()
+        known = move(draft.variants)
     except UserError:
-        return {screen.bar.status: notice(say(draft.language, "apply.no_more"), "info")}
+        return {screen.bar.status: notice(say(draft.language, refusal), "info")}
     return _bring_back(screen, engine, draft, known, board)
 
 

@@ -14,10 +14,12 @@ from sst_ui.ui.widgets.texts import chosen
 
 HEAD = b"<head>"
 COUNTERS = r"""<script>
+{ // names of its own, which no other script can run into
   const frame = window.requestAnimationFrame.bind(window);
   const counter = /performance\.now\(\)\s*-[^]*\/\s*1e3/;
   window.requestAnimationFrame = (callback) =>
     counter.test(callback) ? setTimeout(() => frame(callback), 250) : frame(callback);
+}
 </script>"""
 LANGUAGE = """<script>
   Object.defineProperty(navigator, "language", { get: () => "%s" });
