@@ -202,6 +202,18 @@ def test_apply_makes_a_variant_whose_metrics_start_and_undo_goes_back(page):
     page.click("#redo")
     expect(page.locator("#profile label.selected")).to_have_text("Narrow")
     expect(page.locator(".variant.current")).to_contain_text("narrow")
+    name = page.locator(".variant.current .name")
+    before = name.inner_text()
+    for written, key, called in (
+        ("other", "Escape", before),
+        ("slim", "Enter", "slim"),
+        (before, "Enter", before),
+    ):
+        page.click(".variant.current .pencil")
+        page.keyboard.type(written)
+        page.keyboard.press(key)
+        expect(name).to_have_text(called)
+    expect(page.locator(".metric").first).to_be_visible()  # their rows, or those to come
     page.click("#undo")
     expect(page.locator("#profile label.selected")).to_have_text("Default")
 

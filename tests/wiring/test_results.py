@@ -355,3 +355,22 @@ def test_advice_is_for_the_goal_that_was_said(engine, goal):
     known = Variants().add(recipe)
     board = Board("en", known, {recipe.digest(): measured(20)})
     assert bool(advice_events.of(board)) == (goal == "remove")
+
+
+def test_the_end_of_a_run_leaves_the_rows_of_the_next_one_coming(engine, screen):
+    """A run that is told to stop ends after the one that takes its place has begun."""
+    known = Variants().add(engine.first_recipe())
+    board = Board("en", known, {})
+    name = screen.results.rows
+
+    def rows(job, board=board):
+        return evaluate_events.after(screen.results, engine, "en", job, board)[name]
+
+    assert "ghost" in rows("runs now")
+    assert "ghost" not in rows("")
+    engine.stop("was stopped")
+    assert "ghost" not in rows("was stopped")
+    engine.stop("was cancelled" + evaluate_events.CANCELLED)
+    assert "ghost" not in rows("was cancelled")
+    done = replace(board, results={f"done:{known.now.recipe.digest()}": Evaluation()})
+    assert "ghost" not in rows("runs now", done)

@@ -109,7 +109,11 @@ def connect(
         for event in (*triggers, again)
     ]  # fmt: skip
     for event in running:  # with what was corrected or filtered in the meantime
-        event.then(**call(partial(show, view), board), outputs=view.outputs, **DRAWN)
+        event.then(
+            **call(partial(after, view, engine), session.language, session.job, board),
+            outputs=view.outputs,
+            **DRAWN,
+        )
     for listen in interrupts:
         listen(**call(partial(interrupt, engine), session.language, session.job), **PRIVATE)
     panel.metric_goal.input(
@@ -197,6 +201,7 @@ def _rows(
                 elif isinstance(part, Progress) and (shown := bar.place(part)):
                     yield {panel.progress: shown}
     except Exception as error:
+        engine.stop(mine)  # nothing more of it will come
         told = notice(message(error, board.language), "bad")
         yield {panel.rows: metrics.render(board), panel.progress: told, **_resting(panel)}
         return None
@@ -218,6 +223,16 @@ def show(view: ResultsView, board: Board) -> dict:
 def interrupt(engine: Engine, language: str, job: str) -> None:
     """Nobody waits for these metrics any more: something else is about to be current."""
     engine.stop(job)
+
+
+def after(view: ResultsView, engine: Engine, language: str, job: str, board: Board) -> dict:
+    """The same at the end of a run, while another one may have begun: its rows are still coming."""
+    updates = show(view, board)
+    now = board.variants.now
+    done = now is None or f"done:{now.recipe.digest()}" in board.results
+    if job and not done and not engine.stopped(job) and not engine.stopped(job + CANCELLED):
+        updates[view.rows] = metrics.render(board, pending=True)
+    return updates
 
 
 def stop(

@@ -27,8 +27,10 @@ element.addEventListener('click', (event) => {
   });
   row.replaceChild(box, name);
   box.select();
+  let over = false;  // taking the box away makes it lose the focus, which ends it once more
   const end = (keep) => {
-    if (!box.isConnected) return;
+    if (over) return;
+    over = true;
     row.replaceChild(name, box);
     const named = box.value.trim();
     if (keep && named && named !== button.dataset.rename)
