@@ -108,19 +108,14 @@ def connect(
         )
         for event in (*triggers, again)
     ]  # fmt: skip
+    ended = call(partial(after, view, engine), session.language, session.job, board)
     for event in running:  # with what was corrected or filtered in the meantime
-        event.then(
-            **call(partial(after, view, engine), session.language, session.job, board),
-            outputs=view.outputs,
-            **DRAWN,
-        )
+        event.then(**ended, outputs=view.outputs, **DRAWN)
     for listen in interrupts:
         listen(**call(partial(interrupt, engine), session.language, session.job), **PRIVATE)
-    panel.metric_goal.input(
-        **call(partial(aim, view, session), board, together(settings)),
-        outputs=[*view.outputs, session.results, session.variants],
-        **PRIVATE,
-    )
+    written = [*view.outputs, session.results, session.variants]
+    aiming = call(partial(aim, view, session), board, together(settings))
+    panel.metric_goal.input(**aiming, outputs=written, **PRIVATE)
     panel.cancel.click(
         **call(partial(stop, panel, view, engine), session.language, session.job, board),
         outputs=[*view.outputs, *buttons],
