@@ -79,6 +79,15 @@ def paired_rates(gained: int, lost: int, n: int) -> tuple[float, float]:
     return (2 * low - 1) * changed / n, (2 * high - 1) * changed / n
 
 
+def sign_test(first: int, second: int) -> float:
+    """Two-sided p-value of so many preferences for the one and for the other, if both were as good
+    (the exact sign test; Dixon and Mood 1946). Ties take no part. 1 where there are none.
+    """
+    n, most = first + second, max(first, second)
+    tail = sum(math.comb(n, k) for k in range(most, n + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
 def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95 % percentile interval of the mean (Efron 1979).
 

@@ -90,8 +90,8 @@ def test_all_strengths_are_answered_in_the_passes_of_one(screen, engine, draft, 
 
 def test_it_takes_the_last_message_of_the_chat_where_none_is_typed():
     talk = Conversation((Turn("Hello"),))
-    assert Asked.of(8, 0, "", talk, "  ", "1").text == "Hello"
-    assert Asked.of(8, 0, "", talk, "Mine", "1").text == "Mine"
+    assert Asked.of(8, 0, "", "", talk, "  ", "1").text == "Hello"
+    assert Asked.of(8, 0, "", "", talk, "Mine", "1").text == "Mine"
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,14 @@ def known(engine):
     return Variants().add(engine.first_recipe())
 
 
-def ask(page, engine, name, known, talk, *text, picked=(BASE, EDITED), numbers=(8, 0, "")):
+def ask(
+    page, engine, name, known, talk, *text, picked=(BASE, EDITED), numbers=(8, 0, ""), system="",
+    blind=False,
+):  # fmt: skip
     """The updates of Send (with a text) or Regenerate."""
     run = handler(page, chat_events, name)
-    return run("en", WINDOW, engine.loaded, known, talk, *picked, *numbers, *text)
+    told = (engine.loaded, known, talk, *picked, system, blind, *numbers)
+    return run("en", WINDOW, *told, *text)
 
 
 def last(updates):
@@ -123,23 +127,28 @@ def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engi
     talk = last(ask(page, engine, "send", known, Conversation(), "Hello", numbers=(8, 1, "7")))
     kept, *_ = chat_events.settled("en", engine.loaded, known, talk, BASE, EDITED)
     rows = json.loads(json.dumps(kept))  # as a browser keeps it
-    back = handler(page, chat_events, "back")
-    found, left, right, *outdated = back("en", engine.loaded, rows, known, BASE, EDITED)
+    back, empty = handler(page, chat_events, "back"), Conversation()
+    found, left, right, *outdated, votes, system, blind = back(
+        "en", engine.loaded, rows, known, BASE, EDITED, empty
+    )
     assert found == talk
     assert right == chat_events.view("en", talk, 1) != left
     assert outdated == ["", ""]
+    assert (votes, system, blind) == ("", "", False)
     later = known.add(with_strength(engine.first_recipe(), 0.25))
-    assert later.current in back("en", engine.loaded, rows, later, BASE, EDITED)[4]
+    assert later.current in back("en", engine.loaded, rows, later, BASE, EDITED, empty)[4]
+    begun = back("en", engine.loaded, rows, known, BASE, EDITED, Conversation((Turn("Hi"),)))
+    assert not isinstance(begun, tuple), "who has asked already keeps what comes"
     other = replace(engine.loaded, key="another model")
     for now, stored in ((other, rows), (engine.loaded, None), (engine.loaded, "nonsense")):
-        nothing = back("en", now, stored, known, BASE, EDITED)
+        nothing = back("en", now, stored, known, BASE, EDITED, empty)
         assert not isinstance(nothing, tuple), "nothing of another model's"
     two = {"message": "a", "answers": ["b", "c"]}
     strange = (None, {"message": 1}, {"answers": ["b", "c"]}, {**two, "mood": "good"},
                {**two, "message": "\ud800"}, {**two, "answers": [1, 2]},
                {**two, "answers": ["only one"]})  # fmt: skip
     for turns in (None, 3, *([row] for row in strange)):
-        assert Conversation.from_rows(turns) == Conversation()
+        assert Conversation.restored({"turns": turns}) == Conversation()
 
 
 @pytest.mark.parametrize(("after", "said"), [(2, True), (0, False)])
@@ -291,15 +300,15 @@ def test_every_answer_says_what_kind_it_is(page, engine, known):
         shown = chat_events.view("en", talk, column)[1]["content"]
         assert f"l-{kind}" in shown
         assert kind in shown
-    again = Conversation.from_rows(json.loads(json.dumps(talk.rows())))
+    again = Conversation.restored(json.loads(json.dumps(talk.saved())))
     assert again == talk
 
 
 def test_an_answer_that_was_stopped_or_kept_by_an_earlier_version_has_no_kind():
     turn = Turn("Hello", ("Hi", "Hi"), (Source(BASE), Source(EDITED, "v", "abc")))
-    rows = Conversation((turn,)).rows()
-    del rows[0]["labels"]
-    (found,) = Conversation.from_rows(rows).turns
+    kept = Conversation((turn,)).saved()
+    del kept["turns"][0]["labels"], kept["votes"]
+    (found,) = Conversation.restored(kept).turns
     assert found == turn
     assert 'class="label' not in chat_events.view("en", Conversation((found,)), 0)[1]["content"]
 

@@ -4,6 +4,7 @@ The model is used through the engine only.
 """
 
 import re
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -20,8 +21,9 @@ from sst_ui.metrics.text.labels import Label, label
 from sst_ui.options import ChatOptions
 from sst_ui.recipe import Recipe
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
+from sst_ui.ui.panels import votes
 from sst_ui.ui.panels.answers import chip
-from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel
+from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel, named
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services.engine import CHATS, Answering, Engine
 from sst_ui.ui.services.errors import message
@@ -50,9 +52,9 @@ def view(language: str, conversation: Conversation, column: int) -> list[dict[st
     for turn in conversation.turns:
         messages.append({"role": "user", "content": shown(turn.message)})
         if turn.sources:
-            kind = turn.labels[column] if turn.labels else None
-            head = source_of(language, turn.sources[column], kind)
-            text = f"{head}\n\n{shown(turn.answers[column].strip())}"
+            side = turn.side(column)
+            head = _nobody(language, column) if turn.hidden else _head(language, turn, side)
+            text = f"{head}\n\n{shown(turn.answers[side].strip())}"
             messages.append({"role": "assistant", "content": text})
     return messages
 
@@ -64,7 +66,18 @@ def shown(text: str) -> str:
     return TAG.sub(f"<{JOINER}", text)
 
 
-def source_of(language: str, source: Source, kind: Label | None = None) -> str:
+def _nobody(language: str, column: int) -> str:
+    """What stands above an answer that does not say yet whose it is."""
+    letter = "AB"[column]
+    return f'<div class="source"><b>{say(language, f"vote.answer.{letter}")}</b></div>'
+
+
+def _head(language: str, turn: Turn, side: int) -> str:
+    kind = turn.labels[side] if turn.labels else None
+    return source_of(language, turn.sources[side], kind, turn.system)
+
+
+def source_of(language: str, source: Source, kind: Label | None = None, system: str = "") -> str:
     """Who gave an answer, how, and what kind of answer it is where that is known, as the HTML above
     it; no blank line, which would end it.
     """
@@ -77,15 +90,11 @@ def source_of(language: str, source: Source, kind: Label | None = None) -> str:
     if source.left_out:
         words = say(language, "chat.left_out", count=source.left_out)
         parts.append(f"<i>{_inline(words)}</i>")
+    if system:
+        words = say(language, "chat.with_system")
+        parts.append(f'<i title="{_inline(system)}">{_inline(words)}</i>')
     parts += [chip(language, kind)] if kind else []
     return f'<div class="source is-{source.part}">{" ".join(parts)}</div>'
-
-
-def named(language: str, source: Source) -> str:
-    """Which model gave an answer, as it was called then."""
-    if source.part in (BASE, EDITED):
-        return source.name or say(language, "chat.base")
-    return f"{say(language, f'chat.{source.part}')} · {source.name}"
 
 
 def _inline(text: str) -> str:
@@ -173,7 +182,7 @@ def outdated(
     as HTML with a button to ask again; empty where it is not. Earlier answers only name theirs.
     """
     given = talk.turns[-1].sources if talk.turns else ()
-    if not given:
+    if not given or talk.turns[-1].hidden:  # else the line would say who gave the answer
         return ("",) * len(picked)
     now = [source(each, variants, recipe_of(each, variants), 0.0, 0) for each in picked]
     return tuple(
@@ -193,12 +202,12 @@ def _outdated(language: str, now: Source) -> str:
 
 def settled(
     language: str, now: Loaded, variants: Variants, talk: Conversation, left: str, right: str
-) -> tuple[dict, str, str]:
+) -> tuple[dict, str, str, str]:
     """After the chat has changed: what the browser keeps of it (plain data, with the model that it
-    was with), and the lines below the columns.
+    was with), the lines below the columns, and the votes.
     """
     first, second = outdated(language, variants, talk, left, right)
-    return {"model": now.key, "turns": talk.rows()}, first, second
+    return {"model": now.key, **talk.saved()}, first, second, votes.render(language, talk)
 
 
 @dataclass(frozen=True)
@@ -211,6 +220,8 @@ class Asked:
     talk: Conversation
     picked: tuple[str, str]
     numbers: tuple
+    system: str = ""
+    blind: bool = False
 
     @classmethod
     def of(
@@ -221,10 +232,13 @@ class Asked:
         talk: Conversation,
         left: str,
         right: str,
+        system: str | None,
+        blind: bool,
         *numbers: Any,
     ) -> "Asked":
         """From the values of the components that `connect` lists."""
-        return cls(language, loaded, variants, talk, (left, right), numbers)
+        told = (system or "").strip()
+        return cls(language, loaded, variants, talk, (left, right), numbers, told, bool(blind))
 
 
 @dataclass(frozen=True)
@@ -238,7 +252,8 @@ class Screen:
     def outputs(self) -> list:
         """The components that an answer may write to."""
         p = self.panel
-        return [self.conversation, *p.columns, *p.outdated, p.status, p.box, p.send, p.stop]
+        lines = [*p.outdated, p.votes, p.status]
+        return [self.conversation, *p.columns, *lines, p.box, p.send, p.stop]
 
     def show(self, language: str, talk: Conversation, text: str = "") -> dict:
         """Both columns, and a line below them."""
@@ -270,23 +285,37 @@ def restore(panel: ChatPanel, session: Session, opened: Any) -> None:
     Args:
         opened: the event of the page's load.
     """
-    told = [session.language, session.loaded, session.talk, session.variants, *panel.pickers]
+    told = [
+        session.language, session.loaded, session.talk, session.variants, *panel.pickers,
+        session.conversation,
+    ]  # fmt: skip
     opened.success(
         **call(back, *told),
-        outputs=[session.conversation, *panel.columns, *panel.outdated],
+        outputs=[
+            session.conversation, *panel.columns, *panel.outdated, panel.votes, panel.system,
+            panel.blind,
+        ],
         **PRIVATE,
-    )
+    )  # fmt: skip
 
 
 def back(
-    language: str, now: Loaded, rows: object, variants: Variants, left: str, right: str
+    language: str,
+    now: Loaded,
+    rows: object,
+    variants: Variants,
+    left: str,
+    right: str,
+    begun: Conversation,
 ) -> Any:
-    """The chat that the browser kept, if it was with this model."""
-    if not isinstance(rows, dict) or rows.get("model") != now.key or not now.key:
+    """The chat that the browser kept, if it was with this model and none has begun meanwhile."""
+    if begun.turns or not isinstance(rows, dict) or rows.get("model") != now.key or not now.key:
         return gr.skip()
-    talk = Conversation.from_rows(rows.get("turns"))
+    talk = Conversation.restored({name: rows.get(name) for name in ("turns", "votes")})
     columns = view(language, talk, 0), view(language, talk, 1)
-    return talk, *columns, *outdated(language, variants, talk, left, right)
+    lines = *outdated(language, variants, talk, left, right), votes.render(language, talk)
+    last = talk.turns[-1] if talk.turns else Turn("")
+    return talk, *columns, *lines, last.system, last.blind
 
 
 def connect(
@@ -311,7 +340,14 @@ def connect(
             **PRIVATE,
         ),
         panel.clear.click(
-            **call(partial(clear, screen, engine), language), outputs=screen.outputs, **PRIVATE
+            **call(partial(clear, screen, engine), language, conversation),
+            outputs=screen.outputs,
+            **PRIVATE,
+        ),
+        panel.votes.click(
+            **call(partial(vote, screen), language, conversation),
+            outputs=screen.outputs,
+            **PRIVATE,
         ),
     ]
     _settle(panel, session, changed, applied)
@@ -330,7 +366,7 @@ def _settle(
     language, known, talk = session.language, session.variants, session.conversation
     settling = call(settled, language, session.loaded, known, talk, *panel.pickers)
     for event in changed:
-        event.then(**settling, outputs=[session.talk, *panel.outdated], **PRIVATE)
+        event.then(**settling, outputs=[session.talk, *panel.outdated, panel.votes], **PRIVATE)
     comparing: dict[str, Any] = {
         **call(outdated, language, known, talk, *panel.pickers),
         "outputs": panel.outdated,
@@ -347,7 +383,7 @@ def _answering(screen: Screen, session: Session, engine: Engine) -> list:
     numbers = [panel.tokens, panel.temperature, panel.seed]
     asked = Reads(
         [session.language, session.loaded, session.variants, session.conversation,
-         *panel.pickers, *numbers],
+         *panel.pickers, panel.system, panel.blind, *numbers],
         Asked.of,
     )  # fmt: skip
     options: dict[str, Any] = {
@@ -397,8 +433,8 @@ def send(
     screen: Screen, engine: Engine, asked: Asked, text: str, request: gr.Request
 ) -> Iterator[dict]:
     """Answer a new message."""
-    turns = (*asked.talk.turns, Turn(text.strip()))
-    yield from _answer(screen, engine, replace(asked, talk=Conversation(turns)), request)
+    talk = replace(asked.talk, turns=(*asked.talk.turns, Turn(text.strip())))
+    yield from _answer(screen, engine, replace(asked, talk=talk), request)
 
 
 def again(screen: Screen, engine: Engine, asked: Asked, request: gr.Request) -> Iterator[dict]:
@@ -420,10 +456,15 @@ def _answer(screen: Screen, engine: Engine, asked: Asked, request: gr.Request) -
 
 
 class _Growing:
-    """A conversation whose last turn is being answered."""
+    """A conversation whose last turn is being answered; where the reader is to say which answer is
+    better, chance decides which column shows whose.
+    """
 
-    def __init__(self, talk: Conversation) -> None:
-        self.last = Turn(talk.turns[-1].message)
+    def __init__(self, asked: Asked) -> None:
+        talk, blind = asked.talk, asked.blind
+        swapped = blind and bool(secrets.randbits(1))
+        message = talk.turns[-1].message
+        self.last = Turn(message, system=asked.system, blind=blind, swapped=swapped)
         self.talk = replace(talk, turns=(*talk.turns[:-1], self.last))
 
     def told(self, **changes: Any) -> Conversation:
@@ -451,11 +492,11 @@ def _stream(
     recipes = [recipe_of(choice, known) for choice in asked.picked]
     pairs = zip(asked.picked, recipes, strict=True)
     sources = tuple(source(choice, known, recipe, heat, seed) for choice, recipe in pairs)
-    growing = _Growing(asked.talk)
+    growing = _Growing(asked)
     histories = [growing.talk.history(column) for column in (0, 1)]
     start, shown, cost = time.monotonic(), 0.0, 0.0
     first = screen.show(lang, growing.told(sources=sources))
-    current = dict.fromkeys(screen.panel.outdated, "")
+    current = dict.fromkeys([*screen.panel.outdated, screen.panel.votes], "")
     yield {**first, **current, **screen.running, screen.panel.box: ""}
     try:
         short = engine.short(key)
@@ -509,10 +550,22 @@ def edit(
     return {**screen.show(language, talk), **screen.idle, screen.panel.box: text}
 
 
-def clear(screen: Screen, engine: Engine, language: str, request: gr.Request) -> dict:
-    """Forget the conversation."""
+def clear(
+    screen: Screen, engine: Engine, language: str, talk: Conversation, request: gr.Request
+) -> dict:
+    """Forget the conversation, but for the votes."""
     engine.hush(request.session_hash)
-    return {**screen.show(language, Conversation()), **screen.idle}
+    return {**screen.show(language, Conversation(votes=talk.votes)), **screen.idle}
+
+
+def vote(screen: Screen, language: str, talk: Conversation, event: gr.EventData) -> dict:
+    """The reader says which answer is better, or has the votes on these two models forgotten."""
+    if event.pick == votes.FORGET:
+        pair = talk.turns[-1].sources if talk.turns else ()
+        talk = talk.without(votes.votes_on(talk, pair))
+        return {screen.conversation: talk}
+    said = votes.choice(event.pick, talk)
+    return screen.show(language, talk.judged(said)) if said else {}
 
 
 def stop(screen: Screen, engine: Engine, language: str, request: gr.Request) -> dict:
@@ -526,6 +579,7 @@ def measure(engine: Engine, language: str, now: Loaded, known: Variants, talk: C
     """The probe of the last message."""
     if known.now is None or not talk.turns:
         return gr.skip()
-    asked = replace(talk, turns=(*talk.turns[:-1], Turn(talk.turns[-1].message)))
+    last = replace(talk.turns[-1], answers=("", ""))
+    asked = replace(talk, turns=(*talk.turns[:-1], last))
     base, edited = engine.probes(now.key, [None, known.now.recipe], asked.history(0))
     return plots.probe(language, base, edited, known.now.name)

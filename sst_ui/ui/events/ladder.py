@@ -98,11 +98,13 @@ def connect(
     probe: gr.Plot,
     engine: Engine,
 ) -> None:
-    """Wire the ladder; length, temperature and seed are the chat's."""
+    """Wire the ladder; length, temperature, seed and system prompt are the chat's."""
     screen = Screen(panel, probe)
     numbers = [chat.tokens, chat.temperature, chat.seed]
     language = session.language
-    asked = Reads([*numbers, session.conversation, panel.box, panel.strengths], Asked.of)
+    asked = Reads(
+        [*numbers, chat.system, session.conversation, panel.box, panel.strengths], Asked.of
+    )
     gr.on(
         [panel.ask.click, panel.box.submit, panel.strengths.submit],
         **call(
@@ -127,14 +129,29 @@ class Asked:
     talk: Conversation
     text: str
     strengths: str
+    system: str = ""
 
     @classmethod
     def of(
-        cls, tokens: Any, heat: Any, seed: Any, talk: Conversation, text: str | None, strengths: str
+        cls,
+        tokens: Any,
+        heat: Any,
+        seed: Any,
+        system: str | None,
+        talk: Conversation,
+        text: str | None,
+        strengths: str,
     ) -> "Asked":
         """From the components; without a message of its own it is the chat's last one."""
         last = talk.turns[-1].message if talk.turns else ""
-        return cls((tokens, heat, seed), talk, (text or "").strip() or last, strengths)
+        message, told = (text or "").strip() or last, (system or "").strip()
+        return cls((tokens, heat, seed), talk, message, strengths, told)
+
+    @property
+    def question(self) -> list[dict[str, str]]:
+        """The messages that every strength answers."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.text}]
 
 
 def wrong(numbers: Sequence[Any], panel: LadderPanel, draft: Draft, asked: Asked) -> dict:
@@ -178,7 +195,7 @@ def _stream(
     yield {panel.rungs: render(lang, rungs), panel.status: "", **screen.buttons(True)}
     try:
         rows = recipes(draft, [rung.strength for rung in rungs])
-        question = [{"role": "user", "content": asked.text}]
+        question = asked.question
         lines = engine.probes(key, rows, question)
         pairs = [(f"{rung.strength:+g}", line) for rung, line in zip(rungs, lines, strict=True)]
         yield {screen.probe: plots.ladder(lang, pairs)}

@@ -8,9 +8,10 @@ from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.options import ChatOptions
 from sst_ui.schema import setting
+from sst_ui.ui.state.window import Source
 from sst_ui.ui.widgets.html import CLICKS
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number
-from sst_ui.ui.widgets.texts import t
+from sst_ui.ui.widgets.texts import say, t
 
 BASE = "base"  # the picker's value for the untouched model
 UTILITY = "utility"  # ... for the utility adapter alone, where the current variant merges
@@ -51,7 +52,10 @@ class ChatPanel:
     tokens: gr.Number
     temperature: gr.Number
     seed: gr.Textbox
+    system: gr.Textbox
+    blind: gr.Checkbox
     differences: gr.Checkbox
+    votes: gr.HTML
     status: gr.HTML
 
 
@@ -59,6 +63,7 @@ def create() -> ChatPanel:
     with gr.Row(elem_id="columns"):
         picker_left, left, outdated_left = _column("left", BASE)
         picker_right, right, outdated_right = _column("right", EDITED)
+    votes = gr.HTML(elem_id="votes", js_on_load=CLICKS)
     with gr.Row(elem_id="examples"):
         examples = tuple(_example(*row) for row in EXAMPLES)
     with gr.Row(elem_id="ask"):
@@ -91,6 +96,11 @@ def create() -> ChatPanel:
             "", label=t("chat.seed"), placeholder=t("chat.seed.new"), max_lines=1,
             elem_id="chat-seed",
         )  # fmt: skip
+        system = gr.Textbox(
+            "", label=t("chat.system"), placeholder=t("chat.system.none"), lines=1, max_lines=6,
+            elem_id="system",
+        )  # fmt: skip
+        blind = gr.Checkbox(False, label=t("chat.blind"), container=False, elem_id="blind")
         differences = gr.Checkbox(
             True, label=t("chat.differences"), container=False, elem_id="differences"
         )
@@ -108,9 +118,19 @@ def create() -> ChatPanel:
         tokens,
         temperature,
         seed,
+        system,
+        blind,
         differences,
+        votes,
         status,
     )
+
+
+def named(language: str, source: Source) -> str:
+    """Which model gave an answer, as it was called then."""
+    if source.part in (BASE, EDITED):
+        return source.name or say(language, "chat.base")
+    return f"{say(language, f'chat.{source.part}')} · {source.name}"
 
 
 def _column(side: str, value: str) -> tuple[gr.Dropdown, gr.Chatbot, gr.HTML]:

@@ -3,13 +3,15 @@
 Holds no tensors, models or locks: those live in the engine, once.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sst_ui import recipe as recipes
-from sst_ui.checked import Number, Text, Whole
+from sst_ui.checked import Flag, Number, Text, Whole
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.metrics.text.labels import Label
@@ -17,10 +19,14 @@ from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.state.form import split
 
 MOST = 100  # variants of a window
+JUDGED = 1000  # votes that it keeps
 LONGEST = 60  # characters of a variant's name
 SAVED = 20  # variants that the browser keeps
 KEPT = 40  # turns of a chat that it keeps
 MARKS = (("mu", "μ"), ("base_mu", "μ₀"), ("k", "k"))  # parameters that a merge is named by
+
+
+Choice = Literal["first", "second", "tie"]  # of the models of the left and the right picker
 
 
 @dataclass(frozen=True)
@@ -167,43 +173,95 @@ class Turn:
 
     Attributes:
         labels: what kind of answer each is; none while they come, or of answers that were stopped.
+        system: the system prompt that both had before them.
+        blind: whether it is for the reader to say which answer is better, not knowing whose it is.
+        swapped: whether the columns show each other's answer.
+        choice: what the reader said.
     """
 
     message: Text
     answers: tuple[Text, Text] = ("", "")
     sources: tuple[Source, ...] = ()
     labels: tuple[Label, ...] = ()
+    system: Text = ""
+    blind: Flag = False
+    swapped: Flag = False
+    choice: Choice | None = None
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the columns do not say yet whose answers they show."""
+        return self.blind and self.choice is None
+
+    def side(self, column: int) -> int:
+        """Which of both answers a column shows."""
+        return 1 - column if self.swapped else column
+
+
+@dataclass(frozen=True)
+class Vote:
+    """Which of two answers a reader found better without knowing whose they were."""
+
+    sources: tuple[Source, Source]
+    choice: Choice
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns of a chat, oldest first."""
+    """The turns of a chat, oldest first, and the votes of this window; they outlast the chat."""
 
     turns: tuple[Turn, ...] = ()
+    votes: tuple[Vote, ...] = ()
 
     def history(self, column: int) -> list[dict[str, str]]:
         """The messages as one column's model saw them; an unanswered turn ends with the user."""
         messages = []
+        if self.turns and self.turns[-1].system:
+            messages.append({"role": "system", "content": self.turns[-1].system})
         for turn in self.turns:
             messages.append({"role": "user", "content": turn.message})
             if turn.answers[column]:
                 messages.append({"role": "assistant", "content": turn.answers[column]})
         return messages
 
-    def rows(self) -> list[dict]:
-        """The latest turns as plain data, for a browser to keep."""
-        return [asdict(turn) for turn in self.turns[-KEPT:]]
+    def judged(self, choice: Choice) -> "Conversation":
+        """With the reader's word on the last turn; it says from now on whose its answers are.
+
+        Raises:
+            UserError: there is nothing to be said of it.
+        """
+        last = self.turns[-1] if self.turns else None
+        if last is None or not last.hidden or len(last.sources) != 2:
+            raise UserError("there are no two answers to choose between.")
+        vote = Vote((last.sources[0], last.sources[1]), choice)
+        turns = (*self.turns[:-1], replace(last, choice=choice))
+        return Conversation(turns, (*self.votes, vote)[-JUDGED:])
+
+    def without(self, votes: Sequence[Vote]) -> "Conversation":
+        """With those votes forgotten."""
+        return replace(self, votes=tuple(vote for vote in self.votes if vote not in votes))
+
+    def saved(self) -> dict:
+        """The latest turns and the votes as plain data, for a browser to keep."""
+        return {
+            "turns": [asdict(turn) for turn in self.turns[-KEPT:]],
+            "votes": [asdict(vote) for vote in self.votes],
+        }
 
     @classmethod
-    def from_rows(cls, rows: object) -> "Conversation":
-        """What `rows` gave; all of it is left out where something else is among it."""
+    def restored(cls, kept: object) -> "Conversation":
+        """What `saved` gave; all of it is left out where something else is among it."""
+        rows = kept if isinstance(kept, dict) else {}
         try:
-            return cls(_TURNS.validate_python(rows))
+            turns = _TURNS.validate_python(rows.get("turns"))
+            return cls(turns, _VOTES.validate_python(rows.get("votes", [])))
         except ValidationError:
             return cls()
 
 
-_TURNS = TypeAdapter(tuple[Turn, ...], config=ConfigDict(extra="forbid"))
+_KEPT = ConfigDict(extra="forbid")
+_TURNS = TypeAdapter(tuple[Turn, ...], config=_KEPT)
+_VOTES = TypeAdapter(tuple[Vote, ...], config=_KEPT)
 
 
 def title(recipe: Recipe) -> str:
