@@ -27,13 +27,14 @@ from sst_ui.maths import kernel
 from sst_ui.paths import PRESETS
 from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Evaluation, ModelSpec
+from tests.patience import SECONDS
 
 # what finalists are tested on is kept short: it is not what these tests are about
-FEW = Evaluation(samples=8, max_new_tokens=24)
+FEW = Evaluation(samples=4, max_new_tokens=8)
 DEFAULT = replace(recipes.load(PRESETS / "recipes" / "default.yaml"), evaluation=FEW)
 GRID = [candidate(DEFAULT, {"peak": p, "width": w}, 12) for p, w in kernel.grid()[:10]]
 EVALUATION = Evaluation(
-    metrics=("refusal_rate@demo/harmful", "kl_16@demo/harmless"), samples=8, max_new_tokens=24
+    metrics=("refusal_rate@demo/harmful", "kl_16@demo/harmless"), samples=8, max_new_tokens=12
 )
 
 
@@ -283,19 +284,19 @@ def test_workers_need_a_cluster(capsys):
 def test_the_terminal_starts_a_cluster_and_prints_nothing_but_json(host, tmp_path):
     file = tmp_path / "few.yaml"
     file.write_text(recipes.to_yaml(DEFAULT))
-    options = ["--ray", "local", "--workers", "1", "--trials", "5", "--samples", "8",
-               "--tokens", "24", "--storage", "memory", "--json"]  # fmt: skip
+    options = ["--ray", "local", "--workers", "1", "--trials", "3", "--samples", "4",
+               "--tokens", "8", "--storage", "memory", "--json"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "sst_ui", "search", str(file), *options],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     told = json.loads(done.stdout)
     assert done.returncode == (0 if told["reached"] else 3), done.stderr
     assert done.stderr == ""
-    spec = SearchSpec("grid", trials=5, samples=8, max_new_tokens=24)
+    spec = SearchSpec("grid", trials=3, samples=4, max_new_tokens=8)
     with one_thread():
         here = finish(search(recipes.load(file), spec, Local(host), "memory"))
-    assert len(told["candidates"]) == len(here) == 5
+    assert len(told["candidates"]) == len(here) == 3
     for row, each in zip(told["candidates"], here, strict=True):
         assert row["values"].keys() == each.values.keys()
         for name, value in each.values.items():
