@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sst_ui import recipe as recipes
-from sst_ui.checked import Number, Text, Whole
+from sst_ui.checked import Flag, Number, Text, Whole
 from sst_ui.errors import UserError
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.metrics.text.labels import Label
@@ -167,12 +167,14 @@ class Turn:
 
     Attributes:
         labels: what kind of answer each is; none while they come, or of answers that were stopped.
+        unfinished: the answers are on their way, or were stopped before both had come to an end.
     """
 
     message: Text
     answers: tuple[Text, Text] = ("", "")
     sources: tuple[Source, ...] = ()
     labels: tuple[Label, ...] = ()
+    unfinished: Flag = False
 
 
 @dataclass(frozen=True)
