@@ -1,6 +1,7 @@
 """The merge's wiring without a browser: from the controls to the point, the chat and the table."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -16,8 +17,8 @@ from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, WeightTable
 from sst_ui.ui import page as studio
 from sst_ui.ui.events import chat as chat_events
-from sst_ui.ui.events import draw_merge, merge_methods
-from sst_ui.ui.events.draw_draft import Draft
+from sst_ui.ui.events import draw_merge, edit, merge_methods
+from sst_ui.ui.events.draw_draft import Draft, draw
 from sst_ui.ui.panels.chat import EDITED, MERGED, UTILITY
 from sst_ui.ui.services.merge_forecasts import Line
 from sst_ui.ui.state.form import Extras, show
@@ -207,3 +208,34 @@ def test_a_fresh_window_only_ablates(engine):
     assert extras == Extras(extras.curve, extras.overrides)
     text = recipes.to_yaml(replace(engine.first_recipe(), edits=(Ablation(),)))
     assert "utility" not in text
+
+
+@pytest.mark.parametrize(
+    ("strength", "goal", "words", "warned"),
+    [
+        (1.0, "auto", ("strength 1.00", "removed again", "fewer refusals as better"), True),
+        (1.0, "remove", ("removed again", "fewer refusals as better"), False),
+        (1.0, "reinforce", ("removed again", "against the goal"), True),
+        (-0.5, "auto", ("strength −0.50", "refuses more", "more refusals as better"), False),
+        (-0.5, "remove", ("refuses more", "against the goal"), True),
+        (1.0, "measure", ("removed again", "No change counts"), False),
+        (0.0, "auto", ("edits no layer",), False),
+    ],
+)
+def test_what_an_ablation_does_to_a_merge_is_said_above_apply(
+    screen, engine, merge, strength, goal, words, warned
+):
+    both = draft(engine, merge, Ablation(weights=WeightTable(strength=strength)))
+    now = replace(both, form=both.form._replace(metric_goal=goal))
+    line = screen.editor.drawing.pair
+    said = draw(screen.editor.drawing, engine, now)[line]
+    for part in words:
+        assert part in said
+    assert ("notice warn" in said) == warned
+    for name in ("ablation_on", "merge_on"):  # one click leaves one of them out
+        left = edit.leave_out(screen.editor, engine, now, SimpleNamespace(pick=name))
+        assert left[getattr(screen.editor.controls.form, name)] is False
+        assert left[line] == ""
+        kept = recipes.from_yaml(left[screen.editor.drawing.text]).edits
+        assert [type(each) for each in kept] == [Merge if name == "ablation_on" else Ablation]
+    assert edit.leave_out(screen.editor, engine, now, SimpleNamespace(pick="strength")) == {}
