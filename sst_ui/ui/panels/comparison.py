@@ -50,11 +50,13 @@ def _line(
     ends: Mapping[str, float],
 ) -> plots.Line:
     """One variant on all axes; hollow where its sample is not that of the axis."""
-    found = [values.get(a.name, (None, None)) for a in axes]
+    nothing: tuple[Value | None, Sample | None] = (None, None)
+    found = [values.get(a.name, nothing) for a in axes]
     return plots.Line(
         name,
         [_height(value, a, ends[a.name]) for a, (value, _) in zip(axes, found, strict=True)],
-        [_told(language, *pair, a) for a, pair in zip(axes, found, strict=True)],
+        [_told(language, value, sample, a)
+         for a, (value, sample) in zip(axes, found, strict=True)],
         [sample is not None and not sample.equals(Sample.of(a))
          for a, (_, sample) in zip(axes, found, strict=True)],
     )  # fmt: skip
