@@ -175,12 +175,13 @@ document.addEventListener("blur", (event) => {
 }, true);
 
 // The line above an answer says where it came from; a copied answer takes it along as text.
-// HTML in a message is kept from being read as such by an unseen sign, which nobody wants to copy.
-const unseen = /<\u2060/g;
+// HTML and images in a message are kept from being read as such by an unseen sign, which nobody
+// wants to copy.
+const unseen = /(?<=[<!\]`])\u2060/g;
 document.addEventListener("copy", (event) => {
   const text = String(getSelection());
   if (text.search(unseen) < 0) return;
-  event.clipboardData.setData("text/plain", text.replace(unseen, "<"));
+  event.clipboardData.setData("text/plain", text.replace(unseen, ""));
   event.preventDefault();
 });
 const copy = navigator.clipboard?.writeText?.bind(navigator.clipboard);
@@ -189,7 +190,7 @@ if (copy) {
     await copy(text.replace(
       /^<div class="source[^>]*>(.*?)<\/div>\n\n/,
       (_, html) => `[${new DOMParser().parseFromString(html, "text/html").body.textContent}]\n`,
-    ).replace(unseen, "<"));
+    ).replace(unseen, ""));
     tell(navigator.language.startsWith("ja") ? "コピーしました" : "Copied");
   };
 }

@@ -120,6 +120,7 @@ class Screen:
             curve=f.curve,
             notes=left.weights.notes,
             apply=left.apply.apply,
+            pair=left.apply.pair,
             text=work.recipe.text,
             command=work.recipe.command,
             digest=work.recipe.digest,

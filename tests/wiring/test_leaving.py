@@ -1,5 +1,6 @@
 """Runs and exports on the screen, without a browser: what is kept, for whom, what is written."""
 
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -271,7 +272,9 @@ def test_every_setting_of_the_export_reaches_the_lab(
     ]  # fmt: skip
     told = text(last, page, "export-status")
     assert recipe.digest() in told
-    assert str(tmp_path / "mine" / "first") in told
+    line = re.sub("<p>.*?</p>", "", told)  # what is to be seen without opening anything
+    assert str(tmp_path / "mine" / "first") in line
+    assert re.search(r"[\d,.]+ MB", line)
     done = next(v for v in last.values() if isinstance(v, Done))
     assert zipfile.ZipFile(done.archive).namelist() == ["first/weights.safetensors"]
     press(page, engine, recipe, ("adapter", "stochastic", 4, 0, "second"), done=done)

@@ -1,6 +1,7 @@
 """The merge's wiring without a browser: from the controls to the point, the chat and the table."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -16,8 +17,9 @@ from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, WeightTable
 from sst_ui.ui import page as studio
 from sst_ui.ui.events import chat as chat_events
-from sst_ui.ui.events import draw_merge, merge_methods
-from sst_ui.ui.events.draw_draft import Draft
+from sst_ui.ui.events import draw_merge, edit, merge_methods
+from sst_ui.ui.events.draw_draft import Draft, draw
+from sst_ui.ui.panels import merge_plots
 from sst_ui.ui.panels.chat import EDITED, MERGED, UTILITY
 from sst_ui.ui.services.merge_forecasts import Line
 from sst_ui.ui.state.form import Extras, show
@@ -207,3 +209,68 @@ def test_a_fresh_window_only_ablates(engine):
     assert extras == Extras(extras.curve, extras.overrides)
     text = recipes.to_yaml(replace(engine.first_recipe(), edits=(Ablation(),)))
     assert "utility" not in text
+
+
+@pytest.mark.parametrize(
+    ("strength", "goal", "words", "warned"),
+    [
+        (1.0, "auto", ("strength 1.00", "removed again", "fewer refusals as better"), True),
+        (1.0, "remove", ("removed again", "fewer refusals as better"), False),
+        (1.0, "reinforce", ("removed again", "against the goal"), True),
+        (-0.5, "auto", ("strength −0.50", "refuses more", "more refusals as better"), False),
+        (-0.5, "remove", ("refuses more", "against the goal"), True),
+        (1.0, "measure", ("removed again", "No change counts"), False),
+        (0.0, "auto", ("edits no layer",), False),
+    ],
+)
+def test_what_an_ablation_does_to_a_merge_is_said_above_apply(
+    screen, engine, merge, strength, goal, words, warned
+):
+    both = draft(engine, merge, Ablation(weights=WeightTable(strength=strength)))
+    now = replace(both, form=both.form._replace(metric_goal=goal))
+    line = screen.editor.drawing.pair
+    said = draw(screen.editor.drawing, engine, now)[line]
+    for part in words:
+        assert part in said
+    assert ("notice warn" in said) == warned
+    for name in ("ablation_on", "merge_on"):  # one click leaves one of them out
+        left = edit.leave_out(screen.editor, engine, now, SimpleNamespace(pick=name))
+        assert left[getattr(screen.editor.controls.form, name)] is False
+        assert left[line] == ""
+        kept = recipes.from_yaml(left[screen.editor.drawing.text]).edits
+        assert [type(each) for each in kept] == [Merge if name == "ablation_on" else Ablation]
+    assert edit.leave_out(screen.editor, engine, now, SimpleNamespace(pick="strength")) == {}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_more_than_the_whole_safety_edit_is_marked_and_explained(language):
+    shares = {("q", 0): 0.5, ("q", 1): 1.264, ("o", 0): 1.004, ("o", 1): 1.0}
+    drawn = merge_plots.kept(language, shares)
+    (cells,) = drawn.data
+    assert [list(row) for row in cells.text] == [["50", "126▲"], ["100", "100"]]
+    (why,) = drawn.layout.annotations
+    assert "100 %" in why.text
+    assert cells.customdata[0][1].removeprefix("<br>") in why.text
+    assert cells.customdata[0][0] == ""
+    plain = merge_plots.kept(language, {**shares, ("q", 1): 0.9})
+    assert not plain.layout.annotations
+    many = merge_plots.kept(language, {("q", layer): 0.5 for layer in range(40)})
+    assert many.data[0].texttemplate is None, "no room for numbers that can be read"
+
+
+@pytest.mark.parametrize("ground", [(255, 255, 255), (24, 28, 34)])
+def test_the_numbers_of_the_map_are_legible_on_both_of_its_colours(ground):
+    """By WCAG's formula, for the page's own text colours (light on dark, dark on light)."""
+
+    def luminance(colour):
+        parts = [c / 255 for c in colour]
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    text = (31, 41, 55) if ground[0] == 255 else (243, 244, 246)
+    (cells,) = merge_plots.kept("en", {("q", 0): 0.0, ("q", 1): 1.0}).data
+    for _, colour in cells.colorscale:
+        *rgb, alpha = (float(c) for c in colour.removeprefix("rgba(").rstrip(")").split(","))
+        seen = [alpha * c + (1 - alpha) * g for c, g in zip(rgb, ground, strict=True)]
+        low, high = sorted((luminance(seen), luminance(text)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, colour

@@ -248,6 +248,25 @@ def test_stop_keeps_what_there_is_and_only_in_its_own_window(page, engine, known
     assert kept[0].startswith("left left")
     assert part(updates[-1], page, "send")["visible"] is True
     assert held.closed
+    # ... and says that it was: after a reload too, and when it is no longer the last one
+    assert ">stopped<" not in part(updates[-2], page, "chat-left")[-1]["content"], "it still came"
+    talk = Conversation.restored(json.loads(json.dumps(state(updates[-1]).saved())))
+    for turns in (talk.turns, (*talk.turns, Turn("And now?"))):
+        shown = chat_events.view("en", Conversation(turns), 1)[1]["content"]
+        assert ">stopped<" in shown
+        assert "label" not in shown.replace("no label", "")
+
+
+def test_a_new_message_leaves_the_answer_that_it_cuts_short_marked(page, engine, known, held):
+    thread, updates = running(page, engine, known, held)
+    talk = state(updates[-1])
+    held.go.release(1000)
+    steps = ask(page, engine, "send", known, talk, "Something else")
+    shown = part(next(steps), page, "chat-left")
+    thread.join(SECONDS)
+    steps.close()
+    assert ">stopped<" in shown[1]["content"]
+    assert ">stopped<" not in shown[3]["content"], "it is on its way"
 
 
 # --- what lies on the disk ---------------------------------------------------------------------
@@ -300,6 +319,7 @@ def test_every_answer_says_what_kind_it_is(page, engine, known):
         shown = chat_events.view("en", talk, column)[1]["content"]
         assert f"l-{kind}" in shown
         assert kind in shown
+        assert ">stopped<" not in shown
     again = Conversation.restored(json.loads(json.dumps(talk.saved())))
     assert again == talk
 
@@ -381,15 +401,18 @@ def test_what_is_kept_and_sent_is_the_plain_answer(page, engine, known):
         '<div class="source is-base"><b>Base</b> <span class="label">delivered</span></div>',
         "<mark>x</mark> <img src=x onerror=alert(1)> <!-- x -->",
         "- a\n\n      ```\n<script>x</script>\n```",
+        "![x](http://x.org/a.png) ![y][1] ![\n\n[1]: http://x.org/b.png [![z](c)](d) ![a[b]](e)",
+        '```mermaid\nflowchart LR\n  a@{ img: "http://x.org/a.png" }\n```',
     ],
 )
-def test_html_in_a_message_or_an_answer_is_shown_as_text(nasty):
+def test_html_and_images_in_a_message_or_an_answer_are_shown_as_text(nasty):
     talk = Conversation((Turn(nasty, (nasty, "b"), (Source(BASE), Source(EDITED, "v", "1"))),))
     asked, answered = (each["content"] for each in chat_events.view("en", talk, 0))
     answered = answered.removeprefix(chat_events.source_of("en", Source(BASE)))
     for text in (asked, answered):
         assert not re.search("<[a-zA-Z/!?]", text)
-        assert text.strip().replace("<\u2060", "<") == nasty, "nothing else is changed"
+        assert not re.search(r"!\[|```mermaid", text), "nothing is loaded"
+        assert text.strip().replace("\u2060", "") == nasty, "nothing else is changed"
     assert talk.history(0)[-1]["content"] == nasty
-    plain = "a < b, x<3, <- that, 1 <= 2"
+    plain = "a < b, x<3, <- that, 1 <= 2, no! [a](http://x.org) ```python\nx[1](2)```"
     assert chat_events.shown(plain) == plain

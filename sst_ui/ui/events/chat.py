@@ -38,15 +38,21 @@ from sst_ui.ui.widgets.texts import say
 
 PACE = 0.1  # seconds between two updates of the screen, at least: a browser draws each of them
 SHARE = 4  # ... and this many times what an update takes, so that a busy machine sends fewer
-TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where Markdown would read HTML
+# Where Markdown would read HTML, or load an image from wherever the text says; a diagram may name
+# images, too. (The end of an image's name, so that it is no link either.)
+READ = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)|```(?=mermaid)")
+IMAGE = re.compile(r"!\[(?:\\.|[^\[\]\\])*\](?=[(\[])")
 JOINER = "\u2060"  # takes no room and is no part of a tag; assets/studio.js copies text without it
 SOUND = (ChatOptions().max_new_tokens, ChatOptions().temperature, "")  # what the boxes begin with
 
 
-def view(language: str, conversation: Conversation, column: int) -> list[dict[str, str]]:
+def view(
+    language: str, conversation: Conversation, column: int, running: bool = False
+) -> list[dict[str, str]]:
     """A column's messages for `gr.Chatbot`, every answer below where it came from.
 
-    A turn in progress shows what has come so far.
+    Args:
+        running: the last turn is being answered; it shows what has come so far.
     """
     messages = []
     for turn in conversation.turns:
@@ -54,16 +60,19 @@ def view(language: str, conversation: Conversation, column: int) -> list[dict[st
         if turn.sources:
             side = turn.side(column)
             head = _nobody(language, column) if turn.hidden else _head(language, turn, side)
+            if turn.unfinished and not (running and turn is conversation.turns[-1]):
+                head = _stopped(language, head)
             text = f"{head}\n\n{shown(turn.answers[side].strip())}"
             messages.append({"role": "assistant", "content": text})
     return messages
 
 
 def shown(text: str) -> str:
-    """Markdown as it is written, in which HTML stays text, in code too: else an answer could draw
-    a line that says where it came from, or a mark.
+    """Markdown as it is written, in which HTML, images and diagrams stay text, in code too: else an
+    answer could draw a line that says where it came from, or have the browser load an address,
+    which tells whoever is there that it was read.
     """
-    return TAG.sub(f"<{JOINER}", text)
+    return READ.sub(rf"\g<0>{JOINER}", IMAGE.sub(rf"\g<0>{JOINER}", text))
 
 
 def _nobody(language: str, column: int) -> str:
@@ -95,6 +104,12 @@ def source_of(language: str, source: Source, kind: Label | None = None, system: 
         parts.append(f'<i title="{_inline(system)}">{_inline(words)}</i>')
     parts += [chip(language, kind)] if kind else []
     return f'<div class="source is-{source.part}">{" ".join(parts)}</div>'
+
+
+def _stopped(language: str, head: str) -> str:
+    """The line above an answer that did not come to its end, with a mark that says so."""
+    tip, word = (safe(say(language, f"chat.stopped{part}")) for part in (".tip", ""))
+    return head.removesuffix("</div>") + f' <span class="stopped" title="{tip}">{word}</span></div>'
 
 
 def _inline(text: str) -> str:
@@ -255,9 +270,11 @@ class Screen:
         lines = [*p.outdated, p.votes, p.status]
         return [self.conversation, *p.columns, *lines, p.box, p.send, p.stop]
 
-    def show(self, language: str, talk: Conversation, text: str = "") -> dict:
+    def show(
+        self, language: str, talk: Conversation, text: str = "", running: bool = False
+    ) -> dict:
         """Both columns, and a line below them."""
-        columns = {self.panel.columns[i]: view(language, talk, i) for i in (0, 1)}
+        columns = {self.panel.columns[i]: view(language, talk, i, running) for i in (0, 1)}
         return {self.conversation: talk, **columns, self.panel.status: text}
 
     def refuse(self, language: str, key: str) -> dict:
@@ -463,8 +480,10 @@ class _Growing:
     def __init__(self, asked: Asked) -> None:
         talk, blind = asked.talk, asked.blind
         swapped = blind and bool(secrets.randbits(1))
-        message = talk.turns[-1].message
-        self.last = Turn(message, system=asked.system, blind=blind, swapped=swapped)
+        self.last = Turn(  # unfinished, whatever ends it too early
+            talk.turns[-1].message, system=asked.system, blind=blind, swapped=swapped,
+            unfinished=True,
+        )  # fmt: skip
         self.talk = replace(talk, turns=(*talk.turns[:-1], self.last))
 
     def told(self, **changes: Any) -> Conversation:
@@ -495,7 +514,7 @@ def _stream(
     growing = _Growing(asked)
     histories = [growing.talk.history(column) for column in (0, 1)]
     start, shown, cost = time.monotonic(), 0.0, 0.0
-    first = screen.show(lang, growing.told(sources=sources))
+    first = screen.show(lang, growing.told(sources=sources), running=True)
     current = dict.fromkeys([*screen.panel.outdated, screen.panel.votes], "")
     yield {**first, **current, **screen.running, screen.panel.box: ""}
     try:
@@ -512,12 +531,13 @@ def _stream(
                     begun = time.monotonic()
                     # the buttons again: Gradio's page loses what makes one visible when the
                     # next update comes right behind it
-                    yield {**screen.show(lang, growing.talk), **screen.running}
+                    yield {**screen.show(lang, growing.talk, running=True), **screen.running}
                     shown = time.monotonic()
                     cost = shown - begun
         count = engine.tokens(key, growing.last.answers)
         if not mine.stopped:
-            growing.told(labels=_labels(engine, key, growing.last, tokens))
+            labels = _labels(engine, key, growing.last, tokens)
+            growing.told(labels=labels, unfinished=False)
         speed = count / max(time.monotonic() - start, 1e-6)
         words = say(lang, "chat.speed", tokens=count, speed=speed)
         if engine.short(key) > short:

@@ -15,6 +15,7 @@ from sst_ui.maths import kernel
 from sst_ui.recipe import Ablation, Merge, Recipe, WeightTable
 from sst_ui.ui.events import draw_merge
 from sst_ui.ui.events.binding import Reads
+from sst_ui.ui.panels import edit_pair
 from sst_ui.ui.panels import export as export_panel
 from sst_ui.ui.panels import merge as merge_panel
 from sst_ui.ui.panels import recipe_text as recipe_panel
@@ -90,6 +91,7 @@ class Drawing:
     curve: gr.HTML
     notes: gr.HTML
     apply: gr.Button
+    pair: gr.HTML
     text: gr.Code
     command: gr.Textbox
     digest: gr.HTML
@@ -107,6 +109,7 @@ class Drawing:
             self.curve,
             self.notes,
             self.apply,
+            self.pair,
             self.text,
             self.command,
             self.digest,
@@ -221,6 +224,7 @@ def draw_rest(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
     return {
         **draw_merge.draw(drawing.merge, drawing.merge_figure, engine, draft, recipe),
         **(_clean(drawing, lang) if clean else dirty(drawing, lang)),
+        drawing.pair: edit_pair.told(lang, recipe, draft.loaded.layers),
         drawing.text: recipes.to_yaml(recipe),
         drawing.command: recipe_panel.command(recipe),
         drawing.digest: recipe_panel.hashed(lang, recipe, clean),

@@ -18,6 +18,7 @@ from sst_ui.maths import kernel
 from sst_ui.ui.events import draw_draft
 from sst_ui.ui.events.binding import PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw
+from sst_ui.ui.panels import edit_pair
 from sst_ui.ui.panels.weights import ApplyBar
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
@@ -92,6 +93,11 @@ def connect(
         *controls.merge.controls.values(),
     ]
     ways = [getattr(form, name) for name in WAYS]
+    apply.pair.click(
+        **call(partial(leave_out, editor, engine), editor.draft, check=check),
+        outputs=[*drawing.outputs, form.ablation_on, form.merge_on],
+        **LIVE,
+    )
     apply.by_hand.click(None, None, form.profile, js="() => 'custom'", **PRIVATE)
     form.profile.input(
         None,
@@ -114,6 +120,14 @@ def connect(
         outputs=[*drawing.outputs, form.profile, *shapes, controls.extras],
         **LIVE,
     )
+
+
+def leave_out(editor: Editor, engine: Engine, draft: Draft, event: gr.EventData) -> dict:
+    """One edit of a pair off (see `panels.edit_pair`)."""
+    if (name := event.pick) not in edit_pair.SWITCHES:
+        return {}
+    draft = replace(draft, form=draft.form._replace(**{name: False}))
+    return {**draw(editor.drawing, engine, draft), getattr(editor.controls.form, name): False}
 
 
 def redraw(editor: Editor, engine: Engine, draft: Draft) -> dict:

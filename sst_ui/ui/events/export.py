@@ -237,11 +237,20 @@ def _idle(panel: ExportPanel) -> dict:
 
 
 def report(language: str, recipe: Recipe, done: Export) -> str:
-    """What was written, in a line; where, and what to know, under it."""
-    size = f"{done.bytes / 1e6:,.1f} MB"
-    text = say(language, "export.done", digest=recipe.digest(), size=size, seconds=done.seconds)
+    """What was written, how large it is and where, in a line; what to know, under it.
+
+    A visitor's folder is the studio's own and nothing to look for: there it is a download.
+    """
+    text = say(
+        language,
+        "export.done" if shared() else "export.where",
+        digest=recipe.digest(),
+        size=f"{done.bytes / 1e6:,.1f} MB",
+        seconds=done.seconds,
+        folder=done.folder,
+    )
     checked, tone = done.verification, "good"
-    more = [*done.notes] if shared() else [str(done.folder), *done.notes]
+    more = [*done.notes]
     if checked is not None:
         key = "export.verified" if checked.ok else "export.differs"
         key = "export.unverified" if checked.problem else key

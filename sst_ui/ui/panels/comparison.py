@@ -7,8 +7,9 @@ from plotly.graph_objects import Figure
 from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
-from sst_ui.ui.widgets import plots
+from sst_ui.ui.widgets import plots, samples
 from sst_ui.ui.widgets.numbers import exact, number, scale
+from sst_ui.ui.widgets.samples import Sample
 from sst_ui.ui.widgets.texts import say
 
 AXES = (
@@ -32,19 +33,33 @@ def figure(board: Board) -> Figure:
     for axis, name in zip(axes, names, strict=True):
         worst, best = _limits(axis, ends[axis.name])
         ticks.append((plots.wrapped(name), best, worst))
-    base = {a.name: a.base for a in axes}
+    base = {a.name: (a.base, Sample(a.base.n, a.tokens)) for a in axes}
     lines = [(say(lang, "chat.base"), base)]
     for variant, found in known:
-        lines.append((variant, {n: r.edited for n, r in found.items() if r.edited is not None}))
-    drawn = [
-        plots.Line(
-            name,
-            [_height(values.get(a.name), a, ends[a.name]) for a in axes],
-            [_told(lang, values.get(a.name), a) for a in axes],
-        )
-        for name, values in lines
-    ]
+        measured = {n: (r.edited, Sample.of(r)) for n, r in found.items() if r.edited is not None}
+        lines.append((variant, measured))
+    drawn = [_line(lang, name, values, axes, ends) for name, values in lines]
     return plots.compare(ticks, drawn, board.variants.current)
+
+
+def _line(
+    language: str,
+    name: str,
+    values: Mapping[str, tuple[Value, Sample]],
+    axes: Sequence[MetricResult],
+    ends: Mapping[str, float],
+) -> plots.Line:
+    """One variant on all axes; hollow where its sample is not that of the axis."""
+    nothing: tuple[Value | None, Sample | None] = (None, None)
+    found = [values.get(a.name, nothing) for a in axes]
+    return plots.Line(
+        name,
+        [_height(value, a, ends[a.name]) for a, (value, _) in zip(axes, found, strict=True)],
+        [_told(language, value, sample, a)
+         for a, (value, sample) in zip(axes, found, strict=True)],
+        [sample is not None and not sample.equals(Sample.of(a))
+         for a, (_, sample) in zip(axes, found, strict=True)],
+    )  # fmt: skip
 
 
 def _shown(board: Board) -> list[tuple[str, dict[str, MetricResult]]]:
@@ -75,7 +90,7 @@ def _limits(axis: MetricResult, end: float) -> tuple[str, str]:
     return (low, high) if axis.better == "high" else (high, low)
 
 
-def _told(language: str, value: Value | None, axis: MetricResult) -> str:
-    if value is None:
+def _told(language: str, value: Value | None, sample: Sample | None, axis: MetricResult) -> str:
+    if value is None or sample is None:
         return ""
-    return f"{exact(value, axis.unit)} · n {value.n}{metrics.length(language, axis)}"
+    return f"{exact(value, axis.unit)} · {samples.told(language, sample)}"

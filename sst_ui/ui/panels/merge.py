@@ -246,4 +246,6 @@ def summary(language: str, spec: Merge, point: Any, mu: float | None) -> str:
     words = [] if mu is None else [f"μ {mu:.3g}"]
     words.append(say(language, "merge.cost", cost=f"{point.cost:.2g}"))
     words.append(say(language, "merge.kept", kept=point.kept))
+    if round(point.kept * 100) > 100:
+        words.append(say(language, "merge.kept.above"))
     return " · ".join(words)

@@ -15,6 +15,7 @@ from sst_ui.ui.widgets.texts import say
 
 TINY = 1e-7  # nats per token; what lies below is drawn here, the axis being logarithmic
 LINES = 400  # points of a spectrum's line
+WRITTEN = 20  # columns of a map whose cells have room for a number
 
 
 def budget(
@@ -128,7 +129,10 @@ def ordered(kinds: Iterable[str]) -> list[str]:
 
 
 def kept(language: str, values: Mapping[tuple[str, int | None], float]) -> go.Figure:
-    """What each module keeps of the safety edit's effect, layers across, kinds down."""
+    """What each module keeps of the safety edit's effect, layers across, kinds down.
+
+    More than the whole edit (a weight or a factor above 1) is marked, and said at the scale.
+    """
     kinds = ordered({kind for kind, _ in values})
     layers = sorted({layer for _, layer in values if layer is not None})
     columns: list = [str(layer) for layer in layers]
@@ -138,21 +142,33 @@ def kept(language: str, values: Mapping[tuple[str, int | None], float]) -> go.Fi
         for kind in kinds
     ]
     drawn = blank(say(language, "curve.layer"), "")
+    shares = np.array(table) * 100
+    above = np.nan_to_num(shares).round() > 100
+    written = np.where(np.isnan(shares), "", np.char.mod("%.0f", np.nan_to_num(shares)))
     drawn.add_heatmap(
-        z=np.array(table) * 100,
+        z=shares,
         x=columns,
         y=kinds,
         zmin=0,
-        zmax=max(100.0, float(np.nanmax(table)) * 100),
-        colorscale=[[0, "rgba(113,137,163,.12)"], [1, EDITED]],
+        zmax=max(100.0, float(np.nanmax(shares))),
+        # pale enough for the numbers in them, on white as on black; dark and light without a hue
+        colorscale=[[0, "rgba(113,137,163,.08)"], [1, "rgba(217,98,43,.62)"]],
         xgap=1,
         ygap=1,
-        hovertemplate="%{y}, %{x}: %{z:.0f} %<extra></extra>",
+        text=np.char.add(written, np.where(above, "▲", "")),
+        customdata=np.where(above, f"<br>{say(language, 'merge.kept.above')}", ""),
+        hovertemplate="%{y}, %{x}: %{z:.0f} %%{customdata}<extra></extra>",
         colorbar={"thickness": 8, "outlinewidth": 0, "ticksuffix": " %"},
-        texttemplate="%{z:.0f}" if len(columns) <= 34 else None,
-        textfont={"size": 9},
+        texttemplate="%{text}" if len(columns) <= WRITTEN else None,
+        textfont={"size": 12},
     )
-    drawn.update_layout(hovermode="closest", margin={"l": 52, "t": 12})
+    if above.any():
+        drawn.add_annotation(
+            text=f"▲ {say(language, 'merge.kept.above')}", x=1, y=1, xref="paper", yref="paper",
+            xanchor="right", yanchor="bottom", showarrow=False, font={"size": 12},
+        )  # fmt: skip
+    top = 24 if above.any() else 12
+    drawn.update_layout(hovermode="closest", margin={"l": 52, "t": top})
     drawn.update_xaxes(type="category")
     drawn.update_yaxes(autorange="reversed")
     return drawn

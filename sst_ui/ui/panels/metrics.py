@@ -19,9 +19,11 @@ from sst_ui.ui.panels import prompt_files
 from sst_ui.ui.state.form import measured_by
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Variants
+from sst_ui.ui.widgets import samples
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio
 from sst_ui.ui.widgets.numbers import exact, interval, number, scale, spark, track
+from sst_ui.ui.widgets.samples import Sample
 from sst_ui.ui.widgets.texts import has, say, t
 
 Named = Verdict | Literal["none"]  # none where nothing was compared
@@ -211,11 +213,14 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
         if result.name in found and (edited := found[result.name].edited) is not None
     ]
     line = spark(
-        result.base, history, board.variants.current, end, unit, say(lang, "metrics.spark")
-    )
+        result.base, history, board.variants.current, end, unit, say(lang, "metrics.spark"),
+        _unequal(board, result),
+    )  # fmt: skip
     tracks = track(result.base, end, "is-base") + track(result.edited, end, "is-edited")
     shown = result.base if result.edited is None else result.edited
     opened = " open" if result.name == board.opened else ""
+    base = Sample(result.base.n, result.tokens)
+    mark = samples.mark(lang, Sample.of(result), base)
     return (
         f'<div class="metric {kind}{opened}" role="button" tabindex="0" '
         f'data-pick="{safe(result.name)}" title="{safe(tip)}"><div class="line">'
@@ -227,9 +232,19 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
         f"{MARKS[kind]}</span></div>"
         f'<div class="line second"><div class="tracks">{tracks}</div>{line}'
         f'<span class="ci">{interval(shown, unit)}</span>'
-        f'<span class="n">n {shown.n}{length(lang, result, "metrics.length.short")}</span>'
+        f'<span class="n">n {shown.n}{length(lang, result, "metrics.length.short")}{mark}</span>'
         f"</div>{_note(result)}</div>"
     )
+
+
+def _unequal(board: Board, result: MetricResult) -> set[str]:
+    """The variants whose number rests on another sample than the one in this row."""
+    mine = Sample.of(result)
+    return {
+        variant
+        for variant, found in board.measured
+        if result.name in found and not Sample.of(found[result.name]).equals(mine)
+    }
 
 
 def length(language: str, result: MetricResult, key: str = "metrics.length") -> str:

@@ -4,7 +4,7 @@ What happens on a click is in `ui.events.runs`: a row is a button that chooses i
 buttons reach Python as `event.act` and `event.run`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -16,9 +16,11 @@ from sst_ui.jobs.history.records import Comparison, Record, compare, value
 from sst_ui.metrics.registry import SUMMARY
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.services.errors import message
+from sst_ui.ui.widgets import samples
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.numbers import exact, interval, number
+from sst_ui.ui.widgets.samples import Sample
 from sst_ui.ui.widgets.texts import say, t
 
 ACTS = """
@@ -105,12 +107,22 @@ def listed(
     heads = [say(language, f"runs.{name}") for name in ("recipe", "model", "when")]
     head = "".join(f"<span>{name}</span>" for name in (*heads, *names))
     rows = [f'<div class="run heads"><i></i>{head}<span></span></div>']
-    rows += [_row(language, r, r.id in view.chosen, r.digest == now) for r in records]
+    beside = {name: _beside([r.metric(name) for r in records]) for name in SUMMARY}
+    rows += [_row(language, r, r.id in view.chosen, r.digest == now, beside) for r in records]
     return "".join(rows)
 
 
-def _row(language: str, record: Record, chosen: bool, current: bool) -> str:
-    cells = "".join(f"<span>{_cell(language, record, name)}</span>" for name in SUMMARY)
+def _beside(rows: Iterable[Mapping[str, Any] | None]) -> Sample | None:
+    """What most of a metric's numbers rest on."""
+    return samples.usual(Sample.of_row(row) for row in rows if row)
+
+
+def _row(
+    language: str, record: Record, chosen: bool, current: bool, beside: Mapping[str, Sample | None]
+) -> str:
+    cells = "".join(
+        f"<span>{_cell(language, record.metric(name), beside[name])}</span>" for name in SUMMARY
+    )
     name = safe(record.title)
     marks = f"{' chosen' if chosen else ''}{' current' if current else ''}"
     return (
@@ -149,7 +161,7 @@ def _metrics(language: str, found: Comparison) -> str:
         return f'<tr><td colspan="{columns}">{say(language, "runs.unmeasured")}</td></tr>'
     lines = []
     for metric, rows in found.metrics:
-        unit, cells = metric["unit"], []
+        unit, cells, beside = metric["unit"], [], _beside(rows)
         name = safe(metrics.title(language, metric["name"], metric["title"]))
         for row in rows:
             if row is None:
@@ -161,7 +173,8 @@ def _metrics(language: str, found: Comparison) -> str:
                 f'<td title="{safe(exact(shown, unit))} · {say(language, f"verdict.{kind}")}">'
                 f"<s>{number(base, unit)}</s>"
                 f'<b class="v-{kind}">{number(shown, unit)}</b> '
-                f"<small>{interval(shown, unit)} n {shown.n}{_length(language, row)}</small></td>"
+                f"<small>{interval(shown, unit)} n {shown.n}{_length(language, row)}</small>"
+                f"{samples.mark(language, Sample.of_row(row), beside)}</td>"
             )
         lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
     return "".join(lines)
@@ -183,11 +196,11 @@ def _differences(language: str, found: Comparison) -> str:
     return "".join(lines)
 
 
-def _cell(language: str, record: Record, name: str) -> str:
-    row = record.metric(name)
+def _cell(language: str, row: Mapping[str, Any] | None, beside: Sample | None) -> str:
     if not row:
         return "·"
     shown = number(value(row["edited"] or row["base"]), row["unit"])
+    shown += samples.mark(language, Sample.of_row(row), beside)
     return f'<span title="{length}">{shown}</span>' if (length := _length(language, row)) else shown
 
 

@@ -11,8 +11,10 @@ from sst_ui.jobs.search.space import used
 from sst_ui.metrics.registry import find
 from sst_ui.ui.panels.metrics import title
 from sst_ui.ui.state.search_results import BELL, Found
+from sst_ui.ui.widgets import samples
 from sst_ui.ui.widgets.html import safe
 from sst_ui.ui.widgets.numbers import exact, number
+from sst_ui.ui.widgets.samples import Sample
 from sst_ui.ui.widgets.texts import has, say
 
 SHORT = 36  # letters of a name that says its settings
@@ -38,10 +40,14 @@ def render(language: str, found: Found, picked: str) -> str:
             )
         )  # fmt: skip
     front = {each.number for each in found.front}
+    beside = {
+        name: samples.usual(Sample(e.values[name].n) for e in found.ranked if name in e.values)
+        for name in names
+    }
     for each in found.ranked:
         best = each is found.best and found.bell[0] is None
         mark = "★" if best else "◆" if each.number in front else ""
-        cells = "".join(_cell(each, name) for name in names)
+        cells = "".join(_cell(language, each, name, beside[name]) for name in names)
         note = _note(language, each, found) if noted else None
         rows.append(
             _row(
@@ -131,8 +137,10 @@ def _note(language: str, each: Candidate, found: Found) -> str:
     return f'<span title="{safe(each.note)}">{safe(state(language, each, found))}</span>'
 
 
-def _cell(each: Candidate, name: str) -> str:
+def _cell(language: str, each: Candidate, name: str, beside: Sample | None) -> str:
     value, unit = each.values.get(name), find(name).unit
     if value is None:
         return "<td>·</td>"
-    return f'<td title="{safe(f"{exact(value, unit)} · n {value.n}")}">{number(value, unit)}</td>'
+    mark = samples.mark(language, Sample(value.n), beside)
+    tip = safe(f"{exact(value, unit)} · n {value.n}")
+    return f'<td title="{tip}">{number(value, unit)}{mark}</td>'

@@ -11,9 +11,10 @@ from sst_ui.metrics.registry import SUMMARY
 from sst_ui.metrics.results import MetricResult
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
-from sst_ui.ui.widgets import plots
+from sst_ui.ui.widgets import plots, samples
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.numbers import number
+from sst_ui.ui.widgets.samples import Sample
 from sst_ui.ui.widgets.texts import say, t
 
 RENAMES = """
@@ -68,9 +69,10 @@ def render(board: Board) -> str:
     names = (safe(say(board.language, f"variants.{name}")) for name in SUMMARY)
     head = "".join(f"<span>{name}</span>" for name in names)
     rows = [f'<div class="variant heads"><b></b>{head}</div>']
+    beside = {name: _beside(board, name) for name in SUMMARY}
     for variant in reversed(variants.items):
         found = known.get(variant.name, {})
-        cells = "".join(_cell(board.language, found.get(name)) for name in SUMMARY)
+        cells = "".join(_cell(board.language, found.get(n), beside[n]) for n in SUMMARY)
         current, name = variant.name == variants.current, safe(variant.name)
         pencil = _pencil(board.language, name) if current else ""
         rows.append(
@@ -88,12 +90,22 @@ def _pencil(language: str, name: str) -> str:
     )
 
 
-def _cell(language: str, result: MetricResult | None) -> str:
-    """A number, with the length of the answers as its tip."""
+def _beside(board: Board, name: str) -> Sample | None:
+    """What the current variant's number rests on, else what most variants' do."""
+    found = {variant: rows[name] for variant, rows in board.measured if name in rows}
+    if (mine := found.get(board.variants.current)) is not None:
+        return Sample.of(mine)
+    return samples.usual(Sample.of(each) for each in found.values())
+
+
+def _cell(language: str, result: MetricResult | None, beside: Sample | None) -> str:
+    """A number, marked where its sample is another one, with the length of the answers as its
+    tip."""
     if result is None:
         return "<span>·</span>"
     tip = safe(metrics.length(language, result).removeprefix(" · "))
-    return f'<span title="{tip}">{number(result.edited, result.unit)}</span>'
+    mark = samples.mark(language, Sample.of(result), beside)
+    return f'<span title="{tip}">{number(result.edited, result.unit)}{mark}</span>'
 
 
 def tradeoff(board: Board) -> Figure:

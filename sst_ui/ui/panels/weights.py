@@ -12,6 +12,7 @@ from sst_ui.recipe import KINDS, Ablation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
 from sst_ui.ui.state.form import FILTER_GOALS, OWN_PROFILES, Form, show
+from sst_ui.ui.widgets.html import CLICKS
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio, dial, wide
 from sst_ui.ui.widgets.texts import has, t
 
@@ -78,6 +79,7 @@ class ApplyBar:
     undo: gr.Button
     redo: gr.Button
     cancel: gr.Button
+    pair: gr.HTML
     status: gr.HTML
     unsound: gr.Button
     by_hand: gr.Button
@@ -280,6 +282,7 @@ def _filtered(start: Form) -> dict[str, Any]:
 
 def create_apply() -> ApplyBar:
     with gr.Group(elem_id="apply-bar", elem_classes="panel"):
+        pair = gr.HTML(elem_id="edit-pair", js_on_load=CLICKS)
         status = gr.HTML(elem_id="apply-status")
         with gr.Row():
             apply = gr.Button(t("apply.dirty"), variant="primary", elem_id="apply", scale=3)
@@ -297,4 +300,4 @@ def create_apply() -> ApplyBar:
         # profile's numbers is moved by hand
         unsound = gr.Button(visible=HIDDEN, elem_id="unsound")
         by_hand = gr.Button(visible=HIDDEN, elem_id="by-hand")
-    return ApplyBar(apply, undo, redo, cancel, status, unsound, by_hand)
+    return ApplyBar(apply, undo, redo, cancel, pair, status, unsound, by_hand)

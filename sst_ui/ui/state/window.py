@@ -177,6 +177,7 @@ class Turn:
         blind: whether it is for the reader to say which answer is better, not knowing whose it is.
         swapped: whether the columns show each other's answer.
         choice: what the reader said.
+        unfinished: the answers are on their way, or were stopped before both had come to an end.
     """
 
     message: Text
@@ -187,6 +188,7 @@ class Turn:
     blind: Flag = False
     swapped: Flag = False
     choice: Choice | None = None
+    unfinished: Flag = False
 
     @property
     def hidden(self) -> bool:

@@ -1,7 +1,7 @@
 """Values as people read them, and the small pictures beside them: tracks and sparklines."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from sst_ui.metrics.results import Value
 from sst_ui.ui.widgets.html import safe
@@ -61,13 +61,20 @@ def track(value: Value | None, end: float, kind: str) -> str:
 
 
 def spark(
-    base: Value, points: Sequence[tuple[str, Value]], current: str, end: float, unit: str, name: str
+    base: Value,
+    points: Sequence[tuple[str, Value]],
+    current: str,
+    end: float,
+    unit: str,
+    name: str,
+    unequal: Container[str] = (),
 ) -> str:
     """A line from the base over the variants so far, 0 to `end` high; the current one is marked.
 
     Args:
         points: (variant, value), oldest first.
         name: what the line shows, for its tip.
+        unequal: variants whose samples are others than the current one's; hollow points.
     """
     known = [(v, p) for v, p in points if math.isfinite(p.value)][-SHOWN:]
     if not known or not math.isfinite(base.value):
@@ -83,7 +90,12 @@ def spark(
     for (variant, _), (x, y) in zip(known, places[1:], strict=True):
         if variant == current:
             dots += f'<circle class="is-edited" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>'
-    told = " · ".join(f"{variant} {number(p, unit)}" for variant, p in known)
+        elif variant in unequal:
+            dots += f'<circle class="is-unequal" cx="{x:.1f}" cy="{y:.1f}" r="2"/>'
+    told = " · ".join(
+        f"{variant} {number(p, unit)}" + (f" (○ n {p.n})" if variant in unequal else "")
+        for variant, p in known
+    )
     return (
         f'<svg class="spark" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img"><title>{safe(name)}: {number(base, unit)} · {safe(told)}</title>'

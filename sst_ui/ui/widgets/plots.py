@@ -110,11 +110,13 @@ class Line:
     Attributes:
         heights: on every axis value, lower and upper bound, 0 (worst) to 1 (best); nan for none.
         told: what the tip says on every axis.
+        hollow: on every axis, whether the sample is another one than the current variant's.
     """
 
     name: str
     heights: Sequence[tuple[float, float, float]]
     told: Sequence[str]
+    hollow: Sequence[bool]
 
 
 def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current: str) -> go.Figure:
@@ -139,7 +141,9 @@ def compare(axes: Sequence[tuple[str, str, str]], lines: Sequence[Line], current
             mode="lines+markers",
             line={"color": colour, "width": 2.6 if mine else 2 if base else 1.4,
                   "dash": "dot" if base else "solid"},
-            marker={"size": 7 if mine else 5, "color": colour},
+            marker={"size": [(7 if mine else 5) + 2 * each for each in line.hollow],
+                    "color": colour,
+                    "symbol": ["circle-open" if each else "circle" for each in line.hollow]},
             opacity=1 if mine or base else 0.8,
             error_y=_spread(line) if mine or base else None,
             customdata=line.told,
