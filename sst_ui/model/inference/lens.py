@@ -127,17 +127,17 @@ def lens(
         some = x[:, done : done + step]
         with torch.inference_mode():
             logs = readout(host, some, rows).float().log_softmax(-1)  # [rows, step, vocabulary]
-            best = logs.topk(top, -1)
-            kl = _divergence(logs[0], logs[-1])
-            parts.append((best.indices.cpu(), best.values.exp().cpu(), kl.cpu()))
+            likely = logs.topk(top, -1)
+            apart = _divergence(logs[0], logs[-1])
+            parts.append((likely.indices.cpu(), likely.values.exp().cpu(), apart.cpu()))
         done += some.shape[1]
         yield Progress("lens", done, x.shape[1])
-    indices, shares, kl = zip(*parts, strict=True)
+    best, values, nats = zip(*parts, strict=True)
     shape = (count, layers, tokens, top)
     return Lens(
-        torch.cat(indices, 1).reshape(shape),
-        torch.cat(shares, 1).reshape(shape),
-        torch.cat(kl).reshape(layers, tokens),
+        torch.cat(best, 1).reshape(shape),
+        torch.cat(values, 1).reshape(shape),
+        torch.cat(nats).reshape(layers, tokens),
     )
 
 

@@ -291,11 +291,14 @@ def back(
 
 def connect(
     panel: ChatPanel, engine: Engine, session: Session, probe: gr.Plot, applied: Sequence[Any]
-) -> None:
+) -> list:
     """Wire sending, stopping and editing; the probe follows every answered message.
 
     Args:
         applied: the events after which another variant is current.
+
+    Returns:
+        The events after which a message is answered.
     """
     language, loaded, conversation = session.language, session.loaded, session.conversation
     screen = Screen(panel, conversation)
@@ -321,6 +324,7 @@ def connect(
     measuring = call(partial(measure, engine), *told, may="measure")
     for event in events:
         event.success(**measuring, outputs=probe, **PRIVATE)
+    return events
 
 
 def _settle(
