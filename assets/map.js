@@ -1,6 +1,6 @@
 // The map of residuals: harmful and harmless prompts of one layer as points, the direction across.
 const residualMap = (() => {
-  const HEIGHT = 226, LEFT = 44, RIGHT = 14, TOP = 10, BOTTOM = 30;
+  const HEIGHT = 226, LEFT = 56, RIGHT = 14, TOP = 10, BOTTOM = 30;
   let data = null, root = null, layer = 0, dots = [];
 
   const safe = (words) => String(words).replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
@@ -82,7 +82,8 @@ const residualMap = (() => {
     if (!found) return;
     words.innerHTML = `<b class="${found.kind}">${safe(data.texts[found.kind])}</b>`
       + safe(data.prompts[found.kind][found.n]);
-    const [x, y] = found.at, offset = part(".figure").offsetTop;
+    const top = (selector) => part(selector).getBoundingClientRect().top;
+    const [x, y] = found.at, offset = top(".figure") - top(".whole");
     Object.assign(ring.style, { left: `${x - 6}px`, top: `${offset + y - 6}px` });
     const right = x + 14 + words.offsetWidth <= root.clientWidth;
     words.style.left = `${Math.max(0, right ? x + 14 : x - 14 - words.offsetWidth)}px`;
@@ -91,11 +92,11 @@ const residualMap = (() => {
   function frame() {
     const { texts } = data;
     const key = (kind) => `<span class="key ${kind}"><i></i>${safe(texts[kind])}</span>`;
-    root.innerHTML = `<div class="choices"><output></output>
+    root.innerHTML = `<div class="whole"><div class="choices"><output></output>
       <input type="range" min="0" max="${data.planes.length - 1}" step="1" aria-label="${safe(texts.layer)}">
       <span class="shown"></span>${key("harmless")}${key("harmful")}</div>
       <svg class="figure" role="img" height="${HEIGHT}"></svg>
-      <div class="ring" hidden></div><div class="tip" hidden></div>`;
+      <div class="ring" hidden></div><div class="tip" hidden></div></div>`;
     part("[type=range]").addEventListener("input", (event) => {
       event.stopPropagation();
       layer = Number(event.target.value);

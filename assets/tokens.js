@@ -6,6 +6,7 @@ const tokens = (() => {
   const HEIGHT = 230, UPRIGHT = 66, FLAT = 20, ROW = 3, WORDS = 12; // pixels
   const CLIPPED = 0.02; // share of the largest numbers that a scale leaves out
   let data = null, root = null, tell = null;
+  const NEAR = 1.5; // of a projection from the middle between harmless and harmful
   const now = { view: "place", who: "edited" };
   let size = null; // of the drawing: columns, rows, pixels of each
   let over = null; // [token, layer] under the pointer
@@ -42,7 +43,8 @@ const tokens = (() => {
       return { low: 0, high, of: (x) => Math.sqrt(Math.min(1, x / high)) };
     }
     const middle = now.who === "difference" ? 0 : 0.5;
-    const span = Math.max(middle ? 1 : 0.1, reach(numbers.map((x) => x - middle)));
+    // what lies far out, as in the first layers, must not take the colours from all others
+    const span = middle ? NEAR : Math.max(0.1, Math.min(NEAR, reach(numbers)));
     return {
       low: middle - span, high: middle + span, diverging: true,
       of: (x) => Math.max(-1, Math.min(1, (x - middle) / span)),
@@ -54,9 +56,9 @@ const tokens = (() => {
     const style = getComputedStyle(root);
     const read = (name) => style.getPropertyValue(name).trim().match(/[0-9a-f]{2}/gi)
       .map((pair) => parseInt(pair, 16));
-    const warm = { lens: "--hot-lens", kl: "--hot-kl", place: "--warm" }[now.view];
-    const end = now.view === "lens" && now.who === "difference" ? "--hot-kl" : warm;
-    return { ground: read("--ground"), cool: read("--cool"), warm: read(end) };
+    const warm = { lens: "--likely", kl: "--apart", place: "--warm" }[now.view];
+    const end = now.view === "lens" && now.who === "difference" ? "--apart" : warm;
+    return { ground: read("--cell"), cool: read("--cool"), warm: read(end) };
   }
   const mix = (from, to, share) => from.map((x, n) => Math.round(x + (to[n] - x) * share));
   const shade = (colours, t) => mix(colours.ground, t < 0 ? colours.cool : colours.warm, Math.abs(t));
@@ -64,7 +66,7 @@ const tokens = (() => {
   const ink = ([r, g, b]) => (0.299 * r + 0.587 * g + 0.114 * b > 150 ? "#1b2227" : "#ffffff");
 
   // --- drawing -----------------------------------------------------------------------------------
-  function measured() {
+  function sizes() {
     const lens = now.view === "lens", count = data.tokens.length;
     const wide = part(".pane").clientWidth;
     const column = Math.max(lens ? 58 : 17, Math.min(lens ? 90 : 64, Math.floor(wide / count)));
@@ -75,11 +77,12 @@ const tokens = (() => {
   }
   function draw() {
     if (!data || !root.clientWidth || !part(".pane")) return;
-    size = measured();
+    size = sizes();
     const numbers = values(), lens = now.view === "lens";
-    root.classList.toggle("flat", size.flat);
-    root.style.setProperty("--column", `${size.column}px`);
-    root.style.setProperty("--strip", `${size.strip}px`);
+    const whole = part(".whole");
+    whole.classList.toggle("flat", size.flat);
+    whole.style.setProperty("--column", `${size.column}px`);
+    whole.style.setProperty("--strip", `${size.strip}px`);
     part(".who").toggleAttribute("inert", now.view === "kl");
     part(".wait").hidden = Boolean(numbers);
     paint(numbers, lens);
@@ -141,7 +144,8 @@ const tokens = (() => {
     for (let layer = 0; layer < data.layers; layer += every) {
       marks.push(`<span style="top:${(data.layers - 0.5 - layer) * size.row}px">${layer}</span>`);
     }
-    part(".side").innerHTML = `${marks.join("")}<em>${safe(data.texts.layer)}</em>`;
+    part(".side").innerHTML = `${marks.join("")}<em class="${data.texts.layer.length > 2 ? "up" : ""}">`
+      + `${safe(data.texts.layer)}</em>`;
     part(".side").style.height = `${size.tall}px`;
   }
   function strip() {
@@ -150,16 +154,15 @@ const tokens = (() => {
       const at = data.first + n, kind = at < data.prompt ? "asked" : "said";
       const end = ends.includes(at) ? " end" : "";
       return `<button type="button" tabindex="-1" class="${kind}${end}" data-token="${n}" `
-        + `aria-label="${at + 1}: ${safe(plain(text))}"><b>${marked(text)}</b></button>`;
+        + `${end && `title="${safe(data.texts.hint)}" `}aria-label="${at + 1}: ${safe(plain(text))}"><b>${marked(text)}</b></button>`;
     }).join("");
     part(".strip").style.width = `${size.wide}px`;
     const first = part(".strip .end") ?? part(".strip button");
     if (first) first.tabIndex = 0;
-    measuredAt();
+    measured();
   }
-  function measuredAt() { // where the direction is measured, as the controls say
-    const said = document.querySelector("#position input:checked")?.value;
-    const at = { template: data.prompt - 1, instruction: data.instruction }[said];
+  function measured() { // the token where the direction is measured, as the controls say
+    const at = { template: data.prompt - 1, instruction: data.instruction }[data.position];
     for (const button of root.querySelectorAll(".strip .end")) {
       const here = data.first + Number(button.dataset.token) === at;
       button.classList.toggle("now", here);
@@ -192,7 +195,7 @@ const tokens = (() => {
     words.hidden = !over;
     if (!over) return;
     words.innerHTML = told(...over);
-    const outer = root.getBoundingClientRect(), frame = part("canvas").getBoundingClientRect();
+    const outer = part(".whole").getBoundingClientRect(), frame = part("canvas").getBoundingClientRect();
     const left = frame.left - outer.left + over[0] * size.column;
     const room = left + size.column + 10 + words.offsetWidth <= outer.width;
     words.style.left = `${Math.max(0, room ? left + size.column + 10 : left - 10 - words.offsetWidth)}px`;
@@ -251,19 +254,22 @@ const tokens = (() => {
   }
   function frame() {
     const { texts } = data;
-    root.innerHTML = `<div class="choices">
+    root.innerHTML = `<div class="whole"><div class="choices">
       <div class="view" role="radiogroup" aria-label="${safe(texts.view)}">${choices("view", VIEWS, now.view)}</div>
       <div class="who" role="radiogroup" aria-label="${safe(texts.whose)}">${choices("who", WHO, now.who)}</div>
       <div class="scale"></div><div class="count"></div></div>
       <div class="grid"><div class="side"></div><div class="pane"><div class="map">
       <canvas role="img"></canvas><div class="line" hidden></div><div class="cell" hidden></div></div>
       <div class="strip" role="group"></div></div>
-      <div class="wait" hidden>${safe(texts.waiting)}</div></div><div class="tip" hidden></div>`;
+      <div class="wait" hidden>${safe(texts.waiting)}</div></div><div class="tip" hidden></div></div>`;
     root.querySelectorAll("[type=radio]").forEach((box) => box.addEventListener("change", (event) => {
       event.stopPropagation();
+      const pane = part(".pane"), half = pane.clientWidth / 2;
+      const middle = (pane.scrollLeft + half) / size.column;
       now[box.name.slice(6)] = box.value;
       point(null);
       draw();
+      pane.scrollLeft = middle * size.column - half;
     }));
     const canvas = part("canvas"), line = part(".strip");
     canvas.addEventListener("pointermove", (event) => point(under(event)));
@@ -292,13 +298,14 @@ const tokens = (() => {
     over = null;
     if (!same) frame();
     part(".tip").hidden = true;
-    part(".count").textContent = data.texts.shown || data.texts.hint;
+    part(".count").textContent = data.texts.shown;
     part(".count").title = `${data.texts.edited}: ${data.variant}`;
     draw();
-    if (other && size) { // a new one: where the answer begins
-      const from = (data.prompt - data.first) * size.column;
-      part(".pane").scrollLeft = Math.max(0, from - part(".pane").clientWidth / 2);
-    }
+    if (other && size) toAnswer();
+  }
+  function toAnswer() { // to where it begins
+    const pane = part(".pane");
+    pane.scrollLeft = (data.prompt - data.first) * size.column - pane.clientWidth / 2;
   }
   function start(element, props, trigger, watch) {
     [root, tell, data] = [element, trigger, null];
@@ -310,10 +317,10 @@ const tokens = (() => {
     new MutationObserver(draw).observe(document.body, { attributeFilter: ["class"] }); // light, dark
     take(props.value);
   }
-  // a control that was moved here or by the server
-  document.addEventListener("change", ({ target }) => target.closest?.("#position") && data && measuredAt());
-  new MutationObserver((changes) => data && part(".strip")
-    && changes.some(({ target }) => target.parentElement?.closest("#position")) && measuredAt(),
-  ).observe(document.documentElement, { subtree: true, attributeFilter: ["class"] });
-  return { start };
+  function at(position) { // the control has another value
+    if (!data) return;
+    data.position = position;
+    measured();
+  }
+  return { start, at };
 })();

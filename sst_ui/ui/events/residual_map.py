@@ -11,26 +11,25 @@ import numpy as np
 from sst_ui.progress import Progress
 from sst_ui.ui.events.binding import MANY, PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Editor
-from sst_ui.ui.events.tokens import opened
-from sst_ui.ui.panels.figures import FiguresPanel
+from sst_ui.ui.panels.figures import MAP, FiguresPanel
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.widgets import token_grid
-
-TAB = "map"
 
 
 def connect(
     figures: FiguresPanel,
     editor: Editor,
     session: Session,
+    opened: Any,
     measured: Sequence[Any],
     engine: Engine,
 ) -> None:
     """Wire the tab.
 
     Args:
+        opened: the event after which it is open.
         measured: events after which the draft's directions may be others.
     """
     drawn: dict[str, Any] = {
@@ -40,10 +39,7 @@ def connect(
         "concurrency_limit": MANY,
         **PRIVATE,
     }
-    figures.map_tab.select(
-        **call(partial(opened, TAB), session.language), outputs=session.figure, **PRIVATE
-    ).success(**drawn)
-    for event in measured:
+    for event in (opened, *measured):
         event.success(**drawn)
 
 
@@ -51,7 +47,7 @@ def look(
     figures: FiguresPanel, engine: Engine, draft: Draft, figure: str, request: gr.Request
 ) -> Iterator[dict]:
     """Draw the residuals of the draft's direction, if the tab is open."""
-    if figure != TAB:
+    if figure != MAP:
         yield {}
         return
     lang, key = draft.language, draft.loaded.key

@@ -18,7 +18,7 @@ from sst_ui.jobs.token_view import TokenView
 from sst_ui.progress import Progress
 from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw
-from sst_ui.ui.panels.figures import FiguresPanel
+from sst_ui.ui.panels.figures import MAP, TOKENS, FiguresPanel
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
@@ -28,7 +28,6 @@ from sst_ui.ui.widgets import token_grid
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.texts import say
 
-TAB = "tokens"
 TELL = 1.0  # seconds between two words on how far the lens is
 SIDES = {"left": 0, "right": 1}
 
@@ -43,6 +42,7 @@ class Seen:
     variants: Variants
     talk: Conversation
     side: str
+    position: str
 
     def messages(self) -> list[dict[str, str]]:
         """The conversation as that column's model saw it: without the turns that were left out."""
@@ -60,16 +60,20 @@ def connect(
     answered: Sequence[Any],
     applied: Sequence[Any],
     engine: Engine,
-) -> None:
+) -> tuple[list, Any]:
     """Wire the tab, what it follows, and the tokens.
 
     Args:
         answered: events after which a message has its answers.
         applied: events after which another variant is current.
+
+    Returns:
+        The events after which those answers are drawn, and the one after which the map is open.
     """
+    position = editor.controls.form.position
     seen = Reads(
         [session.language, session.figure, session.loaded, session.variants, session.conversation,
-         figures.side],
+         figures.side, position],
         Seen,
     )  # fmt: skip
     drawn: dict[str, Any] = {
@@ -79,42 +83,51 @@ def connect(
         **PRIVATE,
     }
     following = call(partial(follow, figures, engine), seen, may="measure")
-    for event in (*answered, *applied):
+    behind = [event.success(**following, **drawn) for event in answered]
+    for event in applied:
         event.success(**following, **drawn)
-    opening = figures.tokens_tab.select(
-        **call(partial(opened, TAB), session.language), outputs=session.figure, **PRIVATE
-    )
-    opening.success(**following, **drawn)
-    figures.side.input(**following, **drawn)
-    for name, tab in figures.others.items():
-        tab.select(
-            **call(partial(opened, name), session.language), outputs=session.figure, **PRIVATE
+    tabs = {**figures.others, TOKENS: figures.tokens_tab, MAP: figures.map_tab}
+    open_now = {
+        name: tab.select(
+            **call(partial(opened, engine, name), session.language),
+            outputs=session.figure,
+            **PRIVATE,
         )
-    position = editor.controls.form.position
+        for name, tab in tabs.items()
+    }
+    open_now[TOKENS].success(**following, **drawn)
+    figures.side.input(**following, **drawn)
     figures.tokens.click(
         **call(partial(pick, figures, editor, engine), editor.draft),
         outputs=[*editor.drawing.outputs, position, figures.token_note],
         **PRIVATE,
     )
+    position.change(None, position, None, js="(said) => tokens.at(said)", **PRIVATE)
+    return behind, open_now[MAP]
 
 
-def opened(name: str, language: str) -> str:
-    """Which figure's tab is open now."""
+def opened(engine: Engine, name: str, language: str, request: gr.Request) -> str:
+    """Another figure's tab is open now: what is drawn for the last one is not waited for."""
+    engine.hush(_window(request))
     return name
+
+
+def _window(request: gr.Request) -> str:
+    return f"{request.session_hash}:tokens"
 
 
 def follow(
     figures: FiguresPanel, engine: Engine, seen: Seen, request: gr.Request
 ) -> Iterator[dict]:
     """Draw the last turn, if the tab is open: the projection first, the lens as it is done."""
-    if seen.figure != TAB:
+    if seen.figure != TOKENS:
         yield {}
         return
     lang, now = seen.language, seen.variants.now
     if now is None or not seen.talk.turns:
         yield {figures.tokens: token_grid.nothing(say(lang, "tokens.empty"))}
         return
-    mine = engine.answering(f"{request.session_hash}:tokens")
+    mine = engine.answering(_window(request))
     told = time.monotonic()
     try:
         job = engine.token_view(seen.loaded.key, now.recipe, seen.messages())
@@ -123,7 +136,7 @@ def follow(
                 if mine.replaced:
                     return
                 if isinstance(part, TokenView):
-                    view = token_grid.tokens(lang, part, now.name)
+                    view = token_grid.tokens(lang, part, now.name, seen.position)
                     yield {figures.tokens: view, figures.token_note: ""}
                 elif time.monotonic() - told > TELL:
                     told = time.monotonic()

@@ -13,6 +13,7 @@ from sst_ui.ui.widgets.texts import say, t
 
 SIGNALS = ("evidence", "quality", "cohens_d", "auroc", "snr", "cosine", "purity", "norm")
 VIEWS = ("budget", "spectrum", "kept")  # of a merge
+TOKENS, MAP = "tokens", "map"  # tabs whose figures are drawn while they are open
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class FiguresPanel:
     decisions_tab: gr.Tab
     merge: gr.Plot
     merge_view: gr.Radio
-    others: Mapping[str, gr.Tab]  # tabs whose figures do not ask whether they can be seen
+    others: Mapping[str, gr.Tab]  # the other tabs
 
 
 def create(layers: int) -> FiguresPanel:
@@ -60,9 +61,9 @@ def create(layers: int) -> FiguresPanel:
             table_note, reset, row, target, use = _table()
         with gr.Tab(t("tab.probe"), id="probe") as probe_tab:
             probe = _empty("probe", "probe.empty")
-        with gr.Tab(t("tab.tokens"), id="tokens", elem_id="tokens-tab") as tokens_tab:
+        with gr.Tab(t("tab.tokens"), id=TOKENS, elem_id="tokens-tab") as tokens_tab:
             side, tokens, token_note = _tokens()
-        with gr.Tab(t("tab.map"), id="map", elem_id="map-tab") as map_tab:
+        with gr.Tab(t("tab.map"), id=MAP, elem_id="map-tab") as map_tab:
             points = token_grid.create("map", "residualMap")
         with gr.Tab(t("tab.tradeoff"), id="tradeoff") as tradeoff_tab:
             tradeoff = _empty("tradeoff", "tradeoff.empty")

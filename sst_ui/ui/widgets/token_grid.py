@@ -35,11 +35,12 @@ def nothing(text: str) -> str:
     return json.dumps({"empty": text})
 
 
-def tokens(language: str, view: TokenView, variant: str) -> str:
+def tokens(language: str, view: TokenView, variant: str, position: str) -> str:
     """The token view as JSON text.
 
     Args:
         variant: whose numbers the edited ones are.
+        position: where the controls say that the direction is measured.
     """
     reading = view.reading
     last = view.first + len(view.tokens)
@@ -55,6 +56,7 @@ def tokens(language: str, view: TokenView, variant: str) -> str:
         "kl": None if view.kl is None else _flat(view.kl, 5),
         **_lens(view),
         "variant": variant,
+        "position": position,
         "texts": {name: raw(language, f"tokens.{name}") for name in ("whose", "waiting", "hint")}
         | {name: say(language, f"tokens.{name}") for name in (*VIEWS, "difference", "view")}
         | {
