@@ -149,10 +149,9 @@ const tokens = (() => {
     part(".side").style.height = `${size.tall}px`;
   }
   function strip() {
-    const ends = [data.prompt - 1, data.instruction];
     part(".strip").innerHTML = data.tokens.map((text, n) => {
       const at = data.first + n, kind = at < data.prompt ? "asked" : "said";
-      const end = ends.includes(at) ? " end" : "";
+      const end = ["template", "instruction"].includes(data.places[n]) ? " end" : "";
       return `<button type="button" tabindex="-1" class="${kind}${end}" data-token="${n}" `
         + `${end && `title="${safe(data.texts.hint)}" `}aria-label="${at + 1}: ${safe(plain(text))}"><b>${marked(text)}</b></button>`;
     }).join("");
@@ -162,9 +161,8 @@ const tokens = (() => {
     measured();
   }
   function measured() { // the token where the direction is measured, as the controls say
-    const at = { template: data.prompt - 1, instruction: data.instruction }[data.position];
     for (const button of root.querySelectorAll(".strip .end")) {
-      const here = data.first + Number(button.dataset.token) === at;
+      const here = data.places[button.dataset.token] === data.position;
       button.classList.toggle("now", here);
       button.toggleAttribute("aria-current", here);
     }
@@ -231,7 +229,7 @@ const tokens = (() => {
     return `<div class="guesses">${column(0)}${column(1)}</div>${nats}`;
   }
   function pick(token) {
-    tell("click", { pick: data.first + token, prompt: data.prompt, instruction: data.instruction });
+    tell("click", { pick: data.places[token] });
   }
   function keyed(event) { // along the tokens by the arrows, up and down the layers
     const button = event.target.closest(".strip button");

@@ -20,6 +20,9 @@ from sst_ui.progress import Progress
 
 SHOWN = 256  # tokens at most, from the end: a screen has no use for more
 TOP = 5
+# What a token is to the position at which a direction is measured: one of the two positions; of
+# the answer; of the template, between the two; or of a message or the template in front of that.
+PLACES = ("template", "instruction", "answer", "between", "inside")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,16 @@ class Reading:
     ids: tuple[int, ...]
     prompt: int
     instruction: int | None
+
+    def place(self, token: int) -> str:
+        """Which of `PLACES` a token is, by its place in the conversation."""
+        if token >= self.prompt:
+            return "answer"
+        if token == self.prompt - 1:
+            return "template"
+        if self.instruction is None or token < self.instruction:
+            return "inside"
+        return "instruction" if token == self.instruction else "between"
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import torch
 from sst_ui.errors import UserError
 from sst_ui.jobs import token_view as job
 from sst_ui.jobs.directions.residual_cache import probe
-from sst_ui.jobs.token_view import read, token_view
+from sst_ui.jobs.token_view import Reading, read, token_view
 from sst_ui.maths.directions import random
 from sst_ui.metrics.families.divergence import kl_by_token
 from sst_ui.model.hooks.live_edits import RowEdit
@@ -50,6 +50,17 @@ def test_the_text_is_the_prompt_with_the_answer_behind_it(small, view):
     assert "".join(view.tokens).endswith("<|im_start|>assistant\nFine, and you?")
     assert view.reading == reading
     assert read(small, TALK[:1]).ids == reading.ids[: reading.prompt], "not answered yet"
+
+
+def test_a_token_is_known_by_where_a_direction_could_be_measured(view):
+    reading = Reading(tuple(range(14)), prompt=12, instruction=7)
+    places = [reading.place(token) for token in range(14)]
+    assert places == [*["inside"] * 7, "instruction", *["between"] * 3, "template", *["answer"] * 2]
+    unknown = Reading(reading.ids, prompt=12, instruction=None)
+    assert {unknown.place(token) for token in range(11)} == {"inside"}
+    marks = list(map(view.reading.place, range(len(view.reading.ids))))
+    assert view.tokens[marks.index("instruction")] == "?"
+    assert view.tokens[marks.index("answer")] == "F"
 
 
 def test_at_the_end_of_the_prompt_it_is_the_probe(small, along, row, view):

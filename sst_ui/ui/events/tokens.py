@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from sst_ui.errors import UserError
-from sst_ui.jobs.token_view import TokenView
+from sst_ui.jobs.token_view import PLACES, TokenView
 from sst_ui.progress import Progress
 from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw
@@ -155,9 +155,14 @@ def _going(language: str, progress: Progress) -> str:
 def pick(
     figures: FiguresPanel, editor: Editor, engine: Engine, draft: Draft, event: gr.EventData
 ) -> dict:
-    """Measure the direction at the token that was clicked, or say why it cannot be done."""
-    place = where(event.pick, event.prompt, event.instruction)
-    lang, note = draft.language, figures.token_note
+    """Measure the direction at the token that was clicked, or say why it cannot be done.
+
+    Args:
+        event: its `pick` is what the token is, see `Reading.place`.
+    """
+    place, lang, note = event.pick, draft.language, figures.token_note
+    if place not in PLACES:
+        return {}
     if place not in ("template", "instruction"):
         return {note: notice(say(lang, f"tokens.{place}"), "info")}
     if (draft.form.file or "").strip():
@@ -174,26 +179,3 @@ def pick(
         editor.controls.form.position: place,
         note: notice(say(lang, f"tokens.at.{place}"), "good"),
     }
-
-
-def where(token: int, prompt: int, instruction: int | None) -> str:
-    """What a token of a conversation is to a direction's position.
-
-    Args:
-        token: its place in the conversation.
-        prompt: how many tokens are the prompt's.
-        instruction: place of the last token of the user's last message; None if unknown.
-
-    Returns:
-        `template` or `instruction`, the two positions; else `answer`, `between` (of the template,
-        in front of its last token) or `inside` (of a message, or of the template before it).
-    """
-    if token >= prompt:
-        return "answer"
-    if token == prompt - 1:
-        return "template"
-    if instruction is None:
-        return "inside"
-    if token == instruction:
-        return "instruction"
-    return "between" if token > instruction else "inside"

@@ -49,7 +49,7 @@ def tokens(language: str, view: TokenView, variant: str, position: str) -> str:
         "first": view.first,
         "total": len(reading.ids),
         "prompt": reading.prompt,
-        "instruction": reading.instruction,
+        "places": [reading.place(token) for token in range(view.first, last)],
         "tokens": view.tokens,
         "place": [_flat(part) for part in view.place],
         "along": [_flat(part) for part in view.along],
