@@ -47,7 +47,7 @@ def fit(host: Host, messages: Sequence[Message], max_new_tokens: int) -> Fitted:
         raise UserError("there is no message to answer; the conversation must end with the user's.")
     room = host.context - min(max_new_tokens, host.context // 2)
     system = [message for message in messages if message["role"] == "system"]
-    turns = [_said(message) for message in messages if message["role"] != "system"]
+    turns = [said(message) for message in messages if message["role"] != "system"]
     dropped = 0
     while True:
         ids = host.template.encode([*system, *turns])
@@ -64,7 +64,7 @@ def fit(host: Host, messages: Sequence[Message], max_new_tokens: int) -> Fitted:
         turns = turns[following[0] :]
 
 
-def _said(message: Message) -> Message:
+def said(message: Message) -> Message:
     """An earlier answer without its reasoning: chat templates expect it so, and some refuse it."""
     if message["role"] != "assistant":
         return message

@@ -30,9 +30,11 @@ from sst_ui.ui.events import export as export_events
 from sst_ui.ui.events import filter as filter_events
 from sst_ui.ui.events import ladder as ladder_events
 from sst_ui.ui.events import merge as merge_events
+from sst_ui.ui.events import residual_map as map_events
 from sst_ui.ui.events import rounds as rounds_events
 from sst_ui.ui.events import runs as runs_events
 from sst_ui.ui.events import search as search_events
+from sst_ui.ui.events import tokens as token_events
 from sst_ui.ui.events.binding import Reads
 from sst_ui.ui.events.draw_draft import Controls, Draft, Drawing, Editor
 from sst_ui.ui.events.show_results import ResultsView
@@ -247,7 +249,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     editor, board, results, applied = screen.editor, screen.board, screen.results, screen.applied
     lang, bar = session.language, left.apply
     jobs = apply_events.Screen(bar, editor, applied, figs.tabs)
-    changed = apply_events.connect(jobs, left.direction.measure, lang, board, engine)
+    changed, measuring_now = apply_events.connect(jobs, left.direction.measure, lang, board, engine)
     rounds_events.connect(jobs, left.direction.decision, figs, engine)
     edit.connect(editor, bar, figs.signal, lang, engine)
     filter_events.connect(editor, engine)
@@ -255,7 +257,10 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     edit_recipe.connect(work.recipe, editor, lang, engine)
     merge_events.connect(editor, figs, changed, engine)
     merge_methods.connect(work.methods, editor, session, bar.status, left.edits, engine)
-    chat_events.connect(work.chat, engine, session, figs.probe, changed)
+    answered = chat_events.connect(work.chat, engine, session, changed)
+    drawn, map_opened = token_events.connect(figs, editor, session, answered, changed, engine)
+    chat_events.probing(engine, session, figs.probe, answered, drawn)
+    map_events.connect(figs, editor, session, map_opened, [measuring_now, *changed], engine)
     ladder_events.connect(work.ladder, work.chat, editor, session, figs.probe, engine)
     window = open_page.Screen(session, editor, applied, work.chat, bar.status)
     opened = open_page.connect(page, window, left.model, engine)

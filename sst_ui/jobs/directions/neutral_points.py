@@ -24,7 +24,7 @@ from sst_ui.model.inference.replies import replies
 from sst_ui.model.inference.written import written_means
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
-from sst_ui.recipe import KINDS, DirectionSpec, digest
+from sst_ui.recipe import KINDS, DirectionSpec, Position, digest
 
 FORMULAS = 1  # raise it when what is measured changes: older cache files are then unused
 PROMPTS, ANSWER = 64, 64  # of the harmless prompts, and tokens of the model's own answer to each
@@ -43,7 +43,7 @@ def at_prompt_end(
     Raises:
         UserError: prompts that are empty or too long.
     """
-    if _position(spec, directions) == "template":
+    if measured_at(spec, directions) == "template":
         return directions
     memory = _recent.setdefault(host, Memory(RECENT))
     prompts = load_prompts(spec.harmless, spec.samples)
@@ -58,12 +58,13 @@ def at_prompt_end(
     return found
 
 
-def _position(spec: DirectionSpec, directions: Directions) -> str:
+def measured_at(spec: DirectionSpec, directions: Directions) -> Position:
     """Where the directions were measured; a saved file tells it in its meta data."""
     if spec.file is None:
         return spec.position
     try:
-        return str(json.loads(directions.meta.get("settings", "{}"))["position"])
+        said = json.loads(directions.meta.get("settings", "{}"))["position"]
+        return "instruction" if said == "instruction" else "template"
     except (ValueError, TypeError, KeyError):
         return "template"
 

@@ -180,6 +180,20 @@ class ChatTemplate:
                 ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
 
+    def piece(self, token: int) -> str:
+        """One token as a reader can know it: with the space in front of it, special ones by name,
+        and a part of a character as the tokenizer calls it."""
+        with self._lock:
+            raw = self.tokenizer.convert_ids_to_tokens(token)
+            if raw is None:  # an embedding that no token belongs to
+                return f"<{token}>"
+            text = self.tokenizer.decode(
+                [token], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        if not text or "\ufffd" in text:
+            return str(raw)
+        return f" {text}" if str(raw).startswith("▁") and not text.startswith(" ") else text
+
     def answer(self, ids: Sequence[int]) -> str:
         """The text of an answer: what it is `written`, behind the block that the prompt opened."""
         return self.opened + self.written(ids)

@@ -103,8 +103,12 @@ def report_more(lang: str, report: EditReport) -> list[str]:
 
 def connect(
     screen: Screen, measure_button: gr.Button, language: gr.State, board: Reads, engine: Engine
-) -> list:
-    """Wire the jobs; returns the events after which another variant is current."""
+) -> tuple[list, Any]:
+    """Wire the jobs.
+
+    Returns:
+        The events after which another variant is current, and the one that measures.
+    """
     bar, editor, applied = screen.bar, screen.editor, screen.applied
     form, merge, draft = editor.controls.form, editor.controls.merge, editor.draft
     changed = [
@@ -122,7 +126,7 @@ def connect(
         outputs=changed,
         **JOB,
     )
-    measure_button.click(
+    measuring = measure_button.click(
         **call(partial(measure, screen, engine), draft, check=check, may="measure"),
         outputs=changed,
         **JOB,
@@ -142,7 +146,7 @@ def connect(
     picking = applied.results.variants.click(
         **call(partial(pick, screen, engine), draft, board), outputs=back, **PRIVATE
     )
-    return [applying, undoing, redoing, picking]
+    return [applying, undoing, redoing, picking], measuring
 
 
 def apply(

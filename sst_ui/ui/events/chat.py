@@ -24,6 +24,7 @@ from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.panels import votes
 from sst_ui.ui.panels.answers import chip
 from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel, named
+from sst_ui.ui.panels.figures import TOKENS
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services.engine import CHATS, Answering, Engine
 from sst_ui.ui.services.errors import message
@@ -335,15 +336,16 @@ def back(
     return talk, *columns, *lines, last.system, last.blind
 
 
-def connect(
-    panel: ChatPanel, engine: Engine, session: Session, probe: gr.Plot, applied: Sequence[Any]
-) -> None:
-    """Wire sending, stopping and editing; the probe follows every answered message.
+def connect(panel: ChatPanel, engine: Engine, session: Session, applied: Sequence[Any]) -> list:
+    """Wire sending, stopping and editing.
 
     Args:
         applied: the events after which another variant is current.
+
+    Returns:
+        The events after which a message is answered.
     """
-    language, loaded, conversation = session.language, session.loaded, session.conversation
+    language, conversation = session.language, session.conversation
     screen = Screen(panel, conversation)
     events = _answering(screen, session, engine)
     panel.stop.click(
@@ -370,10 +372,29 @@ def connect(
     _settle(panel, session, changed, applied)
     # the page marks them itself (assets/differences.js)
     panel.differences.input(None, panel.differences, js="(on) => differences.turn(on)", **PRIVATE)
-    told = [language, loaded, session.variants, conversation]
-    measuring = call(partial(measure, engine), *told, may="measure")
-    for event in events:
-        event.success(**measuring, outputs=probe, **PRIVATE)
+    return events
+
+
+def probing(
+    engine: Engine,
+    session: Session,
+    probe: gr.Plot,
+    answered: Sequence[Any],
+    drawn: Sequence[Any],
+) -> None:
+    """Wire the probe, which follows every answered message. While the token view is open it comes
+    behind that, which can be seen then.
+
+    Args:
+        answered: events after which a message has its answers.
+        drawn: events after which the token view shows them.
+    """
+    told = [session.language, session.figure, session.loaded, session.variants,
+            session.conversation]  # fmt: skip
+    for events, behind in ((answered, False), (drawn, True)):
+        measuring = call(partial(measure, engine, behind), *told, may="measure")
+        for event in events:
+            event.success(**measuring, outputs=probe, **PRIVATE)
 
 
 def _settle(
@@ -595,9 +616,22 @@ def stop(screen: Screen, engine: Engine, language: str, request: gr.Request) -> 
     return screen.idle
 
 
-def measure(engine: Engine, language: str, now: Loaded, known: Variants, talk: Conversation) -> Any:
-    """The probe of the last message."""
-    if known.now is None or not talk.turns:
+def measure(
+    engine: Engine,
+    behind: bool,
+    language: str,
+    figure: str,
+    now: Loaded,
+    known: Variants,
+    talk: Conversation,
+) -> Any:
+    """The probe of the last message.
+
+    Args:
+        behind: this is asked when the token view is drawn; else when the answer is there.
+        figure: whose tab is open.
+    """
+    if known.now is None or not talk.turns or behind != (figure == TOKENS):
         return gr.skip()
     last = replace(talk.turns[-1], answers=("", ""))
     asked = replace(talk, turns=(*talk.turns[:-1], last))

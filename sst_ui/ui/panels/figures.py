@@ -1,17 +1,19 @@
-"""The figures over the chat: the curve with its table, the probe, the trade-off and others."""
+"""The figures over the chat: the curve with its table, the probe, the token view and others."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import gradio as gr
 
 from sst_ui.recipe import KINDS
 from sst_ui.ui.widgets import curve as curves
-from sst_ui.ui.widgets import plots
+from sst_ui.ui.widgets import plots, token_grid
 from sst_ui.ui.widgets.inputs import Dropdown, Radio
 from sst_ui.ui.widgets.texts import say, t
 
 SIGNALS = ("evidence", "quality", "cohens_d", "auroc", "snr", "cosine", "purity", "norm")
 VIEWS = ("budget", "spectrum", "kept")  # of a merge
+TOKENS, MAP = "tokens", "map"  # tabs whose figures are drawn while they are open
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,19 @@ class FiguresPanel:
     target: gr.Dropdown
     use: gr.Button
     probe: gr.Plot
+    tokens: gr.HTML
+    tokens_tab: gr.Tab
+    token_note: gr.HTML
+    side: gr.Radio
+    map: gr.HTML
+    map_tab: gr.Tab
     tradeoff: gr.Plot
     compare: gr.Plot
     decisions: gr.Plot
     decisions_tab: gr.Tab
     merge: gr.Plot
     merge_view: gr.Radio
+    others: Mapping[str, gr.Tab]  # the other tabs
 
 
 def create(layers: int) -> FiguresPanel:
@@ -38,7 +47,7 @@ def create(layers: int) -> FiguresPanel:
         gr.Group(elem_id="figures", elem_classes="panel"),
         gr.Tabs(elem_id="figure-tabs", selected="curve") as tabs,
     ):
-        with gr.Tab(t("tab.curve"), id="curve"):
+        with gr.Tab(t("tab.curve"), id="curve") as curve_tab:
             signal = Dropdown(
                 [(t(f"signal.{name}"), name) for name in SIGNALS],
                 value="evidence",
@@ -50,28 +59,55 @@ def create(layers: int) -> FiguresPanel:
             )
             curve = curves.create()
             table_note, reset, row, target, use = _table()
-        with gr.Tab(t("tab.probe"), id="probe"):
+        with gr.Tab(t("tab.probe"), id="probe") as probe_tab:
             probe = _empty("probe", "probe.empty")
-        with gr.Tab(t("tab.tradeoff"), id="tradeoff"):
+        with gr.Tab(t("tab.tokens"), id=TOKENS, elem_id="tokens-tab") as tokens_tab:
+            side, tokens, token_note = _tokens()
+        with gr.Tab(t("tab.map"), id=MAP, elem_id="map-tab") as map_tab:
+            points = token_grid.create("map", "residualMap")
+        with gr.Tab(t("tab.tradeoff"), id="tradeoff") as tradeoff_tab:
             tradeoff = _empty("tradeoff", "tradeoff.empty")
-        with gr.Tab(t("tab.compare"), id="compare", elem_id="compare-tab"):
+        with gr.Tab(t("tab.compare"), id="compare", elem_id="compare-tab") as compare_tab:
             compare = _empty("compare", "compare.empty")
         with gr.Tab(t("tab.decisions"), id="decisions", elem_id="decisions-tab") as decisions_tab:
             decisions = _empty("decisions", "rounds.empty")
-        with gr.Tab(t("tab.merge"), id="merge", elem_id="merge-tab"):
-            merge_view = Radio(
-                [(t(f"merge.view.{name}"), name) for name in VIEWS],
-                value="budget",
-                label=t("tab.merge"),
-                show_label=False,
-                container=False,
-                elem_id="merge-view",
-            )
-            merge = _empty("merge", "merge.off")
+        with gr.Tab(t("tab.merge"), id="merge", elem_id="merge-tab") as merge_tab:
+            merge_view, merge = _merge()
+    others = {
+        "curve": curve_tab, "probe": probe_tab, "tradeoff": tradeoff_tab, "compare": compare_tab,
+        "decisions": decisions_tab, "merge": merge_tab,
+    }  # fmt: skip
     return FiguresPanel(
-        tabs, curve, signal, table_note, reset, row, target, use, probe, tradeoff, compare,
-        decisions, decisions_tab, merge, merge_view,
+        tabs, curve, signal, table_note, reset, row, target, use, probe, tokens, tokens_tab,
+        token_note, side, points, map_tab, tradeoff, compare, decisions, decisions_tab, merge,
+        merge_view, others,
     )  # fmt: skip
+
+
+def _tokens() -> tuple[gr.Radio, gr.HTML, gr.HTML]:
+    """The token view: whose answer is read, the figure, and what is said below it."""
+    side = Radio(
+        [(t("tokens.left"), "left"), (t("tokens.right"), "right")],
+        value="right",
+        label=t("tokens.side"),
+        show_label=False,
+        container=False,
+        elem_id="token-side",
+    )
+    return side, token_grid.create("tokens", "tokens"), gr.HTML(elem_id="token-note")
+
+
+def _merge() -> tuple[gr.Radio, gr.Plot]:
+    """What a merge keeps and spends."""
+    view = Radio(
+        [(t(f"merge.view.{name}"), name) for name in VIEWS],
+        value="budget",
+        label=t("tab.merge"),
+        show_label=False,
+        container=False,
+        elem_id="merge-view",
+    )
+    return view, _empty("merge", "merge.off")
 
 
 def _table() -> tuple:

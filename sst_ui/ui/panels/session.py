@@ -17,7 +17,8 @@ class Session:
     `saved`, `corrections` and `talk` are kept by the browser and survive a restart: the recipes
     applied so far, as YAML, the labels that were corrected, and the chat; on a Space also the
     `runs`, which elsewhere are the user's history. `job` names the metrics now being computed;
-    `drawn` is the profile and its numbers that the figure shows (see `draw_draft.shape`).
+    `drawn` is the profile and its numbers that the figure shows (see `draw_draft.shape`); `figure`
+    is the tab of the figures that is open.
     """
 
     language: gr.State
@@ -35,6 +36,7 @@ class Session:
     conversation: gr.State
     talk: gr.BrowserState
     methods: gr.State
+    figure: gr.State
 
 
 def create() -> Session:
@@ -55,4 +57,5 @@ def create() -> Session:
         conversation=gr.State(Conversation()),
         talk=gr.BrowserState({}, storage_key="sst-studio-chat", secret="sst-studio"),
         methods=gr.State(()),
+        figure=gr.State("curve"),
     )

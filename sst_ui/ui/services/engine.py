@@ -23,6 +23,7 @@ from sst_ui.jobs.chat import chat
 from sst_ui.jobs.directions.filtering import Forecast, filters, refuse
 from sst_ui.jobs.directions.measure import measure, named, resolve
 from sst_ui.jobs.directions.residual_cache import probe
+from sst_ui.jobs.directions.residual_map import ResidualMap, residual_map
 from sst_ui.jobs.directions.rounds import Rounds, rounds
 from sst_ui.jobs.evaluate.evaluate import evaluate
 from sst_ui.jobs.export.export import Export, export
@@ -31,6 +32,7 @@ from sst_ui.jobs.search.candidates import Candidate
 from sst_ui.jobs.search.objectives import SearchSpec
 from sst_ui.jobs.search.search import Opened, search
 from sst_ui.jobs.search.trials import Local, Numbers
+from sst_ui.jobs.token_view import TokenView, token_view
 from sst_ui.lru import Memory
 from sst_ui.maths import directions as maths_directions
 from sst_ui.maths.directions import Directions
@@ -452,14 +454,53 @@ class Engine:
 
         The direction is that of the first ablation there is, else the default one of the base.
         """
-        host = self.host(key)
+        host, directions = self.host(key), finish(self._main(key, rows))
+        edits = [finish(self.resolve(key, row)) if row else () for row in rows]
+        return [probe(host, messages, directions, each) for each in edits]
+
+    def _main(
+        self, key: str, rows: Sequence[Recipe | None]
+    ) -> Generator[Progress, None, Directions]:
+        """Directions of the first ablation there is, else the default ones of the base."""
         used = [edit for row in (*rows, self.first_recipe()) if row for edit in row.edits]
         spec = next(edit.directions for edit in used if isinstance(edit, Ablation))
         directions = self.directions(key, spec)
         if directions is None:
-            directions = finish(self.measure(key, spec))
-        edits = [finish(self.resolve(key, row)) if row else () for row in rows]
-        return [probe(host, messages, directions, each) for each in edits]
+            directions = yield from self.measure(key, spec)
+        return directions
+
+    @asks("measure")
+    def token_view(
+        self, key: str, recipe: Recipe, messages: list[dict[str, str]]
+    ) -> Generator[Progress | TokenView, None, None]:
+        """A conversation token by token, base and edited (see `jobs.token_view`), on the direction
+        that `probes` takes; the last step is the whole view. Chats go first between two steps."""
+        self.host(key)
+        yield from self._beside(self._token_view(key, recipe, messages))
+
+    @on_gpu(30)
+    def _token_view(
+        self, key: str, recipe: Recipe, messages: list[dict[str, str]]
+    ) -> Generator[Progress | TokenView, None, None]:
+        directions = yield from self._main(key, [recipe])
+        edits = yield from self.resolve(key, recipe)
+        yield (yield from token_view(self.host(key), messages, directions, edits))
+
+    @asks("measure")
+    def residual_map(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, ResidualMap]:
+        """The residuals that a direction was measured from, as points (see
+        `jobs.directions.residual_map`). Measured first where they are not yet."""
+        self.host(key)
+        return (yield from self._beside(self._residual_map(key, spec)))
+
+    @on_gpu(60)
+    def _residual_map(
+        self, key: str, spec: DirectionSpec
+    ) -> Generator[Progress, None, ResidualMap]:
+        directions = self.directions(key, spec)
+        if directions is None:
+            directions = yield from self.measure(key, spec)
+        return (yield from residual_map(self.host(key), spec, directions))
 
     @asks("measure")
     def evaluate(

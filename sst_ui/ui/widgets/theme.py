@@ -152,7 +152,9 @@ class StudioTheme(gr.themes.Base):
 
 def _scripts() -> list[str]:
     """The page's own scripts. What the curve holds back comes before what listens to it."""
-    names = ("kernel.js", "curve.js", "differences.js", "studio.js")
+    names = (
+        "kernel.js", "curve.js", "tokens.js", "map.js", "differences.js", "studio.js"
+    )  # fmt: skip
     return [(ASSETS / name).read_text(encoding="utf-8") for name in names]
 
 
