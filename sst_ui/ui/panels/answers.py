@@ -13,11 +13,10 @@ from sst_ui.metrics import corrections
 from sst_ui.metrics.results import Item, MetricResult
 from sst_ui.ui.panels.metrics import MARKS, corrected, meaning, title, told, verdict
 from sst_ui.ui.state.results_board import Board
-from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.inputs import Dropdown, Radio
 from sst_ui.ui.widgets.numbers import interval, number, scale, track
-from sst_ui.ui.widgets.texts import has, say, t
+from sst_ui.ui.widgets.texts import empty, has, say, t
 
 ANY = "any"
 AS_DETECTED = "detected"
@@ -76,7 +75,7 @@ def create() -> AnswersPanel:
             min_width=140,
         )
     table = gr.HTML(
-        render(Board("en", Variants(), {})),
+        empty("answers.none"),
         elem_id="answers",
         js_on_load=FIXES,
     )

@@ -3,7 +3,7 @@
 A row is a button: it opens the prompts and both answers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,18 +11,18 @@ from typing import Any, Literal
 import gradio as gr
 
 from sst_ui.jobs.evaluate.evaluate import limits
-from sst_ui.metrics.registry import METRICS, Metric
+from sst_ui.metrics.registry import METRICS, Derived, Metric
 from sst_ui.metrics.results import Good, MetricResult, Verdict, change
 from sst_ui.recipe import Evaluation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
 from sst_ui.ui.state.form import measured_by
 from sst_ui.ui.state.results_board import Board
-from sst_ui.ui.state.window import Variants
+from sst_ui.ui.widgets.definitions import of_metric
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio
 from sst_ui.ui.widgets.numbers import exact, interval, number, scale, spark, track
-from sst_ui.ui.widgets.texts import has, say, t
+from sst_ui.ui.widgets.texts import empty, has, say, t
 
 Named = Verdict | Literal["none"]  # none where nothing was compared
 LEGEND: tuple[Verdict, ...] = ("better", "worse", "negligible", "noise")
@@ -78,7 +78,7 @@ def create() -> MetricsPanel:
         with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
             settings = _settings(measured_by(Evaluation()))
         progress = gr.HTML(elem_id="metrics-progress")
-        rows = gr.HTML(render(Board("en", Variants(), {})), elem_id="metrics", js_on_load=CLICKS)
+        rows = gr.HTML(empty("metrics.none"), elem_id="metrics", js_on_load=CLICKS)
         advice = gr.HTML(elem_id="advice", js_on_load=CLICKS)
         with gr.Row(elem_id="metric-files"):
             gr.HTML(t("metrics.files"))
@@ -118,7 +118,7 @@ def _settings(start: Mapping[str, Any]) -> dict[str, Any]:
                 start[f"metric_{name}"], label=t(f"metrics.{name}"), elem_id=f"metric-{name}"
             )
     made["metrics"] = Dropdown(
-        [(title("en", row.name, row.title), row.name) for row in METRICS],
+        choices(METRICS),
         value=start["metrics"],
         multiselect=True,
         label=t("metrics.choose"),
@@ -155,9 +155,14 @@ def title(language: str, name: str, fallback: str) -> str:
     return f"{text} ({Path(prompts.partition('?')[0]).name})" if other else text
 
 
-def _targets() -> list[tuple[str, str]]:
+def choices(rows: Iterable[Metric | Derived]) -> list[tuple[Any, str]]:
+    """Metrics as the choices of a menu, in the language of the page."""
+    return [(t(key) if has(key := f"metric.{m.name}") else m.title, m.name) for m in rows]
+
+
+def _targets() -> list[tuple[Any, str]]:
     """Metrics with prompts of their own, which others can take the place of."""
-    return [(title("en", m.name, m.title), m.name) for m in METRICS if isinstance(m, Metric)]
+    return choices(m for m in METRICS if isinstance(m, Metric))
 
 
 def verdict(result: MetricResult) -> Named:
@@ -205,6 +210,8 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
     word = say(lang, f"verdict.{kind}")
     name = title(lang, result.name, result.title)
     tip = f"{way} · {word} ({meaning(lang, kind)}) · {told(lang, result)}"
+    if what := of_metric(lang, result.name):
+        tip = f"{what}\n{tip}"
     history = [
         (variant, edited)
         for variant, found in board.measured

@@ -6,6 +6,7 @@ click is in `ui.events.prompt_files`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
@@ -62,7 +63,7 @@ class UploadPanel:
     metric: gr.Dropdown | None
 
 
-def create(name: str, uses: Sequence[str], metrics: Sequence[tuple[str, str]] = ()) -> UploadPanel:
+def create(name: str, uses: Sequence[str], metrics: Sequence[tuple[Any, str]] = ()) -> UploadPanel:
     """The controls.
 
     Args:

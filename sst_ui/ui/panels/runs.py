@@ -16,10 +16,11 @@ from sst_ui.jobs.history.records import Comparison, Record, compare, value
 from sst_ui.metrics.registry import SUMMARY
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.services.errors import message
+from sst_ui.ui.widgets.definitions import definition, of_metric, titled
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.numbers import exact, interval, number
-from sst_ui.ui.widgets.texts import say, t
+from sst_ui.ui.widgets.texts import empty, say, t
 
 ACTS = """
 const act = (event) => {
@@ -86,7 +87,7 @@ def create() -> RunsPanel:
             t("runs.delete"), size="sm", elem_id="runs-delete", interactive=False, scale=0
         )
     status = gr.HTML(elem_id="runs-status")
-    table = gr.HTML(listed("en", (), View(), ""), elem_id="runs", js_on_load=ACTS)
+    table = gr.HTML(empty("runs.none"), elem_id="runs", js_on_load=ACTS)
     return RunsPanel(search, both, delete, undo, back, status, table)
 
 
@@ -101,9 +102,12 @@ def listed(
     """
     if not records:
         return f'<p class="empty">{say(language, f"runs.{empty}")}</p>'
-    names = [safe(say(language, f"variants.{name}")) for name in SUMMARY]
-    heads = [say(language, f"runs.{name}") for name in ("recipe", "model", "when")]
-    head = "".join(f"<span>{name}</span>" for name in (*heads, *names))
+    heads = [
+        (say(language, f"runs.{name}"), definition(language, f"column.{name}"))
+        for name in ("recipe", "model", "when")
+    ]
+    heads += [(say(language, f"variants.{name}"), of_metric(language, name)) for name in SUMMARY]
+    head = "".join(f"<span{titled(what)}>{safe(name)}</span>" for name, what in heads)
     rows = [f'<div class="run heads"><i></i>{head}<span></span></div>']
     rows += [_row(language, r, r.id in view.chosen, r.digest == now) for r in records]
     return "".join(rows)
@@ -163,7 +167,8 @@ def _metrics(language: str, found: Comparison) -> str:
                 f'<b class="v-{kind}">{number(shown, unit)}</b> '
                 f"<small>{interval(shown, unit)} n {shown.n}{_length(language, row)}</small></td>"
             )
-        lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
+        what = titled(of_metric(language, metric["name"]))
+        lines.append(f"<tr><th{what}>{name}</th>{''.join(cells)}</tr>")
     return "".join(lines)
 
 

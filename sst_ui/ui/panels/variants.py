@@ -12,6 +12,7 @@ from sst_ui.metrics.results import MetricResult
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets import plots
+from sst_ui.ui.widgets.definitions import of_metric, titled
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.numbers import number
 from sst_ui.ui.widgets.texts import say, t
@@ -65,8 +66,11 @@ def create() -> VariantsPanel:
 def render(board: Board) -> str:
     """The list, newest first; a row is a button that brings its settings back."""
     variants, known = board.variants, dict(board.measured)
-    names = (safe(say(board.language, f"variants.{name}")) for name in SUMMARY)
-    head = "".join(f"<span>{name}</span>" for name in names)
+    lang = board.language
+    head = "".join(
+        f"<span{titled(of_metric(lang, name))}>{safe(say(lang, f'variants.{name}'))}</span>"
+        for name in SUMMARY
+    )
     rows = [f'<div class="variant heads"><b></b>{head}</div>']
     for variant in reversed(variants.items):
         found = known.get(variant.name, {})
