@@ -31,6 +31,7 @@ from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Conversation, Variants
 from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.messages import say_in
 from sst_ui.ui.widgets.texts import language as language_of
 
 # No window waits for another one to open.
@@ -128,7 +129,7 @@ def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) 
             yield {status: bar}
     loaded = engine.loaded
     window = replace(window, language=lang, loaded=loaded)
-    said = notice(" ".join(loaded.warnings), "warn")
+    said = notice(" ".join(say_in(lang, each) for each in loaded.warnings), "warn")
     if engine.failure:
         said = notice(message(UserError(engine.failure), lang), "bad")
     first = wanted = engine.first_recipe()
@@ -139,7 +140,7 @@ def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) 
     try:
         if text:
             wanted = linked(lang, loaded, text)
-            heard = job_runner.Told()
+            heard = job_runner.Told(lang)
             for step in engine.resolve(loaded.key, wanted):
                 heard(step)
                 if bar := place(step):

@@ -15,6 +15,7 @@ from sst_ui.ui.panels.metrics import MARKS, corrected, meaning, title, told, ver
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.inputs import Dropdown, Radio
+from sst_ui.ui.widgets.messages import note_in
 from sst_ui.ui.widgets.numbers import interval, number, scale, track
 from sst_ui.ui.widgets.texts import empty, has, say, t
 
@@ -90,8 +91,9 @@ def labels(language: str, result: MetricResult | None) -> list[tuple[str, str]]:
 
 
 def word(language: str, label: str) -> str:
-    """A label in the visitor's language; a metric's own words stay as they are."""
-    return say(language, f"label.{label}") if has(f"label.{label}") else label
+    """A label in the visitor's language; a metric's own words where they are known."""
+    key = f"label.{label}"
+    return say(language, key) if has(key) else note_in(language, label)
 
 
 def means(language: str, label: str) -> str:
@@ -142,7 +144,7 @@ def render(board: Board) -> str:
         f"{corrected(lang, board.counts.get(result.name, 0))}</div>"
     )
     if result.note:
-        head += f'<p class="empty">{safe(result.note)}</p>'
+        head += f'<p class="empty">{safe(note_in(lang, result.note))}</p>'
     return head + _topics(board, result) + _table(board, result, found)
 
 

@@ -21,6 +21,7 @@ from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.definitions import of_metric
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio
+from sst_ui.ui.widgets.messages import note_in
 from sst_ui.ui.widgets.numbers import exact, interval, number, scale, spark, track
 from sst_ui.ui.widgets.texts import empty, has, say, t
 
@@ -235,7 +236,7 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
         f'<div class="line second"><div class="tracks">{tracks}</div>{line}'
         f'<span class="ci">{interval(shown, unit)}</span>'
         f'<span class="n">n {shown.n}{length(lang, result, "metrics.length.short")}</span>'
-        f"</div>{_note(result)}</div>"
+        f"</div>{_note(lang, result)}</div>"
     )
 
 
@@ -244,9 +245,10 @@ def length(language: str, result: MetricResult, key: str = "metrics.length") -> 
     return f" · {say(language, key, tokens=result.tokens)}" if result.tokens else ""
 
 
-def _note(result: MetricResult) -> str:
+def _note(language: str, result: MetricResult) -> str:
     """What a reader should know before trusting the number, under it."""
-    return f'<div class="told">{safe(result.note)}</div>' if result.note else ""
+    note = safe(note_in(language, result.note))
+    return f'<div class="told">{note}</div>' if note else ""
 
 
 def meaning(language: str, kind: Named) -> str:

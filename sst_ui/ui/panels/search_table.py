@@ -13,6 +13,7 @@ from sst_ui.ui.panels.metrics import title
 from sst_ui.ui.state.search_results import BELL, Found
 from sst_ui.ui.widgets.definitions import definition, of_metric, titled
 from sst_ui.ui.widgets.html import safe
+from sst_ui.ui.widgets.messages import say_in
 from sst_ui.ui.widgets.numbers import exact, number
 from sst_ui.ui.widgets.texts import has, say
 
@@ -137,7 +138,8 @@ def _row(
 
 
 def _note(language: str, each: Candidate, found: Found) -> str:
-    return f'<span title="{safe(each.note)}">{safe(state(language, each, found))}</span>'
+    tip = safe(say_in(language, each.note))
+    return f'<span title="{tip}">{safe(state(language, each, found))}</span>'
 
 
 def _cell(each: Candidate, name: str) -> str:
