@@ -13,6 +13,7 @@ from sst_ui.paths import ROOT
 from sst_ui.recipe import DirectionSpec, Merge, WeightTable
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.widgets import messages
+from sst_ui.ui.widgets.names import shown_name
 
 # What a visitor of the page never sees: the command line, programs' endpoints, a cluster's search,
 # names that a developer gives twice, and what only a terminal can be told of.
@@ -57,9 +58,9 @@ def test_every_value_of_a_sentence_has_its_place_in_japanese():
     for rows in messages.table().values():
         for english, japanese in rows.items():
             holes, used = len(messages.HOLE.findall(english)), re.findall(r"\{(\d+)\}", japanese)
-            if any(int(n) >= holes for n in used) or not JAPANESE.search(japanese):
-                if re.search("[a-z]{2}", japanese) or any(int(n) >= holes for n in used):
-                    wrong.append(english)
+            plain = re.search("[a-z]{2}", japanese) and not JAPANESE.search(japanese)
+            if plain or any(int(n) >= holes for n in used):
+                wrong.append(english)
     assert wrong == []
 
 
@@ -103,3 +104,11 @@ def test_notes_of_a_job_are_said_part_by_part():
     assert messages.note_in("ja", "finalists on the test prompts; adapter.safetensors") == (
         "テスト用プロンプトで最終候補を確認中；adapter.safetensors"
     )
+
+
+def test_names_that_the_studio_made_are_shown_in_japanese_and_others_as_they_are():
+    for made in ("default ×2 filter μ 1", "sst ≤0.0005 nats ×2 + late_focus ×−1 add #2"):
+        assert JAPANESE.search(shown_name("ja", made))
+        assert shown_name("en", made) == made
+    assert shown_name("ja", "default ×2 filter μ 1") == "標準 ×2 フィルター μ 1"
+    assert shown_name("ja", "my default ×2") == "my default ×2"

@@ -16,6 +16,7 @@ from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.inputs import Dropdown, Radio
 from sst_ui.ui.widgets.messages import note_in
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.numbers import interval, number, scale, track
 from sst_ui.ui.widgets.texts import empty, has, say, t
 
@@ -133,7 +134,7 @@ def render(board: Board) -> str:
     found = passing(board, result)
     kind = verdict(result)
     now = board.variants.now
-    whose = f"{safe(now.name)} <code>{now.recipe.digest()}</code>" if now else ""
+    whose = f"{safe(shown_name(lang, now.name))} <code>{now.recipe.digest()}</code>" if now else ""
     head = (
         f'<div class="answers-head"><b>{safe(title(lang, result.name, result.title))}</b>'
         f'<span class="whose">{whose}</span>'

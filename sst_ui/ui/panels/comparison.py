@@ -8,6 +8,7 @@ from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets import plots
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.numbers import exact, number, scale
 from sst_ui.ui.widgets.texts import say
 
@@ -35,7 +36,12 @@ def figure(board: Board) -> Figure:
     base = {a.name: a.base for a in axes}
     lines = [(say(lang, "chat.base"), base)]
     for variant, found in known:
-        lines.append((variant, {n: r.edited for n, r in found.items() if r.edited is not None}))
+        lines.append(
+            (
+                shown_name(lang, variant),
+                {n: r.edited for n, r in found.items() if r.edited is not None},
+            )
+        )
     drawn = [
         plots.Line(
             name,
@@ -44,7 +50,7 @@ def figure(board: Board) -> Figure:
         )
         for name, values in lines
     ]
-    return plots.compare(ticks, drawn, board.variants.current)
+    return plots.compare(ticks, drawn, shown_name(lang, board.variants.current))
 
 
 def _shown(board: Board) -> list[tuple[str, dict[str, MetricResult]]]:

@@ -22,6 +22,7 @@ from sst_ui.ui.widgets.definitions import of_metric
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio
 from sst_ui.ui.widgets.messages import note_in
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.numbers import exact, interval, number, scale, spark, track
 from sst_ui.ui.widgets.texts import empty, has, say, t
 
@@ -214,12 +215,17 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
     if what := of_metric(lang, result.name):
         tip = f"{what}\n{tip}"
     history = [
-        (variant, edited)
+        (shown_name(lang, variant), edited)
         for variant, found in board.measured
         if result.name in found and (edited := found[result.name].edited) is not None
     ]
     line = spark(
-        result.base, history, board.variants.current, end, unit, say(lang, "metrics.spark")
+        result.base,
+        history,
+        shown_name(lang, board.variants.current),
+        end,
+        unit,
+        say(lang, "metrics.spark"),
     )
     tracks = track(result.base, end, "is-base") + track(result.edited, end, "is-edited")
     shown = result.base if result.edited is None else result.edited

@@ -19,6 +19,7 @@ from sst_ui.ui.services.errors import message
 from sst_ui.ui.widgets.definitions import definition, of_metric, titled
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.inputs import HIDDEN
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.numbers import exact, interval, number
 from sst_ui.ui.widgets.texts import empty, say, t
 
@@ -115,7 +116,7 @@ def listed(
 
 def _row(language: str, record: Record, chosen: bool, current: bool) -> str:
     cells = "".join(f"<span>{_cell(language, record, name)}</span>" for name in SUMMARY)
-    name = safe(record.title)
+    name = safe(shown_name(language, record.title))
     marks = f"{' chosen' if chosen else ''}{' current' if current else ''}"
     return (
         f'<div class="run{marks}" role="checkbox" aria-checked="{str(chosen).lower()}" '
@@ -136,7 +137,8 @@ def compared(language: str, records: Sequence[Record]) -> str:
     except UserError as error:
         return notice(message(error, language), "bad")
     heads = "".join(
-        f"<th>{safe(r.title)}<small>{safe(_short(r.model))} · {r.when}</small>"
+        f"<th>{safe(shown_name(language, r.title))}"
+        f"<small>{safe(_short(r.model))} · {r.when}</small>"
         f"<code>{safe(r.digest)}</code></th>"
         for r in found.records
     )

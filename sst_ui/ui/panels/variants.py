@@ -14,6 +14,7 @@ from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.definitions import of_metric, titled
 from sst_ui.ui.widgets.html import CLICKS, safe
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.numbers import number
 from sst_ui.ui.widgets.texts import say, t
 
@@ -77,9 +78,10 @@ def render(board: Board) -> str:
         cells = "".join(_cell(board.language, found.get(name)) for name in SUMMARY)
         current, name = variant.name == variants.current, safe(variant.name)
         pencil = _pencil(board.language, name) if current else ""
+        shown = safe(shown_name(lang, variant.name))
         rows.append(
             f'<div class="variant{" current" if current else ""}" data-pick="{name}"><b>'
-            f'<button class="name" data-pick="{name}">{name}</button>{pencil}</b>{cells}</div>'
+            f'<button class="name" data-pick="{name}">{shown}</button>{pencil}</b>{cells}</div>'
         )
     return "".join(rows) if variants.items else ""
 
@@ -109,7 +111,7 @@ def tradeoff(board: Board) -> Figure:
         cost, gain = found[COST].edited, found[GAIN].edited
         if cost and gain:
             points[0] = (say(language, "chat.base"), 0.0, found[GAIN].base.value)
-            points.append((name, cost.value, gain.value))
+            points.append((shown_name(language, name), cost.value, gain.value))
     if len(points) < 2:
         return plots.empty(say(language, "tradeoff.empty"))
     return plots.tradeoff(
@@ -117,5 +119,5 @@ def tradeoff(board: Board) -> Figure:
         metrics.title(language, GAIN, GAIN),
         points,
         pareto.front(points),
-        board.variants.current,
+        shown_name(language, board.variants.current),
     )
