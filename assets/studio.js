@@ -45,6 +45,8 @@ function define() {
       for (const field of place.matches("button") ? [place] : place.querySelectorAll(FIELDS)) {
         const own = field.type === "radio" ? choices[field.value] : "";
         if (own) tip(field.parentElement, own);
+        const name = field.ariaLabel?.replace(/^(number input|range slider) for /, "");
+        if (name !== field.ariaLabel && !/^[ -~]*$/.test(name)) field.ariaLabel = name; // English
         describe(field, own || [what, choices[field.value]].filter(Boolean).join(" "));
       }
     }

@@ -256,7 +256,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     merge_methods.connect(work.methods, editor, session, bar.status, left.edits, engine)
     chat_events.connect(work.chat, engine, session, figs.probe, changed)
     ladder_events.connect(work.ladder, work.chat, editor, session, figs.probe, engine)
-    window = open_page.Screen(session, editor, applied, work.chat, bar.status)
+    window = open_page.Screen(session, editor, applied, work.chat, bar.status, figs.probe)
     opened = open_page.connect(page, window, left.model, engine)
     chat_events.restore(work.chat, session, opened)
     measured = evaluate.connect(

@@ -30,9 +30,11 @@ from sst_ui.ui.state.form import read, show
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Conversation, Variants
+from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.messages import say_in
 from sst_ui.ui.widgets.texts import language as language_of
+from sst_ui.ui.widgets.texts import say
 
 # No window waits for another one to open.
 FRESH: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}
@@ -47,6 +49,7 @@ class Screen:
     applied: Applied
     chat: ChatPanel
     status: gr.HTML
+    probe: gr.Plot
 
     @property
     def outputs(self) -> list:
@@ -63,6 +66,7 @@ class Screen:
             *self.chat.outdated,
             s.opened,
             self.status,
+            self.probe,
         ]
 
     def fresh(self, engine: Engine, window: "Window", recipe: Recipe, applied: bool) -> dict:
@@ -83,6 +87,7 @@ class Screen:
             **{column: [] for column in self.chat.columns},
             **dict.fromkeys(self.chat.outdated, ""),
             session.opened: "",
+            self.probe: plots.empty(say(lang, "probe.empty")),
         }
 
 

@@ -36,12 +36,8 @@ def figure(board: Board) -> Figure:
     base = {a.name: a.base for a in axes}
     lines = [(say(lang, "chat.base"), base)]
     for variant, found in known:
-        lines.append(
-            (
-                shown_name(lang, variant),
-                {n: r.edited for n, r in found.items() if r.edited is not None},
-            )
-        )
+        edited = {n: r.edited for n, r in found.items() if r.edited is not None}
+        lines.append((shown_name(lang, variant), edited))
     drawn = [
         plots.Line(
             name,
