@@ -410,7 +410,8 @@ const curve = (() => {
     root.innerHTML = `<div class="both"><div class="plot"><div class="names"></div>
       <svg class="figure" role="img" height="${HEIGHT}"></svg><div class="tip" hidden></div></div>
       <div class="cells"><table aria-rowcount="${data.layers + 1}"><thead><tr aria-rowindex="1">
-      ${heads.map((name) => `<th scope="col">${safe(name)}</th>`).join("")}</tr></thead>
+      ${heads.map((name, n) => `<th scope="col"${n ? ` tabindex="0" title="${safe(data.means[n - 1])}"` : ""
+      }>${safe(name)}</th>`).join("")}</tr></thead>
       <tbody><tr aria-hidden="true"></tr><tr aria-hidden="true"></tr></tbody></table></div></div>`;
     rows.clear();
     size.from = 0;

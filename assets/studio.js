@@ -21,6 +21,68 @@ document.addEventListener("click", (event) => {
   }
 });
 
+// What each control and each choice is (presets/definitions.yaml; the page's head has them in its
+// language): a tip for the pointer, a description for screen readers. Gradio fills tabs, accordions
+// and menus when they open, so they are looked for again.
+const MEANS = JSON.parse(document.getElementById("definitions")?.textContent ?? "{}");
+const FIELDS = "input, textarea, select, [contenteditable=true]";
+function tip(place, text) {
+  if (text && place.title !== text) place.title = text;
+}
+function describe(field, text) {
+  if (text && field.getAttribute("aria-description") !== text) {
+    field.setAttribute("aria-description", text);
+  }
+}
+function define() {
+  if (document.hidden) return;
+  for (const [id, { what, choices }] of Object.entries(MEANS)) {
+    const block = document.getElementById(id) ?? document.getElementById(`${id}-decades`);
+    if (!block) continue;
+    for (const place of [block, document.getElementById(`${id}-decades`)]) {
+      if (!place) continue;
+      tip(place, what);
+      for (const field of place.matches("button") ? [place] : place.querySelectorAll(FIELDS)) {
+        const own = field.type === "radio" ? choices[field.value] : "";
+        if (own) tip(field.parentElement, own);
+        const name = field.ariaLabel?.replace(/^(number input|range slider) for /, "");
+        if (name !== field.ariaLabel && !/^[ -~]*$/.test(name)) field.ariaLabel = name; // English
+        describe(field, own || [what, choices[field.value]].filter(Boolean).join(" "));
+      }
+    }
+    const menu = block.querySelector("[aria-expanded=true]")?.getAttribute("aria-controls");
+    for (const option of document.getElementById(menu)?.children ?? []) {
+      tip(option, choices[option.ariaLabel]);
+      describe(option, choices[option.ariaLabel]);
+    }
+  }
+}
+setInterval(define, 1000);
+document.addEventListener("focusin", () => setTimeout(define, 150));
+
+// The same for eyes that follow the keyboard: below whatever Tab or an arrow reaches.
+let keyed = false;
+const hint = Object.assign(document.createElement("div"), { id: "hint", hidden: true });
+hint.setAttribute("aria-hidden", "true"); // its description is read out already
+document.addEventListener("keydown", ({ key }) => {
+  keyed = key === "Tab" || key.startsWith("Arrow");
+  if (!keyed) hint.hidden = true;
+}, true);
+document.addEventListener("pointerdown", () => { keyed = false; hint.hidden = true; }, true);
+document.addEventListener("focusout", () => { hint.hidden = true; });
+document.addEventListener("focusin", ({ target }) => setTimeout(() => {
+  const text = target.getAttribute("aria-description") || target.closest("[title]")?.title;
+  if (!keyed || !text || document.activeElement !== target) return;
+  hint.textContent = text;
+  hint.hidden = false;
+  document.body.append(hint);
+  const { left, top, bottom } = target.getBoundingClientRect();
+  const { offsetWidth: wide, offsetHeight: high } = hint;
+  const above = bottom + high + 6 > innerHeight;
+  hint.style.left = `${Math.max(4, Math.min(left, innerWidth - wide - 4))}px`;
+  hint.style.top = `${above ? top - high - 6 : bottom + 6}px`;
+}, 200));
+
 // The bars of running jobs. Gradio would look at the whole page for each of their steps.
 let asking = false;
 setInterval(async () => {

@@ -262,7 +262,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     chat_events.probing(engine, session, figs.probe, answered, drawn)
     map_events.connect(figs, editor, session, map_opened, [measuring_now, *changed], engine)
     ladder_events.connect(work.ladder, work.chat, editor, session, figs.probe, engine)
-    window = open_page.Screen(session, editor, applied, work.chat, bar.status)
+    window = open_page.Screen(session, editor, applied, work.chat, bar.status, figs.probe)
     opened = open_page.connect(page, window, left.model, engine)
     chat_events.restore(work.chat, session, opened)
     measured = evaluate.connect(

@@ -154,7 +154,7 @@ def apply(
 ) -> Iterator[dict]:
     """Make the draft the current variant, with its self-check in a line."""
     bar = screen.bar
-    told_of = job_runner.Told(toast=False)  # they stay under the button
+    told_of = job_runner.Told(draft.language, toast=False)  # they stay under the button
     try:
         recipe = draft.recipe()
         job = engine.checked(draft.loaded.key, recipe)

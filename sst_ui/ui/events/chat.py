@@ -35,6 +35,7 @@ from sst_ui.ui.state.window import Conversation, Source, Turn, Variants
 from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.inputs import HIDDEN
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.texts import say
 
 PACE = 0.1  # seconds between two updates of the screen, at least: a browser draws each of them
@@ -126,14 +127,15 @@ def choices(language: str, variants: Variants) -> list[tuple[str, str]]:
     edited = say(language, "answers.edited")
     found = [(say(language, "chat.base"), BASE)]
     if variants.now:
-        edited = f"{edited} · {variants.now.name}"
+        name = shown_name(language, variants.now.name)
+        edited = f"{edited} · {name}"
         merge, ablation = split(variants.now.recipe)
         if merge is not None:
             found.append((say(language, "chat.utility"), UTILITY))
         if merge is not None and ablation is not None:
             found.append((say(language, "chat.merged"), MERGED))
-            edited = f"{say(language, 'chat.merged_ablated')} · {variants.now.name}"
-    named = [(v.name, f"variant:{v.name}") for v in variants.items]
+            edited = f"{say(language, 'chat.merged_ablated')} · {name}"
+    named = [(shown_name(language, v.name), f"variant:{v.name}") for v in variants.items]
     return [*found, (edited, EDITED), *named]
 
 
@@ -636,4 +638,4 @@ def measure(
     last = replace(talk.turns[-1], answers=("", ""))
     asked = replace(talk, turns=(*talk.turns[:-1], last))
     base, edited = engine.probes(now.key, [None, known.now.recipe], asked.history(0))
-    return plots.probe(language, base, edited, known.now.name)
+    return plots.probe(language, base, edited, shown_name(language, known.now.name))

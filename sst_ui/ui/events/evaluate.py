@@ -178,7 +178,7 @@ def _rows(
     assert board.variants.now is not None  # it is what is measured
     recipe = board.variants.now.recipe
     found: list[MetricResult] = []
-    digest, bar, heard = recipe.digest(), Bar(board.language), job_runner.Told()
+    digest, bar, heard = recipe.digest(), Bar(board.language), job_runner.Told(board.language)
     try:
         with closing(engine.evaluate(loaded.key, recipe, wanted)) as job:
             for part in job:

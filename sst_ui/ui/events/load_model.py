@@ -18,6 +18,7 @@ from sst_ui.ui.services.job_runner import Told, name, watched
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import HIDDEN
+from sst_ui.ui.widgets.messages import note_in, say_in
 from sst_ui.ui.widgets.texts import say
 
 
@@ -48,7 +49,9 @@ def look(engine: Engine, language: str, asked: Callable[[], ModelSpec]) -> str:
     except Exception as error:
         return notice(message(error, language), "bad")
     verdict = say(language, "model.fits" if report.fits else "model.too_big")
-    return notice(f"{report.summary()} — {verdict}", "good" if report.fits else "warn")
+    return notice(
+        f"{note_in(language, report.summary())} — {verdict}", "good" if report.fits else "warn"
+    )
 
 
 def swap(
@@ -66,14 +69,15 @@ def swap(
             engine.load(asked()),
             lambda bar: (bar, gr.skip(), gr.update(visible=True, interactive=True)),
             stopped=stopped,
-            told=Told(toast=False),  # they stay under the button
+            told=Told(language, toast=False),  # they stay under the button
         )
     except Exception as error:
         text = message(error, language)
         yield told(error, language), gr.skip(), gr.update(visible=HIDDEN)
         # what was open stays open, and what is wrong has been said
         raise gr.Error(text, visible=False, print_exception=False) from error
-    text = " ".join([say(language, "model.loaded", name=current.name), *current.warnings])
+    warned = (say_in(language, each) for each in current.warnings)
+    text = " ".join([say(language, "model.loaded", name=current.name), *warned])
     done = notice(text, "warn" if current.warnings else "good")
     yield done, current, gr.update(visible=HIDDEN)
 

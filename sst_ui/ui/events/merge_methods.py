@@ -19,10 +19,11 @@ from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import told
 from sst_ui.ui.services.merge_forecasts import Line
 from sst_ui.ui.state.form import evaluation, measuring, split
+from sst_ui.ui.widgets.definitions import definition, of_metric, titled
 from sst_ui.ui.widgets.html import CLICKS, notice, safe
 from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.numbers import exact, number
-from sst_ui.ui.widgets.texts import has, say, t
+from sst_ui.ui.widgets.texts import empty, has, say, t
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def create() -> MethodsPanel:
             scale=0, min_width=70,
         )  # fmt: skip
         progress = gr.HTML(elem_id="methods-progress")
-    table = gr.HTML(render("en", ()), elem_id="methods", js_on_load=CLICKS)
+    table = gr.HTML(empty("methods.none"), elem_id="methods", js_on_load=CLICKS)
     return MethodsPanel(run, cancel, progress, table)
 
 
@@ -52,7 +53,11 @@ def render(language: str, lines: Sequence[Line], now: Merge | None = None) -> st
     """The table as HTML; the best of the merges in each column is bold, a row is a button."""
     if not lines:
         return f'<p class="empty">{say(language, "methods.none")}</p>'
-    heads = "".join(f"<th>{safe(_heading(language, name))}</th>" for name in COLUMNS)
+    heads = "".join(
+        f"<th{titled(of_metric(language, name))}>{safe(_heading(language, name))}</th>"
+        for name in COLUMNS
+    )
+    predicted = titled(definition(language, "column.predicted"))
     best = {name: _best(name, lines) for name in COLUMNS}
     order = {name: i for i, name in enumerate(ALONE)}
     rows = "".join(
@@ -63,7 +68,8 @@ def render(language: str, lines: Sequence[Line], now: Merge | None = None) -> st
     lengths = "".join(f" {say(language, 'answers.length', tokens=t)}" for t in sorted(tokens))
     return (
         f'<div class="methods"><table><thead><tr><th></th>{heads}'
-        f"<th>{say(language, 'methods.predicted')}</th></tr></thead><tbody>{rows}</tbody></table>"
+        f"<th{predicted}>{say(language, 'methods.predicted')}</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table>"
         f'<p class="faint">{say(language, "methods.hint")}{lengths}</p></div>'
     )
 

@@ -30,8 +30,11 @@ from sst_ui.ui.state.form import read, show
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Conversation, Variants
+from sst_ui.ui.widgets import plots
 from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.messages import say_in
 from sst_ui.ui.widgets.texts import language as language_of
+from sst_ui.ui.widgets.texts import say
 
 # No window waits for another one to open.
 FRESH: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}
@@ -46,6 +49,7 @@ class Screen:
     applied: Applied
     chat: ChatPanel
     status: gr.HTML
+    probe: gr.Plot
 
     @property
     def outputs(self) -> list:
@@ -62,6 +66,7 @@ class Screen:
             *self.chat.outdated,
             s.opened,
             self.status,
+            self.probe,
         ]
 
     def fresh(self, engine: Engine, window: "Window", recipe: Recipe, applied: bool) -> dict:
@@ -82,6 +87,7 @@ class Screen:
             **{column: [] for column in self.chat.columns},
             **dict.fromkeys(self.chat.outdated, ""),
             session.opened: "",
+            self.probe: plots.empty(say(lang, "probe.empty")),
         }
 
 
@@ -128,7 +134,7 @@ def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) 
             yield {status: bar}
     loaded = engine.loaded
     window = replace(window, language=lang, loaded=loaded)
-    said = notice(" ".join(loaded.warnings), "warn")
+    said = notice(" ".join(say_in(lang, each) for each in loaded.warnings), "warn")
     if engine.failure:
         said = notice(message(UserError(engine.failure), lang), "bad")
     first = wanted = engine.first_recipe()
@@ -139,7 +145,7 @@ def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) 
     try:
         if text:
             wanted = linked(lang, loaded, text)
-            heard = job_runner.Told()
+            heard = job_runner.Told(lang)
             for step in engine.resolve(loaded.key, wanted):
                 heard(step)
                 if bar := place(step):

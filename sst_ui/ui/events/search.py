@@ -41,6 +41,7 @@ from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.state.search_results import Found, Phase
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import visibility
+from sst_ui.ui.widgets.messages import say_in
 from sst_ui.ui.widgets.numbers import exact
 from sst_ui.ui.widgets.texts import say
 
@@ -190,7 +191,7 @@ def _go(panel: SearchPanel, engine: Engine, language: str, found: Found) -> Iter
     yield {**begun, **_buttons(panel, "running")}
     try:
         job = engine.search(found.key, found.asked, found.spec, found.storage)
-        heard = job_runner.Told()
+        heard = job_runner.Told(language)
         with closing(job):
             for part in job:
                 heard(part)
@@ -349,8 +350,9 @@ def ended(language: str, found: Found, early: bool) -> str:
         return notice(say(language, "search.over", best=best, **counts), "good")
     if not found.done or found.spec.strategy == "sensitivity":
         why = next((each.note for each in found.candidates if each.note), "") or found.bell[2]
+        why = say_in(language, why)
         return notice(say(language, "search.over.none", why=why, **counts), "bad")
-    notes = " ".join(found.notes)
+    notes = " ".join(say_in(language, each) for each in found.notes)
     if found.best is None or not found.tested:
         return notice(f"{missed(language, found)} {notes}".rstrip(), "bad")
     best = search_table.named(language, found, str(found.best.number))

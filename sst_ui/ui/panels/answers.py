@@ -13,11 +13,12 @@ from sst_ui.metrics import corrections
 from sst_ui.metrics.results import Item, MetricResult
 from sst_ui.ui.panels.metrics import MARKS, corrected, meaning, title, told, verdict
 from sst_ui.ui.state.results_board import Board
-from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.inputs import Dropdown, Radio
+from sst_ui.ui.widgets.messages import note_in
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.numbers import interval, number, scale, track
-from sst_ui.ui.widgets.texts import has, say, t
+from sst_ui.ui.widgets.texts import empty, has, say, t
 
 ANY = "any"
 AS_DETECTED = "detected"
@@ -76,7 +77,7 @@ def create() -> AnswersPanel:
             min_width=140,
         )
     table = gr.HTML(
-        render(Board("en", Variants(), {})),
+        empty("answers.none"),
         elem_id="answers",
         js_on_load=FIXES,
     )
@@ -91,8 +92,9 @@ def labels(language: str, result: MetricResult | None) -> list[tuple[str, str]]:
 
 
 def word(language: str, label: str) -> str:
-    """A label in the visitor's language; a metric's own words stay as they are."""
-    return say(language, f"label.{label}") if has(f"label.{label}") else label
+    """A label in the visitor's language; a metric's own words where they are known."""
+    key = f"label.{label}"
+    return say(language, key) if has(key) else note_in(language, label)
 
 
 def means(language: str, label: str) -> str:
@@ -132,7 +134,7 @@ def render(board: Board) -> str:
     found = passing(board, result)
     kind = verdict(result)
     now = board.variants.now
-    whose = f"{safe(now.name)} <code>{now.recipe.digest()}</code>" if now else ""
+    whose = f"{safe(shown_name(lang, now.name))} <code>{now.recipe.digest()}</code>" if now else ""
     head = (
         f'<div class="answers-head"><b>{safe(title(lang, result.name, result.title))}</b>'
         f'<span class="whose">{whose}</span>'
@@ -143,7 +145,7 @@ def render(board: Board) -> str:
         f"{corrected(lang, board.counts.get(result.name, 0))}</div>"
     )
     if result.note:
-        head += f'<p class="empty">{safe(result.note)}</p>'
+        head += f'<p class="empty">{safe(note_in(lang, result.note))}</p>'
     return head + _topics(board, result) + _table(board, result, found)
 
 

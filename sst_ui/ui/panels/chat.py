@@ -11,6 +11,7 @@ from sst_ui.schema import setting
 from sst_ui.ui.state.window import Source
 from sst_ui.ui.widgets.html import CLICKS
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.texts import say, t
 
 BASE = "base"  # the picker's value for the untouched model
@@ -129,8 +130,8 @@ def create() -> ChatPanel:
 def named(language: str, source: Source) -> str:
     """Which model gave an answer, as it was called then."""
     if source.part in (BASE, EDITED):
-        return source.name or say(language, "chat.base")
-    return f"{say(language, f'chat.{source.part}')} · {source.name}"
+        return shown_name(language, source.name) or say(language, "chat.base")
+    return f"{say(language, f'chat.{source.part}')} · {shown_name(language, source.name)}"
 
 
 def _column(side: str, value: str) -> tuple[gr.Dropdown, gr.Chatbot, gr.HTML]:

@@ -8,6 +8,7 @@ from sst_ui.metrics.results import MetricResult, Value
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets import plots, samples
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.numbers import exact, number, scale
 from sst_ui.ui.widgets.samples import Sample
 from sst_ui.ui.widgets.texts import say
@@ -37,9 +38,9 @@ def figure(board: Board) -> Figure:
     lines = [(say(lang, "chat.base"), base)]
     for variant, found in known:
         measured = {n: (r.edited, Sample.of(r)) for n, r in found.items() if r.edited is not None}
-        lines.append((variant, measured))
+        lines.append((shown_name(lang, variant), measured))
     drawn = [_line(lang, name, values, axes, ends) for name, values in lines]
-    return plots.compare(ticks, drawn, board.variants.current)
+    return plots.compare(ticks, drawn, shown_name(lang, board.variants.current))
 
 
 def _line(

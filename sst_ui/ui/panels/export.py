@@ -31,6 +31,7 @@ from sst_ui.ui.state.merge_form import whole
 from sst_ui.ui.state.run_store import LIFE, shared
 from sst_ui.ui.widgets.html import safe
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.texts import say, t
 
 SETTINGS = ("format", "rounding", "rank", "verify", "folder")  # in the panel's order
@@ -212,7 +213,7 @@ def told(language: str, applied: Recipe | None, draft: Recipe) -> str:
     """Which recipe would be exported: the applied one, whatever the controls say since."""
     if applied is None:
         return safe(say(language, "export.nothing"))
-    name = safe(applied.name or applied.digest())
+    name = safe(shown_name(language, applied.name) or applied.digest())
     text = f"<b>{name}</b> <code>{applied.digest()}</code>"
     if applied.digest() != draft.digest():
         text += f"<br>{safe(say(language, 'export.dirty'))}"

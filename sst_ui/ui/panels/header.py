@@ -7,6 +7,7 @@ import gradio as gr
 from sst_ui.model.load.memory import count
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.widgets.html import safe
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.texts import LANGUAGES, say
 
 STEPS = ("ask", "change", "compare")
@@ -41,7 +42,7 @@ def render(language: str, loaded: Loaded, digest: str, name: str = "") -> str:
     recipe = ""
     if digest:
         recipe = (
-            f'<span class="digest"><i></i>{safe(name)} <code title="'
+            f'<span class="digest"><i></i>{safe(shown_name(language, name))} <code title="'
             f'{say(language, "header.recipe")}">{safe(digest)}</code></span>'
         )
     steps = _steps(language) if loaded.key else ""

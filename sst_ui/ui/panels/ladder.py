@@ -13,7 +13,7 @@ from sst_ui.metrics.text.labels import Label
 from sst_ui.ui.panels.answers import chip
 from sst_ui.ui.widgets.html import safe
 from sst_ui.ui.widgets.inputs import HIDDEN
-from sst_ui.ui.widgets.texts import say, t
+from sst_ui.ui.widgets.texts import empty, say, t
 
 STRENGTHS = "-1, 0, 0.5, 1, 1.5, 2"
 SCRUB = """
@@ -84,7 +84,7 @@ def create() -> LadderPanel:
             visible=HIDDEN,
         )  # fmt: skip
     status = gr.HTML(elem_id="ladder-status")
-    rungs = gr.HTML(render("en", ()), elem_id="ladder", js_on_load=SCRUB)
+    rungs = gr.HTML(empty("ladder.empty"), elem_id="ladder", js_on_load=SCRUB)
     return LadderPanel(box, strengths, ask, stop, status, rungs)
 
 

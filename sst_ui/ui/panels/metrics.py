@@ -3,7 +3,7 @@
 A row is a button: it opens the prompts and both answers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,20 +11,22 @@ from typing import Any, Literal
 import gradio as gr
 
 from sst_ui.jobs.evaluate.evaluate import limits
-from sst_ui.metrics.registry import METRICS, Metric
+from sst_ui.metrics.registry import METRICS, Derived, Metric
 from sst_ui.metrics.results import Good, MetricResult, Verdict, change
 from sst_ui.recipe import Evaluation, Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import prompt_files
 from sst_ui.ui.state.form import measured_by
 from sst_ui.ui.state.results_board import Board
-from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets import samples
+from sst_ui.ui.widgets.definitions import of_metric
 from sst_ui.ui.widgets.html import CLICKS, safe
 from sst_ui.ui.widgets.inputs import HIDDEN, Dropdown, Number, Radio
+from sst_ui.ui.widgets.messages import note_in
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.numbers import exact, interval, number, scale, spark, track
 from sst_ui.ui.widgets.samples import Sample
-from sst_ui.ui.widgets.texts import has, say, t
+from sst_ui.ui.widgets.texts import empty, has, say, t
 
 Named = Verdict | Literal["none"]  # none where nothing was compared
 LEGEND: tuple[Verdict, ...] = ("better", "worse", "negligible", "noise")
@@ -80,7 +82,7 @@ def create() -> MetricsPanel:
         with gr.Accordion(t("metrics.settings"), open=False, elem_id="metrics-settings"):
             settings = _settings(measured_by(Evaluation()))
         progress = gr.HTML(elem_id="metrics-progress")
-        rows = gr.HTML(render(Board("en", Variants(), {})), elem_id="metrics", js_on_load=CLICKS)
+        rows = gr.HTML(empty("metrics.none"), elem_id="metrics", js_on_load=CLICKS)
         advice = gr.HTML(elem_id="advice", js_on_load=CLICKS)
         with gr.Row(elem_id="metric-files"):
             gr.HTML(t("metrics.files"))
@@ -120,7 +122,7 @@ def _settings(start: Mapping[str, Any]) -> dict[str, Any]:
                 start[f"metric_{name}"], label=t(f"metrics.{name}"), elem_id=f"metric-{name}"
             )
     made["metrics"] = Dropdown(
-        [(title("en", row.name, row.title), row.name) for row in METRICS],
+        choices(METRICS),
         value=start["metrics"],
         multiselect=True,
         label=t("metrics.choose"),
@@ -157,9 +159,14 @@ def title(language: str, name: str, fallback: str) -> str:
     return f"{text} ({Path(prompts.partition('?')[0]).name})" if other else text
 
 
-def _targets() -> list[tuple[str, str]]:
+def choices(rows: Iterable[Metric | Derived]) -> list[tuple[Any, str]]:
+    """Metrics as the choices of a menu, in the language of the page."""
+    return [(t(key) if has(key := f"metric.{m.name}") else m.title, m.name) for m in rows]
+
+
+def _targets() -> list[tuple[Any, str]]:
     """Metrics with prompts of their own, which others can take the place of."""
-    return [(title("en", m.name, m.title), m.name) for m in METRICS if isinstance(m, Metric)]
+    return choices(m for m in METRICS if isinstance(m, Metric))
 
 
 def verdict(result: MetricResult) -> Named:
@@ -207,14 +214,16 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
     word = say(lang, f"verdict.{kind}")
     name = title(lang, result.name, result.title)
     tip = f"{way} · {word} ({meaning(lang, kind)}) · {told(lang, result)}"
+    if what := of_metric(lang, result.name):
+        tip = f"{what}\n{tip}"
     history = [
-        (variant, edited)
+        (shown_name(lang, variant), edited)
         for variant, found in board.measured
         if result.name in found and (edited := found[result.name].edited) is not None
     ]
     line = spark(
-        result.base, history, board.variants.current, end, unit, say(lang, "metrics.spark"),
-        _unequal(board, result),
+        result.base, history, shown_name(lang, board.variants.current), end, unit,
+        say(lang, "metrics.spark"), _unequal(board, result),
     )  # fmt: skip
     tracks = track(result.base, end, "is-base") + track(result.edited, end, "is-edited")
     shown = result.base if result.edited is None else result.edited
@@ -233,7 +242,7 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
         f'<div class="line second"><div class="tracks">{tracks}</div>{line}'
         f'<span class="ci">{interval(shown, unit)}</span>'
         f'<span class="n">n {shown.n}{length(lang, result, "metrics.length.short")}{mark}</span>'
-        f"</div>{_note(result)}</div>"
+        f"</div>{_note(lang, result)}</div>"
     )
 
 
@@ -252,9 +261,10 @@ def length(language: str, result: MetricResult, key: str = "metrics.length") -> 
     return f" · {say(language, key, tokens=result.tokens)}" if result.tokens else ""
 
 
-def _note(result: MetricResult) -> str:
+def _note(language: str, result: MetricResult) -> str:
     """What a reader should know before trusting the number, under it."""
-    return f'<div class="told">{safe(result.note)}</div>' if result.note else ""
+    note = safe(note_in(language, result.note))
+    return f'<div class="told">{note}</div>' if note else ""
 
 
 def meaning(language: str, kind: Named) -> str:

@@ -48,31 +48,41 @@ def create() -> ModelPanel:
         ident = gr.Textbox(start.id, label=t("model.id"), elem_id="model-id", max_lines=1)
         with gr.Row(elem_classes="pair"):
             dtype = Dropdown(
-                list(setting("model.dtype").choices), value=start.dtype, label=t("model.dtype")
+                list(setting("model.dtype").choices),
+                value=start.dtype,
+                label=t("model.dtype"),
+                elem_id="model-dtype",
             )
             device = Dropdown(
                 ["auto", "cpu", "cuda", "mps", "balanced"],
                 value=start.device,
                 label=t("model.device"),
                 allow_custom_value=True,
+                elem_id="model-device",
             )
         with gr.Row(elem_classes="pair"):
             quantization = Dropdown(
                 list(setting("model.quantization").choices),
                 value=start.quantization,
                 label=t("model.quantization"),
+                elem_id="model-quantization",
             )
             revision = gr.Textbox(
-                label=t("model.revision"), placeholder=t("model.revision.hint"), max_lines=1
+                label=t("model.revision"),
+                placeholder=t("model.revision.hint"),
+                max_lines=1,
+                elem_id="model-revision",
             )
-        template = gr.Textbox(label=t("model.template"), max_lines=1)
-        thinking = gr.Checkbox(False, label=t("model.thinking"))
-        remote = gr.Checkbox(False, label=t("model.remote"))
+        template = gr.Textbox(label=t("model.template"), max_lines=1, elem_id="model-template")
+        thinking = gr.Checkbox(False, label=t("model.thinking"), elem_id="model-thinking")
+        remote = gr.Checkbox(False, label=t("model.remote"), elem_id="model-remote")
         with gr.Row(elem_id="model-buttons"):
             free: dict[str, Any] = {"size": "sm", "interactive": may("change the model")}
-            inspect = gr.Button(t("model.inspect"), **free)
+            inspect = gr.Button(t("model.inspect"), elem_id="inspect-model", **free)
             load = gr.Button(t("model.load"), variant="primary", elem_id="load-model", **free)
-            cancel = gr.Button(t("cancel"), size="sm", variant="stop", visible=HIDDEN)
+            cancel = gr.Button(
+                t("cancel"), size="sm", variant="stop", visible=HIDDEN, elem_id="cancel-load"
+            )
         told = None if may("change the model") else t("model.shared")
         status = gr.HTML(told, elem_id="model-status")
     return ModelPanel(

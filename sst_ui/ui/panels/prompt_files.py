@@ -6,6 +6,7 @@ click is in `ui.events.prompt_files`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
@@ -14,6 +15,7 @@ from sst_ui.data import prompt_sets
 from sst_ui.data.dataset_spec import FORMATS
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.inputs import Dropdown
+from sst_ui.ui.widgets.messages import note_in
 from sst_ui.ui.widgets.texts import say, t
 
 FIELDS = ("prompt", "answer", "choices", "context", "topic", "system")  # what a column can be
@@ -62,7 +64,7 @@ class UploadPanel:
     metric: gr.Dropdown | None
 
 
-def create(name: str, uses: Sequence[str], metrics: Sequence[tuple[str, str]] = ()) -> UploadPanel:
+def create(name: str, uses: Sequence[str], metrics: Sequence[tuple[Any, str]] = ()) -> UploadPanel:
     """The controls.
 
     Args:
@@ -113,7 +115,8 @@ def shown(language: str, found: prompt_sets.Preview, name: str) -> str:
     )
     count = "?" if found.total is None else f"{found.total:,}"
     told = say(language, "upload.count", name=name, count=count)
-    trouble = notice(f"{say(language, 'upload.problem')} {found.problem}", "warn")
+    problem = note_in(language, found.problem)
+    trouble = notice(f"{say(language, 'upload.problem')} {problem}", "warn")
     return (
         f'<p class="hint">{safe(told)}</p><div class="rows"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{trouble if found.problem else ''}"

@@ -17,11 +17,13 @@ from sst_ui.metrics.registry import SUMMARY
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.widgets import samples
+from sst_ui.ui.widgets.definitions import definition, of_metric, titled
 from sst_ui.ui.widgets.html import notice, safe
 from sst_ui.ui.widgets.inputs import HIDDEN
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.numbers import exact, interval, number
 from sst_ui.ui.widgets.samples import Sample
-from sst_ui.ui.widgets.texts import say, t
+from sst_ui.ui.widgets.texts import empty, say, t
 
 ACTS = """
 const act = (event) => {
@@ -88,7 +90,7 @@ def create() -> RunsPanel:
             t("runs.delete"), size="sm", elem_id="runs-delete", interactive=False, scale=0
         )
     status = gr.HTML(elem_id="runs-status")
-    table = gr.HTML(listed("en", (), View(), ""), elem_id="runs", js_on_load=ACTS)
+    table = gr.HTML(empty("runs.none"), elem_id="runs", js_on_load=ACTS)
     return RunsPanel(search, both, delete, undo, back, status, table)
 
 
@@ -103,9 +105,12 @@ def listed(
     """
     if not records:
         return f'<p class="empty">{say(language, f"runs.{empty}")}</p>'
-    names = [safe(say(language, f"variants.{name}")) for name in SUMMARY]
-    heads = [say(language, f"runs.{name}") for name in ("recipe", "model", "when")]
-    head = "".join(f"<span>{name}</span>" for name in (*heads, *names))
+    heads = [
+        (say(language, f"runs.{name}"), definition(language, f"column.{name}"))
+        for name in ("recipe", "model", "when")
+    ]
+    heads += [(say(language, f"variants.{name}"), of_metric(language, name)) for name in SUMMARY]
+    head = "".join(f"<span{titled(what)}>{safe(name)}</span>" for name, what in heads)
     rows = [f'<div class="run heads"><i></i>{head}<span></span></div>']
     beside = {name: _beside([r.metric(name) for r in records]) for name in SUMMARY}
     rows += [_row(language, r, r.id in view.chosen, r.digest == now, beside) for r in records]
@@ -123,7 +128,7 @@ def _row(
     cells = "".join(
         f"<span>{_cell(language, record.metric(name), beside[name])}</span>" for name in SUMMARY
     )
-    name = safe(record.title)
+    name = safe(shown_name(language, record.title))
     marks = f"{' chosen' if chosen else ''}{' current' if current else ''}"
     return (
         f'<div class="run{marks}" role="checkbox" aria-checked="{str(chosen).lower()}" '
@@ -144,7 +149,8 @@ def compared(language: str, records: Sequence[Record]) -> str:
     except UserError as error:
         return notice(message(error, language), "bad")
     heads = "".join(
-        f"<th>{safe(r.title)}<small>{safe(_short(r.model))} · {r.when}</small>"
+        f"<th>{safe(shown_name(language, r.title))}"
+        f"<small>{safe(_short(r.model))} · {r.when}</small>"
         f"<code>{safe(r.digest)}</code></th>"
         for r in found.records
     )
@@ -176,7 +182,8 @@ def _metrics(language: str, found: Comparison) -> str:
                 f"<small>{interval(shown, unit)} n {shown.n}{_length(language, row)}</small>"
                 f"{samples.mark(language, Sample.of_row(row), beside)}</td>"
             )
-        lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
+        what = titled(of_metric(language, metric["name"]))
+        lines.append(f"<tr><th{what}>{name}</th>{''.join(cells)}</tr>")
     return "".join(lines)
 
 

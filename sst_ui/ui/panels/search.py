@@ -18,7 +18,7 @@ from sst_ui.metrics.registry import METRICS, find, prompts_named
 from sst_ui.recipe import Recipe
 from sst_ui.schema import setting
 from sst_ui.ui.panels import search_table
-from sst_ui.ui.panels.metrics import title
+from sst_ui.ui.panels.metrics import choices, title
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.state.merge_form import number, whole
 from sst_ui.ui.state.run_store import LIFE, shared
@@ -128,7 +128,7 @@ def _settings() -> tuple[dict[str, Any], gr.HTML, Buttons, gr.HTML]:
     )
     hint = gr.HTML(elem_id="search-hint", elem_classes="hint")
     made["objectives"] = Dropdown(
-        [(title("en", row.name, row.title), row.name) for row in METRICS],
+        choices(METRICS),
         value=start["objectives"],
         multiselect=True,
         label=t("search.objectives"),

@@ -14,6 +14,7 @@ from sst_ui.metrics.results import NOTHING
 from sst_ui.ui.panels.search_table import name_of, param, settings
 from sst_ui.ui.state.search_results import Found
 from sst_ui.ui.widgets.html import safe
+from sst_ui.ui.widgets.messages import say_in
 from sst_ui.ui.widgets.numbers import number
 from sst_ui.ui.widgets.plots import BASE, EDITED, OTHERS, blank, empty
 from sst_ui.ui.widgets.texts import has, say
@@ -157,5 +158,5 @@ def tip(language: str, each: Candidate, found: Found) -> str:
         if name in each.values:
             told = number(each.values[name], find(name).unit)
             lines.append(f"{name_of(language, name)} {told}")
-    lines += [each.note] if each.note else []
+    lines += [say_in(language, each.note)] if each.note else []
     return "<br>".join(safe(line) for line in lines)

@@ -12,7 +12,9 @@ from sst_ui.metrics.registry import find
 from sst_ui.ui.panels.metrics import title
 from sst_ui.ui.state.search_results import BELL, Found
 from sst_ui.ui.widgets import samples
+from sst_ui.ui.widgets.definitions import definition, of_metric, titled
 from sst_ui.ui.widgets.html import safe
+from sst_ui.ui.widgets.messages import say_in
 from sst_ui.ui.widgets.numbers import exact, number
 from sst_ui.ui.widgets.samples import Sample
 from sst_ui.ui.widgets.texts import has, say
@@ -26,10 +28,10 @@ def render(language: str, found: Found, picked: str) -> str:
         return ""
     names = found.aim.metrics
     heads = "".join(
-        f'<th title="{safe(title(language, n, find(n).title))}">{safe(name_of(language, n))}</th>'
-        for n in names
+        f"<th{titled(_tip(language, name))}>{safe(name_of(language, name))}</th>" for name in names
     )
     pick, rows = found.pick(picked), []
+    what = definition(language, "column.settings")
     noted = any(state(language, each, found) for each in found.ranked)
     last = "<th></th>" if noted else ""
     if found.bell[0] is not None:
@@ -56,9 +58,17 @@ def render(language: str, found: Found, picked: str) -> str:
             )
         )  # fmt: skip
     return (
-        f'<div class="methods"><table><thead><tr><th></th><th>{say(language, "search.settings")}'
-        f"</th>{heads}{last}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f'<div class="methods"><table><thead><tr><th></th><th{titled(what)}>'
+        f"{say(language, 'search.settings')}</th>{heads}{last}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
         f'<p class="faint">{say(language, "answers.length", tokens=found.aim.tokens)}</p></div>'
+    )
+
+
+def _tip(language: str, name: str) -> str:
+    """A metric's title with its prompts, and what it measures."""
+    return " · ".join(
+        filter(None, (title(language, name, find(name).title), of_metric(language, name)))
     )
 
 
@@ -134,7 +144,8 @@ def _row(
 
 
 def _note(language: str, each: Candidate, found: Found) -> str:
-    return f'<span title="{safe(each.note)}">{safe(state(language, each, found))}</span>'
+    tip = safe(say_in(language, each.note))
+    return f'<span title="{tip}">{safe(state(language, each, found))}</span>'
 
 
 def _cell(language: str, each: Candidate, name: str, beside: Sample | None) -> str:

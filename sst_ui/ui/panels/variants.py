@@ -12,7 +12,9 @@ from sst_ui.metrics.results import MetricResult
 from sst_ui.ui.panels import metrics
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.widgets import plots, samples
+from sst_ui.ui.widgets.definitions import of_metric, titled
 from sst_ui.ui.widgets.html import CLICKS, safe
+from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.numbers import number
 from sst_ui.ui.widgets.samples import Sample
 from sst_ui.ui.widgets.texts import say, t
@@ -66,8 +68,11 @@ def create() -> VariantsPanel:
 def render(board: Board) -> str:
     """The list, newest first; a row is a button that brings its settings back."""
     variants, known = board.variants, dict(board.measured)
-    names = (safe(say(board.language, f"variants.{name}")) for name in SUMMARY)
-    head = "".join(f"<span>{name}</span>" for name in names)
+    lang = board.language
+    head = "".join(
+        f"<span{titled(of_metric(lang, name))}>{safe(say(lang, f'variants.{name}'))}</span>"
+        for name in SUMMARY
+    )
     rows = [f'<div class="variant heads"><b></b>{head}</div>']
     beside = {name: _beside(board, name) for name in SUMMARY}
     for variant in reversed(variants.items):
@@ -75,9 +80,10 @@ def render(board: Board) -> str:
         cells = "".join(_cell(board.language, found.get(n), beside[n]) for n in SUMMARY)
         current, name = variant.name == variants.current, safe(variant.name)
         pencil = _pencil(board.language, name) if current else ""
+        shown = safe(shown_name(lang, variant.name))
         rows.append(
             f'<div class="variant{" current" if current else ""}" data-pick="{name}"><b>'
-            f'<button class="name" data-pick="{name}">{name}</button>{pencil}</b>{cells}</div>'
+            f'<button class="name" data-pick="{name}">{shown}</button>{pencil}</b>{cells}</div>'
         )
     return "".join(rows) if variants.items else ""
 
@@ -117,7 +123,7 @@ def tradeoff(board: Board) -> Figure:
         cost, gain = found[COST].edited, found[GAIN].edited
         if cost and gain:
             points[0] = (say(language, "chat.base"), 0.0, found[GAIN].base.value)
-            points.append((name, cost.value, gain.value))
+            points.append((shown_name(language, name), cost.value, gain.value))
     if len(points) < 2:
         return plots.empty(say(language, "tradeoff.empty"))
     return plots.tradeoff(
@@ -125,5 +131,5 @@ def tradeoff(board: Board) -> Figure:
         metrics.title(language, GAIN, GAIN),
         points,
         pareto.front(points),
-        board.variants.current,
+        shown_name(language, board.variants.current),
     )

@@ -18,25 +18,28 @@ from sst_ui.ui.services.progress_bars import Stopped
 from sst_ui.ui.state.loaded_model import Replaced
 from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.widgets.html import notice
+from sst_ui.ui.widgets.messages import note_in, say_in
 from sst_ui.ui.widgets.texts import say
 
 log = logging.getLogger(__name__)
 
 
 def message(error: Exception, language: str) -> str:
-    """What to say about an error, in the visitor's language where we wrote it."""
+    """What to say about an error, in the visitor's language where that is known."""
     if isinstance(error, Stopped):
         return say(language, "stage.stopped")
     if isinstance(error, Replaced):
         return say(language, "model.replaced", name=error.name)
     if isinstance(error, UserError):
         text = line_of(error, LINE)
+        if (translated := say_in(language, text)) != text:
+            return translated
         first = text.split(" ")[0]  # of a setting or a path it is left alone
         return text if set("._/") & set(first) else text[:1].upper() + text[1:]
     if (code := disk.refusal(error)) is not None:
         name = getattr(error, "filename", None)
         named = isinstance(name, str) and not shared()
-        why = os.strerror(code) + (f": {name}" if named else "")
+        why = note_in(language, os.strerror(code)) + (f": {name}" if named else "")
         log.warning("the system refused a file: %s", error)
         return say(language, "error.disk", why=why)
     log.error("unexpected error on the screen", exc_info=error)

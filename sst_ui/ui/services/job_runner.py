@@ -15,6 +15,7 @@ import gradio as gr
 from sst_ui.progress import Progress
 from sst_ui.ui.services.progress_bars import Bar, Stopped
 from sst_ui.ui.widgets.html import safe
+from sst_ui.ui.widgets.messages import note_in
 
 
 def name(what: str, request: gr.Request) -> str:
@@ -28,19 +29,19 @@ def never() -> bool:
 
 
 class Told:
-    """The warnings of a job, each once.
+    """The warnings of a job, each once, in the visitor's language.
 
     Args:
         toast: show them beside the page, for a handler that has no place of its own for them.
     """
 
-    def __init__(self, toast: bool = True) -> None:
+    def __init__(self, language: str, toast: bool = True) -> None:
         self.texts: list[str] = []
-        self._toast = toast
+        self._language, self._toast = language, toast
 
     def __call__(self, step: Any) -> None:
         """Listen to a step of the job."""
-        text = step.warning if isinstance(step, Progress) else ""
+        text = note_in(self._language, step.warning) if isinstance(step, Progress) else ""
         if text and text not in self.texts:
             self.texts.append(text)
             if self._toast:
@@ -71,7 +72,7 @@ def watched(
     Raises:
         Stopped: it was, or the visitor has left; the job is closed by then.
     """
-    place, told = Bar(language).place, told or Told()
+    place, told = Bar(language).place, told or Told(language)
     with closing(job):
         while True:
             try:

@@ -4,13 +4,14 @@ Gradio asks the browser for the language once, before it reads anything that `la
 what was chosen by the switch must be there by then. And it counts the seconds of whatever is
 loading at every frame, those of its own start for as long as the page is open; a frame in which
 nothing is seen to change costs a browser as much as any other, so they are counted four times a
-second here.
+second here. And the page's own scripts must know what its controls are, in the visitor's language.
 """
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sst_ui.ui.widgets.texts import chosen
+from sst_ui.ui.widgets import definitions
+from sst_ui.ui.widgets.texts import chosen, spoken
 
 HEAD = b"<head>"
 COUNTERS = r"""<script>
@@ -25,6 +26,7 @@ LANGUAGE = """<script>
   Object.defineProperty(navigator, "language", { get: () => "%s" });
   Object.defineProperty(navigator, "languages", { get: () => ["%s"] });
 </script>"""
+DEFINITIONS = '<script id="definitions" type="application/json">%s</script>'
 
 
 class PageHead:
@@ -37,18 +39,20 @@ class PageHead:
         """Pass a request on, and its answer back."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        language, page = chosen(Headers(scope=scope)), False
+        headers = Headers(scope=scope)
+        language, page = chosen(headers), False
         script = COUNTERS + (LANGUAGE % (language, language) if language else "")
 
         async def told(message: Message) -> None:
             nonlocal page
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(raw=message["headers"])
-                page = headers.get("content-type", "").startswith("text/html")
-                if page and "content-length" in headers:
-                    del headers["content-length"]
+                answered = MutableHeaders(raw=message["headers"])
+                page = answered.get("content-type", "").startswith("text/html")
+                if page and "content-length" in answered:
+                    del answered["content-length"]
             elif page and HEAD in message.get("body", b""):
-                message["body"] = message["body"].replace(HEAD, HEAD + script.encode(), 1)
+                first = script + DEFINITIONS % definitions.head(spoken(headers))
+                message["body"] = message["body"].replace(HEAD, HEAD + first.encode(), 1)
                 page = False
             await send(message)
 

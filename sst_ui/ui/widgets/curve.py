@@ -14,6 +14,7 @@ import gradio as gr
 from sst_ui.maths import kernel
 from sst_ui.recipe import KINDS, WeightTable
 from sst_ui.schema import setting
+from sst_ui.ui.widgets.definitions import definition
 from sst_ui.ui.widgets.texts import raw, say
 
 PLAIN, TABLES = ("peak", "width", "threshold", "strength"), ("modules", "peaks", "widths")
@@ -63,6 +64,7 @@ def value(language: str, weights: WeightTable, layers: int, behind: Behind) -> d
             if values is not None
         ],
         "limits": {name: _ends(name) for name in (*PLAIN, "modules", "overrides")},
+        "means": [definition(language, f"column.{name}") for name in ("kernel", *KINDS)],
         "texts": {"signal": behind.name} | {key: raw(language, f"curve.{key}") for key in TEXTS},
     }
 

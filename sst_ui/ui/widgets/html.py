@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sst_ui.metrics.registry import METRICS
 from sst_ui.progress import Progress, Waiting
+from sst_ui.ui.widgets.messages import note_in
 from sst_ui.ui.widgets.texts import has, say
 
 CLICKS = """
@@ -77,7 +78,7 @@ class Clock:
             left = _remaining(language, max(1, round(seconds)))
         stage = _stage(language, progress.stage)
         count = f"{progress.done:,}/{progress.total:,}" if 1 < progress.total < 100_000 else ""
-        note = progress.note
+        note = note_in(language, progress.note)
         if isinstance(progress, Waiting):
             note = say(language, "queue.before", jobs=progress.before) if progress.before else ""
             if progress.seconds is not None:

@@ -40,6 +40,11 @@ def t(key: str) -> Any:
     return translations()(key)
 
 
+def empty(key: str) -> str:
+    """A sentence where there is nothing yet, as HTML that Gradio translates."""
+    return f'<p class="empty">{t(key)}</p>'
+
+
 def has(key: str) -> bool:
     """Whether there is a text of that name (metrics of others may have none)."""
     return key in _texts()
@@ -64,7 +69,11 @@ def chosen(headers: Mapping[str, str]) -> str:
 def language(request: gr.Request | None) -> str:
     """What the visitor chose, else the first language of the browser's list that we speak; English
     otherwise."""
-    headers = request.headers if request is not None else {}
+    return spoken(request.headers if request is not None else {})
+
+
+def spoken(headers: Mapping[str, str]) -> str:
+    """The language of a request with these headers, as `language`."""
     for part in [chosen(headers), *headers.get("accept-language", "").split(",")]:
         code = part.split(";")[0].strip().lower()[:2]
         if code in LANGUAGES:
