@@ -109,8 +109,14 @@ def numbers(figure, kind):
 
 def test_a_small_grid_ends_with_its_map_its_scatter_and_its_table(page, engine, monkeypatch):
     monkeypatch.setattr(searches, "DRAWN", 1.0)
+    told, place = [], searches.Bar.place
+    monkeypatch.setattr(searches.Bar, "place", lambda bar, p: told.append(p) or place(bar, p))
     began = time.monotonic()
     found, updates = ended(begin(page, engine))
+    shares = [p.overall for p in told if p.stage == "search"]
+    assert shares == sorted(shares), "what is left is said of the whole search"
+    assert any(0 < p.overall < 0.5 and not p.done for p in told if p.stage == "search")
+    assert 0.5 < shares[-1] <= 1
     spent = time.monotonic() - began
     assert found.phase == "over"
     assert [(e.params["peak"], e.params["width"]) for e in found.candidates] == kernel.grid()[:10]
