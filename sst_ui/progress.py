@@ -5,7 +5,8 @@ is the result. Closing the generator cancels the job; nothing else is needed to 
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -82,3 +83,25 @@ def steps(
             return end.value
         if isinstance(step, Progress):
             yield told(step)
+
+
+def part(
+    job: Generator[Any, None, Result], low: float, high: float
+) -> Generator[Any, None, Result]:
+    """Drive a job that is a part of a larger one, from `low` to `high` of the whole, 0..1.
+
+    Its steps say how much of the whole is done. Where the job does not say how much of itself is
+    done, each of its stages begins anew, and only the furthest one counts.
+    """
+    reached = 0.0
+    with closing(job):
+        while True:
+            try:
+                step = next(job)
+            except StopIteration as end:
+                return end.value
+            if isinstance(step, Progress):
+                own = step.fraction if step.overall is None else step.overall
+                reached = max(reached, own)
+                step = replace(step, overall=low + (high - low) * reached)
+            yield step

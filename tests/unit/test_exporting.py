@@ -13,6 +13,7 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.measure import resolve
 from sst_ui.jobs.export import gguf_file
+from sst_ui.jobs.export import verify as verify_module
 from sst_ui.jobs.export.export import FORMATS, export
 from sst_ui.jobs.export.read_back import reread
 from sst_ui.jobs.export.verify import Verification, questions, verify
@@ -51,6 +52,24 @@ def in_process(monkeypatch):
         return json.loads(json.dumps(reread(folder, reference)))
 
     monkeypatch.setattr("sst_ui.jobs.export.verify._fresh", fresh)
+
+
+def test_a_verification_that_is_cancelled_while_its_process_loads_ends_that(tmp_path, monkeypatch):
+    silent = tmp_path / "python"  # like one that imports and loads: it says nothing for long
+    silent.write_text("#!/bin/sh\nexec sleep 3600\n")
+    silent.chmod(0o755)
+    children, popen = [], verify_module.subprocess.Popen
+    monkeypatch.setattr(verify_module.sys, "executable", str(silent))
+    monkeypatch.setattr(
+        verify_module.subprocess, "Popen",
+        lambda *a, **more: children.append(popen(*a, **more)) or children[-1],
+    )  # fmt: skip
+    job = verify_module._fresh(tmp_path, tmp_path / "reference.safetensors")
+    assert next(job).stage == "reread"  # a step in which Cancel is heard
+    (child,) = children
+    assert child.poll() is None
+    job.close()
+    assert child.returncode is not None
 
 
 @pytest.mark.parametrize("format", ["adapter", "gguf"])  # a model is read as an adapter's is

@@ -13,18 +13,21 @@ from sst_ui.jobs.merge.merge import combine
 from sst_ui.maths.merge import subspace
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.paths import DEMO
-from sst_ui.progress import finish
+from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Ablation, Evaluation, Merge, Recipe, WeightTable
 from sst_ui.ui import page as studio
+from sst_ui.ui.events import apply as apply_events
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import draw_merge, edit, merge_methods
 from sst_ui.ui.events.draw_draft import Draft, draw
 from sst_ui.ui.panels import merge_plots
 from sst_ui.ui.panels.chat import EDITED, MERGED, UTILITY
+from sst_ui.ui.services import merge_forecasts
 from sst_ui.ui.services.merge_forecasts import Line
 from sst_ui.ui.state.form import Extras, show
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets.texts import LANGUAGES
+from tests.wiring.test_results import handler
 
 UTILITY_ADAPTER, SAFETY_ADAPTER = (str(DEMO / "adapters" / n) for n in ("utility", "safety"))
 ASKED = [{"role": "user", "content": prompt_sets.load("demo/jailbreak").prompts[0].user}]
@@ -44,6 +47,10 @@ def pair(engine, merge):
 def screen(engine):
     with gr.Blocks():
         return studio.panels(engine)
+
+
+def ident(component):
+    return getattr(component, "elem_id", None)
 
 
 def draft(engine, *edits, view="budget") -> Draft:
@@ -201,6 +208,60 @@ def test_the_table_fills_line_by_line_and_a_row_can_be_used(engine, merge, pair)
         assert html.count("data-pick") == len(lines) - 3
         assert html.count("current") == 1
     assert "n 3" in html
+
+
+def test_a_long_prediction_shows_a_first_one_and_ends_with_that_of_all_prompts(
+    page, engine, merge, monkeypatch
+):
+    monkeypatch.setattr(merge_forecasts, "FIRST", 2)
+    asked, key = replace(merge, samples=7), engine.loaded.key
+    form, extras = show(Recipe(edits=(asked,)))
+    values = ["en", engine.loaded, extras, None, Variants(), "evidence", "budget", *form]
+    updates = list(
+        handler(page, apply_events, "predict")(
+            values[0], SimpleNamespace(session_hash="w"), *values[1:]
+        )
+    )
+    told = [str(v) for u in updates for k, v in u.items() if ident(k) == "merge-readout"]
+    assert ["first prediction from 2 prompts" in text for text in told] == [True, False]
+    whole = finish(engine.merges.prepare(key, asked))
+    assert engine.merges.pair(key, asked) is whole
+    exact = combine(engine.host(key), whole, asked).parameters["mu"]
+    assert engine.merges.forecast(key, asked).parameters["mu"] == pytest.approx(exact, rel=5e-3)
+    steps = list(engine.merges.predict(key, asked))  # known by now: nothing is looked at first
+    assert not any(isinstance(step, merge_forecasts.First) for step in steps)
+
+
+def test_how_far_a_prediction_is_counts_the_whole_of_it(engine, merge, monkeypatch):
+    monkeypatch.setattr(merge_forecasts, "FIRST", 2)
+    job = engine.merges.predict(engine.loaded.key, replace(merge, samples=6))
+    shares = [s.overall for s in job if isinstance(s, Progress) and s.overall is not None]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.2
+    assert shares[-1] == 1
+
+
+def test_the_table_has_first_numbers_of_every_method_before_it_has_all(
+    engine, merge, pair, monkeypatch
+):
+    monkeypatch.setattr(merge_forecasts, "SAMPLES", 1)
+    asked = Evaluation(("refusal_rate",), samples=3, max_new_tokens=4)
+    parts = list(engine.merges.compare(engine.loaded.key, merge, asked, ("sst", "ties")))
+    lines = [part for part in parts if isinstance(part, Line)]
+    names = {"base", "utility", "safety", "sst", "ties"}
+    assert {line.name for line in lines[:5]} == {line.name for line in lines[5:]} == names
+    assert [dict(line.values)["refusal_rate"].n for line in lines] == [1] * 5 + [3] * 5
+    assert [line.first for line in lines] == [True] * 5 + [False] * 5
+    shares = [p.overall for p in parts if isinstance(p, Progress) and p.overall is not None]
+    assert shares == sorted(shares)
+    plain = [p for p in engine.merges.compare(
+        engine.loaded.key, merge, replace(asked, samples=2), ("sst", "ties")
+    ) if isinstance(p, Line)]  # fmt: skip
+    assert len(plain) == 5, "so few prompts need no first numbers"
+    for language in LANGUAGES:
+        words = "1 prompts of each set" if language == "en" else "1 件"
+        assert words in merge_methods.render(language, lines[:5], merge)
+        assert words not in merge_methods.render(language, lines[5:], merge)
 
 
 def test_a_fresh_window_only_ablates(engine):

@@ -1,10 +1,12 @@
 """The search's wiring without a browser: from its settings to the figures, the form, the chat."""
 
 import json
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 
 from sst_ui.jobs.search.trials import Local
@@ -18,11 +20,14 @@ from sst_ui.ui.events import search_choices
 from sst_ui.ui.events.draw_draft import Draft
 from sst_ui.ui.panels import search as search_panel
 from sst_ui.ui.panels.search import SETTINGS
+from sst_ui.ui.services import lasting_jobs, searches
+from sst_ui.ui.services.roles import Actor, Role, acting
 from sst_ui.ui.state.form import show
 from sst_ui.ui.state.search_results import BELL, Found
 from sst_ui.ui.state.window import Variants
 from sst_ui.ui.widgets import html
 from sst_ui.ui.widgets.texts import LANGUAGES
+from tests.patience import until
 from tests.wiring.test_results import handler
 from tests.wiring.test_wiring import with_strength
 
@@ -33,7 +38,23 @@ SMALL = {"strategy": "grid", "samples": 6, "tokens": 16, "trials": "10"}
 def own_folder(tmp_path, monkeypatch):
     """Studies of each test's own; every figure is sent, however fast the machine."""
     monkeypatch.setenv("SST_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(search_events, "DRAWN", 0.0)
+    monkeypatch.setattr(searches, "DRAWN", 0.0)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Searches wait after their first five candidates, telling so, until the event is set."""
+    gate, batch, begun = threading.Event(), Local.batch, []
+
+    def waiting(self, recipes, evaluation):
+        begun.append(len(recipes))
+        while len(begun) > 1 and not gate.wait(0.05):
+            yield Progress("refusal_rate", 0, 1, "held by the test")
+        return (yield from batch(self, recipes, evaluation))
+
+    monkeypatch.setattr(Local, "batch", waiting)
+    yield gate
+    gate.set()
 
 
 @pytest.fixture
@@ -87,16 +108,22 @@ def numbers(figure, kind):
 
 
 def test_a_small_grid_ends_with_its_map_its_scatter_and_its_table(page, engine, monkeypatch):
-    monkeypatch.setattr(search_events, "DRAWN", 1.0)
+    monkeypatch.setattr(searches, "DRAWN", 1.0)
+    told, place = [], searches.Bar.place
+    monkeypatch.setattr(searches.Bar, "place", lambda bar, p: told.append(p) or place(bar, p))
     began = time.monotonic()
     found, updates = ended(begin(page, engine))
+    shares = [p.overall for p in told if p.stage == "search"]
+    assert shares == sorted(shares), "what is left is said of the whole search"
+    assert any(0 < p.overall < 0.5 and not p.done for p in told if p.stage == "search")
+    assert 0.5 < shares[-1] <= 1
     spent = time.monotonic() - began
     assert found.phase == "over"
     assert [(e.params["peak"], e.params["width"]) for e in found.candidates] == kernel.grid()[:10]
     bars = [b for u in updates if (b := said(u, "search-progress"))]
     assert any("progressbar" in bar for bar in bars)
     states = [u for u in updates if state(u)]
-    assert len(states) <= 3 + spent, "figures are sent at most once a second"
+    assert len(states) <= 4 + spent, "figures are sent at most once a second"
     metric = found.aim.objectives[0]
     for language in LANGUAGES:
         look = handler(page, search_events, "look")
@@ -114,31 +141,84 @@ def test_a_small_grid_ends_with_its_map_its_scatter_and_its_table(page, engine, 
         assert drawn == {"own": True, "front": True, "importance": False}  # a grid has none
 
 
-def test_a_paused_search_goes_on_and_measures_nothing_twice(page, engine, measured):
-    job = begin(page, engine)
+def begun(page, engine):
+    """A search with its first five candidates, its handler, and the ticket that the browser got."""
+    job, ticket = begin(page, engine), None
     for update in job:
+        tickets = [v for k, v in update.items() if isinstance(k, gr.BrowserState)]
+        ticket = next(iter(tickets), ticket)
         found = state(update)
-        if found is not None and found.candidates:
-            break
+        if found is not None and len(found.candidates) == 5:
+            return job, ticket, found
+    raise AssertionError("there are no five candidates")
+
+
+def test_a_running_search_is_shown_to_the_browser_that_comes_back(page, engine, measured, held):
+    job, ticket, found = begun(page, engine)
+    job.close()  # the page is reloaded, or closed
+    attach = handler(page, search_events, "attach")
+    back = attach("ja", ticket)
+    seen = next(back)
+    assert state(seen).job == found.job
+    assert state(seen).candidates == found.candidates
+    assert said(seen, "pause-search")["visible"] is True
+    assert said(seen, "run-search")["visible"] == "hidden"
+    assert "progressbar" in said(seen, "search-progress")
+    held.set()
+    *_, last = back
+    assert [e.number for e in state(last).candidates] == list(range(10))
+    assert state(last).phase == "over"
+    assert said(last, "run-search")["visible"] is True
+    assert len(measured) == len(set(measured)) == 10
+    (again,) = attach("en", ticket)  # and to one that comes when it has ended, its result
+    assert "Tried 10 of 10" in said(again, "search-status")
+    for foreign in ("", None, 7, ticket[:-1], found.job):
+        assert list(attach("en", foreign)) == []
+
+
+def test_a_ticket_of_somebody_who_signed_in_is_good_for_nobody_else(page, engine):
+    ann, bob = (Actor(Role.SIGNED_IN, name) for name in ("ann", "bob"))
+    with acting(ann):
+        ticket, search = engine.searches.begin("en", Found(key="another model"))
+        assert engine.searches.find(ticket) is search
+    with acting(bob):
+        assert engine.searches.find(ticket) is None
+    until(lambda: search.over)
+
+
+def test_a_search_that_nobody_watches_for_long_pauses_and_can_go_on(
+    page, engine, held, monkeypatch
+):
+    job, ticket, found = begun(page, engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(lasting_jobs, "OWNER_AWAY", 0.0)
+        job.close()
+        until(lambda: engine.queue.sizes == (0, 0))  # though it was held in the middle of a batch
+    (back,) = handler(page, search_events, "attach")("en", ticket)
+    assert state(back).phase == "paused"
+    assert state(back).candidates == found.candidates
+    assert said(back, "resume-search")["visible"] is True
+
+
+def test_a_paused_search_goes_on_and_measures_nothing_twice(page, engine, measured, held):
+    job, _, found = begun(page, engine)
     told = handler(page, search_events, "pause")("en", found)
     assert "Pausing" in said(told, "search-status")
     paused, _ = ended(job)
     assert paused.phase == "paused"
     assert 0 < len(paused.candidates) < 10
+    held.set()
     whole, _ = ended(handler(page, search_events, "resume")("en", paused))
     assert whole.phase == "over"
     assert whole.candidates[: len(paused.candidates)] == paused.candidates
     assert len(measured) == len(set(measured)) == len(whole.candidates) == 10
 
 
-def test_a_stopped_search_is_found_again_by_the_same_settings(page, engine, measured):
-    job = begin(page, engine)
-    for update in job:
-        found = state(update)
-        if found is not None and found.candidates:
-            break
+def test_a_stopped_search_is_found_again_by_the_same_settings(page, engine, measured, held):
+    job, _, found = begun(page, engine)
     handler(page, search_events, "stop")("en", found)
     stopped, updates = ended(job)
+    held.set()
     assert stopped.phase == "over"
     assert "kept" in said(updates[-1], "search-status")
     again, _ = ended(begin(page, engine))  # as after a reload: nothing is left of the state
@@ -273,15 +353,15 @@ def test_the_picked_one_is_measured_on_prompts_that_no_candidate_saw(page, engin
 
 def test_on_a_space_a_window_searches_on_its_own_and_leaves_nothing(page, engine, monkeypatch):
     monkeypatch.setenv("SPACE_ID", "someone/studio")
-    found, _ = ended(begin(page, engine, trials="5"))
+    found, updates = ended(begin(page, engine, trials="5"))
+    kept = [v for u in updates for k, v in u.items() if isinstance(k, gr.BrowserState)]
     assert found.folder.is_dir()
     other, _ = ended(begin(page, engine, trials="5"))
     assert other.folder != found.folder
     assert not list(data_dir().glob("searches*"))
-    found.remove()
+    engine.searches.forget(kept[0])
     assert not found.folder.exists()
     assert other.folder.is_dir()
-    other.remove()
 
 
 def test_the_remaining_time_goes_by_the_rate_of_this_job(monkeypatch):

@@ -10,12 +10,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from queue import Empty, Queue
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import torch
@@ -37,6 +40,7 @@ from sst_ui.progress import Progress, finish
 
 PROMPTS = HELDOUT[::-1]
 TOKENS = 32  # of each answer
+LOOK = 0.2  # seconds between two steps while the fresh process says nothing
 # Largest share of the log-probabilities' span by which they may differ, and of a matrix's largest
 # component: what rounding the weights to the type, and computing in it, explains.
 LOGITS = {"float32": 1e-3, "float16": 0.01, "bfloat16": 0.05}
@@ -215,14 +219,17 @@ def _fresh(folder: Path, reference: Path) -> Generator[Progress, None, dict[str,
         )  # fmt: skip
         assert child.stdout is not None  # a pipe
         found: dict[str, Any] = {}
+        seen = Progress("reread", 0, 0)
         try:
-            for line in child.stdout:
+            for line in _lines(child.stdout):
+                yield seen  # also while the child loads, so that a cancelled job ends then
                 try:
                     found = json.loads(line)
-                except ValueError:  # a library that prints
+                except ValueError:  # a library that prints, or nothing yet
                     continue
                 if "done" in found:
-                    yield Progress("reread", found["done"], found["total"])
+                    seen = Progress("reread", found["done"], found["total"])
+                    yield seen
             child.wait()
         finally:
             child.kill()
@@ -233,6 +240,28 @@ def _fresh(folder: Path, reference: Path) -> Generator[Progress, None, dict[str,
             said = log.read().strip().splitlines() or [f"it ended with {child.returncode}"]
             raise UserError(f"a fresh process cannot read what was written: {said[-1][:300]}")
     return found
+
+
+def _lines(stream: IO[str]) -> Iterator[str]:
+    """The lines of a child's output as they come, and an empty one whenever none came for `LOOK`
+    seconds. Ends with the output."""
+    told: Queue[str | None] = Queue()
+
+    def read() -> None:
+        with suppress(ValueError, OSError):  # closed meanwhile
+            for line in stream:
+                told.put(line)
+        told.put(None)
+
+    threading.Thread(target=read, name="verify-output", daemon=True).start()
+    while True:
+        try:
+            line = told.get(timeout=LOOK)
+        except Empty:
+            line = ""
+        if line is None:
+            return
+        yield line
 
 
 def _judged(

@@ -16,7 +16,7 @@ from sst_ui.maths.merge.registry import METHODS
 from sst_ui.model.hooks.live_edits import Edit
 from sst_ui.model.hooks.low_rank import RowDelta
 from sst_ui.model.runtime.host import Host
-from sst_ui.progress import Progress
+from sst_ui.progress import Progress, part
 from sst_ui.recipe import Evaluation, Merge
 
 # Metric -> heading; in the order of the columns.
@@ -89,7 +89,7 @@ def utility_only(spec: Merge) -> Merge:
 
 
 def contenders(
-    host: Host, spec: Merge, methods: Sequence[str] | None = None
+    host: Host, spec: Merge, methods: Sequence[str] | None = None, optional: bool | None = None
 ) -> Generator[Progress, None, list[Contender]]:
     """The base, either adapter alone, and the same two adapters under every method.
 
@@ -98,13 +98,17 @@ def contenders(
             the others have their defaults.
         methods: names; None for all. One that cannot be carried out here (`safe_lora` without an
             unaligned checkpoint) is left out when all are meant, and said in a `Progress`.
+        optional: whether such methods are left out; as said above unless given.
 
     Raises:
         UserError: as `jobs.merge.merge.merge`, for methods that were named.
     """
     found: list[Contender] = []
-    for number, name in enumerate(methods or METHODS.names()):
-        yield Progress("methods", number, len(methods or METHODS.names()), name)
+    names = list(methods or METHODS.names())
+    optional = not methods if optional is None else optional
+    for number, name in enumerate(names):
+        place, after = number / len(names), (number + 1) / len(names)
+        yield Progress("methods", number, len(names), name, overall=place)
         own = name == spec.method
         chosen = spec if own else replace(spec, method=name, parameters={}, budget=None)
         if spec.budget is not None and _prices(name):
@@ -112,11 +116,12 @@ def contenders(
         if "moments" not in METHODS[name].needs:
             chosen = replace(chosen, rounds=0)
         try:
-            outcome = yield from merge(host, chosen)
+            outcome = yield from part(merge(host, chosen), place, after)
         except UserError as error:
-            if own or methods:
+            if own or not optional:
                 raise
-            yield Progress("methods", number, len(METHODS.names()), f"{name} left out: {error}")
+            note = f"{name} left out: {error}"
+            yield Progress("methods", number, len(names), note, overall=place)
             continue
         found.append(Contender(name, METHODS[name].title, (outcome.live,), chosen, outcome))
     alone = utility_only(spec)
@@ -130,12 +135,16 @@ def contenders(
 
 
 def compare(
-    host: Host, rows: Sequence[Contender], evaluation: Evaluation | None = None
+    host: Host,
+    rows: Sequence[Contender],
+    evaluation: Evaluation | None = None,
+    together: int = TOGETHER,
 ) -> Generator[Progress | Row, None, list[Row]]:
     """Measure every contender.
 
     Args:
         evaluation: samples, answer length, and which metrics (those of `COLUMNS` unless named).
+        together: contenders in a batch.
 
     Yields:
         Progress, and each Row when it is complete.
@@ -146,18 +155,21 @@ def compare(
     names, done = evaluation.metrics, []
     edited = [row for row in rows if row.edits]
     base: dict[str, MetricResult] = {}
-    for start in range(0, max(1, len(edited)), TOGETHER):
-        group = edited[start : start + TOGETHER]
+    count = max(1, len(edited))
+    for start in range(0, count, together):
+        group = edited[start : start + together]
         note = f"{', '.join(row.name for row in group)}"
         results: list[list[MetricResult]] = []
-        job = evaluate_rows(host, [row.edits for row in group], evaluation)
+        ends = start / count, min(count, start + together) / count
+        job = part(evaluate_rows(host, [row.edits for row in group], evaluation), *ends)
         while True:
             try:
                 step = next(job)
             except StopIteration as end:
                 results = end.value
                 break
-            if isinstance(step, Progress):
+            if isinstance(step, Progress):  # how far it is in the whole, not in this group
+                step = replace(step, step=0, steps=0)
                 yield replace(step, note=f"{step.note}; {note}")
         base = dict(zip(names, results[0], strict=True))
         for contender, found in zip(group, results, strict=False):

@@ -26,6 +26,7 @@ from sst_ui.model.inference.replies import replies
 from sst_ui.model.lora.adapters import Adapter
 from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
+from sst_ui.progress import part as counted
 from sst_ui.recipe import Merge, digest
 
 # Where on the way θ_U + τ D each task is asked: at its own end it is so certain of its answers that
@@ -83,15 +84,18 @@ def collect(
     part = read_part(spec)
     beside: dict[str, list[Beside]] = {task: [] for task in TAUS}
     if spec.lookalikes and spec.lookalike_weight:
-        talks = conversations(host, spec.lookalikes, spec.samples, part)
-        beside["utility"].append(Beside(talks, spec.lookalike_weight))
+        alike = conversations(host, spec.lookalikes, spec.samples, part)
+        beside["utility"].append(Beside(alike, spec.lookalike_weight))
     plans: dict[str, tuple[str, tuple[Row, ...], Labels]] = {
         "utility": (spec.utility_prompts, way("utility"), "sampled"),
         "safety": (spec.safety_prompts, way("safety"), "given"),
     }
     found = {}
-    for task, (name, shifts, labels) in plans.items():
-        asked = conversations(host, name, spec.samples, part)
+    talks = {task: conversations(host, plan[0], spec.samples, part) for task, plan in plans.items()}
+    sizes = [sum(len(p) + len(r) for p, r in each) for each in talks.values()]
+    ends = [0.0, sizes[0] / (sum(sizes) or 1), 1.0]
+    for place, (task, (_, shifts, labels)) in enumerate(plans.items()):
+        asked = talks[task]
         also = [*beside[task], *([merged[task]] if merged else [])]
         # moments are numbers in the cores' bases, which another linear algebra may turn round
         bases = [
@@ -110,7 +114,7 @@ def collect(
                 host, cores, asked, shifts, labels, spec.fisher, "all", stage=f"{task} Fisher",
                 beside=also,
             )  # fmt: skip
-            found[task] = yield from job
+            found[task] = yield from counted(job, *ends[place : place + 2])
             _write(path, *_packed(found[task]))
     return found
 

@@ -34,7 +34,7 @@ from sst_ui.model.load.source import check_safetensors, find_files
 from sst_ui.model.lora.adapters import Adapter, read_adapter
 from sst_ui.model.runtime.host import Host
 from sst_ui.paths import DEMO
-from sst_ui.progress import Progress
+from sst_ui.progress import Progress, part
 from sst_ui.recipe import FUSED, MODULES, Merge, ModelSpec, Target
 
 OTHER = "other"  # a linear module that is none of the known kinds
@@ -42,7 +42,8 @@ Parts = tuple[tuple[Tensor | slice, float], ...]  # (rows, weight) of a module's
 # Methods that add up whole deltas, so that biases can be added too -> the target that each has.
 SUMS: Mapping[str, Target] = {"task_arithmetic": "additive", "linear": "interpolating"}
 SPECTRAL = ("target", "mode", "damping")  # what a spectrum depends on beside the statistics
-_kept: Memory[tuple[Module, ...]] = Memory(4)  # statistics of a few pairs of adapters
+INPUTS = 0.15  # of the time of `prepare`: to look for input directions, in forward passes only
+_kept: Memory[tuple[Module, ...]] = Memory(6)  # statistics of a few pairs of adapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +169,9 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
     if found is None:
         paths = sorted({*utility.deltas, *safety.deltas})
         wider: Mapping[str, Tensor] = {}
-        if "moments" in needs and spec.inputs:
-            wider = yield from statistics.inputs(host, spec, utility, paths)
+        begin = INPUTS if "moments" in needs and spec.inputs else 0.0
+        if begin:
+            wider = yield from part(statistics.inputs(host, spec, utility, paths), 0.0, begin)
         cores = {
             path: core(utility.deltas.get(path), safety.deltas.get(path), wider.get(path))
             for path in paths
@@ -177,9 +179,11 @@ def prepare(host: Host, spec: Merge) -> Generator[Progress, None, Pair]:
         both: Mapping[str, Mapping[str, Moments]] = {"utility": {}, "safety": {}}
         stakes = None
         if "losses" in needs:
-            stakes = yield from held_out.stakes(host, spec, utility, safety)
+            losses = held_out.stakes(host, spec, utility, safety)
+            stakes = yield from part(losses, begin, begin)
         if "moments" in needs:
-            both = yield from statistics.collect(host, spec, utility, safety, cores)
+            job = statistics.collect(host, spec, utility, safety, cores)
+            both = yield from part(job, begin, 1.0)
         found = tuple(
             Module(
                 path,

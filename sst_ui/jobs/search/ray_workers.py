@@ -23,6 +23,7 @@ from sst_ui.recipe import Evaluation, ModelSpec, Recipe
 
 LOSSES = 3  # of workers on the same batch, after which it is given up
 PATIENCE = 180.0  # seconds for the first worker to start; a busy machine imports torch in a minute
+LOOK = 0.4  # seconds to wait for workers between two steps, in which a search can be cancelled
 LOST = object()
 
 log = logging.getLogger(__name__)
@@ -176,12 +177,12 @@ class Cluster:
             self._stop()
 
     def _answers(self) -> Generator[tuple[int, Any], None, None]:
-        """What has come within a second: results by place, LOST for those of a lost worker.
+        """What has come within `LOOK` seconds: results by place, LOST for those of a lost worker.
 
         Lost workers are replaced; workers whose model is loaded can be given work.
         """
         asked = {worker.answer: worker for worker in self._team if worker.answer is not None}
-        for answer in self._ray.wait(list(asked), timeout=1.0)[0]:
+        for answer in self._ray.wait(list(asked), timeout=LOOK)[0]:
             worker = asked[answer]
             place, worker.place, worker.answer = worker.place, None, None
             try:
@@ -262,15 +263,19 @@ class Cluster:
 
     def _told(self) -> str:
         """What each worker is doing, in words."""
+        asked = {w.number: w.actor.now.remote() for w in self._team if w.answer is not None}
+        answers = list(asked.values())
+        come: list[Any] = []
+        if asked:
+            come, _ = self._ray.wait(answers, num_returns=len(answers), timeout=LOOK)
         words = []
-        for worker in self._team:
-            if worker.answer is None:
-                continue
+        for number, answer in asked.items():
             doing = "busy"  # too busy to say so itself, or lost
-            with suppress(*self._gone, self._ray.exceptions.GetTimeoutError):
-                step = self._ray.get(worker.actor.now.remote(), timeout=0.5)
-                doing = step.note or step.stage
-            words.append(f"worker {worker.number}: {doing}")
+            if answer in come:
+                with suppress(*self._gone):
+                    step = self._ray.get(answer)
+                    doing = step.note or step.stage
+            words.append(f"worker {number}: {doing}")
         return " · ".join(words)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from sst_ui.errors import UserError
+from sst_ui.jobs.evaluate.evaluate import limits
 from sst_ui.jobs.search import objectives as goals
 from sst_ui.jobs.search import prompts
 from sst_ui.jobs.search.candidates import (
@@ -33,6 +34,7 @@ from sst_ui.metrics.results import NOTHING, Value
 from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, Recipe, digest, to_dict, to_yaml
 
+MOST = 200  # prompts that a set is taken to have, where all of them are measured
 Steps = Generator[Progress | Candidate, None, None]
 
 
@@ -169,7 +171,8 @@ class _Run:
     def __init__(self, opened: Opened, spec: SearchSpec, measurer: Measurer) -> None:
         self.recipe, self.aim, self.study = opened.recipe, opened.aim, opened.study
         self.spec, self.measurer, self.total = spec, measurer, opened.total
-        self.done = 0
+        self.done, self.share = 0, 0.0
+        self.tests = 0.0 if spec.strategy == "sensitivity" else tests(opened, spec)
         minutes = math.inf if spec.minutes is None else spec.minutes
         self.deadline = time.monotonic() + 60 * minutes
 
@@ -221,7 +224,8 @@ class _Run:
         found: dict[int, dict] = {}
         for step in self.measurer.numbers(list(rows.values()), how):
             if isinstance(step, Progress):
-                yield self.told(f"finalists on the test prompts; {step.note}".rstrip("; "))
+                note = f"finalists on the test prompts; {step.note}".rstrip("; ")
+                yield self.told(note, self.tests * (step.overall or 0.0))
                 continue
             place, numbers = step
             if numbers.error:
@@ -240,8 +244,15 @@ class _Run:
     def known(self) -> list[Candidate]:
         return candidates(self.study, self.recipe, self.measurer.layers)
 
-    def told(self, note: str = "") -> Progress:
-        return Progress("search", self.done, self.total, note)
+    def told(self, note: str = "", ahead: float = 0.0) -> Progress:
+        """How far the search is.
+
+        Args:
+            ahead: candidates' worth of what is being measured now.
+        """
+        share = (self.done + ahead) / (self.total + self.tests) if self.total else 0.0
+        self.share = max(self.share, min(share, 1.0))
+        return Progress("search", self.done, self.total, note, overall=self.share)
 
     def measured(self, made: Mapping[int, Recipe]) -> Steps:
         """Measure a round: the scores that need no answers first, then what they leave over."""
@@ -264,7 +275,7 @@ class _Run:
             return
         for step in self.numbers(made, rest):
             if isinstance(step, Progress):
-                yield self.told(step.note)
+                yield self.told(step.note, min(TOGETHER, len(made)) * (step.overall or 0.0))
                 continue
             number, numbers = step
             if number in quick:
@@ -324,6 +335,15 @@ class _Run:
         self.study.tell(number, None if failed else got, kept, broken, error, gate)
         self.done += 1
         return next(each for each in self.known() if each.number == number)
+
+
+def tests(opened: Opened, spec: SearchSpec) -> float:
+    """How many candidates the test of the finalists takes as long as, about."""
+    how = goals.final(opened.recipe, opened.aim, spec)
+    samples, length = limits(how, opened.recipe.model.id)
+    one = (spec.samples or MOST) * goals.tokens(opened.recipe, spec)
+    count = min(goals.presets()["finalists"], opened.total)
+    return count * (samples or MOST) * length / one
 
 
 def _drawn(name: str, value: float) -> float:

@@ -17,7 +17,7 @@ Conversation = tuple[Sequence[int], Sequence[int]]  # tokens of the prompt, toke
 Bases = Mapping[str, tuple[Tensor, Tensor]]  # path -> U [out, q] and R [in, p] on its device
 Sums = dict[str, dict[str, Tensor | float]]  # path -> name of a moment -> sum over tokens
 
-WIDE = 128  # directions
+WIDE = 64  # directions
 SINKS = 1  # tokens at the start of a text: every head looks at them, whatever they say
 
 
@@ -66,6 +66,10 @@ class Step:
                     logits = host.model(**inputs, use_cache=False).logits[:, -self.keep :]
                     if gradients:
                         torch.autograd.grad(self._log_p(logits, dice), start)
+        for path, (_, r) in bases.items():
+            found = sums[path].get("a")
+            if mode != "block" and spans(r) and isinstance(found, Tensor):
+                sums[path]["a"] = r.to(found).mT @ found @ r.to(found)
         return sums
 
     def watch(self, shift: Row, hooks: Mapping[str, Callable], edited: bool = False) -> None:
@@ -121,10 +125,14 @@ class Step:
         predicted = int((self.predicts & (self.batch.positions >= SINKS)).sum())
         exact = torch.float32 if self.host.device.type == "mps" else torch.float64
 
+        whole = mode != "block" and spans(
+            r
+        )  # then A is turned once, in `run`, and no token by itself
+
         def add(name: str, factors: Tensor) -> None:
             sums[name] = sums.get(name, 0) + (factors.mT @ factors).to(exact)
 
-        def project(values: Tensor, basis: Tensor) -> Tensor:
+        def project(values: Tensor, basis: Tensor, turn: bool = True) -> Tensor:
             """[counted tokens, basis] of what a module reads or of a gradient.
 
             In float64, but for the many directions of a wide core, where it would take most of the
@@ -133,11 +141,11 @@ class Step:
             values = by_rows(values.detach(), rows)
             some = values[counted[:, -values.shape[1] :].to(values.device)]
             some = some.to(torch.promote_types(some.dtype, torch.float32))
-            found = some @ basis.to(some)
+            found = some @ basis.to(some) if turn else some
             return found if basis.shape[1] > WIDE else found.to(exact)
 
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            x = project(args[0], r)
+            x = project(args[0], r, turn=not whole)
             sums["n"] = sums.get("n", 0) + len(x)
             sums["predicted"] = sums.get("predicted", 0) + predicted
             if mode != "nearest":
@@ -161,6 +169,11 @@ class Step:
             output.register_hook(backward)
 
         return hook
+
+
+def spans(r: Tensor) -> bool:
+    """Whether an orthonormal basis [in, p] spans all inputs, so that it only turns them."""
+    return r.shape[0] == r.shape[1]
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message, told
 from sst_ui.ui.services.job_runner import Told
+from sst_ui.ui.services.merge_forecasts import First
 from sst_ui.ui.state.form import split
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Variants
@@ -208,15 +209,20 @@ def predict(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -
     try:
         merge, _ = split(on.recipe())
         assert merge is not None  # it is switched on
-        job = engine.merges.prepare(draft.loaded.key, merge)
-        yield from watched(bar, engine, draft, job, request)
+        key, shown = draft.loaded.key, gr.update(selected="merge")
+        switched = {screen.editor.controls.form.merge_on: True, screen.figures: shown}
+
+        def first(_: First) -> dict:
+            return {**draw_draft.draw_rest(screen.editor.drawing, engine, on), **switched}
+
+        yield from watched(
+            bar, engine, draft, engine.merges.predict(key, merge), request, part=first
+        )
         updates = draw_draft.draw_rest(screen.editor.drawing, engine, on)
     except Exception as error:
         yield {bar.status: told(error, draft.language), **idle(bar)}
         return
     done = notice(say(draft.language, "merge.done"), "good")
-    shown = gr.update(selected="merge")
-    switched = {screen.editor.controls.form.merge_on: True, screen.figures: shown}
     yield {**updates, **switched, bar.status: done, **idle(bar)}
 
 
@@ -292,8 +298,13 @@ def watched(
     job: Generator[Any, None, Any],
     request: gr.Request,
     told: Told | None = None,
+    part: Callable[[Any], dict] | None = None,
 ) -> Generator[dict, None, Any]:
-    """Drive a job with its bar above the button; the result comes back from `yield from`."""
+    """Drive a job with its bar above the button; the result comes back from `yield from`.
+
+    Args:
+        told, part: see `job_runner.watched`.
+    """
     stopped = engine.begin(job_runner.name("apply", request))
     busy = {
         bar.cancel: gr.update(visible=True, interactive=True),
@@ -301,8 +312,9 @@ def watched(
         bar.redo: gr.update(visible=HIDDEN),
     }
     return job_runner.watched(
-        draft.language, job, lambda shown: {bar.status: shown, **busy}, stopped=stopped, told=told
-    )
+        draft.language, job, lambda shown: {bar.status: shown, **busy}, part, stopped=stopped,
+        told=told,
+    )  # fmt: skip
 
 
 def idle(bar: ApplyBar) -> dict:

@@ -12,6 +12,7 @@ from sst_ui.jobs.merge.forecast import Point, by_kind, kept
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.panels import merge_plots
 from sst_ui.ui.panels.merge import MergePanel, shown, summary, told
+from sst_ui.ui.services import merge_forecasts
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.state.form import split
@@ -61,6 +62,8 @@ def picture(engine: Engine, draft: "Draft", spec: Merge) -> tuple[Any, str]:
     if found.chosen is not None:
         words = summary(lang, spec, found.chosen, mu)
     readout = f"<p>{words}</p>"
+    if merges.first(key, spec):
+        readout += f'<p class="faint">{say(lang, "merge.first", prompts=merge_forecasts.FIRST)}</p>'
     if spec.rounds:
         readout += f'<p class="faint">{say(lang, "merge.before_rounds")}</p>'
     if view == "budget":

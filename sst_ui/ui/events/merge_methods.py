@@ -14,7 +14,7 @@ from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.events.binding import MANY, PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
 from sst_ui.ui.panels.session import Session
-from sst_ui.ui.services import job_runner
+from sst_ui.ui.services import job_runner, merge_forecasts
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import told
 from sst_ui.ui.services.merge_forecasts import Line
@@ -66,6 +66,8 @@ def render(language: str, lines: Sequence[Line], now: Merge | None = None) -> st
     )
     tokens = {line.tokens for line in lines if line.tokens is not None}
     lengths = "".join(f" {say(language, 'answers.length', tokens=t)}" for t in sorted(tokens))
+    if any(line.first for line in lines):
+        lengths += f" {say(language, 'methods.first', prompts=merge_forecasts.SAMPLES)}"
     return (
         f'<div class="methods"><table><thead><tr><th></th>{heads}'
         f"<th{predicted}>{say(language, 'methods.predicted')}</th></tr></thead>"
@@ -147,7 +149,7 @@ def run(
 
     def one_more(line: Line) -> dict:
         nonlocal lines
-        lines = (*lines, line)
+        lines = (*(each for each in lines if each.name != line.name), line)
         return {panel.table: render(lang, lines, spec), known: lines}
 
     try:

@@ -1,19 +1,16 @@
 """A search from its buttons: started, paused, resumed, stopped, and drawn while it runs.
 
-The running handler hands on what is found as a state, at most once a second; whatever is drawn
-follows from that state, so that a view may be changed meanwhile. What is done with candidates is in
-`search_choices`.
+A search runs on while its page is away (`services.searches`); the handlers here watch it. They hand
+on what is found as a state, at most once a second; whatever is drawn follows from that state, so
+that a view may be changed meanwhile. What is done with candidates is in `search_choices`.
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import gradio as gr
 
@@ -21,10 +18,8 @@ from sst_ui import disk
 from sst_ui.errors import UserError
 from sst_ui.jobs.search.candidates import Candidate
 from sst_ui.jobs.search.objectives import aims, presets, searched
-from sst_ui.jobs.search.search import Opened
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import NOTHING
-from sst_ui.progress import Progress
 from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call, together
 from sst_ui.ui.events.draw_draft import Draft, Editor
 from sst_ui.ui.events.edit import checker
@@ -36,7 +31,8 @@ from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
-from sst_ui.ui.services.progress_bars import Bar
+from sst_ui.ui.services.lasting_jobs import LastingJob
+from sst_ui.ui.services.searches import ENDED, STOPPED, Sight
 from sst_ui.ui.state.run_store import shared
 from sst_ui.ui.state.search_results import Found, Phase
 from sst_ui.ui.widgets.html import notice
@@ -46,10 +42,8 @@ from sst_ui.ui.widgets.numbers import exact
 from sst_ui.ui.widgets.texts import say
 
 BY_METRIC = ("grid", "sensitivity")  # strategies whose own figure shows one metric
-DRAWN = 1.0  # seconds between two figures
 JOB: dict[str, Any] = {**PRIVATE, "concurrency_id": "searches", "concurrency_limit": MANY}
 LIVE: dict[str, Any] = {**PRIVATE, "trigger_mode": "always_last", "concurrency_limit": None}
-ENDED, STOPPED = ":ended", ":stopped"  # marks of a job, beside its own name
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ def connect(
         shown: the tab that the panel is on.
         opened: the event of the page's load.
     """
-    _connect_buttons(panel, editor, session.language, engine)
+    _connect_buttons(panel, editor, session, opened, engine)
     seen = Reads([session.language, panel.found, panel.picked, panel.view, panel.metric], Picked)
     drawn = outputs(panel)
     looking = call(partial(look, panel), seen)
@@ -96,26 +90,28 @@ def connect(
 
 
 def _connect_buttons(
-    panel: SearchPanel, editor: Editor, language: gr.State, engine: Engine
+    panel: SearchPanel, editor: Editor, session: Session, opened: Any, engine: Engine
 ) -> None:
+    language, kept = session.language, session.search
     state = [panel.status, panel.progress, panel.found, panel.run, panel.pause, panel.resume,
              panel.stop]  # fmt: skip
     every = [*state, panel.metric]
     sound = checker(engine, editor.controls.form, with_prompts=True)
     panel.run.click(
         **call(
-            partial(run, panel, engine),
+            partial(run, panel, kept, engine),
             editor.draft, together(list(panel.settings.values())), panel.found,
             check=partial(_wrong, panel, sound), may="search",
         ),
-        outputs=[*every, panel.picked, panel.told],
+        outputs=[*every, kept, panel.picked, panel.told],
         **JOB,
     )  # fmt: skip
     panel.resume.click(
-        **call(partial(resume, panel, engine), language, panel.found, may="search"),
-        outputs=every,
+        **call(partial(resume, panel, kept, engine), language, panel.found, may="search"),
+        outputs=[*every, kept],
         **JOB,
     )
+    opened.success(**call(partial(attach, panel, engine), language, kept), outputs=every, **JOB)
     for button, handler in ((panel.pause, pause), (panel.stop, stop)):
         button.click(
             **call(partial(handler, panel, engine), language, panel.found),
@@ -135,84 +131,42 @@ def _buttons(panel: SearchPanel, phase: str) -> dict:
     return {b: gr.update(visible=visibility(seen), interactive=True) for b, seen in there.items()}
 
 
-class _Running:
-    """A search while it runs: what is found so far, and when it was last drawn."""
-
-    def __init__(self, panel: SearchPanel, language: str, found: Found) -> None:
-        self.found = replace(found, phase="running", job=uuid4().hex)
-        self.known = {each.number: each for each in found.candidates}
-        self._panel, self._language = panel, language
-        self._bar = Bar(language, found.spec.minutes and 60 * found.spec.minutes)
-        self._study: Any = None
-        self._news, self._drawn = False, time.monotonic()
-
-    def heard(self, part: Any) -> dict:
-        """What a step of the job changes on the screen."""
-        panel = self._panel
+def _watch(panel: SearchPanel, language: str, search: LastingJob[Sight]) -> Iterator[dict]:
+    """What a search changes on the screen, until it has ended or its window has left."""
+    told, bar, aim = job_runner.Told(language), "", None
+    shown: Found | None = None
+    for sight in search.watch():
+        found = sight.found
         update: dict[Any, Any] = {}
-        if isinstance(part, Opened):
-            self._study = part.study
-            self.found = replace(
-                self.found, recipe=part.recipe, aim=part.aim, total=part.total, notes=part.notes
-            )
-            update[panel.metric] = choices(self._language, self.found)
-        elif isinstance(part, Candidate):
-            self.known[part.number], self._news = part, True
-        elif isinstance(part, Progress) and (bar := self._bar.place(part)):
-            update[panel.progress] = bar
-        if self._news and time.monotonic() - self._drawn >= DRAWN:
-            self._drawn, self._news = time.monotonic(), False
-            self.found = update[panel.found] = self.now()
-        return update
-
-    def now(self) -> Found:
-        """With all candidates that are over."""
-        scores: tuple = ()
-        if self._study is not None and self.found.spec.strategy == "tpe":
-            objectives = range(len(self.found.aims.objectives))
-            scores = tuple(self._study.importance(i) for i in objectives)
-        rows = tuple(self.known[number] for number in sorted(self.known))
-        return replace(self.found, candidates=rows, importance=scores)
-
-    def over(self, phase: Phase, told: Callable[[Found], str]) -> dict:
-        """The last word of the job."""
-        panel, found = self._panel, replace(self.now(), phase=phase)
-        return {
-            panel.found: found, panel.status: told(found), panel.progress: "",
-            **_buttons(panel, phase),
-        }  # fmt: skip
+        if shown is None:
+            update = {panel.status: "", panel.progress: "", **_buttons(panel, "running")}
+        for text in sight.warnings:
+            told.say(text)
+        if found is not shown:
+            update[panel.found] = shown = found
+        if found.aim is not None and found.aim is not aim:
+            aim = found.aim
+            update[panel.metric] = choices(language, found)
+        if sight.bar and not bar:
+            update[panel.progress] = bar = sight.bar
+        if found.phase != "running":
+            update |= _last(panel, language, sight)
+        if update:
+            yield update
 
 
-def _go(panel: SearchPanel, engine: Engine, language: str, found: Found) -> Iterator[dict]:
-    """Begin or go on; ends when the search does, or when its job is told to stop."""
-    running = _Running(panel, language, found)
-    found, mine = running.found, running.found.job
-    begun = {panel.found: found, panel.status: "", panel.progress: ""}
-    yield {**begun, **_buttons(panel, "running")}
-    try:
-        job = engine.search(found.key, found.asked, found.spec, found.storage)
-        heard = job_runner.Told(language)
-        with closing(job):
-            for part in job:
-                heard(part)
-                if engine.stopped(mine) and isinstance(part, Progress):
-                    break  # not between candidates: a batch that is measured is kept whole
-                if update := running.heard(part):
-                    yield update
-    except Exception as error:
-        told = notice(message(error, language), "bad")
-        yield running.over("paused" if running.known else "over", lambda found: told)
-        return
-    finally:
-        engine.stop(mine + ENDED)
-    early = engine.stopped(mine)
-    paused = early and not engine.stopped(mine + STOPPED)
-    yield running.over("paused" if paused else "over", lambda found: ended(language, found, early))
+def _last(panel: SearchPanel, language: str, sight: Sight) -> dict:
+    """The last word of a search."""
+    text = ended(language, sight.found, sight.early)
+    if sight.error is not None:
+        text = notice(message(sight.error, language), "bad")
+    return {panel.status: text, panel.progress: "", **_buttons(panel, sight.found.phase)}
 
 
 def run(
-    panel: SearchPanel, engine: Engine, draft: Draft, settings: tuple, before: Found
-) -> Iterator[dict]:
+    panel: SearchPanel, kept: gr.BrowserState, engine: Engine, draft: Draft, settings: tuple,
+    before: Found,
+) -> Iterator[dict]:  # fmt: skip
     """A new search of the recipe in the controls."""
     wanted = search_panel.spec(*settings)
     try:
@@ -229,14 +183,25 @@ def run(
         asked=recipe, spec=wanted, key=draft.loaded.key, recipe=recipe,
         layers=draft.loaded.layers, folder=folder,
     )  # fmt: skip
-    yield {panel.picked: "", panel.told: ""}
-    yield from _go(panel, engine, draft.language, found)
+    ticket, search = engine.searches.begin(draft.language, found)
+    yield {panel.picked: "", panel.told: "", kept: ticket}
+    yield from _watch(panel, draft.language, search)
 
 
-def resume(panel: SearchPanel, engine: Engine, language: str, found: Found) -> Iterator[dict]:
+def resume(
+    panel: SearchPanel, kept: gr.BrowserState, engine: Engine, language: str, found: Found
+) -> Iterator[dict]:
     """Go on with a paused search."""
     if found.phase == "paused":
-        yield from _go(panel, engine, language, found)
+        ticket, search = engine.searches.begin(language, found)
+        yield {kept: ticket}
+        yield from _watch(panel, language, search)
+
+
+def attach(panel: SearchPanel, engine: Engine, language: str, ticket: Any) -> Iterator[dict]:
+    """The search that this browser started before its page was reloaded or closed."""
+    if (search := engine.searches.find(ticket)) is not None:
+        yield from _watch(panel, language, search)
 
 
 def pause(panel: SearchPanel, engine: Engine, language: str, found: Found) -> dict:

@@ -109,7 +109,7 @@ def create() -> SearchPanel:
             table = gr.HTML(
                 search_table.render("en", Found(), ""), elem_id="search-table", js_on_load=CLICKS
             )
-    found = gr.State(Found(), time_to_live=LIFE if shared() else None, delete_callback=Found.remove)
+    found = gr.State(Found(), time_to_live=LIFE if shared() else None)
     return SearchPanel(
         settings, hint, run, pause, resume, stop, status, progress, view, metric, plot, table, use,
         keep, count, check, cancel, told, found, gr.State(""),

@@ -16,9 +16,10 @@ class Session:
 
     `saved`, `corrections` and `talk` are kept by the browser and survive a restart: the recipes
     applied so far, as YAML, the labels that were corrected, and the chat; on a Space also the
-    `runs`, which elsewhere are the user's history. `job` names the metrics now being computed;
-    `drawn` is the profile and its numbers that the figure shows (see `draw_draft.shape`); `figure`
-    is the tab of the figures that is open.
+    `runs`, which elsewhere are the user's history. `search` is kept there too: the ticket of a
+    search that goes on while the page is away (see `services.lasting_jobs`). `job` names the
+    metrics now being computed; `drawn` is the profile and its numbers that the figure shows (see
+    `draw_draft.shape`); `figure` is the tab of the figures that is open.
     """
 
     language: gr.State
@@ -37,6 +38,7 @@ class Session:
     talk: gr.BrowserState
     methods: gr.State
     figure: gr.State
+    search: gr.BrowserState
 
 
 def create() -> Session:
@@ -58,4 +60,5 @@ def create() -> Session:
         talk=gr.BrowserState({}, storage_key="sst-studio-chat", secret="sst-studio"),
         methods=gr.State(()),
         figure=gr.State("curve"),
+        search=gr.BrowserState("", storage_key="sst-studio-search", secret="sst-studio"),
     )

@@ -60,6 +60,7 @@ from sst_ui.ui.services import quotas, zero_gpu
 from sst_ui.ui.services.job_queue import JobQueue
 from sst_ui.ui.services.merge_forecasts import Merges
 from sst_ui.ui.services.roles import Actor, Role, acting, ask_model, asks, may
+from sst_ui.ui.services.searches import Searches
 from sst_ui.ui.services.zero_gpu import on_gpu
 from sst_ui.ui.state.loaded_model import Loaded, Replaced
 
@@ -112,6 +113,7 @@ class Engine:
         self._stopped: Memory[bool] = Memory(KEPT)  # job -> whether it was told to stop
         self._answers: Memory[Answering] = Memory(KEPT)  # window -> its `Answering`
         self.merges = Merges(self)
+        self.searches = Searches(self)
         self.queue = JobQueue()
         # None: every browser keeps its own
         self.history = History() if may("keep runs in the program") else None

@@ -41,7 +41,11 @@ class Told:
 
     def __call__(self, step: Any) -> None:
         """Listen to a step of the job."""
-        text = note_in(self._language, step.warning) if isinstance(step, Progress) else ""
+        self.say(step.warning if isinstance(step, Progress) else "")
+
+    def say(self, text: str) -> None:
+        """Show a warning, unless it was shown."""
+        text = note_in(self._language, text) if text else ""
         if text and text not in self.texts:
             self.texts.append(text)
             if self._toast:

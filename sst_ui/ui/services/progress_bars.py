@@ -6,6 +6,7 @@ and `assets/studio.js` fills it as long as it is on the page: twice a second, on
 """
 
 import time
+from collections.abc import Callable
 from uuid import uuid4
 
 from starlette.requests import Request
@@ -33,12 +34,15 @@ class Bar:
 
     Args:
         limit: seconds after which the job ends in any case, or None.
+        left: whether whoever waits for the job has left; that of the event unless given.
     """
 
-    def __init__(self, language: str, limit: float | None = None) -> None:
+    def __init__(
+        self, language: str, limit: float | None = None, left: Callable[[], bool] | None = None
+    ) -> None:
         self._language, self._clock = language, Clock(limit)
         self._name, self._begun, self._shown = uuid4().hex, False, 0.0
-        self._left = leaving.watch()
+        self._left = left or leaving.watch()
 
     def place(self, progress: Progress) -> str | None:
         """Take a step of the job in; what to put on the page, the first time.
@@ -57,7 +61,13 @@ class Bar:
         if self._begun:
             return None
         self._begun = True
-        return f'<div data-progress="{self._name}">{bar}</div>'
+        return self.html
+
+    @property
+    def html(self) -> str:
+        """What to put on a page that comes later; '' before the first step."""
+        bar = _latest.get(self._name)
+        return "" if bar is None else f'<div data-progress="{self._name}">{bar}</div>'
 
 
 class ProgressBars:

@@ -3,7 +3,6 @@
 The study behind them lives in the search's storage, and the same settings find it again.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -64,11 +63,6 @@ class Found:
     def storage(self) -> str | None:
         """Optuna's URL of the study; None for the file in the user's data folder."""
         return None if self.folder is None else f"sqlite:///{self.folder / 'search.sqlite'}"
-
-    def remove(self) -> None:
-        """Forget a window that is closed on a shared program; the user's own files stay."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     @cached_property
     def done(self) -> tuple[Candidate, ...]:
