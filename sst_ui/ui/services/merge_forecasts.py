@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # it holds this
 
 
 FIRST = 48  # conversations of each set that a first forecast is made of
-SAMPLES, TOKENS = 16, 48  # prompts of each set, and tokens of an answer, of a table's first numbers
+SAMPLES, TOKENS = 12, 48  # prompts of each set, and tokens of an answer, of a table's first numbers
 QUICK, MAKING = 0.12, 0.15  # shares of the time: of those numbers, and of making what is measured
 
 
