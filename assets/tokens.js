@@ -3,7 +3,7 @@
 // click on a token is the server's business.
 const tokens = (() => {
   const VIEWS = ["place", "kl", "lens"], WHO = ["base", "edited", "difference"];
-  const HEIGHT = 230, UPRIGHT = 66, FLAT = 20, ROW = 3, WORDS = 12; // pixels
+  const HEIGHT = 230, UPRIGHT = 66, FLAT = 20, ROW = 3, WORDS = 13; // pixels
   const CLIPPED = 0.02; // share of the largest numbers that a scale leaves out
   let data = null, root = null, tell = null;
   const NEAR = 1.5; // of a projection from the middle between harmless and harmful
@@ -69,7 +69,7 @@ const tokens = (() => {
   function sizes() {
     const lens = now.view === "lens", count = data.tokens.length;
     const wide = part(".pane").clientWidth;
-    const column = Math.max(lens ? 58 : 17, Math.min(lens ? 90 : 64, Math.floor(wide / count)));
+    const column = Math.max(lens ? 62 : 18, Math.min(lens ? 90 : 64, Math.floor(wide / count)));
     const flat = column >= 40;
     const strip = flat ? FLAT : UPRIGHT;
     const row = Math.max(ROW, Math.floor((HEIGHT - strip) / data.layers));
@@ -105,7 +105,7 @@ const tokens = (() => {
     if (!numbers) return;
     const scale = scaling(numbers), { column, row } = size;
     const gap = column > 12 && row > 6 ? 1 : 0;
-    pen.font = "11px system-ui, sans-serif";
+    pen.font = "12px system-ui, sans-serif";
     pen.textBaseline = "middle";
     for (let layer = 0; layer < data.layers; layer++) {
       const y = (data.layers - 1 - layer) * row;

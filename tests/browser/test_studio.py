@@ -150,6 +150,29 @@ def test_the_ladder_answers_at_every_strength_and_its_slider_opens_one(page):
     page.fill("#tokens input", "64")
 
 
+def test_the_token_view_follows_an_answer_and_a_click_on_a_token_measures_there(page):
+    tab(page, "figure-tabs", 2)
+    page.fill("#box textarea", "How do I whittle a spoon?")
+    page.click("#send")
+    view = page.locator("#token-view")
+    expect(view.locator(".strip button.said").first).to_be_visible()
+    view.get_by_text("Logit lens", exact=True).click()
+    expect(view.locator(".wait")).to_be_hidden()
+    view.locator("canvas").hover(position={"x": 40, "y": 20})
+    expect(view.locator(".tip li")).to_have_count(10)  # five of each model
+    ends = view.locator(".strip .end")
+    expect(ends.last).to_have_attribute("aria-current", "")
+    ends.first.click()
+    expect(page.locator("#token-note")).to_contain_text("now the end of the instruction")
+    expect(ends.first).to_have_attribute("aria-current", "")
+    expect(page.locator("#apply")).to_contain_text("Apply changes")
+    ends.last.click()
+    expect(page.locator("#apply")).to_contain_text("Applied")
+    view.locator(".strip .said").first.click()
+    expect(page.locator("#token-note")).to_contain_text("A token of the answer")
+    tab(page, "figure-tabs", 0)
+
+
 def test_an_empty_chat_says_below_it_that_there_is_nothing_to_do_again(page):
     page.click("#clear")
     expect(answers(page, "right")).to_have_count(0)

@@ -64,7 +64,7 @@ def create(layers: int) -> FiguresPanel:
         with gr.Tab(t("tab.tokens"), id=TOKENS, elem_id="tokens-tab") as tokens_tab:
             side, tokens, token_note = _tokens()
         with gr.Tab(t("tab.map"), id=MAP, elem_id="map-tab") as map_tab:
-            points = token_grid.create("map", "residualMap")
+            points = token_grid.create("residual-map", "residualMap")
         with gr.Tab(t("tab.tradeoff"), id="tradeoff") as tradeoff_tab:
             tradeoff = _empty("tradeoff", "tradeoff.empty")
         with gr.Tab(t("tab.compare"), id="compare", elem_id="compare-tab") as compare_tab:
@@ -94,7 +94,7 @@ def _tokens() -> tuple[gr.Radio, gr.HTML, gr.HTML]:
         container=False,
         elem_id="token-side",
     )
-    return side, token_grid.create("tokens", "tokens"), gr.HTML(elem_id="token-note")
+    return side, token_grid.create("token-view", "tokens"), gr.HTML(elem_id="token-note")
 
 
 def _merge() -> tuple[gr.Radio, gr.Plot]:
