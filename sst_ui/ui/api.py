@@ -44,18 +44,11 @@ class Api:
             raise UserError("the recipe has no ablation, so there is no such table.")
         return kernel.table(edit.weights, self.engine.loaded.layers).tolist()
 
-    def compare(
-        self, message: str, recipe: str, max_new_tokens: int = LENGTH, system: str = ""
-    ) -> Iterator[dict]:
-        """Greedy answers of the base and the edited model to one message, as they grow.
-
-        Args:
-            system: a system prompt; '' for none.
-        """
+    def compare(self, message: str, recipe: str, max_new_tokens: int = LENGTH) -> Iterator[dict]:
+        """Greedy answers of the base and the edited model to one message, as they grow."""
         edited = self._read(recipe)
         length = build(ChatOptions, {"max_new_tokens": max_new_tokens}, "chat").max_new_tokens
-        history = [{"role": "system", "content": system}] if system else []
-        history.append({"role": "user", "content": message})
+        history = [{"role": "user", "content": message}]
         job = self.engine.chat(
             self.engine.loaded.key, [None, edited], [history, history], length, 0.0
         )
