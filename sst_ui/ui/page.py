@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from sst_ui.ui import api
 from sst_ui.ui.events import (
     advice,
+    each_method,
     edit,
     edit_recipe,
     edit_table,
@@ -261,6 +262,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     drawn, map_opened = token_events.connect(figs, editor, session, answered, changed, engine)
     chat_events.probing(engine, session, figs.probe, answered, drawn)
     map_events.connect(figs, editor, session, map_opened, [measuring_now, *changed], engine)
+    each_method.connect(work.methods.each, work.chat, editor, session, engine)
     ladder_events.connect(work.ladder, work.chat, editor, session, figs.probe, engine)
     window = open_page.Screen(session, editor, applied, work.chat, bar.status, figs.probe)
     opened = open_page.connect(page, window, left.model, engine)

@@ -88,6 +88,16 @@ def utility_only(spec: Merge) -> Merge:
     )  # fmt: skip
 
 
+def under(spec: Merge, method: str) -> Merge:
+    """The same adapters, weights and data under another method, with its default parameters; a
+    budget stays where the method can keep one."""
+    own = method == spec.method
+    chosen = spec if own else replace(spec, method=method, parameters={}, budget=None)
+    if spec.budget is not None and _prices(method):
+        chosen = replace(chosen, budget=spec.budget)
+    return chosen if "moments" in METHODS[method].needs else replace(chosen, rounds=0)
+
+
 def contenders(
     host: Host, spec: Merge, methods: Sequence[str] | None = None, optional: bool | None = None
 ) -> Generator[Progress, None, list[Contender]]:
@@ -109,16 +119,11 @@ def contenders(
     for number, name in enumerate(names):
         place, after = number / len(names), (number + 1) / len(names)
         yield Progress("methods", number, len(names), name, overall=place)
-        own = name == spec.method
-        chosen = spec if own else replace(spec, method=name, parameters={}, budget=None)
-        if spec.budget is not None and _prices(name):
-            chosen = replace(chosen, budget=spec.budget)
-        if "moments" not in METHODS[name].needs:
-            chosen = replace(chosen, rounds=0)
+        chosen = under(spec, name)
         try:
             outcome = yield from part(merge(host, chosen), place, after)
         except UserError as error:
-            if own or not optional:
+            if name == spec.method or not optional:
                 raise
             note = f"{name} left out: {error}"
             yield Progress("methods", number, len(names), note, overall=place)

@@ -19,7 +19,7 @@ from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.events.chat import PACE, SHARE, drawn, problems
 from sst_ui.ui.events.draw_draft import Draft, Editor
 from sst_ui.ui.panels.chat import ChatPanel
-from sst_ui.ui.panels.ladder import LadderPanel, Rung, flips, render
+from sst_ui.ui.panels.ladder import AskPanel, LadderPanel, Rung, flips, render
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services.engine import CHATS, Answering, Engine
 from sst_ui.ui.services.errors import message
@@ -34,17 +34,16 @@ REACH = (-2.0, 2.0)  # of a strength
 
 
 @dataclass(frozen=True)
-class Screen:
-    """What a ladder writes to."""
+class Buttons:
+    """Where many answers to one message are written, and the buttons beside it."""
 
-    panel: LadderPanel
-    probe: gr.Plot
+    panel: AskPanel
 
     @property
     def outputs(self) -> list:
         """The components that an answer may write to."""
         p = self.panel
-        return [p.rungs, p.status, p.ask, p.stop, self.probe]
+        return [p.rungs, p.status, p.ask, p.stop]
 
     def buttons(self, running: bool) -> dict:
         """Ask or Stop."""
@@ -52,6 +51,19 @@ class Screen:
         hidden = {"visible": HIDDEN}
         ask, stop = (hidden, shown) if running else (shown, hidden)
         return {self.panel.ask: gr.update(**ask), self.panel.stop: gr.update(**stop)}
+
+
+@dataclass(frozen=True)
+class Screen(Buttons):
+    """What a ladder writes to."""
+
+    panel: LadderPanel
+    probe: gr.Plot
+
+    @property
+    def outputs(self) -> list:
+        """... and the probe's figure."""
+        return [*super().outputs, self.probe]
 
 
 def parse(text: str | None) -> tuple[float, ...]:
@@ -140,7 +152,7 @@ class Asked:
         system: str | None,
         talk: Conversation,
         text: str | None,
-        strengths: str,
+        strengths: str = "",
     ) -> "Asked":
         """From the components; without a message of its own it is the chat's last one."""
         last = talk.turns[-1].message if talk.turns else ""
@@ -185,42 +197,64 @@ def _window(request: gr.Request) -> str:
     return f"{request.session_hash}:ladder"
 
 
+def side_by_side(
+    engine: Engine,
+    mine: Answering,
+    key: str,
+    rungs: Sequence[Rung],
+    rows: Sequence[Recipe | None],
+    asked: Asked,
+) -> Iterator[list[Rung]]:
+    """All answers of one batch as they grow, no faster than a screen draws them; at last with their
+    labels, unless they were stopped. Says nothing more once another question took their place.
+    """
+    tokens, heat, seed = drawn(*asked.numbers)
+    found, shown, cost = list(rungs), 0.0, 0.0
+    histories = [asked.question] * len(rows)
+    with closing(engine.chat(key, rows, histories, tokens, heat, seed)) as job:
+        for texts in job:
+            if mine.replaced:
+                return
+            found = [replace(r, answer=text) for r, text in zip(found, texts, strict=True)]
+            if mine.stopped:
+                break
+            if time.monotonic() - shown >= max(PACE, SHARE * cost):
+                begun = time.monotonic()
+                yield found
+                shown = time.monotonic()
+                cost = shown - begun
+    if not mine.stopped:
+        ended = [engine.tokens(key, [rung.answer]) < tokens for rung in found]
+        found = [
+            replace(rung, label=label(asked.text, rung.answer, ended=end))
+            for rung, end in zip(found, ended, strict=True)
+        ]
+    yield found
+
+
+def speed(engine: Engine, language: str, key: str, rungs: Sequence[Rung], start: float) -> str:
+    """How many tokens were written since `start`, and how fast."""
+    count = engine.tokens(key, [rung.answer for rung in rungs])
+    per_second = count / max(time.monotonic() - start, 1e-6)
+    return say(language, "chat.speed", tokens=count, speed=per_second)
+
+
 def _stream(
     screen: Screen, engine: Engine, mine: Answering, draft: Draft, asked: Asked
 ) -> Iterator[dict]:
     lang, key, panel = draft.language, draft.loaded.key, screen.panel
-    tokens, heat, seed = drawn(*asked.numbers)
     rungs = [Rung(strength) for strength in parse(asked.strengths)]
-    start, shown, cost = time.monotonic(), 0.0, 0.0
+    start = time.monotonic()
     yield {panel.rungs: render(lang, rungs), panel.status: "", **screen.buttons(True)}
     try:
         rows = recipes(draft, [rung.strength for rung in rungs])
-        question = asked.question
-        lines = engine.probes(key, rows, question)
-        pairs = [(f"{rung.strength:+g}", line) for rung, line in zip(rungs, lines, strict=True)]
+        lines = engine.probes(key, rows, asked.question)
+        pairs = [(rung.title, line) for rung, line in zip(rungs, lines, strict=True)]
         yield {screen.probe: plots.ladder(lang, pairs)}
-        with closing(engine.chat(key, rows, [question] * len(rows), tokens, heat, seed)) as job:
-            for texts in job:
-                if mine.replaced:
-                    return
-                rungs = [replace(r, answer=text) for r, text in zip(rungs, texts, strict=True)]
-                if mine.stopped:
-                    break
-                if time.monotonic() - shown >= max(PACE, SHARE * cost):
-                    begun = time.monotonic()
-                    yield {panel.rungs: render(lang, rungs), **screen.buttons(True)}
-                    shown = time.monotonic()
-                    cost = shown - begun
-        count = engine.tokens(key, [rung.answer for rung in rungs])
-        if not mine.stopped:
-            rungs = [
-                replace(r, label=label(
-                    asked.text, r.answer, ended=engine.tokens(key, [r.answer]) < tokens
-                ))
-                for r in rungs
-            ]  # fmt: skip
-        speed = count / max(time.monotonic() - start, 1e-6)
-        words = [flips(lang, rungs), say(lang, "chat.speed", tokens=count, speed=speed)]
+        answers = side_by_side(engine, mine, key, rungs, rows, asked)
+        for rungs in answers:
+            yield {panel.rungs: render(lang, rungs), **screen.buttons(True)}
+        words = [flips(lang, rungs), speed(engine, lang, key, rungs, start)]
         said = notice(" · ".join(word for word in words if word), "info")
     except Exception as error:
         said = notice(message(error, lang), "bad")

@@ -13,6 +13,7 @@ from sst_ui.metrics.results import direction
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.events.binding import MANY, PRIVATE, call
 from sst_ui.ui.events.draw_draft import Draft, Editor, draw, fill
+from sst_ui.ui.panels.ladder import AskPanel, create_asking
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services import job_runner, merge_forecasts
 from sst_ui.ui.services.engine import Engine
@@ -32,6 +33,7 @@ class MethodsPanel:
     cancel: gr.Button
     progress: gr.HTML
     table: gr.HTML
+    each: AskPanel
 
 
 def create() -> MethodsPanel:
@@ -46,7 +48,7 @@ def create() -> MethodsPanel:
         )  # fmt: skip
         progress = gr.HTML(elem_id="methods-progress")
     table = gr.HTML(empty("methods.none"), elem_id="methods", js_on_load=CLICKS)
-    return MethodsPanel(run, cancel, progress, table)
+    return MethodsPanel(run, cancel, progress, table, create_asking("each-method"))
 
 
 def render(language: str, lines: Sequence[Line], now: Merge | None = None) -> str:

@@ -127,6 +127,9 @@ def follow(
     if now is None or not seen.talk.turns:
         yield {figures.tokens: token_grid.nothing(say(lang, "tokens.empty"))}
         return
+    if seen.talk.turns[-1].hidden:  # it would say whose answer is whose
+        yield {figures.tokens: token_grid.nothing(say(lang, "tokens.hidden"))}
+        return
     mine = engine.answering(_window(request))
     told = time.monotonic()
     try:

@@ -1,4 +1,5 @@
-"""The strength ladder: one message answered at several strengths, and a slider along them.
+"""The strength ladder: one message answered at several strengths, and a slider along them. The
+methods of merging are shown the same way.
 
 The slider works in the page alone: which answer is open is the visitor's business, and stays while
 the answers come.
@@ -48,9 +49,10 @@ new MutationObserver(show).observe(element, {childList: true, subtree: true});
 
 
 @dataclass(frozen=True)
-class LadderPanel:
+class AskPanel:
+    """One message, and the answers that many models give to it."""
+
     box: gr.Textbox
-    strengths: gr.Textbox
     ask: gr.Button
     stop: gr.Button
     status: gr.HTML
@@ -58,48 +60,84 @@ class LadderPanel:
 
 
 @dataclass(frozen=True)
+class LadderPanel(AskPanel):
+    """... that differ by their strength."""
+
+    strengths: gr.Textbox
+
+
+@dataclass(frozen=True)
 class Rung:
-    """What was answered at one strength; no label before the answer has ended."""
+    """What was answered at one strength, or under what is named; no label before it has ended."""
 
     strength: float
     answer: str = ""
     label: Label | None = None
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """What stands beside the answer."""
+        return self.name or f"{self.strength:+g}"
 
 
 def create() -> LadderPanel:
-    with gr.Row(elem_id="ladder-ask"):
-        box = gr.Textbox(
-            label=t("chat.message"), placeholder=t("ladder.placeholder"), show_label=False,
-            container=False, max_lines=3, scale=5, elem_id="ladder-box",
-        )  # fmt: skip
+    with gr.Row(elem_id="ladder-ask", elem_classes="ask-all"):
+        box = _box("ladder")
         strengths = gr.Textbox(
             STRENGTHS, label=t("ladder.strengths"), show_label=False, container=False,
             max_lines=1, scale=2, min_width=130, elem_id="ladder-strengths",
         )  # fmt: skip
-        ask = gr.Button(
-            t("ladder.ask"), variant="primary", scale=0, min_width=76, elem_id="ladder-send"
-        )
-        stop = gr.Button(
-            t("chat.stop"), variant="stop", scale=0, min_width=76, elem_id="ladder-stop",
-            visible=HIDDEN,
-        )  # fmt: skip
-    status = gr.HTML(elem_id="ladder-status")
-    rungs = gr.HTML(empty("ladder.empty"), elem_id="ladder", js_on_load=SCRUB)
-    return LadderPanel(box, strengths, ask, stop, status, rungs)
+        buttons = _buttons("ladder")
+    return LadderPanel(box, *buttons, *_answers("ladder"), strengths)
 
 
-def render(language: str, rungs: Sequence[Rung]) -> str:
-    """All answers, in the order of their strengths, below a slider along them."""
-    if not rungs:
-        return f'<p class="empty">{say(language, "ladder.empty")}</p>'
+def create_asking(name: str) -> AskPanel:
+    """The message, the button, and the answers below.
+
+    Args:
+        name: what the elements' ids begin with, and the texts.
+    """
+    with gr.Row(elem_id=f"{name}-ask", elem_classes="ask-all"):
+        box = _box(name)
+        buttons = _buttons(name)
+    return AskPanel(box, *buttons, *_answers(name))
+
+
+def _box(name: str) -> gr.Textbox:
+    return gr.Textbox(
+        label=t("chat.message"), placeholder=t(f"{name}.placeholder"), show_label=False,
+        container=False, max_lines=3, scale=5, elem_id=f"{name}-box",
+    )  # fmt: skip
+
+
+def _buttons(name: str) -> tuple[gr.Button, gr.Button]:
+    ask = gr.Button(
+        t("ladder.ask"), variant="primary", scale=0, min_width=76, elem_id=f"{name}-send"
+    )
+    stop = gr.Button(
+        t("chat.stop"), variant="stop", scale=0, min_width=76, elem_id=f"{name}-stop",
+        visible=HIDDEN,
+    )  # fmt: skip
+    return ask, stop
+
+
+def _answers(name: str) -> tuple[gr.HTML, gr.HTML]:
+    status = gr.HTML(elem_id=f"{name}-status", elem_classes="ask-all-status")
+    rungs = gr.HTML(empty(f"{name}.empty"), elem_id=name, elem_classes="rungs", js_on_load=SCRUB)
+    return status, rungs
+
+
+def render(language: str, rungs: Sequence[Rung], name: str = "ladder") -> str:
+    """All answers, in their order, below a slider along them."""
     rows = "".join(
-        f'<div class="rung" role="button" tabindex="0"><b>{rung.strength:+g}</b>'
+        f'<div class="rung" role="button" tabindex="0"><b>{safe(rung.title)}</b>'
         f"{chip(language, rung.label) if rung.label else '<span></span>'}"
         f"<p>{safe(rung.answer.strip()) or '…'}</p></div>"
         for rung in rungs
     )
-    name = safe(say(language, "ladder.scrub"))
-    scrub = f'<input class="scrub" type="range" min="0" max="{len(rungs) - 1}" aria-label="{name}">'
+    told = safe(say(language, f"{name}.scrub"))
+    scrub = f'<input class="scrub" type="range" min="0" max="{len(rungs) - 1}" aria-label="{told}">'
     return f"{scrub if len(rungs) > 1 else ''}{rows}"
 
 
