@@ -105,6 +105,14 @@ def test_while_it_is_open_the_probe_comes_behind_it(page, engine, seen):
     assert len(set(drew["tokens"])) == 2
 
 
+def test_in_blind_mode_it_waits_for_the_vote(screen, engine, seen, monkeypatch):
+    monkeypatch.setattr(engine, "token_view", lambda *_: pytest.fail("it was computed"))
+    turn = replace(seen.talk.turns[-1], blind=True)
+    waiting = replace(seen, talk=replace(seen.talk, turns=(*seen.talk.turns[:-1], turn)))
+    (step,) = follow(screen.figures, engine, waiting, WINDOW)
+    assert "which answer is better" in step[screen.figures.tokens]
+
+
 def test_a_newer_answer_or_another_tab_ends_it(page, screen, engine, seen):
     steps = follow(screen.figures, engine, seen, WINDOW)
     next(steps)

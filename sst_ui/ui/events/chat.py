@@ -345,7 +345,7 @@ def connect(panel: ChatPanel, engine: Engine, session: Session, applied: Sequenc
         applied: the events after which another variant is current.
 
     Returns:
-        The events after which a message is answered.
+        The events after which there are answers that say whose they are.
     """
     language, conversation = session.language, session.conversation
     screen = Screen(panel, conversation)
@@ -365,7 +365,7 @@ def connect(panel: ChatPanel, engine: Engine, session: Session, applied: Sequenc
             outputs=screen.outputs,
             **PRIVATE,
         ),
-        panel.votes.click(
+        voted := panel.votes.click(
             **call(partial(vote, screen), language, conversation),
             outputs=screen.outputs,
             **PRIVATE,
@@ -374,7 +374,7 @@ def connect(panel: ChatPanel, engine: Engine, session: Session, applied: Sequenc
     _settle(panel, session, changed, applied)
     # the page marks them itself (assets/differences.js)
     panel.differences.input(None, panel.differences, js="(on) => differences.turn(on)", **PRIVATE)
-    return events
+    return [*events, voted]
 
 
 def probing(
