@@ -124,7 +124,7 @@ def test_the_search_and_a_topic_narrow_the_prompts(page):
 
 
 def test_the_comparison_has_a_line_for_the_base_and_the_variant(page):
-    tab(page, "figure-tabs", 3)
+    page.get_by_role("tab", name="Compare", exact=True).click()
     names = page.locator("#compare .legendtext")
     expect(names.first).to_be_visible()
     until(lambda: names.count() >= 2)

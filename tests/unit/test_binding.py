@@ -100,3 +100,18 @@ def test_a_step_says_again_what_is_to_be_seen_so_that_no_difference_takes_it_bac
     assert [name in step for step in steps[:4]] == [True, False, False, True]
     assert diff(steps[0][width], steps[1][width]) == []
     assert steps[4] == gr.skip()
+
+
+def test_a_handler_that_has_nothing_to_say_leaves_all_components(boxes):
+    language, width, height, _ = boxes
+
+    def nothing(lang: str) -> dict:
+        return {}
+
+    def step_by_step(lang: str):
+        yield {}
+        yield {width: 3}
+
+    assert call(nothing, language)["fn"]("en") == gr.skip()
+    steps = list(call(step_by_step, language)["fn"]("en"))
+    assert steps == [gr.skip(), {width: 3}]

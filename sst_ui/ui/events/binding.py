@@ -86,7 +86,7 @@ def call(
     else:
 
         def event(language: Any, *values: Any) -> Any:
-            return arguments(language, values)()
+            return _something(arguments(language, values)())
 
     def sound(*values: Any) -> list[Any]:
         wrong = check(*made(values)) if check else {}
@@ -121,7 +121,13 @@ def _lasting(steps: Iterator[Any]) -> Iterator[Any]:
                 said[component] = update
             else:
                 said.pop(component, None)
-        yield {**said, **step}
+        yield _something({**said, **step})
+
+
+def _something(update: Any) -> Any:
+    """A handler's update; one that writes to no component, which Gradio takes for too few values,
+    leaves all of them."""
+    return gr.skip() if isinstance(update, dict) and not update else update
 
 
 def _same(value: Any) -> Any:
