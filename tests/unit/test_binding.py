@@ -103,7 +103,7 @@ def test_a_step_says_again_what_is_to_be_seen_so_that_no_difference_takes_it_bac
 
 
 def test_a_handler_that_has_nothing_to_say_leaves_all_components(boxes):
-    language, width, height, _ = boxes
+    language, width, *_ = boxes
 
     def nothing(lang: str) -> dict:
         return {}
