@@ -1,8 +1,10 @@
 """A browser that reloads again and again in the middle of everything: nothing stays behind."""
 
 import logging
+import traceback
 
 import pytest
+from fastapi import HTTPException
 from playwright.sync_api import expect
 
 from tests.browser.test_studio import said
@@ -18,6 +20,13 @@ STRENGTH = "#strength input[type=number]"
 def at_rest(engine) -> bool:
     """Whether no answer and no job is on its way."""
     return engine._chats == 0 and engine.queue.sizes == (0, 0)
+
+
+def ended_by_gradio(record) -> bool:
+    """Whether it says that the stream of a page that has gone was ended, which Gradio does by a 404
+    in the middle of it."""
+    cause = getattr(record.exc_info and record.exc_info[1], "__cause__", None)
+    return isinstance(cause, HTTPException) and cause.status_code == 404
 
 
 def test_twenty_reloads_while_an_answer_comes_and_metrics_are_measured(
@@ -53,5 +62,8 @@ def test_twenty_reloads_while_an_answer_comes_and_metrics_are_measured(
         assert said(page, "right")
         expect(page.locator(".toast-body")).to_have_count(0)
     until(lambda: at_rest(engine))
-    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
-    assert "Traceback" not in capfd.readouterr().err
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    gone = [record for record in errors if ended_by_gradio(record)]
+    assert errors == gone
+    theirs = "".join("".join(traceback.format_exception(*record.exc_info)) for record in gone)
+    assert capfd.readouterr().err.count("Traceback") <= theirs.count("Traceback")
