@@ -42,7 +42,7 @@ def test_twenty_reloads_while_an_answer_comes_and_metrics_are_measured(
                 page.wait_for_selector("#header .digest")
                 page.fill("#box textarea", f"Tell me a long story about spoon {number}")
                 page.click("#send")
-                # its answer begins; it may be over in a second, so that Stop is not to be waited for
+                # its answer begins; it may be over in a second, so Stop is nothing to wait for
                 asked = page.locator("#chat-right .user.message").last
                 expect(asked).to_contain_text(f"spoon {number}")
             if number == 0:
