@@ -4,8 +4,8 @@ import logging
 import traceback
 
 import pytest
-from fastapi import HTTPException
 from playwright.sync_api import expect
+from starlette.exceptions import HTTPException
 
 from tests.browser.test_studio import said
 from tests.patience import until

@@ -97,14 +97,7 @@ def create() -> ChatPanel:
             "", label=t("chat.seed"), placeholder=t("chat.seed.new"), max_lines=1,
             elem_id="chat-seed",
         )  # fmt: skip
-        system = gr.Textbox(
-            "", label=t("chat.system"), placeholder=t("chat.system.none"), lines=1, max_lines=6,
-            elem_id="system",
-        )  # fmt: skip
-        blind = gr.Checkbox(False, label=t("chat.blind"), container=False, elem_id="blind")
-        differences = gr.Checkbox(
-            True, label=t("chat.differences"), container=False, elem_id="differences"
-        )
+        system, blind, differences = _asking()
     return ChatPanel(
         (picker_left, picker_right),
         (left, right),
@@ -125,6 +118,19 @@ def create() -> ChatPanel:
         votes,
         status,
     )
+
+
+def _asking() -> tuple[gr.Textbox, gr.Checkbox, gr.Checkbox]:
+    """What comes before the conversation, and how its answers are shown."""
+    system = gr.Textbox(
+        "", label=t("chat.system"), placeholder=t("chat.system.none"), lines=1, max_lines=6,
+        elem_id="system",
+    )  # fmt: skip
+    blind = gr.Checkbox(False, label=t("chat.blind"), container=False, elem_id="blind")
+    differences = gr.Checkbox(
+        True, label=t("chat.differences"), container=False, elem_id="differences"
+    )
+    return system, blind, differences
 
 
 def named(language: str, source: Source) -> str:
