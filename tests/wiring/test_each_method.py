@@ -77,5 +77,5 @@ def test_adapters_that_are_not_there_are_said_and_the_button_comes_back(screen, 
 
 def test_there_must_be_a_message(screen, engine, draft):
     empty = replace(ASKED, text="")
-    assert screen.panel.box in each_method.wrong([], screen.panel, draft, empty)
-    assert each_method.wrong([], screen.panel, draft, ASKED) == {}
+    assert screen.panel.box in each_method.unasked([], screen.panel, draft, empty)
+    assert each_method.unasked([], screen.panel, draft, ASKED) == {}

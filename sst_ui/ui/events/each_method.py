@@ -3,22 +3,20 @@ method, side by side in one batch.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import gradio as gr
 
 from sst_ui.errors import UserError
 from sst_ui.jobs.merge.compare_methods import under, utility_only
 from sst_ui.maths.merge.registry import METHODS
-from sst_ui.progress import finish
 from sst_ui.recipe import Merge, Recipe
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
-from sst_ui.ui.events.chat import problems
 from sst_ui.ui.events.draw_draft import Draft, Editor
-from sst_ui.ui.events.ladder import Asked, Buttons, side_by_side, speed
+from sst_ui.ui.events.ladder import Asked, Buttons, side_by_side, speed, stop, unasked, window
 from sst_ui.ui.panels.chat import ChatPanel
 from sst_ui.ui.panels.ladder import AskPanel, Rung, render
 from sst_ui.ui.panels.session import Session
@@ -41,7 +39,7 @@ def connect(
         [panel.ask.click, panel.box.submit],
         **call(
             partial(answer, screen, engine), editor.draft, asked,
-            check=partial(wrong, numbers, panel), may="chat",
+            check=partial(unasked, numbers, panel), may="measure",
         ),
         outputs=screen.outputs,
         **CHATS,
@@ -53,18 +51,6 @@ def connect(
         outputs=[panel.ask, panel.stop],
         **PRIVATE,
     )
-
-
-def wrong(numbers: Sequence[Any], panel: AskPanel, draft: Draft, asked: Asked) -> dict:
-    """What is wrong at which control."""
-    lang = draft.language or "en"
-    found: dict[Any, str] = {
-        numbers[place]: message(UserError(text), lang)
-        for place, text in problems(asked.numbers).items()
-    }
-    if not asked.text:
-        found[panel.box] = message(UserError(say(lang, "chat.empty")), lang)
-    return found
 
 
 def rows(draft: Draft) -> list[tuple[str, Recipe | None]]:
@@ -92,15 +78,17 @@ def answer(
     screen: Buttons, engine: Engine, draft: Draft, asked: Asked, request: gr.Request
 ) -> Iterator[dict]:
     """Answer under every method."""
-    mine = engine.answering(_window(request))
+    mine = engine.answering(window(screen, request))
     try:
         yield from _stream(screen, engine, mine, draft, asked)
     finally:
         mine.over.set()
 
 
-def _window(request: gr.Request) -> str:
-    return f"{request.session_hash}:{NAME}"
+def _merged(engine: Engine, mine: Answering, key: str, recipe: Recipe) -> bool:
+    """Whether the merge was carried out; not, where it was stopped or another took its place."""
+    with closing(engine.resolve(key, recipe)) as job:
+        return not any(mine.stopped or mine.replaced for _ in job)
 
 
 def _stream(
@@ -120,8 +108,8 @@ def _stream(
             words = say(lang, "each-method.merging", name=name, place=place + 1, of=len(found))
             yield {panel.status: notice(words, "info"), **screen.buttons(True)}
             try:  # what can be merged here; the merges are kept, so asking again answers at once
-                if recipe is not None:
-                    finish(engine.resolve(key, recipe))
+                if recipe is not None and not _merged(engine, mine, key, recipe):
+                    continue  # nor will the others be: the next round sees why
             except UserError as error:
                 if place == 1:  # neither adapter can be used
                     raise
@@ -141,10 +129,3 @@ def _stream(
         said = notice(message(error, lang), "bad")
     if not mine.replaced:
         yield {panel.rungs: render(lang, rungs, NAME), panel.status: said, **screen.buttons(False)}
-
-
-def stop(screen: Buttons, engine: Engine, language: str, request: gr.Request) -> dict:
-    """Only asks: the answers end at their next step."""
-    if engine.cut_short(_window(request)):
-        return {screen.panel.stop: gr.update(interactive=False)}
-    return screen.buttons(False)

@@ -166,8 +166,8 @@ class Asked:
         return [*system, {"role": "user", "content": self.text}]
 
 
-def wrong(numbers: Sequence[Any], panel: LadderPanel, draft: Draft, asked: Asked) -> dict:
-    """What is wrong at which control."""
+def unasked(numbers: Sequence[Any], panel: AskPanel, draft: Draft, asked: Asked) -> dict:
+    """What is wrong with the chat's numbers, and whether there is no message."""
     lang = draft.language or "en"
     found: dict[Any, str] = {
         numbers[place]: message(UserError(text), lang)
@@ -175,10 +175,16 @@ def wrong(numbers: Sequence[Any], panel: LadderPanel, draft: Draft, asked: Asked
     }
     if not asked.text:
         found[panel.box] = message(UserError(say(lang, "chat.empty")), lang)
+    return found
+
+
+def wrong(numbers: Sequence[Any], panel: LadderPanel, draft: Draft, asked: Asked) -> dict:
+    """What is wrong at which control."""
+    found = unasked(numbers, panel, draft, asked)
     try:
         parse(asked.strengths)
     except UserError as error:
-        found[panel.strengths] = message(error, lang)
+        found[panel.strengths] = message(error, draft.language or "en")
     return found
 
 
@@ -186,15 +192,16 @@ def climb(
     screen: Screen, engine: Engine, draft: Draft, asked: Asked, request: gr.Request
 ) -> Iterator[dict]:
     """Answer at every strength, side by side."""
-    mine = engine.answering(_window(request))
+    mine = engine.answering(window(screen, request))
     try:
         yield from _stream(screen, engine, mine, draft, asked)
     finally:
         mine.over.set()
 
 
-def _window(request: gr.Request) -> str:
-    return f"{request.session_hash}:ladder"
+def window(screen: Buttons, request: gr.Request) -> str:
+    """What the engine knows the answers of this place on the page by."""
+    return f"{request.session_hash}:{screen.panel.rungs.elem_id}"
 
 
 def side_by_side(
@@ -262,8 +269,8 @@ def _stream(
         yield {panel.rungs: render(lang, rungs), panel.status: said, **screen.buttons(False)}
 
 
-def stop(screen: Screen, engine: Engine, language: str, request: gr.Request) -> dict:
+def stop(screen: Buttons, engine: Engine, language: str, request: gr.Request) -> dict:
     """Only asks: the answers end at their next step."""
-    if engine.cut_short(_window(request)):
+    if engine.cut_short(window(screen, request)):
         return {screen.panel.stop: gr.update(interactive=False)}
     return screen.buttons(False)
