@@ -362,7 +362,7 @@ def test_the_page_is_told_of_a_warning_each_time_an_edit_is_asked_for(tmp_path, 
     one, two = lora(tmp_path / "one", host, "org/x"), lora(tmp_path / "two", host, "small")
     recipe = Recipe(model=host.spec, edits=(Merge(one, two, method="task_arithmetic"),))
     for _ in range(2):  # the second time from memory
-        told = Told(toast=False)
+        told = Told("en", toast=False)
         list(watched("en", engine.resolve(key, recipe), lambda bar: bar, told=told))
         assert len(told.texts) == 1
         assert "trained on org/x" in told.texts[0]
