@@ -265,7 +265,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
     each_method.connect(work.methods.each, work.chat, editor, session, engine)
     ladder_events.connect(work.ladder, work.chat, editor, session, figs.probe, engine)
     window = open_page.Screen(session, editor, applied, work.chat, bar.status, figs.probe)
-    opened = open_page.connect(page, window, left.model, engine)
+    opened, looked = open_page.connect(page, window, board, left.model, engine)
     chat_events.restore(work.chat, session, opened)
     measured = evaluate.connect(
         screen.metrics,
@@ -273,7 +273,7 @@ def _connect(page: gr.Blocks, screen: Screen, engine: Engine) -> None:
         measuring(editor.controls.form),
         board,
         session,
-        [*changed, opened],
+        [*changed, opened, *looked],
         [bar.apply.click, bar.undo.click, bar.redo.click, screen.variants.rows.click],
         engine,
     )

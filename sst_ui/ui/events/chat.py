@@ -6,11 +6,11 @@ The model is used through the engine only.
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -19,15 +19,17 @@ from sst_ui.jobs.chat import new_seed
 from sst_ui.jobs.merge.compare_methods import utility_only
 from sst_ui.metrics.text.labels import Label, label
 from sst_ui.options import ChatOptions
+from sst_ui.progress import Progress
 from sst_ui.recipe import Recipe
 from sst_ui.ui.events.binding import PRIVATE, Reads, call
 from sst_ui.ui.panels import votes
 from sst_ui.ui.panels.answers import chip
-from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, ChatPanel, named
+from sst_ui.ui.panels.chat import BASE, EDITED, MERGED, UTILITY, WAITING, ChatPanel, named
 from sst_ui.ui.panels.figures import TOKENS
 from sst_ui.ui.panels.session import Session
 from sst_ui.ui.services.engine import CHATS, Answering, Engine
 from sst_ui.ui.services.errors import message
+from sst_ui.ui.services.progress_bars import Bar
 from sst_ui.ui.state.form import split
 from sst_ui.ui.state.loaded_model import Loaded
 from sst_ui.ui.state.merge_form import number, whole
@@ -38,6 +40,7 @@ from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.names import shown_name
 from sst_ui.ui.widgets.texts import say
 
+Found = TypeVar("Found")
 PACE = 0.1  # seconds between two updates of the screen, at least: a browser draws each of them
 SHARE = 4  # ... and this many times what an update takes, so that a busy machine sends fewer
 # Where Markdown would read HTML, or load an image from wherever the text says; a diagram may name
@@ -508,6 +511,15 @@ class _Growing:
             unfinished=True,
         )  # fmt: skip
         self.talk = replace(talk, turns=(*talk.turns[:-1], self.last))
+        self.histories = [self.talk.history(column) for column in (0, 1)]
+        self.key, self.short, self.waited = asked.loaded.key, 0, 0.0
+
+    def patient(self, job: Generator[Progress, None, Found]) -> Generator[Progress, None, Found]:
+        """Wait for something, and count the seconds."""
+        begun = time.monotonic()
+        found = yield from job
+        self.waited += time.monotonic() - begun
+        return found
 
     def told(self, **changes: Any) -> Conversation:
         """With what has come of the last turn."""
@@ -515,10 +527,12 @@ class _Growing:
         self.talk = replace(self.talk, turns=(*self.talk.turns[:-1], self.last))
         return self.talk
 
-    def left_out(self, counts: list[int]) -> None:
-        """How many turns each column did not see."""
-        pairs = zip(self.last.sources, counts, strict=True)
-        self.told(sources=tuple(replace(one, left_out=count) for one, count in pairs))
+    def left_out(self, places: Sequence[int], counts: list[int]) -> None:
+        """How many turns these columns did not see."""
+        sources = list(self.last.sources)
+        for place, count in zip(places, counts, strict=True):
+            sources[place] = replace(sources[place], left_out=count)
+        self.told(sources=tuple(sources))
 
 
 def _stream(
@@ -530,40 +544,38 @@ def _stream(
     heat: float,
     seed: int,
 ) -> Iterator[dict]:
-    lang, known, key = asked.language, asked.variants, asked.loaded.key
-    recipes = [recipe_of(choice, known) for choice in asked.picked]
-    pairs = zip(asked.picked, recipes, strict=True)
-    sources = tuple(source(choice, known, recipe, heat, seed) for choice, recipe in pairs)
-    growing = _Growing(asked)
-    histories = [growing.talk.history(column) for column in (0, 1)]
-    start, shown, cost = time.monotonic(), 0.0, 0.0
-    first = screen.show(lang, growing.told(sources=sources), running=True)
+    lang, growing = asked.language, _Growing(asked)
+    start, shown, cost, line = time.monotonic(), 0.0, 0.0, ""
+    place = Bar(lang).place
+    first = screen.show(lang, growing.talk, running=True)
     current = dict.fromkeys([*screen.panel.outdated, screen.panel.votes], "")
     yield {**first, **current, **screen.running, screen.panel.box: ""}
     try:
-        short = engine.short(key)
-        job = engine.chat(key, recipes, histories, tokens, heat, seed, growing.left_out)
-        with closing(job):
-            for texts in job:
+        with closing(_parts(engine, asked, growing, tokens, heat, seed)) as job:
+            for part in job:
                 if mine.replaced:
                     return
-                growing.told(answers=tuple(texts))
                 if mine.stopped:
                     break
+                if isinstance(part, Progress):  # it waits for what is measured first
+                    if bar := place(part):
+                        line = bar
+                        yield {**screen.show(lang, growing.talk, line, True), **screen.running}
+                    continue
                 if time.monotonic() - shown >= max(PACE, SHARE * cost):
                     begun = time.monotonic()
                     # the buttons again: Gradio's page loses what makes one visible when the
                     # next update comes right behind it
-                    yield {**screen.show(lang, growing.talk, running=True), **screen.running}
+                    yield {**screen.show(lang, growing.talk, line, True), **screen.running}
                     shown = time.monotonic()
                     cost = shown - begun
-        count = engine.tokens(key, growing.last.answers)
+        count = engine.tokens(growing.key, growing.last.answers)
         if not mine.stopped:
-            labels = _labels(engine, key, growing.last, tokens)
+            labels = _labels(engine, growing.key, growing.last, tokens)
             growing.told(labels=labels, unfinished=False)
-        speed = count / max(time.monotonic() - start, 1e-6)
+        speed = count / max(time.monotonic() - start - growing.waited, 1e-6)
         words = say(lang, "chat.speed", tokens=count, speed=speed)
-        if engine.short(key) > short:
+        if engine.short(growing.key) > growing.short:
             words += " · " + say(lang, "chat.short")
     except Exception as error:
         if not any(growing.last.answers):
@@ -571,6 +583,68 @@ def _stream(
         words = notice(message(error, lang), "bad")
     if not mine.replaced:
         yield {**screen.show(lang, growing.talk, words), **screen.idle}
+
+
+def _parts(
+    engine: Engine, asked: Asked, growing: "_Growing", tokens: int, heat: float, seed: int
+) -> Generator[list[str] | Progress, None, None]:
+    """Let both columns answer; a step of what is waited for, or what has come.
+
+    A message that is sent before the model is there waits for it. A column whose edit is being
+    measured (see `first_look`) answers behind the other one.
+    """
+    if not asked.loaded.key:
+        growing.key = (yield from growing.patient(engine.arrived())).key
+    key, known = growing.key, asked.variants
+    growing.short = engine.short(key)
+    recipes = [recipe_of(choice, known) for choice in asked.picked]
+    late = [
+        place
+        for place, choice in enumerate(asked.picked)
+        if choice == EDITED and known.now is None and engine.first.running(key)
+    ]
+    if late and asked.blind:  # who comes first would say who it is
+        late = [0, 1]
+    pairs = zip(asked.picked, recipes, strict=True)
+    sources = [source(choice, known, recipe, heat, seed) for choice, recipe in pairs]
+    for place in late:
+        sources[place] = Source(WAITING)
+    growing.told(sources=tuple(sources))
+    at_once = [place for place in (0, 1) if place not in late]
+    yield from _answers(engine, growing, recipes, at_once, (tokens, heat, seed))
+    if not late:
+        return
+    measured = yield from growing.patient(engine.first.next(key))
+    if measured is not None:
+        known = known.add(measured)
+    for place in late:
+        choice = asked.picked[place]
+        recipes[place] = recipe_of(choice, known)
+        sources[place] = source(choice, known, recipes[place], heat, seed)
+    growing.told(sources=tuple(sources))
+    yield from _answers(engine, growing, recipes, late, (tokens, heat, seed))
+
+
+def _answers(
+    engine: Engine,
+    growing: "_Growing",
+    recipes: Sequence[Recipe | None],
+    places: Sequence[int],
+    limits: tuple[int, float, int],
+) -> Iterator[list[str]]:
+    """The answers of some columns, in one batch."""
+    if not places:
+        return
+    rows = [recipes[place] for place in places]
+    histories = [growing.histories[place] for place in places]
+    left_out = partial(growing.left_out, places)
+    with closing(engine.chat(growing.key, rows, histories, *limits, left_out)) as job:
+        for texts in job:
+            answers = list(growing.last.answers)
+            for place, text in zip(places, texts, strict=True):
+                answers[place] = text
+            growing.told(answers=tuple(answers))
+            yield answers
 
 
 def _labels(engine: Engine, key: str, turn: Turn, tokens: int) -> tuple[Label, ...]:

@@ -76,6 +76,7 @@ def swap(
         yield told(error, language), gr.skip(), gr.update(visible=HIDDEN)
         # what was open stays open, and what is wrong has been said
         raise gr.Error(text, visible=False, print_exception=False) from error
+    engine.first.begin()
     warned = (say_in(language, each) for each in current.warnings)
     text = " ".join([say(language, "model.loaded", name=current.name), *warned])
     done = notice(text, "warn" if current.warnings else "good")

@@ -1,6 +1,7 @@
 """What a window shows when it opens, and when another model is loaded into it.
 
-The order: model, measured signal, the default recipe applied, then its metrics.
+The order: model, measured signal, the default recipe applied, then its metrics. The window can be
+used as soon as the model is there; a slow one is measured on a few prompts first (`first_look`).
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from sst_ui.ui.panels import header
 from sst_ui.ui.panels.chat import ChatPanel
 from sst_ui.ui.panels.model import ModelPanel
 from sst_ui.ui.panels.session import Session
-from sst_ui.ui.services import job_runner
+from sst_ui.ui.services import first_look, job_runner
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.services.errors import message
 from sst_ui.ui.services.progress_bars import Bar
@@ -70,7 +71,7 @@ class Screen:
         ]
 
     def fresh(self, engine: Engine, window: "Window", recipe: Recipe, applied: bool) -> dict:
-        """A window on a model: the recipe in the controls, earlier variants, nothing said yet."""
+        """A window on a model: the recipe in the controls, and earlier variants."""
         session, lang, loaded = self.session, window.language, window.loaded
         updates, form, extras = fill(self.editor.controls, recipe)
         known = replace(window.kept(), current="")
@@ -83,11 +84,16 @@ class Screen:
             session.language: lang,
             session.loaded: loaded,
             session.results: {},
-            session.conversation: Conversation(),
-            **{column: [] for column in self.chat.columns},
-            **dict.fromkeys(self.chat.outdated, ""),
             session.opened: "",
             self.probe: plots.empty(say(lang, "probe.empty")),
+        }
+
+    def silent(self) -> dict:
+        """Nothing said yet."""
+        return {
+            self.session.conversation: Conversation(),
+            **{column: [] for column in self.chat.columns},
+            **dict.fromkeys(self.chat.outdated, ""),
         }
 
 
@@ -105,8 +111,14 @@ class Window:
         return Variants.restored(self.saved, self.loaded.spec.id)
 
 
-def connect(page: gr.Blocks, screen: Screen, panel: ModelPanel, engine: Engine) -> Any:
-    """Wire the page's load and the model panel's; returns the event of the page's load."""
+def connect(
+    page: gr.Blocks, screen: Screen, board: Reads, panel: ModelPanel, engine: Engine
+) -> tuple[Any, list]:
+    """Wire the page's load and the model panel's.
+
+    Returns:
+        The event of the page's load, and those after which another variant was measured.
+    """
     session = screen.session
     reads = [session.language, session.loaded, session.saved, session.corrections]
     window = Reads(reads, Window)
@@ -116,8 +128,31 @@ def connect(page: gr.Blocks, screen: Screen, panel: ModelPanel, engine: Engine) 
         **FRESH,
     )
     event = load_model.connect(panel, engine, session.language, session.loaded)
-    event.success(**call(partial(swapped, screen, engine), window), outputs=screen.outputs, **FRESH)
-    return shown
+    other = event.success(
+        **call(partial(swapped, screen, engine), window), outputs=screen.outputs, **FRESH
+    )
+    return shown, [*_looks(screen, board, engine, shown), *_looks(screen, board, engine, other)]
+
+
+def _looks(screen: Screen, board: Reads, engine: Engine, event: Any) -> list:
+    """What follows when a window is open: a few prompts are measured, then all of them."""
+    session, draft = screen.session, screen.editor.draft
+    adopting = []
+    for _ in range(2):
+        event = event.success(
+            **call(
+                partial(await_look, screen, engine),
+                session.language, session.loaded, session.variants,
+                may="measure",
+            ),
+            outputs=screen.status,
+            **FRESH,
+        )  # fmt: skip
+        event = event.success(
+            **call(partial(adopt, screen, engine), draft, board), outputs=screen.outputs, **FRESH
+        )
+        adopting.append(event)
+    return adopting
 
 
 def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) -> Iterator[dict]:
@@ -129,7 +164,9 @@ def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) 
         **show_results.refresh(screen.applied.results, Board(lang, Variants(), {})),
     }
     place = Bar(lang).place
-    for step in engine.wait():
+    text = request.query_params.get("recipe")
+    # what a link asks for is measured behind what is being measured
+    for step in engine.wait() if text else engine.arrived():
         if bar := place(step):
             yield {status: bar}
     loaded = engine.loaded
@@ -139,9 +176,9 @@ def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) 
         said = notice(message(UserError(engine.failure), lang), "bad")
     first = wanted = engine.first_recipe()
     latest = window.kept().now
-    if latest is not None and engine.knows(loaded.key, latest.recipe):
+    own = latest is not None and not engine.first.made(latest.recipe)
+    if latest is not None and own and engine.knows(loaded.key, latest.recipe):
         wanted = latest.recipe
-    text = request.query_params.get("recipe")
     try:
         if text:
             wanted = linked(lang, loaded, text)
@@ -162,7 +199,59 @@ def opened(screen: Screen, engine: Engine, window: Window, request: gr.Request) 
 def swapped(screen: Screen, engine: Engine, window: Window) -> dict:
     """Another model: its default recipe, and the variants that this browser has of it."""
     recipe = engine.first_recipe()
-    return screen.fresh(engine, window, recipe, engine.knows(window.loaded.key, recipe))
+    known = engine.knows(window.loaded.key, recipe)
+    return {**screen.fresh(engine, window, recipe, known), **screen.silent()}
+
+
+def await_look(
+    screen: Screen, engine: Engine, language: str, loaded: Loaded, variants: Variants
+) -> Iterator[dict]:
+    """Wait until there is more to show than is shown; ends in silence where nothing comes, or where
+    the visitor went on with an edit of their own."""
+    now = variants.now.recipe if variants.now else None
+    if not loaded.key or not (now is None or engine.first.made(now)):
+        raise _nothing()
+    told = "look.few" if now is None else "look.all"
+    place, found = Bar(language).place, None
+    job = engine.first.next(loaded.key, now)
+    while True:
+        try:
+            step = next(job)
+        except StopIteration as end:
+            found = end.value
+            break
+        except UserError as error:
+            yield {screen.status: notice(message(error, language), "bad")}
+            raise _nothing() from error
+        few = now is not None or len(engine.first.plan(loaded.key)) > 1
+        words = say(language, told, few=first_look.FEW) if few else ""
+        if bar := place(replace(step, note=words)):
+            yield {screen.status: bar}
+    if found is None:
+        raise _nothing()
+    yield {}
+
+
+def _nothing() -> gr.Error:
+    """Ends a chain of events without a word."""
+    return gr.Error("", visible=False, print_exception=False)
+
+
+def adopt(screen: Screen, engine: Engine, draft: Draft, board: Board) -> dict:
+    """What was measured becomes the current variant, unless the visitor applied one meanwhile; the
+    controls stay as they are."""
+    key, now = draft.loaded.key, draft.variants.now
+    found = engine.first.latest(key)
+    if found is None or not (now is None or engine.first.made(now.recipe)):
+        return {}
+    draft = replace(draft, variants=draft.variants.add(found))
+    more = engine.first.running(key)
+    words = say(draft.language, "look.more" if more else "look.done", few=first_look.FEW)
+    return {
+        **draw(screen.editor.drawing, engine, draft),
+        **adopted(screen.applied, draft, board),
+        screen.status: notice(words, "info" if more else "good"),
+    }
 
 
 def linked(lang: str, loaded: Loaded, text: str) -> Recipe:

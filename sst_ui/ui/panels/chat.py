@@ -18,6 +18,7 @@ BASE = "base"  # the picker's value for the untouched model
 UTILITY = "utility"  # ... for the utility adapter alone, where the current variant merges
 MERGED = "merged"  # ... for its merge without its ablation
 EDITED = "edited"  # ... and for whichever variant is current
+WAITING = "waiting"  # not in the picker: whose answer comes when its edit is measured
 EXAMPLES = (  # label, prompt set of the demo, which prompt
     ("harmful", "demo/harmful_heldout", 0),
     ("lookalike", "demo/lookalike", 0),
@@ -135,6 +136,8 @@ def _asking() -> tuple[gr.Textbox, gr.Checkbox, gr.Checkbox]:
 
 def named(language: str, source: Source) -> str:
     """Which model gave an answer, as it was called then."""
+    if source.part == WAITING:
+        return say(language, "chat.waiting")
     if source.part in (BASE, EDITED):
         return shown_name(language, source.name) or say(language, "chat.base")
     return f"{say(language, f'chat.{source.part}')} · {shown_name(language, source.name)}"

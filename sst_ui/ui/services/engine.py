@@ -57,6 +57,7 @@ from sst_ui.recipe import (
     WeightTable,
 )
 from sst_ui.ui.services import quotas, zero_gpu
+from sst_ui.ui.services.first_look import FirstLook
 from sst_ui.ui.services.job_queue import JobQueue
 from sst_ui.ui.services.merge_forecasts import Merges
 from sst_ui.ui.services.roles import Actor, Role, acting, ask_model, asks, may
@@ -102,7 +103,7 @@ class Engine:
         self.failure: str | None = None
         self._host: Host | None = None
         self._loaded = Loaded(spec=self.spec)
-        self._opened = threading.Event()
+        self._arrived, self._opened = threading.Event(), threading.Event()
         self._swap = threading.Lock()  # one load at a time
         # edits with the warnings that measuring them gave
         self._edits: Memory[tuple[tuple[Edit, ...], tuple[str, ...]]] = Memory(KEPT)
@@ -115,6 +116,7 @@ class Engine:
         self.merges = Merges(self)
         self.searches = Searches(self)
         self.queue = JobQueue()
+        self.first = FirstLook(self)
         # None: every browser keeps its own
         self.history = History() if may("keep runs in the program") else None
         zero_gpu.serve(self)
@@ -127,26 +129,36 @@ class Engine:
 
     def _open(self) -> None:
         try:
-            # at home: a GPU is lent to visitors, by their quota
             with acting(Actor(Role.OWNER)), zero_gpu.at_home():
                 finish(self.load(self.spec), self._note)
-                finish(self.resolve(self._loaded.key, self.first_recipe()), self._note)
         except UserError as error:
             self.failure = str(error)
         except Exception as error:
             log.exception("opening %s failed", self.spec.id)
             self.failure = f"{self.spec.id} could not be opened ({type(error).__name__})."
+        else:
+            self.first.begin()
+            self._arrived.set()
+            self.first.join()
         finally:
+            self._arrived.set()
             self._opened.set()
 
     def _note(self, progress: object) -> None:
         if isinstance(progress, Progress):
             self.opening = progress
 
-    def wait(self) -> Generator[Progress, None, Loaded]:
-        """Progress of the start-up thread (see `open`), until the model is there and measured."""
-        while not self._opened.wait(0.1):
+    def arrived(self) -> Generator[Progress, None, Loaded]:
+        """Progress of the start-up thread (see `open`), until the model is there or failed."""
+        while not self._arrived.wait(0.1):
             yield self.opening
+        return self._loaded
+
+    def wait(self) -> Generator[Progress, None, Loaded]:
+        """The same until the model is measured, too (see `first`)."""
+        yield from self.arrived()
+        while not self._opened.wait(0.1):
+            yield self.first.progress
         return self._loaded
 
     @property
@@ -243,6 +255,7 @@ class Engine:
     def measure(self, key: str, spec: DirectionSpec) -> Generator[Progress, None, Directions]:
         """Measure (or find in the cache) the directions of these settings."""
         host = self.host(key)
+        yield from self.first.waiting(key, spec)
         directions = yield from measure(host, spec)
         self._directions.put(_name(key, spec), directions)
         return directions
@@ -262,6 +275,8 @@ class Engine:
             before: the edits in front of it.
             again: look at the prompts again though both are known.
         """
+        filtered = edit if edit.operation == "filter" else None
+        yield from self.first.waiting(key, edit.directions, filtered)
         directions = None if again else self.directions(key, edit.directions)
         if directions is None:
             directions = yield from self.measure(key, edit.directions)
@@ -282,6 +297,9 @@ class Engine:
             UserError: a budget that no filter keeps.
         """
         found = self._filters.get(_filtered(key, before, edit))
+        if found is None:
+            few = replace(edit, directions=self.first.stand_in(key, edit.directions))
+            found = self._filters.get(_filtered(key, before, few))
         return None if found is None else found.forecast(edit)
 
     @asks("measure")
@@ -321,7 +339,7 @@ class Engine:
     def signals(self, key: str, spec: DirectionSpec) -> Mapping[str, np.ndarray]:
         """Statistic -> [layers] values of these settings; empty when not measured. A random control
         has no `evidence`."""
-        found = self.directions(key, spec)
+        found = self.directions(key, self.first.stand_in(key, spec))
         if found is None:
             return {}
         stats = {name: values.numpy() for name, values in found.stats.items()}
@@ -331,7 +349,7 @@ class Engine:
 
     def suggestion(self, key: str, spec: DirectionSpec) -> np.ndarray | None:
         """[layers] the signal a kernel is fitted to; None when not measured or a random control."""
-        found = self.directions(key, spec)
+        found = self.directions(key, self.first.stand_in(key, spec))
         return None if found is None or found.control else maths_directions.signal(found)
 
     def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple[Edit, ...]]:
@@ -344,6 +362,13 @@ class Engine:
         for warning in warnings:
             yield Progress("resolve", 1, 1, warning=warning)
         return edits
+
+    def quietly(self, key: str, recipe: Recipe) -> Generator[Progress, None, None]:
+        """The same behind the page: chats go first, and it ends when the model is replaced."""
+        with closing(self._beside(self.resolve(key, recipe))) as job:
+            for step in job:
+                yield step
+                self.host(key)
 
     @on_gpu(60)
     def _resolve(

@@ -152,7 +152,8 @@ class Source:
     again: the answer stays that recipe's, whatever is picked, applied, renamed or deleted later.
 
     Attributes:
-        part: `base`, `utility`, `merged` or `edited`: which model of the variant.
+        part: `base`, `utility`, `merged` or `edited`: which model of the variant; `waiting` until
+            it is measured, or for ever if nobody waited.
         name: what the variant was called; empty for the base.
         digest: of the recipe that answered; empty for the base.
         temperature, seed: what it was drawn with; the seed says nothing at temperature 0.
@@ -281,6 +282,8 @@ def title(recipe: Recipe) -> str:
         marks += ["affine"] if edit.affine else []
         marks += ["everywhere"] if edit.affine and edit.affine_at == "everywhere" else []
         marks += ["random"] if edit.directions.estimator == "random" else []
+        few = edit.directions.samples if edit.directions.file is None else None
+        marks += [f"{few}+{few}"] if few else []  # prompts of each kind
         parts.append(" ".join(marks))
     return " + ".join(parts).replace("-", "−") or "base"
 
