@@ -201,8 +201,9 @@ def _few(whole: Recipe) -> Recipe | None:
     for edit in whole.edits:
         if not isinstance(edit, Ablation) or edit.directions.file is not None:
             return None
-        names = (edit.directions.harmful, edit.directions.harmless)
-        if min(len(prompt_sets.load(name).prompts) for name in names) < 3 * FEW:
+        spec = edit.directions
+        sets = [prompt_sets.load(name, spec.samples) for name in (spec.harmful, spec.harmless)]
+        if min(len(each.prompts) for each in sets) < 3 * FEW:
             return None
         edits.append(replace(edit, directions=replace(edit.directions, samples=FEW)))
     return replace(whole, edits=tuple(edits))
