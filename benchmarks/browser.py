@@ -51,12 +51,17 @@ def tasks(trace: bytes) -> list[float]:
 
 
 @contextmanager
-def program(folder: Path, port: int) -> Iterator[str]:
-    """The address of the page of a checkout, with folders of its own."""
+def program(folder: Path, port: int, model: str | None = None) -> Iterator[str]:
+    """The address of the page of a checkout, with folders of its own.
+
+    Args:
+        model: to open; the demo unless given.
+    """
+    chosen = [] if model is None else ["--model", model]
     with tempfile.TemporaryDirectory() as own:
         names = {f"SST_{name}": f"{own}/{name.lower()}" for name in ("CACHE", "HOME", "OUTPUTS")}
         process = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port)], cwd=folder,
+            [sys.executable, "app.py", "--port", str(port), *chosen], cwd=folder,
             env={**os.environ, "PYTHONPATH": "", **names},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip

@@ -547,6 +547,8 @@ def _stream(
     lang, growing = asked.language, _Growing(asked)
     start, shown, cost, line = time.monotonic(), 0.0, 0.0, ""
     place = Bar(lang).place
+    if growing.key:
+        _late(engine, asked, growing, heat, seed)
     first = screen.show(lang, growing.talk, running=True)
     current = dict.fromkeys([*screen.panel.outdated, screen.panel.votes], "")
     yield {**first, **current, **screen.running, screen.panel.box: ""}
@@ -597,19 +599,8 @@ def _parts(
         growing.key = (yield from growing.patient(engine.arrived())).key
     key, known = growing.key, asked.variants
     growing.short = engine.short(key)
+    late = _late(engine, asked, growing, heat, seed)
     recipes = [recipe_of(choice, known) for choice in asked.picked]
-    late = [
-        place
-        for place, choice in enumerate(asked.picked)
-        if choice == EDITED and known.now is None and engine.first.running(key)
-    ]
-    if late and asked.blind:  # who comes first would say who it is
-        late = [0, 1]
-    pairs = zip(asked.picked, recipes, strict=True)
-    sources = [source(choice, known, recipe, heat, seed) for choice, recipe in pairs]
-    for place in late:
-        sources[place] = Source(WAITING)
-    growing.told(sources=tuple(sources))
     at_once = [place for place in (0, 1) if place not in late]
     yield from _answers(engine, growing, recipes, at_once, (tokens, heat, seed))
     if not late:
@@ -617,12 +608,32 @@ def _parts(
     measured = yield from growing.patient(engine.first.next(key))
     if measured is not None:
         known = known.add(measured)
+    sources = list(growing.last.sources)
     for place in late:
         choice = asked.picked[place]
         recipes[place] = recipe_of(choice, known)
         sources[place] = source(choice, known, recipes[place], heat, seed)
     growing.told(sources=tuple(sources))
     yield from _answers(engine, growing, recipes, late, (tokens, heat, seed))
+
+
+def _late(engine: Engine, asked: Asked, growing: "_Growing", heat: float, seed: int) -> list[int]:
+    """Write down where the answers come from; the columns whose edit is still being measured."""
+    known = asked.variants
+    late = [
+        place
+        for place, choice in enumerate(asked.picked)
+        if choice == EDITED and known.now is None and engine.first.running(growing.key)
+    ]
+    if late and asked.blind:  # who comes first would say who it is
+        late = [0, 1]
+    sources = [
+        source(choice, known, recipe_of(choice, known), heat, seed) for choice in asked.picked
+    ]
+    for place in late:
+        sources[place] = Source(WAITING)
+    growing.told(sources=tuple(sources))
+    return late
 
 
 def _answers(
