@@ -6,6 +6,7 @@ similar vectors.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from sst_ui.maths.directions import Directions, random
 from sst_ui.recipe import DirectionSpec
 
 Clean = Callable[[Tensor, int], Tensor]  # (x [..., d], layer) -> [..., d]
+Kind = TypeVar("Kind")
 NEGLIGIBLE = 1e-6  # a difference of means below this share of their size is rounding, not signal
 
 
@@ -39,8 +41,9 @@ def estimate(
         concepts: residuals [n, L, d] of each concept that a `surgical` direction protects.
 
     Returns:
-        Directions with intervals and reliability; `norm`, `snr`, `cosine`, `purity` and `quality` describe the two means of each
-        layer, whichever estimator and scope; `auroc` and `cohens_d` the direction itself.
+        Directions with intervals and reliability; `norm`, `snr`, `cosine`, `purity` and `quality`
+        describe the two means of each layer, whichever estimator and scope; `auroc` and `cohens_d`
+        the direction itself.
 
     Raises:
         UserError: too few prompts, sets that do not differ, values that are not finite, k or layer
@@ -79,8 +82,8 @@ def estimate(
         (vectors @ mu_harmless[..., None])[..., 0].float(),
         {name: value.float() for name, value in stats.items()},
         {"model": model_digest, "estimator": spec.estimator},
-        intervals=tested.intervals,
-        reliability=tested.reliability,
+        intervals=_without_evidence(tested.intervals, spec),
+        reliability=_without_evidence(tested.reliability, spec),
     )
 
 
@@ -251,6 +254,12 @@ def _again(
         return unit(found)
 
     return directions
+
+
+def _without_evidence(of: dict[str, Kind], spec: DirectionSpec) -> dict[str, Kind]:
+    """Random directions have no evidence (`directions.signal`), so nothing to say of it."""
+    control = spec.estimator == "random"
+    return {name: value for name, value in of.items() if not (control and name == "evidence")}
 
 
 def _leading(rows: Tensor, count: int) -> Sequence[Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from sst_ui.maths.direction_statistics import neutrality
 FORMAT = "sst-studio directions 1"
 AGREED, SIGNIFICANT = 0.8, 0.05  # why these: `maths/reliability.py`
 STATS = ("norm", "snr", "cosine", "purity", "quality", "auroc", "cohens_d")
+Doubt = Literal["", "chance", "halves"]
 CURVES = ("evidence", *STATS)  # what has intervals and a reliability
 
 
@@ -38,9 +40,16 @@ class Reliability:
     chance: float
 
     @property
+    def doubt(self) -> Doubt:
+        """The test that it failed, '' where it passed both."""
+        if self.chance > SIGNIFICANT:
+            return "chance"
+        return "halves" if self.halves < AGREED else ""
+
+    @property
     def holds(self) -> bool:
         """Whether it passed both."""
-        return self.halves >= AGREED and self.chance <= SIGNIFICANT
+        return not self.doubt
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +114,16 @@ class Directions:
         """Whether they were drawn at random: layers then have no evidence to be compared by."""
         return self.meta.get("estimator") == "random"
 
-    def unreliable(self, name: str) -> bool:
-        """Whether one of `CURVES` failed a test; not where it was never tested."""
+    def doubt(self, name: str) -> Doubt:
+        """The test that one of `CURVES` failed; '' for none, also where it was never tested."""
         found = self.reliability.get(name)
-        return found is not None and not found.holds
+        return "" if found is None else found.doubt
+
+    def told(self) -> dict[str, dict]:
+        """Intervals and reliability as JSON takes them."""
+        tested = {n: {**vars(r), "holds": r.holds} for n, r in self.reliability.items()}
+        intervals = {name: value.tolist() for name, value in self.intervals.items()}
+        return {"reliability": tested, "intervals": intervals}
 
     def digest(self) -> str:
         """Twelve hex digits over all that an edit uses: not the statistics, not the meta."""

@@ -21,6 +21,7 @@ all move together, one degree of freedom, gets there by chance in 2.5 % of cases
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from sst_ui.maths.direction_statistics import described, neutrality
 from sst_ui.maths.directions import Reliability
 
 SPLITS = 50  # random halvings: a standard error from them is right within about a tenth
-SHUFFLES = 199  # of the measuring prompts' labels: p in steps of 0.005
+SHUFFLES = 99  # of the measuring prompts' labels: p in steps of 0.01
 SHUFFLES_HELDOUT = 999  # of held-out labels: these cost next to nothing
 BLOCK = 2**26  # numbers of one tensor at a time
 HUGE = 1e6  # what an infinite statistic counts as
@@ -63,6 +64,7 @@ def assess(
         seed: of splits and shuffles: the same prompts give the same answer.
     """
     rng = np.random.default_rng(seed)
+    heldout = heldout if heldout is not None and min(map(len, heldout)) > 1 else None
     means = tuple(x.mean(0, dtype=torch.float64) for x in measured)
     stats = {name: value.numpy() for name, value in described(*means).items()}
     weight = _neutrality(vectors.double(), *means).numpy()  # [L]
@@ -128,7 +130,7 @@ def _shuffled_heldout(
         np.stack(
             [
                 np.searchsorted(o, x, "left") + np.searchsorted(o, x, "right")
-                for o, x in zip(order, both)
+                for o, x in zip(order, both, strict=True)
             ]
         )
         / 2
@@ -161,7 +163,7 @@ def _halves(
 def _half(measured: Pair, heldout: Pair | None, again: Again, picks: list[Tensor]) -> Curves:
     """The statistics [S, L] of these prompts alone."""
     parts: list[Curves] = []
-    rows = [_shares(pick, len(x)) for pick, x in zip(picks, measured)]
+    rows = [_shares(pick, len(x)) for pick, x in zip(picks[:2], measured, strict=True)]
     done = 0
     for mu_harmful, mu_harmless in _means(measured, *rows):
         part = {name: v.numpy() for name, v in described(mu_harmful, mu_harmless).items()}
@@ -182,7 +184,7 @@ def _half(measured: Pair, heldout: Pair | None, again: Again, picks: list[Tensor
 def _separation(heldout: Pair, vectors: Tensor, picks: list[Tensor]) -> Curves:
     """Cohen's d and AUROC [S, L] of [S, L, d] directions, on these prompts of each split."""
     projected = []
-    for x, pick in zip(heldout, picks):
+    for x, pick in zip(heldout, picks, strict=True):
         every = torch.einsum("nld,sld->sln", x.float(), vectors)
         projected.append(every.gather(2, pick[:, None].expand(-1, every.shape[1], -1)))
     high, low = projected[0].contiguous(), projected[1].sort(-1).values
@@ -226,7 +228,7 @@ def _means(
     flat = [x.flatten(1).float() for x in measured]
     size = max(1, BLOCK // flat[0].shape[1])
     for at in range(0, len(harmful), size):
-        rows = [(w[at : at + size] @ x) for w, x in zip((harmful, harmless), flat)]
+        rows = [(w[at : at + size] @ x) for w, x in zip((harmful, harmless), flat, strict=True)]
         shaped = [x.unflatten(1, measured[0].shape[1:]) for x in rows]
         yield (shaped[0] + shaped[1],) if add else tuple(shaped)
 
@@ -239,7 +241,7 @@ def _orders(rng: np.random.Generator, rows: int, size: int) -> Tensor:
 def _picked(rng: np.random.Generator, rows: int, size: int, *groups: int) -> list[Tensor]:
     """Shares [rows, size] of random disjoint groups of these sizes."""
     order, ends = _orders(rng, rows, size), np.cumsum((0, *groups))
-    return [_shares(order[:, a:b], size) for a, b in zip(ends, ends[1:])]
+    return [_shares(order[:, a:b], size) for a, b in pairwise(ends)]
 
 
 def _shares(picks: Tensor, size: int) -> Tensor:
