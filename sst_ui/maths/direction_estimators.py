@@ -6,7 +6,6 @@ similar vectors.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from sst_ui.maths.directions import Directions, random
 from sst_ui.recipe import DirectionSpec
 
 Clean = Callable[[Tensor, int], Tensor]  # (x [..., d], layer) -> [..., d]
-Kind = TypeVar("Kind")
 NEGLIGIBLE = 1e-6  # a difference of means below this share of their size is rounding, not signal
 
 
@@ -41,9 +39,8 @@ def estimate(
         concepts: residuals [n, L, d] of each concept that a `surgical` direction protects.
 
     Returns:
-        Directions with intervals and reliability; `norm`, `snr`, `cosine`, `purity` and `quality`
-        describe the two means of each layer, whichever estimator and scope; `auroc` and `cohens_d`
-        the direction itself.
+        Directions; `norm`, `snr`, `cosine`, `purity` and `quality` describe the two means of each
+        layer, whichever estimator and scope; `auroc` and `cohens_d` the direction itself.
 
     Raises:
         UserError: too few prompts, sets that do not differ, values that are not finite, k or layer
@@ -74,16 +71,14 @@ def estimate(
     stats = described(mu_harmful, mu_harmless)
     if heldout is not None:
         stats |= separation(*heldout, vectors[:, 0])
-    again = _again(harmless, vectors[:, 0], spec, concepts)
-    tested = reliability.assess((harmful, harmless), heldout, vectors[:, 0], again)
+    tested = _assessed((harmful, harmless), heldout, vectors[:, 0], spec, concepts)
     return Directions(
         vectors.float().contiguous(),
         norms.float(),
         (vectors @ mu_harmless[..., None])[..., 0].float(),
         {name: value.float() for name, value in stats.items()},
         {"model": model_digest, "estimator": spec.estimator},
-        intervals=_without_evidence(tested.intervals, spec),
-        reliability=_without_evidence(tested.reliability, spec),
+        **vars(tested),
     )
 
 
@@ -256,10 +251,19 @@ def _again(
     return directions
 
 
-def _without_evidence(of: dict[str, Kind], spec: DirectionSpec) -> dict[str, Kind]:
-    """Random directions have no evidence (`directions.signal`), so nothing to say of it."""
-    control = spec.estimator == "random"
-    return {name: value for name, value in of.items() if not (control and name == "evidence")}
+def _assessed(
+    measured: reliability.Pair,
+    heldout: reliability.Pair | None,
+    vectors: Tensor,
+    spec: DirectionSpec,
+    concepts: Sequence[Tensor],
+) -> reliability.Assessment:
+    """Intervals and reliability; random directions have no evidence to be assessed."""
+    again = _again(measured[1], vectors, spec, concepts)
+    found = reliability.assess(measured, heldout, vectors, again)
+    if spec.estimator == "random":
+        del found.intervals["evidence"], found.reliability["evidence"]
+    return found
 
 
 def _leading(rows: Tensor, count: int) -> Sequence[Tensor]:

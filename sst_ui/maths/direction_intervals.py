@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sst_ui.maths.statistics import Z95
 
+Number = float | np.ndarray
 RANGES = {"cosine": (-1.0, 1.0), "purity": (0.0, 1.0)}  # the others: from 0 on
 
 
@@ -40,7 +40,7 @@ def of_cohens_d(harmful: np.ndarray, harmless: np.ndarray) -> np.ndarray:
     sizes = harmful.shape[1], harmless.shape[1]
     first = cohens_d(fewer[0], [each[:, None] for each in whole[1]], (sizes[0] - 1, sizes[1]))
     second = cohens_d([each[:, None] for each in whole[0]], fewer[1], (sizes[0], sizes[1] - 1))
-    return _jackknife(cohens_d(*whole, sizes), first, second)
+    return _jackknife(cohens_d(whole[0], whole[1], sizes), first, second)
 
 
 def of_auroc(harmful: np.ndarray, harmless: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ def _layer(harmful: Tensor, harmless: Tensor) -> dict[str, np.ndarray]:
     return {name: _jackknife(whole[name], first[name], second[name]) for name in whole}
 
 
-def _described(hh: ArrayLike, hs: ArrayLike, ss: ArrayLike) -> dict[str, np.ndarray]:
+def _described(hh: Number, hs: Number, ss: Number) -> dict[str, np.ndarray]:
     """The statistics of means with these inner products."""
     with np.errstate(divide="ignore", invalid="ignore"):
         square = np.maximum(hh + ss - 2 * hs, 0.0)

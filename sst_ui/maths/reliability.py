@@ -65,19 +65,23 @@ def assess(
     """
     rng = np.random.default_rng(seed)
     heldout = heldout if heldout is not None and min(map(len, heldout)) > 1 else None
-    means = tuple(x.mean(0, dtype=torch.float64) for x in measured)
-    stats = {name: value.numpy() for name, value in described(*means).items()}
-    weight = _neutrality(vectors.double(), *means).numpy()  # [L]
+    mu_harmful, mu_harmless = (x.mean(0, dtype=torch.float64) for x in measured)
+    stats = {name: value.numpy() for name, value in described(mu_harmful, mu_harmless).items()}
+    weight = _neutrality(vectors.double(), mu_harmful, mu_harmless).numpy()  # [L]
     chance, level = _shuffled(measured, stats, rng)
     ranges = intervals.of_means(*measured)
     if heldout is None:
         raw, chance["evidence"] = stats["quality"] * weight, chance["quality"]
         level["evidence"] = level["quality"] * weight
     else:
-        found = [np.einsum("nld,ld->ln", x.double(), vectors.double()) for x in heldout]
-        raw = _finite(_cohens_d(*found)) * weight
-        chance |= _shuffled_heldout(*found, weight, rng)
-        ranges |= {"cohens_d": intervals.of_cohens_d(*found), "auroc": intervals.of_auroc(*found)}
+        high, low = (
+            torch.einsum("nld,ld->ln", x.double(), vectors.double()).numpy() for x in heldout
+        )
+        raw = _finite(_cohens_d(high, low)) * weight
+        chance |= _shuffled_heldout(high, low, weight, rng)
+        ranges |= {
+            "cohens_d": intervals.of_cohens_d(high, low), "auroc": intervals.of_auroc(high, low)
+        }  # fmt: skip
         level |= {"auroc": np.array(0.5)}
     first, second = _halves(measured, heldout, again, rng)
     reliability = {
@@ -101,7 +105,9 @@ def _of_evidence(raw: np.ndarray, apart: np.ndarray, smallest: int) -> np.ndarra
     return np.stack([raw - spread, raw + spread], -1).clip(min=0.0) / max(raw.max(), 1e-12)
 
 
-def _shuffled(measured: Pair, stats: Curves, rng: np.random.Generator) -> tuple[dict, Curves]:
+def _shuffled(
+    measured: Pair, stats: Curves, rng: np.random.Generator
+) -> tuple[dict[str, float], Curves]:
     """Of the statistics of the means: p against shuffled labels, and the level [L] that chance
     gives halves. Purity has p from the norm: of a difference that is real it may be any."""
     n, m = map(len, measured)
@@ -163,9 +169,10 @@ def _halves(
 def _half(measured: Pair, heldout: Pair | None, again: Again, picks: list[Tensor]) -> Curves:
     """The statistics [S, L] of these prompts alone."""
     parts: list[Curves] = []
-    rows = [_shares(pick, len(x)) for pick, x in zip(picks[:2], measured, strict=True)]
+    pairs = zip(measured, picks[:2], strict=True)
+    high, low = (_means(x, _shares(pick, len(x))) for x, pick in pairs)
     done = 0
-    for mu_harmful, mu_harmless in _means(measured, *rows):
+    for mu_harmful, mu_harmless in zip(high, low, strict=True):
         part = {name: v.numpy() for name, v in described(mu_harmful, mu_harmless).items()}
         vectors = again(mu_harmful - mu_harmless, mu_harmless)
         value = part["quality"]
@@ -174,9 +181,8 @@ def _half(measured: Pair, heldout: Pair | None, again: Again, picks: list[Tensor
             part |= _separation(heldout, vectors, held)
             value = part["cohens_d"]
         weight = _neutrality(vectors, mu_harmful, mu_harmless).numpy()
-        parts.append(
-            {name: _finite(v) for name, v in (part | {"evidence": value * weight}).items()}
-        )
+        part["evidence"] = value * weight
+        parts.append({name: _finite(values) for name, values in part.items()})
         done += len(vectors)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -188,10 +194,11 @@ def _separation(heldout: Pair, vectors: Tensor, picks: list[Tensor]) -> Curves:
         every = torch.einsum("nld,sld->sln", x.float(), vectors)
         projected.append(every.gather(2, pick[:, None].expand(-1, every.shape[1], -1)))
     high, low = projected[0].contiguous(), projected[1].sort(-1).values
-    below = sum(torch.searchsorted(low, high, side=side) for side in ("left", "right"))
-    size = max(high.shape[-1] * low.shape[-1], 1)
-    auroc = below.sum(-1).double().numpy() / 2 / size
-    return {"cohens_d": _cohens_d(*(x.double().numpy() for x in projected)), "auroc": auroc}
+    below, upto = (torch.searchsorted(low, high, side=side) for side in ("left", "right"))
+    size = max(high.shape[-1] * low.shape[-1], 1)  # ties count half
+    auroc = (below + upto).sum(-1).double().numpy() / 2 / size
+    first, second = (x.double().numpy() for x in projected)
+    return {"cohens_d": _cohens_d(first, second), "auroc": auroc}
 
 
 def _agreement(first: np.ndarray, second: np.ndarray, level: np.ndarray | float) -> float:
@@ -212,25 +219,18 @@ def _neutrality(vectors: Tensor, mu_harmful: Tensor, mu_harmless: Tensor) -> Ten
 def _described_rows(measured: Pair, harmful: Tensor, harmless: Tensor) -> Curves:
     """Statistics [B, L] of means over shares [B, n + m] of all prompts."""
     n = len(measured[0])
-    parts = [harmful[:, :n], harmful[:, n:], harmless[:, :n], harmless[:, n:]]
-    found: list[dict[str, Tensor]] = []
-    first, second = _means(measured, *parts[:2], add=True), _means(measured, *parts[2:], add=True)
-    for (mu_harmful,), (mu_harmless,) in zip(first, second, strict=True):
-        found.append(described(mu_harmful, mu_harmless))
+    parts = [(0, harmful[:, :n]), (1, harmful[:, n:]), (0, harmless[:, :n]), (1, harmless[:, n:])]
+    blocks = zip(*(_means(measured[which], rows) for which, rows in parts), strict=True)
+    found = [described(a + b, c + d) for a, b, c, d in blocks]
     return {name: _finite(torch.cat([f[name] for f in found]).numpy()) for name in found[0]}
 
 
-def _means(
-    measured: Pair, harmful: Tensor, harmless: Tensor, add: bool = False
-) -> Iterator[tuple[Tensor, ...]]:
-    """[b, L, d] of shares [B, n] of the harmful prompts and [B, m] of the harmless ones, a block at
-    a time; the sum of both if they `add` up to one mean."""
-    flat = [x.flatten(1).float() for x in measured]
-    size = max(1, BLOCK // flat[0].shape[1])
-    for at in range(0, len(harmful), size):
-        rows = [(w[at : at + size] @ x) for w, x in zip((harmful, harmless), flat, strict=True)]
-        shaped = [x.unflatten(1, measured[0].shape[1:]) for x in rows]
-        yield (shaped[0] + shaped[1],) if add else tuple(shaped)
+def _means(x: Tensor, shares: Tensor) -> Iterator[Tensor]:
+    """Means of residuals [n, L, d] by shares [B, n]: [b, L, d], a block at a time."""
+    flat = x.flatten(1).float()
+    size = max(1, BLOCK // flat.shape[1])
+    for rows in shares.split(size):
+        yield (rows @ flat).unflatten(1, x.shape[1:])
 
 
 def _orders(rng: np.random.Generator, rows: int, size: int) -> Tensor:
@@ -253,7 +253,7 @@ def _cohens_d(harmful: np.ndarray, harmless: np.ndarray) -> np.ndarray:
     sizes = harmful.shape[-1], harmless.shape[-1]
     if min(sizes) < 2:
         return np.zeros(harmful.shape[:-1])
-    return intervals.cohens_d(*(intervals.moments(x) for x in (harmful, harmless)), sizes)
+    return intervals.cohens_d(intervals.moments(harmful), intervals.moments(harmless), sizes)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
