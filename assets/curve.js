@@ -85,7 +85,7 @@ const curve = (() => {
     const bell = now.moved ? kernel.bell(now, data.layers) : data.kernel;
     drawn = { ...now, alpha, bell, ...scales(alpha) };
     const figure = root.querySelector(".figure");
-    figure.innerHTML = shading() + grid() + bars() + hill() + forecast() + lines() + handles();
+    figure.innerHTML = shading() + grid() + band() + bars() + hill() + forecast() + lines() + handles();
     figure.setAttribute("aria-label", summary());
     cells();
   }
@@ -138,12 +138,26 @@ const curve = (() => {
     return marks + label(LEFT, HEIGHT - 4, "start", data.texts.hint, "hint")
       + label(end, HEIGHT - 4, "end", data.texts.layer);
   }
-  function bars() { // the statistic, in its own unit; zero is at the same height
+  function measured(value) { // where a value of the statistic lies: it has a unit of its own, and
+    const most = Math.max(1e-9, ...data.signal); // zero at the same height; a wide interval is cut
+    const ends = (data.interval ?? []).map((each) => Math.min(each[1] ?? 0, 1.25 * most));
+    const place = drawn.y((value / (Math.max(most, ...ends) * 1.12)) * drawn.top);
+    return within(place, TOP, HEIGHT - BOTTOM);
+  }
+  function band() { // of the statistic's intervals
+    if (!data.signal || !data.interval) return "";
+    return data.interval.map(([low, high], layer) => {
+      if (low === null || high === null) return "";
+      const [from, to] = [measured(low), measured(high)];
+      return box("interval", drawn.x(layer) - drawn.unit / 2, to, drawn.unit, from - to);
+    }).join("");
+  }
+  function bars() { // the statistic
     if (!data.signal) return "";
-    const ceiling = Math.max(1e-9, ...data.signal) * 1.12;
+    const kind = data.doubtful ? "stat doubtful" : "stat";
     return data.signal.map((value, layer) => {
-      const [from, to] = [drawn.y(0), drawn.y(((value ?? 0) / ceiling) * drawn.top)];
-      return box(`stat${used(layer) ? "" : " faint"}`, drawn.x(layer) - 0.375 * drawn.unit,
+      const [from, to] = [drawn.y(0), measured(value ?? 0)];
+      return box(`${kind}${used(layer) ? "" : " faint"}`, drawn.x(layer) - 0.375 * drawn.unit,
         Math.min(from, to), 0.75 * drawn.unit, Math.abs(from - to));
     }).join("");
   }
@@ -223,7 +237,7 @@ const curve = (() => {
   }
   function legend() {
     const entry = (name, words) => `<span class="${name}"><i></i>${safe(words)}</span>`;
-    return (data.signal ? entry("signal", data.texts.signal) : "")
+    return (data.signal ? entry(data.doubtful ? "signal doubtful" : "signal", data.texts.signal) : "")
       + Object.entries(data.kinds).map(([kind, name]) => entry(kind, name)).join("")
       + data.predicted.map(({ key, name }) => entry(key, name)).join("");
   }
@@ -391,8 +405,10 @@ const curve = (() => {
     const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
     const weighed = Object.entries(data.kinds)
       .map(([kind, name], column) => entry(kind, name, text(drawn.alpha[layer][column])));
-    const signal = data.signal
-      ? [entry("signal", data.texts.signal, data.signal[layer]?.toPrecision(3) ?? "–")] : [];
+    const [low, high] = (data.interval?.[layer] ?? []).map((end) => end?.toPrecision(2));
+    const ends = low && high ? ` (${low} … ${high})` : "";
+    const level = (data.signal?.[layer]?.toPrecision(3) ?? "–") + ends;
+    const signal = data.signal ? [entry("signal", data.texts.signal, level)] : [];
     const told = data.predicted
       .map(({ key, name, values }) => entry(key, name, share(values[layer])));
     words.innerHTML = `<span>${safe(data.texts.layer)} ${layer}</span>`

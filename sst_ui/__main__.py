@@ -242,9 +242,14 @@ def _measure(options: argparse.Namespace) -> None:
     if options.json:
         meta = dict(directions.meta)
         rows = {"filter": [vars(point) for point in told]} if options.filter else {}
-        print(streams.to_json({"layers": directions.layers, "meta": meta, **stats, **rows}))
+        print(
+            streams.to_json(
+                {"layers": directions.layers, "meta": meta, **stats, **directions.told(), **rows}
+            )
+        )
         return
     tables.directions(stats, directions.layers)
+    tables.reliability(directions.reliability)
     if options.filter:
         tables.tradeoff(told)
     print(f"saved {options.out}")

@@ -99,6 +99,7 @@ def run(given: argparse.Namespace, model: ModelSpec, spec: DirectionSpec) -> Non
     if given.json:
         head = {"layers": found.directions.layers, "meta": dict(found.directions.meta)}
         stats = {name: values.tolist() for name, values in found.directions.stats.items()}
+        stats |= found.directions.told()
         print(streams.to_json({**head, **stats, "rounds": rows, "ended": found.ended}))
         return
     tables.rounds(rows)

@@ -43,6 +43,20 @@ def directions(stats: Mapping[str, Sequence[float]], layers: int) -> None:
     Console().print(table)
 
 
+def reliability(tested: Mapping[str, Any]) -> None:
+    """Print which statistics do not hold up over the layers, and by which test."""
+    for name, found in tested.items():
+        if found.doubt == "chance":
+            print(
+                f"{name} is not reliable: no better than shuffled labels (p = {found.chance:.2g})."
+            )
+        elif found.doubt:
+            print(
+                f"{name} is not reliable: two halves of the prompts disagree "
+                f"(agreement {found.halves:.2f} of 1). Measure with more prompts."
+            )
+
+
 def tradeoff(points: Iterable[Any]) -> None:
     """Print what a filter is predicted to do at several prices, by the default kernel."""
     from rich.table import Table

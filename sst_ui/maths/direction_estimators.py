@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sst_ui.errors import UserError
-from sst_ui.maths import statistics
+from sst_ui.maths import reliability
+from sst_ui.maths.direction_statistics import described, separation, unit, without
 from sst_ui.maths.directions import Directions, random
 from sst_ui.recipe import DirectionSpec
 
@@ -70,12 +71,14 @@ def estimate(
     stats = described(mu_harmful, mu_harmless)
     if heldout is not None:
         stats |= separation(*heldout, vectors[:, 0])
+    tested = _assessed((harmful, harmless), heldout, vectors[:, 0], spec, concepts)
     return Directions(
         vectors.float().contiguous(),
         norms.float(),
         (vectors @ mu_harmless[..., None])[..., 0].float(),
         {name: value.float() for name, value in stats.items()},
         {"model": model_digest, "estimator": spec.estimator},
+        **vars(tested),
     )
 
 
@@ -96,12 +99,12 @@ def whitened(difference: Tensor, harmless: Tensor, shrinkage: float) -> Tensor:
     With fewer prompts than dimensions the d × d matrix is never built (Woodbury identity).
 
     Args:
-        difference: [d] float64, the difference of the means.
+        difference: [d] or [d, B] float64, the difference of the means, or several.
         harmless: [m, d] residuals.
         shrinkage: s, 0 to 1.
 
     Returns:
-        [d] float64.
+        The same shape, float64.
 
     Raises:
         UserError: Σ̂ is singular and nothing is added to it.
@@ -146,39 +149,6 @@ def residualised(x: Tensor, atoms: Tensor, ridge: float) -> Tensor:
     return x - (x @ axes.mT * (squares / (squares + ridge))) @ axes
 
 
-def described(mu_harmful: Tensor, mu_harmless: Tensor) -> dict[str, Tensor]:
-    """Per-layer statistics of two means [L, d], each [L].
-
-    norm ‖r‖; SNR ‖r‖ / max(‖μ_h‖, ‖μ_s‖); cosine of the means; purity ‖r⊥‖ / ‖r‖, the share of r
-    that is not along the harmless mean; quality SNR (1 − cosine) purity.
-    """
-    difference = mu_harmful - mu_harmless
-    norm, size_h, size_s = (v.norm(dim=-1) for v in (difference, mu_harmful, mu_harmless))
-    snr = norm / torch.maximum(size_h, size_s)
-    cosine = torch.cosine_similarity(mu_harmful, mu_harmless, dim=-1)
-    purity = _without(difference, unit(mu_harmless)).norm(dim=-1) / norm
-    quality = snr * (1 - cosine) * purity
-    return {"norm": norm, "snr": snr, "cosine": cosine, "purity": purity, "quality": quality}
-
-
-def separation(harmful: Tensor, harmless: Tensor, vectors: Tensor) -> dict[str, Tensor]:
-    """How well [L, d] directions tell prompts [n, L, d] apart: AUROC and Cohen's d, each [L]."""
-    high, low = (
-        torch.einsum("nld,ld->ln", x.double(), vectors.double()).numpy()
-        for x in (harmful, harmless)
-    )
-    pairs = list(zip(high, low, strict=True))
-    return {
-        "auroc": torch.tensor([statistics.auroc(h, s) for h, s in pairs], dtype=torch.float64),
-        "cohens_d": torch.tensor([statistics.cohens_d(h, s) for h, s in pairs]).double(),
-    }
-
-
-def unit(x: Tensor) -> Tensor:
-    """x / ‖x‖ along the last dimension; zero stays zero."""
-    return torch.nn.functional.normalize(x, dim=-1, eps=1e-30)
-
-
 def _cleaner(mu_harmless: Tensor, concepts: Sequence[Tensor], spec: DirectionSpec) -> Clean:
     """(x [..., d], layer) -> x without what the estimator keeps out of a direction."""
     if spec.estimator == "surgical":
@@ -187,7 +157,7 @@ def _cleaner(mu_harmless: Tensor, concepts: Sequence[Tensor], spec: DirectionSpe
         return lambda x, layer: residualised(x, atoms[layer], spec.shrinkage)
     if spec.estimator in ("projected", "biprojected"):
         away = unit(mu_harmless)
-        return lambda x, layer: _without(x, away[layer])
+        return lambda x, layer: without(x, away[layer])
     return lambda x, layer: x
 
 
@@ -238,11 +208,62 @@ def _per_layer(
         if spec.k > 1:
             # Not centred: the mean of these differences is the signal itself.
             rest = harmful[:, layer].double() - mu_harmless[layer]  # [n, d]
-            rest = _without(clean(rest, layer), main)
+            rest = without(clean(rest, layer), main)
             rows += _leading(rest, spec.k - 1)
         basis = torch.linalg.qr(torch.stack(rows).T)  # once more, against rounding
         layers.append((basis.Q * torch.sign(basis.R.diagonal())).T)
     return torch.stack(layers)
+
+
+def _again(
+    harmless: Tensor, vectors: Tensor, spec: DirectionSpec, concepts: Sequence[Tensor]
+) -> reliability.Again:
+    """The main direction anew from other means of the same prompts, [B, L, d] float32.
+
+    The covariance, the protected concepts and a random direction [L, d] stay what they are.
+    """
+
+    def directions(difference: Tensor, mu_harmless: Tensor) -> Tensor:
+        found = difference
+        if spec.estimator == "random":
+            return vectors.float().expand_as(difference)
+        if spec.estimator in ("projected", "biprojected"):
+            found = without(difference, unit(mu_harmless))
+        elif spec.estimator == "surgical":
+            clean = _cleaner(harmless.mean(0, dtype=torch.float64), concepts, spec)
+            layers = [clean(difference[:, i].double(), i) for i in range(difference.shape[1])]
+            found = torch.stack(layers, 1).float()
+        elif spec.estimator == "whitened":
+            layers = [
+                whitened(difference[:, i].double().T, harmless[:, i], spec.shrinkage).T
+                for i in range(difference.shape[1])
+            ]
+            found = torch.stack(layers, 1).float()
+        if spec.scope == "single":
+            assert spec.layer is not None
+            below, share = math.floor(spec.layer), spec.layer - math.floor(spec.layer)
+            ends = [unit(found[:, i : i + 1]) for i in (below, min(below + 1, len(vectors) - 1))]
+            found = ((1 - share) * ends[0] + share * ends[1]).expand_as(found)
+            if spec.estimator == "biprojected":
+                found = without(found, unit(mu_harmless))
+        return unit(found)
+
+    return directions
+
+
+def _assessed(
+    measured: reliability.Pair,
+    heldout: reliability.Pair | None,
+    vectors: Tensor,
+    spec: DirectionSpec,
+    concepts: Sequence[Tensor],
+) -> reliability.Assessment:
+    """Intervals and reliability; random directions have no evidence to be assessed."""
+    again = _again(measured[1], vectors, spec, concepts)
+    found = reliability.assess(measured, heldout, vectors, again)
+    if spec.estimator == "random":
+        del found.intervals["evidence"], found.reliability["evidence"]
+    return found
 
 
 def _leading(rows: Tensor, count: int) -> Sequence[Tensor]:
@@ -293,11 +314,6 @@ def _off(vectors: Tensor, means: Tensor) -> Tensor:
             "'projected'."
         )
     return (basis.Q * torch.sign(sizes)[:, None]).mT
-
-
-def _without(x: Tensor, direction: Tensor) -> Tensor:
-    """x without its component along a unit vector (or x itself for the zero vector)."""
-    return x - (x * direction).sum(-1, keepdim=True) * direction
 
 
 def _check(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,9 +18,38 @@ from torch import Tensor
 from sst_ui import disk
 from sst_ui.errors import UserError, shown
 from sst_ui.maths.decisions import Decision, pack, unpack
+from sst_ui.maths.direction_statistics import neutrality
 
 FORMAT = "sst-studio directions 1"
+AGREED, SIGNIFICANT = 0.8, 0.05  # why these: `maths/reliability.py`
 STATS = ("norm", "snr", "cosine", "purity", "quality", "auroc", "cohens_d")
+Doubt = Literal["", "chance", "halves"]
+CURVES = ("evidence", *STATS)  # what has intervals and a reliability
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How a curve over the layers did in the two tests of `maths/reliability.py`.
+
+    Attributes:
+        halves: 0 to 1, how far two halves of the prompts agree on it, corrected for their size.
+        chance: p of its best layer against shuffled labels.
+    """
+
+    halves: float
+    chance: float
+
+    @property
+    def doubt(self) -> Doubt:
+        """The test that it failed, '' where it passed both."""
+        if self.chance > SIGNIFICANT:
+            return "chance"
+        return "halves" if self.halves < AGREED else ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it passed both."""
+        return not self.doubt
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +65,9 @@ class Directions:
         stats: [L] float32 each, see `STATS`; NaN where nothing was measured.
         meta: where it comes from: model, estimator, prompts, settings (text to text).
         decisions: where each direction was measured, if they were found in rounds; else empty.
+        intervals: [L, 2] float32 each, 95 % intervals of `CURVES`; those of the evidence are in the
+            unit of `signal`. Empty for what was measured without them.
+        reliability: of `CURVES`; what is missing is not known.
     """
 
     vectors: Tensor
@@ -43,6 +76,8 @@ class Directions:
     stats: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, str] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
+    intervals: Mapping[str, Tensor] = field(default_factory=dict)
+    reliability: Mapping[str, Reliability] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 3:
@@ -52,6 +87,7 @@ class Directions:
         stats = {name: self.stats.get(name, nothing) for name in STATS}
         shaped = {"norms": (self.norms, (layers,)), "neutral": (self.neutral, (layers, k))}
         shaped |= {name: (value, (layers,)) for name, value in stats.items()}
+        shaped |= {f"interval of {n}": (value, (layers, 2)) for n, value in self.intervals.items()}
         for name, (value, shape) in shaped.items():
             if value.shape != shape:
                 raise ValueError(f"{name} must be {list(shape)}, not {list(value.shape)}")
@@ -77,6 +113,17 @@ class Directions:
     def control(self) -> bool:
         """Whether they were drawn at random: layers then have no evidence to be compared by."""
         return self.meta.get("estimator") == "random"
+
+    def doubt(self, name: str) -> Doubt:
+        """The test that one of `CURVES` failed; '' for none, also where it was never tested."""
+        found = self.reliability.get(name)
+        return "" if found is None else found.doubt
+
+    def told(self) -> dict[str, dict]:
+        """Intervals and reliability as JSON takes them."""
+        tested = {n: {**vars(r), "holds": r.holds} for n, r in self.reliability.items()}
+        intervals = {name: value.tolist() for name, value in self.intervals.items()}
+        return {"reliability": tested, "intervals": intervals}
 
     def digest(self) -> str:
         """Twelve hex digits over all that an edit uses: not the statistics, not the meta."""
@@ -106,9 +153,11 @@ class Directions:
         """Write the file itself."""
         tensors = {"vectors": self.vectors, "norms": self.norms, "neutral": self.neutral}
         tensors |= {f"stats.{name}": value for name, value in self.stats.items()}
+        tensors |= {f"interval.{name}": value for name, value in self.intervals.items()}
         more, decisions = pack(self.decisions)
         tensors |= more
         told = {"format": FORMAT, "meta": json.dumps(dict(self.meta)), "decisions": decisions}
+        told["reliability"] = json.dumps({name: vars(r) for name, r in self.reliability.items()})
         save_file({name: value.clone().contiguous() for name, value in tensors.items()}, path, told)
 
 
@@ -134,6 +183,8 @@ def load(path: str | Path) -> Directions:
             {name: tensors[f"stats.{name}"].float() for name in STATS},
             json.loads(metadata["meta"]),
             unpack(tensors, metadata.get("decisions", "[]")),
+            {n: tensors[key].float() for n in CURVES if (key := f"interval.{n}") in tensors},
+            _tested(metadata.get("reliability", "{}")),
         )
     except UserError:
         raise
@@ -148,6 +199,15 @@ def load(path: str | Path) -> Directions:
         RuntimeError,
     ) as error:
         raise UserError(f"the directions file {path} is damaged: {error}") from error
+
+
+def _tested(text: str) -> dict[str, Reliability]:
+    """What a file says of reliability; nothing in files from before it was measured."""
+    return {
+        name: Reliability(float(found["halves"]), float(found["chance"]))
+        for name, found in json.loads(text).items()
+        if name in CURVES
+    }
 
 
 def is_directions(path: str | Path) -> bool:
@@ -194,9 +254,8 @@ def signal(directions: Directions) -> np.ndarray:
     found = _scaled(directions.stats.get("cohens_d", torch.zeros(directions.layers)))
     if not found.any():
         found = _scaled(directions.stats.get("quality", torch.zeros(directions.layers)))
-    norms = directions.norms.double().clamp_min(1e-12)
-    zero = (-directions.neutral[:, 0].double() / norms).numpy()  # z, [L]
-    return _scaled(torch.from_numpy(found * np.clip(1 - 2 * zero.clip(min=0.0), 0.0, 1.0)))
+    weight = neutrality(directions.neutral[:, 0], directions.norms).numpy()
+    return _scaled(torch.from_numpy(found * weight))
 
 
 def _scaled(values: Tensor) -> np.ndarray:

@@ -32,7 +32,7 @@ from sst_ui.progress import Progress
 from sst_ui.recipe import Ablation, DirectionSpec, Merge, Recipe, digest, to_dict
 
 HELDOUT = ("demo/harmful_heldout", "demo/harmless_heldout")
-FORMULAS = 1  # raise it when an estimator or a statistic changes: older cache files are then unused
+FORMULAS = 2  # raise it when an estimator or a statistic changes: older cache files are then unused
 RECENT = 16  # directions a host keeps in memory
 
 # The same question gives the same object, so that what the live edits prepared for it still serves,

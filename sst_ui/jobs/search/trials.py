@@ -130,6 +130,11 @@ class Local:
                 "random directions are a control and have no measured signal to start at; start at "
                 "the recipe."
             )
+        if directions.doubt("evidence"):
+            raise UserError(
+                "the measured signal is not reliable with these prompts, so a search cannot start "
+                "at it; measure with more prompts, or start at the recipe."
+            )
         peak, width = kernel.suggest(signal(directions))
         return {"peak": peak, "width": width}
 

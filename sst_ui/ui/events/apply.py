@@ -177,7 +177,7 @@ def apply(
 
 
 def measure(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -> Iterator[dict]:
-    """The directions of the draft, and where their signal is strongest."""
+    """The directions of the draft, and where their signal is strongest, if it is reliable."""
     bar = screen.bar
     try:
         edit, before = draft.ablation(), draft.before()
@@ -189,17 +189,20 @@ def measure(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -
     except Exception as error:
         yield {bar.status: told(error, draft.language), **idle(bar)}
         return
-    text = say(draft.language, "stage.done")
-    if (values := signals.get(draft.signal)) is not None:
+    text, tone = say(draft.language, "stage.done"), "good"
+    name = say(draft.language, f"signal.{draft.signal}")
+    if doubt := engine.doubt(draft.loaded.key, spec, draft.signal):
+        text, tone = say(draft.language, f"direction.doubt.{doubt}", name=name), "warn"
+    elif (values := signals.get(draft.signal)) is not None:
         best = int(np.nanargmax(values))
         text = say(
             draft.language,
             "direction.measured",
             layer=best,
-            name=say(draft.language, f"signal.{draft.signal}"),
+            name=name,
             value=float(values[best]),
         )
-    yield {**updates, bar.status: notice(text, "good"), **idle(bar)}
+    yield {**updates, bar.status: notice(text, tone), **idle(bar)}
 
 
 def predict(screen: Screen, engine: Engine, draft: Draft, request: gr.Request) -> Iterator[dict]:

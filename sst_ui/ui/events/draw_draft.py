@@ -12,7 +12,7 @@ from sst_ui import recipe as recipes
 from sst_ui.errors import UserError
 from sst_ui.jobs.directions.filtering import Forecast
 from sst_ui.maths import kernel
-from sst_ui.recipe import Ablation, Merge, Recipe, WeightTable
+from sst_ui.recipe import Ablation, DirectionSpec, Merge, Recipe, WeightTable
 from sst_ui.ui.events import draw_merge
 from sst_ui.ui.events.binding import Reads
 from sst_ui.ui.panels import edit_pair
@@ -176,13 +176,19 @@ def draw(drawing: Drawing, engine: Engine, draft: Draft) -> dict:
     if weights.own_bells:
         kinds = ", ".join(say(lang, f"kind.{kind}") for kind in sorted(weights.own_bells))
         notes.append(notice(say(lang, "weights.bells", kinds=kinds), "info"))
+    name = say(lang, f"signal.{draft.signal}")
+    doubt = engine.doubt(draft.loaded.key, edit.directions, draft.signal)
+    if doubt:
+        notes.append(notice(say(lang, f"signal.doubt.{doubt}", name=name), "warn"))
     told, readout = _forecast(engine, draft, edit)
     behind = curve.Behind(
-        say(lang, f"signal.{draft.signal}"),
+        say(lang, "signal.doubtful", name=name) if doubt else name,
         signals.get(draft.signal),
         None if told is None else told.removed,
         None if told is None else told.moved,
         edit.operation == "filter",
+        engine.interval(draft.loaded.key, edit.directions, draft.signal),
+        bool(doubt),
     )
     return {
         drawing.curve: curve.value(lang, weights, layers, behind),
@@ -273,12 +279,22 @@ def fill(controls: Controls, recipe: Recipe, now: Draft | None = None) -> tuple[
     return updates, form, extras
 
 
+def _why_nothing(engine: Engine, draft: Draft, spec: DirectionSpec) -> str:
+    """Why there is nothing to fit a kernel to."""
+    if spec.estimator == "random":
+        return say(draft.language, "warn.control")
+    if doubt := engine.doubt(draft.loaded.key, spec, "evidence"):
+        name = say(draft.language, "signal.evidence")
+        return say(draft.language, f"signal.doubt.{doubt}", name=name)
+    return say(draft.language, "warn.unmeasured")
+
+
 def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
     """The form after a profile was picked: its peak, width and threshold, without a pasted curve.
 
     Raises:
-        UserError: the measured profile was asked for before anything was measured, or for a random
-            control.
+        UserError: the measured profile was asked for before anything was measured, for a signal
+            that is not reliable, or for a random control.
     """
     form, name = draft.form, draft.form.profile
     if name in ("custom", "table"):  # numbers of its own, which are there
@@ -290,8 +306,7 @@ def with_profile(engine: Engine, draft: Draft) -> tuple[Form, Extras]:
         spec = draft.ablation().directions
         signal = engine.suggestion(draft.loaded.key, spec)
         if signal is None:
-            why = "warn.control" if spec.estimator == "random" else "warn.unmeasured"
-            raise UserError(say(draft.language, why))
+            raise UserError(_why_nothing(engine, draft, spec))
         peak, width = kernel.suggest(signal)
         chosen = WeightTable(peak=peak, width=width)
     else:

@@ -65,7 +65,8 @@ def look(
                     return
         signal = engine.suggestion(key, spec)
         best = draft.loaded.layers // 2 if signal is None else int(np.argmax(signal))
-        yield {figures.map: token_grid.points(lang, found, best, signal is None)}
+        control = spec.estimator == "random"
+        yield {figures.map: token_grid.points(lang, found, best, control)}
     except Exception as error:
         yield {figures.map: token_grid.nothing(message(error, lang))}
     finally:

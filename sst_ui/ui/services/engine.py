@@ -35,7 +35,7 @@ from sst_ui.jobs.search.trials import Local, Numbers
 from sst_ui.jobs.token_view import TokenView, token_view
 from sst_ui.lru import Memory
 from sst_ui.maths import directions as maths_directions
-from sst_ui.maths.directions import Directions
+from sst_ui.maths.directions import Directions, Doubt
 from sst_ui.maths.merge.registry import METHODS
 from sst_ui.metrics.results import MetricResult
 from sst_ui.model.hooks.live_edits import Edit
@@ -348,9 +348,23 @@ class Engine:
         return {name: values for name, values in stats.items() if np.isfinite(values).any()}
 
     def suggestion(self, key: str, spec: DirectionSpec) -> np.ndarray | None:
-        """[layers] the signal a kernel is fitted to; None when not measured or a random control."""
+        """[layers] the signal a kernel is fitted to; None when not measured, not reliable or a
+        random control."""
         found = self.directions(key, self.first.stand_in(key, spec))
-        return None if found is None or found.control else maths_directions.signal(found)
+        if found is None or found.control or found.doubt("evidence"):
+            return None
+        return maths_directions.signal(found)
+
+    def interval(self, key: str, spec: DirectionSpec, name: str) -> np.ndarray | None:
+        """[layers, 2] 95 % intervals of a statistic of `signals`; None when not known."""
+        found = self.directions(key, self.first.stand_in(key, spec))
+        known = None if found is None else found.intervals.get(name)
+        return None if known is None else known.numpy()
+
+    def doubt(self, key: str, spec: DirectionSpec, name: str) -> Doubt:
+        """Why a statistic of `signals` is not reliable; '' when it is, or that is not known."""
+        found = self.directions(key, self.first.stand_in(key, spec))
+        return "" if found is None else found.doubt(name)
 
     def resolve(self, key: str, recipe: Recipe) -> Generator[Progress, None, tuple[Edit, ...]]:
         """The recipe's edits on the loaded model, measured where needed."""

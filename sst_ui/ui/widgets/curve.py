@@ -31,6 +31,8 @@ class Behind:
         removed, moved: of a filter, [layers] each: share of the harmful component removed, of the
             harmless energy moved; nan where a layer is not edited. None when not predicted.
         filtered: a filter leaves alone what the first quarter does: it is not shaded.
+        interval: [layers, 2] 95 % intervals of the statistic, or None when not known.
+        doubtful: the statistic is not reliable, and drawn so.
     """
 
     name: str = ""
@@ -38,6 +40,8 @@ class Behind:
     removed: Iterable[float] | None = None
     moved: Iterable[float] | None = None
     filtered: bool = False
+    interval: Iterable[Iterable[float]] | None = None
+    doubtful: bool = False
 
 
 def create() -> gr.HTML:
@@ -58,6 +62,8 @@ def value(language: str, weights: WeightTable, layers: int, behind: Behind) -> d
         "alpha": kernel.table(weights, layers).tolist(),
         "early": None if behind.filtered else kernel.EARLY,
         "signal": _numbers(behind.signal),
+        "interval": None if behind.interval is None else [_numbers(x) for x in behind.interval],
+        "doubtful": behind.doubtful,
         "predicted": [
             {"name": say(language, f"filter.{key}"), "key": key, "values": _numbers(values)}
             for key, values in (("removed", behind.removed), ("moved", behind.moved))
