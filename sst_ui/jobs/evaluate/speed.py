@@ -17,10 +17,10 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
 SETS = ("demo/harmful_heldout", "demo/harmless_heldout")  # what it is measured on
-# Rows, and tokens of their answers at most: the first ones warm up, and more are tried where the
-# ones before were quick, since a larger batch takes less for each row.
+# Rows, and tokens of their answers at most: the first ones warm up, and a larger batch takes less
+# for each row.
 SIZES = ((2, 2), (16, 24), (64, 24))
-QUICK = 1.0  # seconds
+PATIENCE = 10.0  # seconds that the next size may take, if it took as much for each row
 LONGEST = 3.0  # seconds that answers are read and written for, of one size
 LEAST = 4  # tokens of an answer, the one after the prompt included
 
@@ -58,10 +58,11 @@ def measure(host: Host) -> Generator[Progress, None, Speed]:
         for pair in zip(*(each.prompts for each in half), strict=True)
         for each, prompt in zip(half, pair, strict=True)
     ]
-    for rows, tokens in SIZES:
+    for place, (rows, tokens) in enumerate(SIZES):
         begun = time.monotonic()
         speed = yield from _tried(host, prompts[:rows], tokens)
-        if time.monotonic() - begun > QUICK:
+        more = SIZES[min(place + 1, len(SIZES) - 1)][0] / rows
+        if (time.monotonic() - begun) * more > PATIENCE:
             break
     return _known.setdefault(host, speed)
 

@@ -19,7 +19,7 @@ from sst_ui.metrics import corrections
 from sst_ui.metrics.registry import prompts_named
 from sst_ui.metrics.results import MetricResult, judged
 from sst_ui.progress import Progress
-from sst_ui.recipe import Evaluation
+from sst_ui.recipe import Evaluation, Recipe
 from sst_ui.ui.events import show_results
 from sst_ui.ui.events.answers import DRAWN
 from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call, together
