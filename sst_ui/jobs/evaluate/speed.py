@@ -20,7 +20,7 @@ SETS = ("demo/harmful_heldout", "demo/harmless_heldout")  # what it is measured 
 # Rows, and tokens of their answers at most: the first ones warm up, and a larger batch takes less
 # for each row.
 SIZES = ((2, 2), (16, 24), (64, 24))
-PATIENCE = 10.0  # seconds that the next size may take, if it took as much for each row
+PATIENCE = 20.0  # seconds that the next size may take, if it took as much for each row
 LONGEST = 3.0  # seconds that answers are read and written for, of one size
 LEAST = 4  # tokens of an answer, the one after the prompt included
 

@@ -539,7 +539,7 @@ class Engine:
         if zero_gpu.lent() or self._measured.get(self._shared(key, recipe, evaluation)) is not None:
             return whole
         try:
-            found = yield from speed.measure(host)
+            found = yield from self._beside(speed.measure(host))
             work = works(host, evaluation)
         except UserError:  # the evaluation says what is wrong
             return whole
