@@ -10,6 +10,7 @@ import gradio as gr
 import pytest
 
 from sst_ui.data.prompt_sets import Prompt
+from sst_ui.jobs.evaluate import stages
 from sst_ui.jobs.evaluate.speed import Speed
 from sst_ui.metrics import corrections
 from sst_ui.metrics.derived import derive
@@ -136,6 +137,7 @@ def test_a_slow_models_metrics_begin_with_first_numbers_and_grow(page, engine, s
 
     asked, real = [], engine.evaluate
     monkeypatch.setattr(service.speed, "measure", crawling)
+    monkeypatch.setitem(stages._rules()["whole"], "demo", 120)  # as of any other model
     monkeypatch.setattr(engine, "evaluate", lambda *a: asked.append(a[-1]) or real(*a))
     names = ["facts", "refusal_rate", "removal"]
     settings = evaluate_events.SOUND | {

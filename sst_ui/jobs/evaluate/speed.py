@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from math import exp
+from statistics import median
 from weakref import WeakKeyDictionary
 
 from sst_ui.data import prompt_sets
@@ -17,10 +18,9 @@ from sst_ui.model.runtime.host import Host
 from sst_ui.progress import Progress
 
 SETS = ("demo/harmful_heldout", "demo/harmless_heldout")  # what it is measured on
-# Rows, and tokens of their answers at most: the first ones warm up, and a larger batch takes less
-# for each row.
-SIZES = ((2, 2), (16, 24), (64, 24))
-PATIENCE = 20.0  # seconds that the next size may take, if it took as much for each row
+# Rows, and tokens of their answers at most: a larger batch takes less for each row.
+SIZES = ((8, 8), (64, 24))
+PATIENCE = 10.0  # seconds that the next size may take, if it took as much for each row
 LONGEST = 3.0  # seconds that answers are read and written for, of one size
 LEAST = 4  # tokens of an answer, the one after the prompt included
 
@@ -106,24 +106,27 @@ def _tried(
 ) -> Generator[Progress, None, Speed]:
     """Answer these prompts for a while."""
     columns = partial(together, job=True) if together_with_chats(host) else generate
-    took: list[float] = []
-    said, alive = 0, len(prompts)
+    took, each, alive = 0.0, list[float](), len(prompts)
+    said, read = 0, 0.0
     yield Progress("speed", 0, tokens)
     begun = time.monotonic()
     with closing(columns(host, prompts, rows_for(prompts, None), tokens)) as job:
-        for column in job:
-            took.append(time.monotonic() - begun)
-            said, alive = said + len(column), len(column)
-            yield Progress("speed", len(took), tokens)
-            if sum(took) > LONGEST and len(took) >= LEAST:
+        for number, column in enumerate(job, start=1):
+            now = time.monotonic() - begun
+            took, said, alive = took + now, said + len(column), len(column)
+            if number == 1:
+                read = now
+            else:
+                each.append(now / len(column))
+            yield Progress("speed", number, tokens)
+            if took > LONGEST and number >= LEAST:
                 break
             begun = time.monotonic()
         else:
-            alive = alive if len(took) == tokens else 0
-    read, *written = took or [time.monotonic() - begun]
+            alive = alive if len(each) == tokens - 1 else 0
     ended = len(prompts) - alive
     return Speed(
         prompt=read / sum(map(len, prompts)),
-        token=sum(written) / max(1, said - len(prompts)),
-        usual=said / ended if ended else None,
+        token=median(each) if each else read / len(prompts),
+        usual=said / ended if ended and said else None,
     )

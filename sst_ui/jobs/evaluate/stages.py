@@ -57,6 +57,11 @@ class Stage:
     seconds: float = 0.0
 
 
+def may_grow(model: str) -> bool:
+    """Whether evaluations of this model, by its id, are ever taken in stages."""
+    return _longest(model) is not None
+
+
 def works(host: Host, wanted: Evaluation) -> tuple[Work, ...]:
     """What an evaluation has to do.
 
@@ -83,15 +88,15 @@ def plan(
     times what the one before it did, until the next one would be all of it.
 
     Args:
-        model: its id; the demo has sizes of its own.
+        model: its id; the demo has lengths of its own, and one stage.
         speed: of the model.
         work: what `wanted` has to do, as `works` says.
         sides: how many answer each prompt: base and edited.
     """
-    rules = _rules()
+    rules, longest = _rules(), _longest(model)
     samples, tokens = limits(wanted, model)
     whole = Stage(wanted, samples, tokens, seconds(work, speed, samples, tokens, sides))
-    if whole.seconds <= rules["whole"]["demo" if model == "demo" else "other"]:
+    if longest is None or whole.seconds <= longest:
         return (whole,)
     names = ordered(_names(wanted), goal)
     largest = max((each.prompts for each in work), default=0)
@@ -142,6 +147,11 @@ def ordered(names: Sequence[str], goal: Goal) -> tuple[str, ...]:
         return order.index(bare) if bare in order else len(order)
 
     return tuple(sorted(names, key=place))
+
+
+def _longest(model: str) -> float | None:
+    """Seconds up to which an evaluation is taken as a whole; None: however many."""
+    return _rules()["whole"]["demo" if model == "demo" else "other"]
 
 
 def _names(wanted: Evaluation) -> tuple[str, ...]:

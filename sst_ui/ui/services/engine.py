@@ -27,7 +27,7 @@ from sst_ui.jobs.directions.residual_map import ResidualMap, residual_map
 from sst_ui.jobs.directions.rounds import Rounds, rounds
 from sst_ui.jobs.evaluate import speed
 from sst_ui.jobs.evaluate.evaluate import evaluate, limits
-from sst_ui.jobs.evaluate.stages import Stage, plan, works
+from sst_ui.jobs.evaluate.stages import Stage, may_grow, plan, works
 from sst_ui.jobs.export.export import Export, export
 from sst_ui.jobs.history.store import History
 from sst_ui.jobs.purpose import goal_for
@@ -536,7 +536,8 @@ class Engine:
         """
         host, model = self.host(key), self._loaded.spec.id
         whole = (Stage(evaluation, *limits(evaluation, model)),)
-        if zero_gpu.lent() or self._measured.get(self._shared(key, recipe, evaluation)) is not None:
+        known = self._measured.get(self._shared(key, recipe, evaluation)) is not None
+        if known or zero_gpu.lent() or not may_grow(model):
             return whole
         try:
             found = yield from self._beside(speed.measure(host))
