@@ -10,11 +10,13 @@ import gradio as gr
 import pytest
 
 from sst_ui.data.prompt_sets import Prompt
+from sst_ui.jobs.evaluate import stages
+from sst_ui.jobs.evaluate.speed import Speed
 from sst_ui.metrics import corrections
 from sst_ui.metrics.derived import derive
 from sst_ui.metrics.registry import find
 from sst_ui.metrics.results import Shown, compare
-from sst_ui.progress import finish
+from sst_ui.progress import Progress, finish
 from sst_ui.recipe import Ablation, Evaluation, WeightTable
 from sst_ui.ui import page as studio
 from sst_ui.ui.events import (
@@ -126,6 +128,50 @@ def test_a_run_that_was_stopped_says_nothing_more(page, engine, monkeypatch):
     engine.stop(job)
     assert list(steps) == []
     assert closed
+
+
+def test_a_slow_models_metrics_begin_with_first_numbers_and_grow(page, engine, screen, monkeypatch):
+    def crawling(host):
+        yield Progress("speed", 0, 1)
+        return Speed(1.0, 1.0)
+
+    asked, real = [], engine.evaluate
+    monkeypatch.setattr(service.speed, "measure", crawling)
+    monkeypatch.setitem(stages._rules()["whole"], "demo", 120)  # as of any other model
+    monkeypatch.setattr(engine, "evaluate", lambda *a: asked.append(a[-1]) or real(*a))
+    names = ["facts", "refusal_rate", "removal"]
+    settings = evaluate_events.SOUND | {
+        "metrics": names, "metric_samples": 100, "metric_tokens": 48,
+    }  # fmt: skip
+    known, wanted = Variants().add(engine.first_recipe()), evaluation(*settings.values())
+    run, digest = handler(page, evaluate_events, "run"), known.now.recipe.digest()
+    shown = (known, {}, [], "", "all", "any", "")
+    seen, told = [], []
+    for updates in run("en", engine.loaded, "", *shown, *settings.values()):
+        results = [v for v in updates.values() if isinstance(v, dict) and digest in v]
+        seen += results
+        told += [html for html in updates.values() if isinstance(html, str) and "data-pick" in html]
+    sizes = [(each.samples, each.max_new_tokens) for each in asked]
+    assert sizes == [(8, 32), (32, 48), (100, 48)]
+    assert asked[-1] == wanted
+    assert asked[0].metrics == ("refusal_rate", "removal", "facts")
+    rows = [{row.name: row.base.n for row in each[digest]} for each in seen]
+    assert [each for each in rows if len(each) < 3] == rows[:2]
+    assert list(rows[0]) == ["refusal_rate"]
+    assert rows[0]["refusal_rate"] == 8
+    assert rows[4] == {"refusal_rate": 32, "removal": 32, "facts": 8} or len(rows) == 10
+    first = seen[2][f"first:{digest}"]
+    assert (first.names, first.prompts, first.tokens, first.whole, first.length) == (
+        set(names), 8, 32, 100, 48,
+    )  # fmt: skip
+    assert "First numbers, from 8 prompts" in told[0]
+    assert "growing to 100 prompts and 48 tokens" in told[0]
+    assert told[2].count("◔") == 3
+    assert seen[-1][f"done:{digest}"] == wanted
+    assert f"first:{digest}" not in seen[-1]
+    assert "First numbers" not in told[-1]
+    whole = {row.name: row for row in finish(real(engine.loaded.key, known.now.recipe, wanted))}
+    assert {row.name: row for row in seen[-1][digest]} == whole
 
 
 def nothing():

@@ -79,7 +79,7 @@ def evaluate_rows(
         For each row its results, in the order in which they were asked for.
     """
     wanted = [find(name) for name in dict.fromkeys(evaluation.metrics or default_metrics())]
-    passes = _passes(host, _leaves(wanted), evaluation)
+    passes = _passes(host, wanted, evaluation)
     labeller = Labeller.of(evaluation)
     # an edit of strength 0 is the base: its answers are the base's, to the bit
     active = [tuple(edit for edit in edits if _acts(edit)) for edits in rows]
@@ -176,7 +176,7 @@ def _held_out(metric: Metric, edits: tuple[Edit, ...]) -> str:
     return f"not held out: directions were measured on {metric.prompts}"
 
 
-def _leaves(wanted: list[Metric | Derived]) -> list[Metric]:
+def _leaves(wanted: Sequence[Metric | Derived]) -> list[Metric]:
     """The metrics that need answers, with the sources of derived ones."""
     leaves: dict[str, Metric] = {}
     for row in wanted:
@@ -190,16 +190,22 @@ def _leaves(wanted: list[Metric | Derived]) -> list[Metric]:
     return list(leaves.values())
 
 
-def _passes(
-    host: Host, metrics: list[Metric], evaluation: Evaluation
-) -> list[tuple[Task, list[Metric]]]:
-    """Metrics grouped by what they read on which prompts, in the order of first use."""
-    samples, tokens = limits(evaluation, host.spec.id)
+def grouped(wanted: Sequence[Metric | Derived]) -> dict[tuple[Reads, str], list[Metric]]:
+    """What is needed for these, by what is read on which prompts, in the order of first use: each
+    group takes one pass."""
     groups: dict[tuple[Reads, str], list[Metric]] = {}
-    for metric in metrics:
+    for metric in _leaves(wanted):
         groups.setdefault((metric.reads, metric.prompts), []).append(metric)
+    return groups
+
+
+def _passes(
+    host: Host, wanted: Sequence[Metric | Derived], evaluation: Evaluation
+) -> list[tuple[Task, list[Metric]]]:
+    """The work of each pass, with the metrics that come of it."""
+    samples, tokens = limits(evaluation, host.spec.id)
     passes = []
-    for (reads, name), members in groups.items():
+    for (reads, name), members in grouped(wanted).items():
         title = members[0].title
         try:
             chosen = prompts(name, samples, evaluation)

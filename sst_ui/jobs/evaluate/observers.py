@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sst_ui.data.prompt_sets import LETTERS, PromptSet
 from sst_ui.errors import UserError
+from sst_ui.jobs.evaluate import speed
 from sst_ui.metrics.families.divergence import TOKENS, Divergence, kl_by_token
 from sst_ui.metrics.registry import Reads
 from sst_ui.metrics.results import Shown
@@ -46,14 +47,16 @@ class Task:
 
 def answers(host: Host, task: Task, rows: list[Row]) -> Reader:
     """Greedy answers; the rows of one prompt stand side by side and so share a batch."""
-    found = yield from replies(
+    texts = [ids for ids in task.tokens for _ in rows]
+    job = replies(
         host,
-        [ids for ids in task.tokens for _ in rows],
+        texts,
         rows * len(task.tokens),
         task.max_new_tokens,
         batch=64 if host.parameters < SMALL or host.device.type != "cpu" else 16,
         stage=task.title,
     )
+    found = yield from speed.learning(host, texts, job)
     shown = []
     for place, reply in enumerate(found):
         request = task.prompts.prompts[place // len(rows)].user

@@ -19,7 +19,7 @@ from sst_ui.metrics import corrections
 from sst_ui.metrics.registry import prompts_named
 from sst_ui.metrics.results import MetricResult, judged
 from sst_ui.progress import Progress
-from sst_ui.recipe import Evaluation
+from sst_ui.recipe import Evaluation, Recipe
 from sst_ui.ui.events import show_results
 from sst_ui.ui.events.answers import DRAWN
 from sst_ui.ui.events.binding import MANY, PRIVATE, Reads, call, together
@@ -32,7 +32,7 @@ from sst_ui.ui.services.errors import message
 from sst_ui.ui.services.progress_bars import Bar
 from sst_ui.ui.state.form import MEASURING, evaluation, measured_by
 from sst_ui.ui.state.loaded_model import Loaded
-from sst_ui.ui.state.results_board import Board
+from sst_ui.ui.state.results_board import Board, First
 from sst_ui.ui.widgets.html import notice
 from sst_ui.ui.widgets.inputs import HIDDEN
 from sst_ui.ui.widgets.texts import say
@@ -100,7 +100,7 @@ def connect(
                 session.language, session.loaded, session.job, board, together(settings),
                 may="measure",
             ),
-            outputs=[panel.rows, *buttons, session.results, session.job],
+            outputs=[panel.rows, panel.grown, *buttons, session.results, session.job],
             concurrency_id="metrics",
             concurrency_limit=MANY,
             trigger_mode="multiple",  # one that is told to stop does so at its next step
@@ -111,6 +111,7 @@ def connect(
     ended = call(partial(after, view, engine), session.language, session.job, board)
     for event in running:  # with what was corrected or filtered in the meantime
         event.then(**ended, outputs=view.outputs, **DRAWN)
+    panel.grown.change(**ended, outputs=view.outputs, trigger_mode="always_last", **DRAWN)
     for listen in interrupts:
         listen(**call(partial(interrupt, engine), session.language, session.job), **PRIVATE)
     written = [*view.outputs, session.results, session.variants]
@@ -148,7 +149,9 @@ def run(
     yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
     done = yield from _rows(panel, session, engine, loaded, board, wanted, mine)
     if done is not None:
-        results = {**done.results, f"done:{digest}": wanted}
+        results = {k: v for k, v in done.results.items() if k != f"first:{digest}"}
+        results[f"done:{digest}"] = wanted
+        done = replace(done, results=results)
         rows = metrics.render(done)
         yield {panel.rows: rows, panel.progress: "", session.results: results, **_resting(panel)}
 
@@ -157,8 +160,8 @@ def _remembered(board: Board, now: str) -> dict[str, Any]:
     """The results of a window's other variants: of the latest with all answers, of earlier ones
     the numbers, so that they are measured again when one is picked."""
     there = {variant.recipe.digest() for variant in board.variants.items} - {now}
-    kept = {k: v for k, v in board.results.items() if k.removeprefix("done:") in there}
-    measured = [name for name in kept if not name.startswith("done:")]
+    kept = {k: v for k, v in board.results.items() if k.rpartition(":")[2] in there}
+    measured = [name for name in kept if ":" not in name]
     for name in measured[:-LATEST]:
         kept[name] = tuple(replace(result, items=()) for result in kept[name])
         kept.pop(f"done:{name}", None)
@@ -176,23 +179,24 @@ def _rows(
 ) -> Generator[dict, None, Board | None]:
     """Drive the job; returns the board with all of its rows, None for a job that did not end."""
     assert board.variants.now is not None  # it is what is measured
-    recipe = board.variants.now.recipe
-    found: list[MetricResult] = []
-    digest, bar, heard = recipe.digest(), Bar(board.language), job_runner.Told(board.language)
+    recipe, bar = board.variants.now.recipe, Bar(board.language)
+    heard, stage = job_runner.Told(board.language), None
     try:
-        with closing(engine.evaluate(loaded.key, recipe, wanted)) as job:
-            for part in job:
+        with closing(_staged(engine, loaded.key, recipe, wanted)) as job:
+            for count, part in enumerate(job):
                 heard(part)
                 if engine.stopped(mine):
                     return None
                 if engine.stopped(mine + CANCELLED):
                     yield _ended(panel, board)
                     return None
-                if isinstance(part, MetricResult):
-                    found.append(part)
-                    board = replace(board, results={**board.results, digest: tuple(found)})
+                if part is None or isinstance(part, First):
+                    stage = part
+                elif isinstance(part, MetricResult):
+                    board = _with(board, part, stage)
                     rows = metrics.render(board, pending=True)
-                    yield {panel.rows: rows, session.results: board.results}
+                    grown = {panel.grown: f"{mine} {count}"} if board.first else {}
+                    yield {panel.rows: rows, session.results: board.results, **grown}
                 elif isinstance(part, Progress) and (shown := bar.place(part)):
                     yield {panel.progress: shown}
     except Exception as error:
@@ -201,6 +205,39 @@ def _rows(
         yield {panel.rows: metrics.render(board), panel.progress: told, **_resting(panel)}
         return None
     return board
+
+
+def _staged(
+    engine: Engine, key: str, recipe: Recipe, wanted: Evaluation
+) -> Generator[First | Progress | MetricResult | None]:
+    """An evaluation stage by stage: what each is (None: all that is wanted), and what it yields;
+    of the progress, how far all of them together are."""
+    stages = yield from engine.stages(key, recipe, wanted)
+    total, before = sum(stage.seconds for stage in stages), 0.0
+    for stage in stages:
+        size = (stage.prompts or 0, stage.tokens, stages[-1].prompts, stages[-1].tokens)
+        yield None if stage is stages[-1] else First(frozenset(), *size)
+        with closing(engine.evaluate(key, recipe, stage.evaluation)) as job:
+            for step in job:
+                if len(stages) > 1 and isinstance(step, Progress) and step.overall is not None:
+                    done = (before + stage.seconds * step.overall) / total
+                    step = replace(step, overall=done)
+                yield step
+        before += stage.seconds
+
+
+def _with(board: Board, result: MetricResult, stage: First | None) -> Board:
+    """With one more row, in the place of the one that an earlier stage gave."""
+    assert board.variants.now is not None  # it is what is measured
+    digest = board.variants.now.recipe.digest()
+    rows = {row.name: row for row in board.results[digest]} | {result.name: result}
+    results: dict[str, Any] = {**board.results, digest: tuple(rows.values())}
+    names = board.first.names if board.first else frozenset[str]()
+    if stage is not None:
+        results[f"first:{digest}"] = replace(stage, names=names | {result.name})
+    elif board.first is not None:
+        results[f"first:{digest}"] = replace(board.first, names=names - {result.name})
+    return replace(board, results=results)
 
 
 def show(view: ResultsView, board: Board) -> dict:

@@ -50,6 +50,7 @@ ARROWS: dict[Good, tuple[str, str]] = {
 @dataclass(frozen=True)
 class MetricsPanel:
     rows: gr.HTML
+    grown: gr.HTML
     progress: gr.HTML
     run: gr.Button
     cancel: gr.Button
@@ -83,6 +84,7 @@ def create() -> MetricsPanel:
             settings = _settings(measured_by(Evaluation()))
         progress = gr.HTML(elem_id="metrics-progress")
         rows = gr.HTML(empty("metrics.none"), elem_id="metrics", js_on_load=CLICKS)
+        grown = gr.HTML(visible=HIDDEN)  # changes where a first number does: all is drawn anew
         advice = gr.HTML(elem_id="advice", js_on_load=CLICKS)
         with gr.Row(elem_id="metric-files"):
             gr.HTML(t("metrics.files"))
@@ -96,7 +98,7 @@ def create() -> MetricsPanel:
                 )
                 for kind in ("csv", "items", "json", "labels")
             )
-    return MetricsPanel(rows, progress, run, cancel, advice, files=files, **settings)
+    return MetricsPanel(rows, grown, progress, run, cancel, advice, files=files, **settings)
 
 
 def _settings(start: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def render(board: Board, pending: bool = False) -> str:
         f'<span class="is-edited">{say(lang, "answers.edited")} [95 %]</span></div>'
         f"<div>{verdicts}</div></div>"
     )
-    return legend + _goal(board) + "".join(rows)
+    return legend + _goal(board) + _first(board, pending) + "".join(rows)
 
 
 def _goal(board: Board) -> str:
@@ -205,6 +207,17 @@ def _goal(board: Board) -> str:
     if said == "auto":
         return ""
     return f'<div class="goal">{say(board.language, f"goal.{said}.said")}</div>'
+
+
+def _first(board: Board, pending: bool) -> str:
+    """What the numbers rest on while they are first ones."""
+    if (first := board.first) is None:
+        return ""
+    lang, all_ = board.language, say(board.language, "metrics.first.all")
+    key = "metrics.first.growing" if pending else "metrics.first"
+    text = say(lang, key, prompts=first.prompts, tokens=first.tokens,
+               whole=first.whole or all_, length=first.length)  # fmt: skip
+    return f'<div class="goal first">{safe(text)}</div>'
 
 
 def _row(board: Board, result: MetricResult, end: float) -> str:
@@ -230,6 +243,8 @@ def _row(board: Board, result: MetricResult, end: float) -> str:
     opened = " open" if result.name == board.opened else ""
     base = Sample(result.base.n, result.tokens)
     mark = samples.mark(lang, Sample.of(result), base)
+    if board.first and result.name in board.first.names:
+        mark += samples.first(lang)
     return (
         f'<div class="metric {kind}{opened}" role="button" tabindex="0" '
         f'data-pick="{safe(result.name)}" title="{safe(tip)}"><div class="line">'

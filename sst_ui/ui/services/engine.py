@@ -25,9 +25,12 @@ from sst_ui.jobs.directions.measure import measure, named, resolve
 from sst_ui.jobs.directions.residual_cache import probe
 from sst_ui.jobs.directions.residual_map import ResidualMap, residual_map
 from sst_ui.jobs.directions.rounds import Rounds, rounds
-from sst_ui.jobs.evaluate.evaluate import evaluate
+from sst_ui.jobs.evaluate import speed
+from sst_ui.jobs.evaluate.evaluate import evaluate, limits
+from sst_ui.jobs.evaluate.stages import Stage, may_grow, plan, works
 from sst_ui.jobs.export.export import Export, export
 from sst_ui.jobs.history.store import History
+from sst_ui.jobs.purpose import goal_for
 from sst_ui.jobs.search.candidates import Candidate
 from sst_ui.jobs.search.objectives import SearchSpec
 from sst_ui.jobs.search.search import Opened, search
@@ -551,20 +554,45 @@ class Engine:
 
         Those that every fresh window asks for are measured once for all of them.
         """
-        host = self.host(key)
-        files = evaluation.labels or any("@" in name for name in evaluation.metrics)
-        asked = ""  # with files in it, which may change, or for a recipe of one's own: not kept
-        if not files and recipe.digest() == self.first_recipe().digest():
-            asked = f"{key}:{recipe.digest()}:{recipes.digest(recipes.to_dict(evaluation))}"
-            if (known := self._measured.get(asked)) is not None:
-                yield from known
-                return known
+        host, asked = self.host(key), self._shared(key, recipe, evaluation)
+        if (known := self._measured.get(asked)) is not None:
+            yield from known
+            return known
         tokens = quotas.evaluation(evaluation, host.spec.id)
         job = self._evaluate(key, recipe, evaluation)
         results = yield from self.queue.turn(self._beside(job), tokens)
         if asked and all(result.base.n for result in results):  # prompts may be there next time
             self._measured.put(asked, results)
         return results
+
+    @asks("measure")
+    def stages(
+        self, key: str, recipe: Recipe, evaluation: Evaluation
+    ) -> Generator[Progress, None, tuple[Stage, ...]]:
+        """In which evaluations to take a long one, so that its first numbers come soon.
+
+        The last one is what was asked for, and the only one where that is short or known already.
+        """
+        host, model = self.host(key), self._loaded.spec.id
+        whole = (Stage(evaluation, *limits(evaluation, model)),)
+        known = self._measured.get(self._shared(key, recipe, evaluation)) is not None
+        if known or zero_gpu.lent() or not may_grow(model):
+            return whole
+        try:
+            found = yield from self._beside(speed.measure(host))
+            work = works(host, evaluation)
+        except UserError:  # the evaluation says what is wrong
+            return whole
+        goal, sides = goal_for(recipe, evaluation.goal), 2 if recipe.edits else 1
+        return plan(evaluation, model, goal, found, work, sides)
+
+    def _shared(self, key: str, recipe: Recipe, evaluation: Evaluation) -> str:
+        """Names an evaluation that every window may ask for; '' with files in it, which may change,
+        or for a recipe of one's own."""
+        files = evaluation.labels or any("@" in name for name in evaluation.metrics)
+        if files or recipe.digest() != self.first_recipe().digest():
+            return ""
+        return f"{key}:{recipe.digest()}:{recipes.digest(recipes.to_dict(evaluation))}"
 
     @on_gpu(120)
     def _evaluate(

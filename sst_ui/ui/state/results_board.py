@@ -17,11 +17,29 @@ from sst_ui.ui.state.window import Variants
 
 
 @dataclass(frozen=True)
+class First:
+    """The first numbers of a variant, while those that were asked for are not all there.
+
+    Attributes:
+        names: the metrics that still show one.
+        prompts, tokens: of each set at most, and of an answer, in the latest stage.
+        whole, length: the same of what was asked for; None for all prompts.
+    """
+
+    names: frozenset[str]
+    prompts: int
+    tokens: int
+    whole: int | None
+    length: int
+
+
+@dataclass(frozen=True)
 class Board:
     """Everything that a panel of results needs, as the page's `Screen.board` reads it.
 
     Attributes:
-        results: recipe digest -> its metrics as measured (and `done:` marks, see `evaluating`).
+        results: recipe digest -> its metrics as measured; `done:` and the digest -> what was
+            asked for, once all of it is there; `first:` and the digest -> `First` until then.
         kept: the corrections as the browser keeps them.
         opened: the metric whose prompts are shown; empty for none.
         only, label, search: the filter of those prompts.
@@ -56,6 +74,12 @@ class Board:
     def now(self) -> tuple[MetricResult, ...]:
         """The current variant's metrics, corrected."""
         return self.metrics(self.variants.now.recipe) if self.variants.now else ()
+
+    @cached_property
+    def first(self) -> First | None:
+        """What the current variant's numbers are as long as they are first ones."""
+        now = self.variants.now
+        return self.results.get(f"first:{now.recipe.digest()}") if now else None
 
     @cached_property
     def counts(self) -> dict[str, int]:

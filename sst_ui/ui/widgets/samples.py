@@ -52,7 +52,16 @@ def mark(language: str, mine: Sample, others: Sample | None) -> str:
         return ""
     tip = safe(say(language, "samples.unequal", mine=told(language, mine),
                    others=told(language, others)))  # fmt: skip
-    return f'<abbr class="unequal" title="{tip}" role="img" aria-label="{tip}">○</abbr>'
+    return _sign("○", tip)
+
+
+def first(language: str) -> str:
+    """The sign behind a first number, which more prompts or longer answers will replace."""
+    return _sign("◔", safe(say(language, "samples.first")))
+
+
+def _sign(sign: str, tip: str) -> str:
+    return f'<abbr class="unequal" title="{tip}" role="img" aria-label="{tip}">{sign}</abbr>'
 
 
 def told(language: str, sample: Sample) -> str:
