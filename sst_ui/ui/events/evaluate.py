@@ -4,7 +4,7 @@ How results look is in `metrics` and `show_results`.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -212,12 +212,14 @@ def _staged(
 ) -> Generator[First | Progress | MetricResult | None]:
     """An evaluation stage by stage: what each is (None: all that is wanted), and what it yields;
     of the progress, how far all of them together are."""
-    stages = yield from engine.stages(key, recipe, wanted)
+    with engine.first.aside():
+        stages = yield from engine.stages(key, recipe, wanted)
     total, before = sum(stage.seconds for stage in stages), 0.0
     for stage in stages:
         size = (stage.prompts or 0, stage.tokens, stages[-1].prompts, stages[-1].tokens)
         yield None if stage is stages[-1] else First(frozenset(), *size)
-        with closing(engine.evaluate(key, recipe, stage.evaluation)) as job:
+        first = engine.first.aside() if stage is not stages[-1] and not before else nullcontext()
+        with first, closing(engine.evaluate(key, recipe, stage.evaluation)) as job:
             for step in job:
                 if len(stages) > 1 and isinstance(step, Progress) and step.overall is not None:
                     done = (before + stage.seconds * step.overall) / total

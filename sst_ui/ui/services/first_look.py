@@ -9,8 +9,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # it holds this
 log = logging.getLogger(__name__)
 FEW = 32  # prompts of each kind that a slow model is measured on first
 TRIED = 2.0  # seconds after which it is known whether a model is slow
+ASIDE = 120.0  # seconds that it waits for others between two steps
 SLOW = 20.0  # seconds that all prompts may take without a look at a few of them
 
 
@@ -60,6 +61,16 @@ class FirstLook:
         self._engine = engine
         self._look = Look("")
         self._look.over.set()
+        self._before = 0  # jobs that go first
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """A look waits meanwhile, since somebody does: for a minute or two at most."""
+        self._before += 1
+        try:
+            yield
+        finally:
+            self._before -= 1
 
     def begin(self) -> None:
         """Look at the loaded model in a thread; returns at once."""
@@ -118,6 +129,9 @@ class FirstLook:
     def _drive(self, look: Look, recipe: Recipe) -> None:
         for step in self._engine.quietly(look.key, recipe):
             look.progress = step
+            until = time.monotonic() + ASIDE
+            while self._before and look.done and time.monotonic() < until:
+                time.sleep(0.05)
 
     def plan(self, key: str) -> tuple[Recipe, ...]:
         """What is measured of this model, few prompts before all; () when it is over, for another
