@@ -128,6 +128,9 @@ def test_measure_saves_directions_and_prints_the_layer_analysis(tmp_path, capsys
     assert out.is_file()
     for name in ("snr", "cosine", "purity", "quality", "auroc", "cohens_d"):
         assert len(got[name]) == got["layers"]
+        assert len(got["intervals"][name]) == got["layers"]
+    assert got["reliability"]["evidence"]["holds"] is False  # eight prompts are too few
+    assert got["reliability"]["cohens_d"]["holds"] is True
 
 
 def test_chat_answers_with_both_models(monkeypatch, capsys, recipe):
