@@ -111,9 +111,8 @@ def connect(
     ended = call(partial(after, view, engine), session.language, session.job, board)
     for event in running:  # with what was corrected or filtered in the meantime
         event.then(**ended, outputs=view.outputs, **DRAWN)
-    others = [shown for shown in view.outputs if shown is not view.rows]
-    growing = call(partial(beside, view), board)
-    panel.grown.change(**growing, outputs=others, trigger_mode="always_last", **DRAWN)
+    growing = {**call(partial(beside, view), board), "outputs": view.outputs[1:]}  # but the rows
+    panel.grown.change(**growing, trigger_mode="always_last", **DRAWN)
     for listen in interrupts:
         listen(**call(partial(interrupt, engine), session.language, session.job), **PRIVATE)
     written = [*view.outputs, session.results, session.variants]
