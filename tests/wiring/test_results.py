@@ -107,6 +107,13 @@ def test_the_end_of_a_run_draws_the_answers_of_what_was_open(screen, board, open
     assert ({view.answers, view.label} <= drawn.keys()) == bool(opened)
 
 
+def test_while_numbers_grow_all_beside_their_rows_is_drawn_anew(screen, board):
+    view = screen.results
+    drawn = evaluate_events.beside(view, board)
+    assert {view.variants, view.compare, view.answers} <= drawn.keys()
+    assert view.rows not in drawn
+
+
 def test_a_run_that_was_stopped_says_nothing_more(page, engine, monkeypatch):
     """A cancelled generator is closed only between two of its steps: until then it is silent."""
     closed = []

@@ -111,7 +111,8 @@ def connect(
     ended = call(partial(after, view, engine), session.language, session.job, board)
     for event in running:  # with what was corrected or filtered in the meantime
         event.then(**ended, outputs=view.outputs, **DRAWN)
-    panel.grown.change(**ended, outputs=view.outputs, trigger_mode="always_last", **DRAWN)
+    growing = {**call(partial(beside, view), board), "outputs": view.outputs[1:]}  # but the rows
+    panel.grown.change(**growing, trigger_mode="always_last", **DRAWN)
     for listen in interrupts:
         listen(**call(partial(interrupt, engine), session.language, session.job), **PRIVATE)
     written = [*view.outputs, session.results, session.variants]
@@ -251,6 +252,13 @@ def show(view: ResultsView, board: Board) -> dict:
     updates = show_results.refresh(view, board)
     if not board.opened:
         del updates[view.answers], updates[view.label]
+    return updates
+
+
+def beside(view: ResultsView, board: Board) -> dict:
+    """The same beside the rows, which draw themselves while first numbers give way to others."""
+    updates = show(view, board)
+    del updates[view.rows]
     return updates
 
 
