@@ -148,7 +148,7 @@ def test_a_slow_models_metrics_begin_with_first_numbers_and_grow(page, engine, s
     monkeypatch.setattr(engine, "evaluate", lambda *a: asked.append(a[-1]) or real(*a))
     names = ["facts", "refusal_rate", "removal"]
     settings = evaluate_events.SOUND | {
-        "metrics": names, "metric_samples": 100, "metric_tokens": 48,
+        "metrics": names, "metric_samples": 140, "metric_tokens": 48,
     }  # fmt: skip
     known, wanted = Variants().add(engine.first_recipe()), evaluation(*settings.values())
     run, digest = handler(page, evaluate_events, "run"), known.now.recipe.digest()
@@ -159,20 +159,19 @@ def test_a_slow_models_metrics_begin_with_first_numbers_and_grow(page, engine, s
         seen += results
         told += [html for html in updates.values() if isinstance(html, str) and "data-pick" in html]
     sizes = [(each.samples, each.max_new_tokens) for each in asked]
-    assert sizes == [(8, 32), (32, 48), (100, 48)]
+    assert sizes == [(8, 32), (32, 48), (140, 48)]
     assert asked[-1] == wanted
     assert asked[0].metrics == ("refusal_rate", "removal", "facts")
     rows = [{row.name: row.base.n for row in each[digest]} for each in seen]
     assert [each for each in rows if len(each) < 3] == rows[:2]
     assert list(rows[0]) == ["refusal_rate"]
     assert rows[0]["refusal_rate"] == 8
-    assert rows[4] == {"refusal_rate": 32, "removal": 32, "facts": 8} or len(rows) == 10
     first = seen[2][f"first:{digest}"]
     assert (first.names, first.prompts, first.tokens, first.whole, first.length) == (
-        set(names), 8, 32, 100, 48,
+        set(names), 8, 32, 140, 48,
     )  # fmt: skip
     assert "First numbers, from 8 prompts" in told[0]
-    assert "growing to 100 prompts and 48 tokens" in told[0]
+    assert "growing to 140 prompts and 48 tokens" in told[0]
     assert told[2].count("◔") == 3
     assert seen[-1][f"done:{digest}"] == wanted
     assert f"first:{digest}" not in seen[-1]

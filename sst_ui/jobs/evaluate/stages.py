@@ -116,8 +116,8 @@ def plan(
             found = [each]
         elif each.seconds >= rules["growth"] * found[-1].seconds:
             found.append(each)
-    # what would take half as long as all of it is not worth its while
-    return (*(each for each in found if each.seconds * 2 <= whole.seconds), whole)
+    worth = whole.seconds / rules["growth"]
+    return (*(each for each in found if each.seconds <= worth), whole)
 
 
 def seconds(
