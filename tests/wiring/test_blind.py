@@ -10,6 +10,7 @@ from sst_ui.jobs.chat import fit
 from sst_ui.maths.statistics import sign_test
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events.ladder import Asked
+from sst_ui.ui.panels import turns as panel
 from sst_ui.ui.panels import votes
 from sst_ui.ui.panels.chat import BASE, EDITED
 from sst_ui.ui.state.window import Conversation, Source, Turn
@@ -23,7 +24,7 @@ NUMBERS = (4, 0, "")
 def pair(column, turn):
     """What a column shows of the turn."""
     talk = Conversation((turn,))
-    return chat_events.view("en", talk, column)[1]["content"]
+    return panel.view("en", talk, column)[1]["content"]
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_both_columns_and_the_ladder_read_the_system_prompt(page, engine, known,
     host = engine.host(engine.loaded.key)
     assert SYSTEM in host.tokenizer.decode(fit(host, wanted, 4).ids)
     for column in (0, 1):  # an answer says that it had one, and which
-        shown = chat_events.view("en", talk, column)[1]["content"]
+        shown = panel.view("en", talk, column)[1]["content"]
         assert f'title="{SYSTEM}"' in shown
     del seen[:]
     ask_again = ask(page, engine, "again", known, talk, numbers=NUMBERS)

@@ -15,6 +15,7 @@ from sst_ui.recipe import Recipe
 from sst_ui.ui import page as studio
 from sst_ui.ui.events import chat as chat_events
 from sst_ui.ui.events import show_results
+from sst_ui.ui.panels import turns as panel
 from sst_ui.ui.panels.chat import BASE, EDITED
 from sst_ui.ui.state.results_board import Board
 from sst_ui.ui.state.window import Conversation, Source, Turn, Variants
@@ -67,7 +68,7 @@ def test_an_answer_stays_that_of_the_recipe_that_gave_it(page, engine, known):
     for others in (known, Variants(), Variants((renamed,), renamed.name)):
         talk = last(ask(page, engine, "send", others, talk, "Again?"))
         assert talk.turns[0].sources == given
-        shown = chat_events.view("en", talk, 1)[1]["content"]
+        shown = panel.view("en", talk, 1)[1]["content"]
         assert first.name in shown
         assert first.recipe.digest() in shown
     # a column may be any variant, and keeps it for the answers it gave
@@ -86,7 +87,7 @@ def test_the_answers_list_says_whose_answers_it_shows(engine, known):
 
 def test_what_a_variant_is_called_reaches_an_answer_as_text(engine):
     nasty = Source(EDITED, 'x\n\n# <img src=x onerror="1"> $$y$$ *z*', "0" * 12)
-    html = chat_events.source_of("en", nasty)
+    html = panel.source_of("en", nasty)
     assert "<img" not in html
     assert "\n" not in html
     assert "$" not in html
@@ -102,13 +103,13 @@ def test_every_answer_is_drawn_anew_and_its_seed_gives_it_again(page, engine, kn
     seeds = [turn.sources[0].seed for turn in seen]
     assert len(set(seeds)) == 3
     assert len({turn.answers for turn in seen}) > 1
-    assert f"seed {seeds[-1]}" in chat_events.view("en", talk, 1)[1]["content"]
+    assert f"seed {seeds[-1]}" in panel.view("en", talk, 1)[1]["content"]
     for turn in seen:  # the box holds the seed now
         fixed = (12, 1.5, str(turn.sources[0].seed))
         talk = last(ask(page, engine, "again", known, talk, numbers=fixed))
         assert talk.turns[0] == turn
     greedy = last(ask(page, engine, "again", known, talk, numbers=(12, 0, "")))
-    assert "seed" not in chat_events.view("en", greedy, 1)[1]["content"]
+    assert "seed" not in panel.view("en", greedy, 1)[1]["content"]
 
 
 def test_turns_that_an_answer_did_not_see_are_counted_above_it(page, engine, known):
@@ -118,7 +119,7 @@ def test_turns_that_an_answer_did_not_see_are_counted_above_it(page, engine, kno
     left = talk.turns[-1].sources[1].left_out
     assert left in (1, 2)
     for language, words in (("en", f"left out: {left}"), ("ja", f"{left} 件は見ていません")):
-        shown = chat_events.view(language, talk, 1)
+        shown = panel.view(language, talk, 1)
         assert words in shown[-1]["content"]
         assert words not in shown[1]["content"]
 
@@ -132,7 +133,7 @@ def test_a_reload_brings_the_chat_back_with_the_recipes_that_answered(page, engi
         "en", engine.loaded, rows, known, BASE, EDITED, empty
     )
     assert found == talk
-    assert right == chat_events.view("en", talk, 1) != left
+    assert right == panel.view("en", talk, 1) != left
     assert outdated == ["", ""]
     assert (votes, system, blind) == ("", "", False)
     later = known.add(with_strength(engine.first_recipe(), 0.25))
@@ -252,7 +253,7 @@ def test_stop_keeps_what_there_is_and_only_in_its_own_window(page, engine, known
     assert ">stopped<" not in part(updates[-2], page, "chat-left")[-1]["content"], "it still came"
     talk = Conversation.restored(json.loads(json.dumps(state(updates[-1]).saved())))
     for turns in (talk.turns, (*talk.turns, Turn("And now?"))):
-        shown = chat_events.view("en", Conversation(turns), 1)[1]["content"]
+        shown = panel.view("en", Conversation(turns), 1)[1]["content"]
         assert ">stopped<" in shown
         assert "label" not in shown.replace("no label", "")
 
@@ -316,7 +317,7 @@ def test_every_answer_says_what_kind_it_is(page, engine, known):
     (turn,) = talk.turns
     assert turn.labels == ("refused", "delivered")
     for column, kind in enumerate(turn.labels):
-        shown = chat_events.view("en", talk, column)[1]["content"]
+        shown = panel.view("en", talk, column)[1]["content"]
         assert f"l-{kind}" in shown
         assert kind in shown
         assert ">stopped<" not in shown
@@ -330,7 +331,7 @@ def test_an_answer_that_was_stopped_or_kept_by_an_earlier_version_has_no_kind():
     del kept["turns"][0]["labels"], kept["votes"]
     (found,) = Conversation.restored(kept).turns
     assert found == turn
-    assert 'class="label' not in chat_events.view("en", Conversation((found,)), 0)[1]["content"]
+    assert 'class="label' not in panel.view("en", Conversation((found,)), 0)[1]["content"]
 
 
 def test_only_a_last_answer_of_another_recipe_is_outdated(page, engine, known):
@@ -390,7 +391,7 @@ def test_what_is_kept_and_sent_is_the_plain_answer(page, engine, known):
         assert "<" not in answer
         assert kept["turns"][0]["answers"][column] == answer
         assert talk.history(column)[-1] == {"role": "assistant", "content": answer}
-        shown = chat_events.view("en", talk, column)[-1]["content"]
+        shown = panel.view("en", talk, column)[-1]["content"]
         assert shown.split("\n\n", 1)[1] == answer.strip()
         assert "mark" not in shown
 
@@ -407,12 +408,12 @@ def test_what_is_kept_and_sent_is_the_plain_answer(page, engine, known):
 )
 def test_html_and_images_in_a_message_or_an_answer_are_shown_as_text(nasty):
     talk = Conversation((Turn(nasty, (nasty, "b"), (Source(BASE), Source(EDITED, "v", "1"))),))
-    asked, answered = (each["content"] for each in chat_events.view("en", talk, 0))
-    answered = answered.removeprefix(chat_events.source_of("en", Source(BASE)))
+    asked, answered = (each["content"] for each in panel.view("en", talk, 0))
+    answered = answered.removeprefix(panel.source_of("en", Source(BASE)))
     for text in (asked, answered):
         assert not re.search("<[a-zA-Z/!?]", text)
         assert not re.search(r"!\[|```mermaid", text), "nothing is loaded"
         assert text.strip().replace("\u2060", "") == nasty, "nothing else is changed"
     assert talk.history(0)[-1]["content"] == nasty
     plain = "a < b, x<3, <- that, 1 <= 2, no! [a](http://x.org) ```python\nx[1](2)```"
-    assert chat_events.shown(plain) == plain
+    assert panel.shown(plain) == plain
