@@ -5,8 +5,8 @@
 The program is started as users start it, with an empty cache, and a Chromium without a screen sends
 a message as soon as the page is open. What can be seen is looked at four times a second: when the
 model is there, the first words of either column, the first edit, the metrics as they come. A second
-message goes beside the metrics, and a third when they are cancelled, which tells how much slower an
-answer is beside them. Needs Playwright and Chromium, as the browser tests do.
+message goes beside the metrics, and a third when all prompts are measured and the metrics that
+began then are cancelled: an answer that nothing goes on beside. Needs Playwright and Chromium, as the browser tests do.
 """
 
 import argparse
@@ -120,9 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             speeds = {}
             if LAST in found:
                 speeds["beside the metrics"] = ask(page)
-                if page.locator("#cancel-metrics").is_visible():
-                    page.click("#cancel-metrics")
-                    page.locator("#run-metrics").wait_for()
+                page.locator("#header .digest").filter(has_not_text="32+32").wait_for()
+                page.click("#cancel-metrics")
+                page.locator("#run-metrics").wait_for()
                 speeds["alone"] = ask(page)
         browser.close()
     film.write()
