@@ -6,7 +6,8 @@ The program is started as users start it, with an empty cache, and a Chromium wi
 a message as soon as the page is open. What can be seen is looked at four times a second: when the
 model is there, the first words of either column, the first edit, the metrics as they come. A second
 message goes beside the metrics, and a third when all prompts are measured and the metrics that
-began then are cancelled: an answer that nothing goes on beside. Needs Playwright and Chromium, as the browser tests do.
+began then are cancelled: an answer that nothing goes on beside. Needs Playwright and Chromium, as
+the browser tests do.
 """
 
 import argparse
