@@ -257,6 +257,7 @@ def deep(chromium, folders):
     byte_tokenizer().save_pretrained(path)
     engine = Engine(ModelSpec(id=str(path)))
     finish(engine.load(engine.spec))
+    engine._arrived.set()
     engine._opened.set()
     built = build(engine)
     page = chromium.new_page(viewport={"width": 1440, "height": 900})

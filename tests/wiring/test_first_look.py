@@ -119,10 +119,13 @@ def test_few_prompts_come_first_and_give_what_they_give_alone(opened):
     mine = finish(measure(opened.host(key), spec))
     # ... and stand in for the directions of all
     assert np.array_equal(opened.signals(key, rest)["evidence"], signal(mine))
+    other = replace(rest, samples=ALL - 1)  # of others they do not
+    assert opened.signals(key, other) == {}
     opened.go.release()
     finish(opened.wait())
     assert opened.knows(key, whole)
     assert opened.first.latest(key) == whole
+    assert opened.signals(key, other) == {}
     mine = finish(measure(opened.host(key), rest))
     assert np.array_equal(opened.signals(key, rest)["evidence"], signal(mine))
 

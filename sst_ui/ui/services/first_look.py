@@ -153,12 +153,15 @@ class FirstLook:
         return look.plan[look.done - 1] if look.key == key and look.done else None
 
     def stand_in(self, key: str, spec: DirectionSpec) -> DirectionSpec:
-        """The same directions from a few prompts, as long as there are none from all of them."""
+        """The same directions from a few prompts, as long as those from all are on their way."""
         few = self.latest(key)
         if few is None or self._engine.directions(key, spec) is not None:
             return spec
-        specs = [each.directions for each in few.edits if isinstance(each, Ablation)]
-        return next((e for e in specs if replace(e, samples=spec.samples) == spec), spec)
+        for short, whole in zip(few.edits, self._look.plan[-1].edits, strict=True):
+            if isinstance(whole, Ablation) and whole.directions == spec:
+                assert isinstance(short, Ablation)
+                return short.directions
+        return spec
 
     def next(
         self, key: str, known: Recipe | None = None
