@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import gradio as gr
 
+from sst_ui import recipe as recipes
 from sst_ui.data import prompt_sets
 from sst_ui.errors import UserError
 from sst_ui.jobs.purpose import goal_for
@@ -137,11 +138,16 @@ def run(
     settings: tuple,
 ) -> Iterator[dict]:
     """Metrics of the current variant, row by row as they finish."""
+    now = board.variants.now
+    wanted = evaluation(*settings)
+    name = f"{now.recipe.digest() if now else ''} {recipes.digest(recipes.to_dict(wanted))}"
+    over = engine.stopped(earlier) or engine.stopped(earlier + CANCELLED)
+    if earlier.startswith(f"{name} ") and not over:
+        return  # it is being measured
     engine.stop(earlier)
-    if board.variants.now is None:
+    if now is None:
         return
-    wanted, mine = evaluation(*settings), uuid4().hex
-    digest = board.variants.now.recipe.digest()
+    mine, digest = f"{name} {uuid4().hex}", now.recipe.digest()
     if board.results.get(f"done:{digest}") == wanted:
         yield {panel.rows: metrics.render(board), panel.progress: "", **_resting(panel)}
         return
@@ -154,6 +160,7 @@ def run(
         results[f"done:{digest}"] = wanted
         done = replace(done, results=results)
         rows = metrics.render(done)
+        engine.stop(mine)  # it is over
         yield {panel.rows: rows, panel.progress: "", session.results: results, **_resting(panel)}
 
 

@@ -206,35 +206,21 @@ def swapped(screen: Screen, engine: Engine, window: Window) -> dict:
 def await_look(
     screen: Screen, engine: Engine, language: str, loaded: Loaded, variants: Variants
 ) -> Iterator[dict]:
-    """Wait until there is more to show than is shown; ends in silence where nothing comes, or where
-    the visitor went on with an edit of their own."""
+    """Wait until there is more to show than is shown, unless the visitor went on with an edit of
+    their own."""
+    yield {}
     now = variants.now.recipe if variants.now else None
     if not loaded.key or not (now is None or engine.first.made(now)):
-        raise _nothing()
-    told = "look.few" if now is None else "look.all"
-    place, found = Bar(language).place, None
-    job = engine.first.next(loaded.key, now)
-    while True:
-        try:
-            step = next(job)
-        except StopIteration as end:
-            found = end.value
-            break
-        except UserError as error:
-            yield {screen.status: notice(message(error, language), "bad")}
-            raise _nothing() from error
-        few = now is not None or len(engine.first.plan(loaded.key)) > 1
-        words = say(language, told, few=first_look.FEW) if few else ""
-        if bar := place(replace(step, note=words)):
-            yield {screen.status: bar}
-    if found is None:
-        raise _nothing()
-    yield {}
-
-
-def _nothing() -> gr.Error:
-    """Ends a chain of events without a word."""
-    return gr.Error("", visible=False, print_exception=False)
+        return
+    told, place = "look.few" if now is None else "look.all", Bar(language).place
+    try:
+        for step in engine.first.next(loaded.key, now):
+            few = now is not None or len(engine.first.plan(loaded.key)) > 1
+            words = say(language, told, few=first_look.FEW) if few else ""
+            if bar := place(replace(step, note=words)):
+                yield {screen.status: bar}
+    except UserError as error:
+        yield {screen.status: notice(message(error, language), "bad")}
 
 
 def adopt(screen: Screen, engine: Engine, draft: Draft, board: Board) -> dict:
@@ -244,11 +230,17 @@ def adopt(screen: Screen, engine: Engine, draft: Draft, board: Board) -> dict:
     found = engine.first.latest(key)
     if found is None or not (now is None or engine.first.made(now.recipe)):
         return {}
+    if now is not None and now.recipe.digest() == found.digest():
+        return {}
     draft = replace(draft, variants=draft.variants.add(found))
     more = engine.first.running(key)
     words = say(draft.language, "look.more" if more else "look.done", few=first_look.FEW)
+    try:
+        drawn = draw(screen.editor.drawing, engine, draft)
+    except UserError:  # a control that says so itself
+        drawn = {}
     return {
-        **draw(screen.editor.drawing, engine, draft),
+        **drawn,
         **adopted(screen.applied, draft, board),
         screen.status: notice(words, "info" if more else "good"),
     }
