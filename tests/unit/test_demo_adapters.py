@@ -148,6 +148,12 @@ def test_training_the_output_layer_leaves_the_embedding_alone():
 def test_the_training_command_writes_what_peft_and_transformers_load(tmp_path: Path, capsys):
     demo.main(["--quick", "--out", str(tmp_path)])
     assert "utility_small" in capsys.readouterr().out
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.model_type == "llama"
+    assert model.generation_config.do_sample is False
+    assert tokenizer.chat_template
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
     for name, folder in adapters.folders(tmp_path).items():
         assert (folder / "README.md").read_text().startswith("---\nlicense")
         if name == "unaligned":
