@@ -16,14 +16,14 @@ from typing import Any, NoReturn
 
 from sst_ui import app
 from sst_ui.cli import (
+    compare as comparing,
+)
+from sst_ui.cli import (
     completion,
     live,
     streams,
     tables,
     with_bar,
-)
-from sst_ui.cli import (
-    compare as comparing,
 )
 from sst_ui.cli import (
     evaluate as evaluating,

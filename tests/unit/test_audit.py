@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from benchmarks.peak import Peak
 from sst_ui.__main__ import main
 from sst_ui.errors import UserError
 from sst_ui.jobs.audit.compare import compare
@@ -20,6 +21,7 @@ from sst_ui.maths.audit import change as changes
 from sst_ui.maths.audit.kernel_fit import fits
 from sst_ui.maths.audit.pair import Pair
 from sst_ui.model.weights import tensor_pairs
+from sst_ui.model.weights.stored_tensors import read_shard
 from sst_ui.progress import finish
 from sst_ui.recipe import Ablation, DirectionSpec, Filter, ModelSpec, Recipe, WeightTable
 
@@ -79,7 +81,7 @@ def test_an_exported_ablation_is_found_with_its_weights_kernel_and_directions(
     audit = audited(host, tmp_path / "out", directions=tmp_path / "d.safetensors")
     assert audit.verdict.kind == "ablation", text(audit)
     assert ("norm preserving" if keep else "plain") in audit.verdict.title
-    tolerance = 1e-3 if dtype == torch.float32 else 1e-2  # the rounding of the stored type
+    tolerance = 1e-3 if dtype == torch.float32 else 5e-3  # the rounding of the stored type
     assert np.abs(audit.alpha - strength * DEFAULT[:, None]).max() < tolerance
     assert audit.kernels[0].name == "default"
     assert audit.kernels[0].misfit < tolerance
@@ -219,7 +221,7 @@ def test_an_edit_of_a_retyped_copy_is_found_through_the_rounding(stored_host, tm
     save_file(short, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
     audit = audited(host, tmp_path / "out")
     assert audit.verdict.kind == "ablation", text(audit)
-    assert np.abs(audit.alpha - DEFAULT[:, None]).max() < 1e-2
+    assert np.abs(audit.alpha - DEFAULT[:, None]).max() < 5e-3
     assert "retyped" in text(audit)
 
 
@@ -303,21 +305,49 @@ def test_large_tensors_are_read_in_pieces_with_the_same_result(stored_host, tmp_
     assert np.allclose(pieces.alpha, whole.alpha, atol=1e-5)
 
 
-def test_memory_does_not_grow_with_the_matrix():
-    largest = 0
+def in_memory(base, other):
+    shape, kinds = tuple(base.shape), (base.dtype, other.dtype)
+    return Pair(shape, lambda start, stop: (base[start:stop], other[start:stop]), kinds)
 
-    def read(start, stop):
-        nonlocal largest
-        largest = max(largest, stop - start)
-        draw = torch.Generator().manual_seed(start)
-        base = torch.randn(stop - start, 1024, generator=draw)
-        return base, base + 0.01 * torch.randn(stop - start, 1024, generator=draw)
 
-    pair = Pair((8192, 1024), read, (torch.float32, torch.float32))
-    found = changes.analyse(pair, widest=16)
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_rounding_of_a_wide_matrix_is_not_taken_for_directions(keep):
+    # the base lies on bfloat16's grid: what changes less than half a step stays as it was
+    draw = np.random.default_rng(0)
+    base = torch.tensor(0.2 * draw.standard_normal((512, 1024))).bfloat16()
+    weight, direction = base.double().numpy(), draw.standard_normal(512)
+    direction /= np.linalg.norm(direction)
+    edited = weight - 0.15 * np.outer(direction, direction @ weight)
+    if keep:
+        edited *= np.linalg.norm(weight, axis=0) / np.linalg.norm(edited, axis=0)
+    found = changes.analyse(in_memory(base, torch.tensor(edited).bfloat16()))
+    assert (found.kind, found.rank, found.preserving) == ("ablation", 1, keep)
+    assert found.fit.alpha == pytest.approx(0.15, abs=1e-3)
+    assert abs(found.fit.rows[0].numpy() @ direction) > 0.999
+
+
+def test_a_rank_one_change_that_reads_something_else_is_no_ablation():
+    draw = torch.Generator().manual_seed(0)
+    base = 0.2 * torch.randn(64, 96, generator=draw)
+    change = torch.outer(*(0.1 * torch.randn(n, generator=draw) for n in (64, 96)))
+    found = changes.analyse(in_memory(base, base + change))
+    assert (found.kind, found.rank) == ("low_rank", 1)
+
+
+def test_memory_stays_small_beside_a_tensor_that_is_not_held(tmp_path):
+    size = (32768, 1024)
+    for name in ("base", "other"):
+        draw = torch.Generator().manual_seed(len(name))
+        save_file({"w": torch.randn(size, generator=draw)}, tmp_path / name)
+    shards = [read_shard(tmp_path / name) for name in ("base", "other")]
+    places = [(shard, shard.tensors[0]) for shard in shards]
+    pair = tensor_pairs.TensorPair("w", "w", size, ("F32", "F32"), tensor_pairs.Place(), *places)
+    (matrix,) = pair.matrices()
+    peak = Peak(torch.device("cpu"))
+    found = changes.analyse(matrix, writes=False, widest=16)
     assert found.kind == "dense"
-    assert found.size == pytest.approx(0.01, rel=0.01)
-    assert largest * 1024 * 4 <= 8 << 20  # never more than 8 MiB of it at a time
+    assert found.size == pytest.approx(2**0.5, rel=0.01)
+    assert peak.added() < 200e6  # and the two tensors are 268 MB
 
 
 def test_the_command_prints_a_page_or_json_and_one_line_for_what_is_wrong(

@@ -168,9 +168,7 @@ def _rank(changes: Sequence[Change]) -> int | None:
     return None if None in ranks else max((rank for rank in ranks if rank is not None), default=0)
 
 
-def _fitted(
-    finding: Finding, changes: Sequence[Change], directions: Directions | None
-) -> Finding:
+def _fitted(finding: Finding, changes: Sequence[Change], directions: Directions | None) -> Finding:
     """With what the nearest ablations say, averaged over experts."""
     fitted = [change.fit for change in changes if change.fit is not None]
     ablates = finding.kind == "ablation"
@@ -246,9 +244,7 @@ def _along(finding: Finding, matrix: Finding, base: Tensor, change: Tensor) -> F
     return replace(finding, kind="ablated_bias", target=target)
 
 
-def _added_biases(
-    found: Sequence[Finding], matching: Matching, base: Blueprint
-) -> list[Finding]:
+def _added_biases(found: Sequence[Finding], matching: Matching, base: Blueprint) -> list[Finding]:
     """Biases that the base lacks and that lie along what the matrix beside them lost."""
     known = places(base)
     there = {place.module: place for place in known.values() if place.role and not place.bias}

@@ -4,6 +4,7 @@ Two checkpoints tell what changed, never why: where they cannot tell, the verdic
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,7 +27,9 @@ def judge(
         adapter: whether the other is an adapter of the base by what it is.
     """
     if not findings:
-        return Verdict("other", "another model: no tensor of the two has the same name and shape", ())
+        return Verdict(
+            "other", "another model: no tensor of the two has the same name and shape", ()
+        )
     if 2 * len(matching.reshaped) > len(findings):
         n = len(matching.reshaped)
         return Verdict("other", "another model: most tensors have another shape", (
@@ -169,8 +172,10 @@ def _filter(
             "an adapter cannot be told."
         )  # fmt: skip
         return Verdict("adapter", f"a low-rank change of rank {_span(ranks)}", tuple(told))
-    told.append("Its weight α and its filter v enter as their product: the table shows how much of "
-                "W's own component goes, and α alone cannot be told from two checkpoints.")  # fmt: skip
+    told.append(
+        "Its weight α and its filter v enter as their product: the table shows how much of W's own "
+        "component goes, and α alone cannot be told from two checkpoints."
+    )
     k = max(set(ranks), key=ranks.count)
     return Verdict("filter", f"filtered ablation, {_directions(k)}", tuple(told))
 
@@ -183,9 +188,10 @@ def _low_rank(
     if vectors or not low or len(low) + len(steps) < len(matrices):
         return None
     ranks, sizes = [f.rank or 0 for f in low], [f.size for f in low]
+    modules = fold(finding.name.removesuffix(".weight") for finding in low)
     return Verdict("adapter", f"a low-rank adapter, merged: rank {_span(ranks)}", (
-        f"{_many(low)} changed by a rank of {_span(ranks)} and {min(sizes):.1%} to {max(sizes):.1%} "
-        f"of their size, all others not: {fold(f.name.removesuffix('.weight') for f in low)}.",
+        f"{_many(low)} changed by a rank of {_span(ranks)} and {min(sizes):.1%} to "
+        f"{max(sizes):.1%} of their size, all others not: {modules}.",
     ))  # fmt: skip
 
 
@@ -233,7 +239,7 @@ def _between(cells: Sequence[Finding]) -> list[float]:
     found = [rows[layer].double() for layer in sorted(rows, key=lambda layer: layer or 0)]
     return [
         float((one @ two.mT).square().sum() / min(len(one), len(two))) ** 0.5
-        for one, two in zip(found, found[1:], strict=False)
+        for one, two in pairwise(found)
     ]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sst_ui.maths.ablation import OBLIQUE, orthonormalise
 from sst_ui.maths.audit.pair import GRID, INDEPENDENT, SHORT, Noise, Pair, Sizes, first, second
-from sst_ui.maths.audit.spectrum import leading
+from sst_ui.maths.audit.spectrum import leading, product
 
 MOST = 8  # directions of an ablation that are looked for
 STEPS = 30  # of the alternation that finds D and R together
@@ -111,9 +111,7 @@ def _solve(pair: Pair, blur: Noise, rows: Tensor, written: Tensor, along: Tensor
     return Fit(rows, rows, alphas, left / max(size, 1e-300), allowed, cosine, share)
 
 
-def preserving(
-    pair: Pair, sums: Sizes, count: int
-) -> tuple[Tensor, Tensor, float]:
+def preserving(pair: Pair, sums: Sizes, count: int) -> tuple[Tensor, Tensor, float]:
     """D and R of W' = (W − Rᵀ S) diag(D), by turns.
 
     For given R every column's D is a regression of W'_j on W_j outside of R; for given D, R is the
@@ -149,11 +147,9 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
 def _left(pair: Pair, span: Tensor, inner: Tensor, scale: Tensor) -> float:
     """‖W' − W D − Rᵀ S‖², summed from what is left rather than from a difference of sums."""
     pick, total = pair.change(scale), 0.0
-    rows, parts = span.to(pair.exact), inner.to(pair.exact)
     for some, base, other in pair.blocks():
         block = pick(base, other, some)
-        told = parts[:, some].mT @ rows if pair.last else rows[:, some].mT @ parts
-        total += float((block - told).double().square().sum())
+        total += float((block - product(pair, span, inner, some)).double().square().sum())
     return total
 
 

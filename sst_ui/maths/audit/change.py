@@ -13,7 +13,7 @@ from torch import Tensor
 from sst_ui.maths.audit.ablation_fit import MOST, Fit, fit, kept_norms, preserving
 from sst_ui.maths.audit.levels import bits
 from sst_ui.maths.audit.pair import Noise, Pair, Sizes, coarseness, noise, sizes
-from sst_ui.maths.audit.spectrum import LEFT, SKETCHES, spectrum
+from sst_ui.maths.audit.spectrum import LEFT, SKETCHES, Account, account, ends, spectrum
 
 Kind = Literal[
     "same", "retyped", "rounding", "quantised", "ablation", "low_rank", "dense", "broken"
@@ -79,10 +79,28 @@ def analyse(
     if sums.cast is not None:
         return _plain("retyped", told, None, cast=sums.cast)
     blur = noise(pair, sums)
-    if writes and told[2] <= _tolerance(pair):
-        if (kept := _preserving(pair, sums, blur, told, gain)) is not None:
-            return kept
-    found = spectrum(pair, sums, blur, widest)
+    return _described(pair, sums, blur, told, gain, writes, widest)
+
+
+def _described(
+    pair: Pair,
+    sums: Sizes,
+    blur: Noise,
+    told: tuple[float, float, float],
+    gain: Tensor | None,
+    writes: bool,
+    widest: int,
+) -> Change:
+    """A change that is more than another type."""
+    found = spectrum(pair, sums, blur, SKETCHES[0])
+    for rank in ends(found, min(MOST, found.rank or MOST)):
+        if writes and (seen := account(pair, found.left[:rank], blur)) is not None:
+            return _few(pair, sums, blur, seen.left, told, gain, found.looked, seen)
+    kept = writes and told[2] <= _tolerance(pair)
+    if kept and (restored := _preserving(pair, sums, blur, told, gain)) is not None:
+        return restored
+    if found.rank is None and widest > SKETCHES[0]:
+        found = spectrum(pair, sums, blur, widest)
     if found.rank and found.rank <= MOST and writes:
         return _few(pair, sums, blur, found.left[: found.rank], told, gain, found.looked)
     if found.rank:
@@ -102,9 +120,14 @@ def _few(
     told: tuple[float, float, float],
     gain: Tensor | None,
     looked: int,
+    seen: Account | None = None,
 ) -> Change:
     """A change of a few directions: an ablation, or something that reads otherwise."""
-    rank, found = len(span), fit(pair, blur, span, gain)
+    rank = len(span)
+    if seen is None:
+        found = fit(pair, blur, span, gain)
+    else:
+        found = fit(seen.view, Noise(seen.rest, blur.floor), span, gain)
     if not found.ablates:
         return _plain("low_rank", told, rank, looked, None, found)
     return _plain("ablation", told, rank, looked, _held(pair, sums, blur, span, found), found)

@@ -25,17 +25,17 @@ def bits(pair: Pair) -> int | None:
     for window in WINDOWS:
         if window > base.shape[1] and window != WINDOWS[-1]:
             continue
-        counts = _counts(other, window)
-        usual = _counts(base, window)
+        most, usual = max(_counts(other, window)), min(_counts(base, window))
         for number in BITS:
-            few = max(counts) <= 2**number
-            if few and min(usual) >= SPREAD * max(counts) and min(window, base.shape[1]) > 2**number:
+            enough = min(window, base.shape[1]) > 2**number and usual >= SPREAD * most
+            if most <= 2**number and enough:
                 return number
     return None
 
 
 def _counts(values: Tensor, window: int) -> list[int]:
     """How many different numbers each group holds; groups of zeros are left out."""
-    groups = [part for row in values for part in row.split(window) if len(part) == len(row[:window])]
+    full = min(window, values.shape[1])
+    groups = [part for row in values for part in row.split(window) if len(part) == full]
     found = [len(torch.unique(part)) for part in groups if bool(part.any())]
     return found or [1 << 30]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 21  # numbers of a block: 8 MiB in float32
+BLOCK = 1 << 20  # numbers of a block: 4 MiB in float32
 FRACTION = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}  # bits
 LEAST = {torch.float16: -24}  # exponent of the step below which numbers are no finer
 SHORT = (torch.bfloat16, torch.float16)
@@ -169,9 +169,7 @@ def sizes(pair: Pair) -> Sizes:
         finite = finite and bool(size.isfinite().all())
     cast = next((kind for kind, holds in casts.items() if holds and moved), None)
     energy, change, inner = sums.tolist()
-    return Sizes(
-        energy, change, inner, largest, beyond, moved, columns, rows, cast, finite
-    )
+    return Sizes(energy, change, inner, largest, beyond, moved, columns, rows, cast, finite)
 
 
 def _rounded(base: Tensor, other: Tensor, kind: torch.dtype) -> bool:

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sst_ui.maths.audit.pair import Noise, Pair, Sizes
+from sst_ui.maths.audit.pair import SHORT, Noise, Pair, Sizes
 
 SKETCHES = (16, 64, 272)  # directions looked at, as many as it takes
 SPARE = 8  # beyond those that are wanted (Halko, Martinsson and Tropp 2011)
 ROUNDS = 2  # of power iteration
 PRECISION = 3e-6  # of the largest singular value: what float32 products blur
+STEEP = 0.5  # of a singular value to the one before: where a rank may end above the rounding
+ROUNDED = 0.5  # times the rounding's energy: what remains where an account is rounded as well
+REFINED = 3  # times that an account is made anew from what rounding hid
 LEFT = 4.0  # times the rounding's energy: what may remain behind a low rank
 
 
@@ -75,3 +78,81 @@ def spectrum(pair: Pair, sums: Sizes, blur: Noise, widest: int = SKETCHES[-1]) -
         if above < len(values) or 2 * count >= largest or count >= widest:
             break
     return Spectrum(None, len(values), values, left, rest / sums.change)
+
+
+@dataclass(frozen=True, eq=False)
+class Account:
+    """M = W diag(D) + Rᵀ S, and what it leaves of W' when it is rounded as W' was.
+
+    Attributes:
+        view: W and what W' was before it was rounded, as far as M tells: W' + M − round(M).
+        left: R [k, out] orthonormal.
+        rest: ‖W' − round(M)‖².
+    """
+
+    view: Pair
+    left: Tensor
+    rest: float
+
+
+def account(pair: Pair, left: Tensor, blur: Noise) -> Account | None:
+    """The rank-k change that, rounded, is what is there; None where there is none.
+
+    Rounding hides all of a change below half a step of a base on the same grid, so that what is
+    seen of a direction is bent, and has further directions behind it. What an account hides when it
+    is rounded is added to what is seen, and the account made anew.
+
+    Args:
+        left: [k, out] orthonormal rows to begin with.
+        blur: of the pair.
+    """
+    if pair.types[1] not in SHORT:
+        return None
+    inner = pair.onto(left, pair.change())
+    if remade(pair, left, inner) > LEFT * blur.energy:
+        return None
+    view = pair
+    for _ in range(REFINED):
+        view = unrounded(pair, left, inner)
+        inner = view.onto(left, view.change())
+        left = torch.linalg.qr(view.along(inner.mT, view.change())).Q.mT
+        inner = view.onto(left, view.change())
+    rest = remade(pair, left, inner)
+    if rest > ROUNDED * blur.energy:
+        return None
+    return Account(unrounded(pair, left, inner), left, rest)
+
+
+def unrounded(pair: Pair, left: Tensor, inner: Tensor) -> Pair:
+    """W, and W' + M − round(M) for M = W + Rᵀ S: what W' was before, as far as M tells."""
+
+    def read(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        base, other = (part.to(pair.exact) for part in pair.read(start, stop))
+        model = base + product(pair, left, inner, slice(start, stop))
+        return base, other + (model - model.to(pair.types[1]).to(model))
+
+    return Pair(pair.shape, read, (pair.exact, pair.exact), pair.last)
+
+
+def remade(pair: Pair, left: Tensor, inner: Tensor) -> float:
+    """‖W' − round(W + Rᵀ S)‖², rounded to the type that W' is stored in."""
+    total = 0.0
+    for some, base, other in pair.blocks():
+        model = base + product(pair, left, inner, some)
+        total += float((other - model.to(pair.types[1]).to(model)).double().square().sum())
+    return total
+
+
+def product(pair: Pair, left: Tensor, inner: Tensor, some: slice) -> Tensor:
+    """Some stored rows of Rᵀ S, for R [k, out] and S [k, in]."""
+    rows, parts = left.to(pair.exact), inner.to(pair.exact)
+    return parts[:, some].mT @ rows if pair.last else rows[:, some].mT @ parts
+
+
+def ends(found: Spectrum, most: int) -> list[int]:
+    """Ranks up to `most` behind which the singular values fall steeply, ascending."""
+    values = found.values
+    return [
+        k for k in range(1, min(most, len(values) - 1) + 1)
+        if float(values[k]) < STEEP * float(values[k - 1])
+    ]  # fmt: skip

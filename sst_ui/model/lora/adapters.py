@@ -58,9 +58,7 @@ class Adapter:
     notes: tuple[str, ...] = ()
 
 
-def read_adapter(
-    adapter: str, host: Host | Blueprint, revision: str | None = None
-) -> Adapter:
+def read_adapter(adapter: str, host: Host | Blueprint, revision: str | None = None) -> Adapter:
     """Read a PEFT LoRA adapter and fit it to the loaded model.
 
     Args:
@@ -252,7 +250,9 @@ def _fits(path: str, delta: Delta, host: Host | Blueprint, whose: str) -> None:
         )
 
 
-def _check_turned(deltas: Mapping[str, Delta], settings: LoraSettings, host: Host | Blueprint) -> None:
+def _check_turned(
+    deltas: Mapping[str, Delta], settings: LoraSettings, host: Host | Blueprint
+) -> None:
     """`fan_in_fan_out` says that the weights are [in, out]; PEFT corrects it module by module, so
     only a setting that is wrong for all of them tells of a file from elsewhere."""
     turned = {is_conv1d(host.architecture.matrices[path]) for path in deltas}

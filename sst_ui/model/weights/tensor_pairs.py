@@ -179,11 +179,11 @@ def places(model: Blueprint) -> dict[str, Place]:
         gain = stored_gain(writer, model.located)
         for written in writer.tensors:
             last = written.axis == model.model.get_parameter(written.name).dim() - 1
-            module = written.name.removesuffix(".weight")
-            place = Place(writer.layer, writer.role, last, False, gain, module)
+            owner = written.name.removesuffix(".weight")
+            place = Place(writer.layer, writer.role, last, False, gain, owner)
             for _, stored in model.located.get(written.name, ()):
                 found[stored.name] = place
-            bias = Place(writer.layer, writer.role, True, True, gain, module)
+            bias = Place(writer.layer, writer.role, True, True, gain, owner)
             for _, stored in model.located.get(written.bias or "", ()):
                 found[stored.name] = bias
     assert all(place.role in ("", *KINDS) for place in found.values())
