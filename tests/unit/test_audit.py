@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.peak import Peak
 from sst_ui.__main__ import main
 from sst_ui.errors import UserError
+from sst_ui.jobs.audit.behaviour import behave
 from sst_ui.jobs.audit.compare import compare
 from sst_ui.jobs.audit.report import text
 from sst_ui.jobs.directions.measure import resolve
@@ -145,6 +147,12 @@ def test_a_filtered_export_is_told_from_an_ablation_and_from_an_adapter(
         assert finding.alpha == pytest.approx(-(written @ own) / (own @ own), abs=1e-3)
         cosine = abs(written @ own) / np.linalg.norm(written) / np.linalg.norm(own)
         assert finding.read == pytest.approx(cosine, abs=1e-3)
+    full = finish(behave(audit, host.spec, ModelSpec(id=str(tmp_path / "out")), 3))
+    assert np.abs(full.alpha - DEFAULT[:, None]).max() < 1e-3  # α itself, by the recipe beside it
+    assert full.kernels[0].name == "default"
+    assert "α by layer" in text(full)
+    assert full.behaviour.samples == 3
+    assert len(full.behaviour.gap) == len(full.behaviour.other_gap) == DEPTH
 
 
 def trained(host, rank, folder):
@@ -182,6 +190,23 @@ def test_a_merged_adapter_is_a_low_rank_change_of_its_modules(dtype, stored_host
         assert finding.size == pytest.approx(
             np.linalg.norm(two - one) / np.linalg.norm(one), rel=1e-4
         )
+
+
+def test_both_are_run_where_that_is_asked(stored_host, tmp_path):
+    host = stored_host("llama")
+    trained(host, 4, tmp_path)
+    rates = []
+    for folder in ("merged", "adapter"):
+        other = ModelSpec(id=str(tmp_path / folder))
+        if folder == "merged":
+            host.tokenizer.save_pretrained(tmp_path / folder)
+        found = finish(behave(finish(compare(host.spec, other)), host.spec, other, 2)).behaviour
+        rates.append(found)
+    one, two = rates
+    assert np.allclose(one.gap, two.gap, rtol=1e-3)
+    assert np.allclose(one.other_gap, two.other_gap, rtol=1e-2, atol=1e-4)  # merged or live
+    assert not np.allclose(one.gap, one.other_gap, rtol=1e-2)
+    assert (one.rate, one.other_rate) == (two.rate, two.other_rate)
 
 
 def test_a_fine_tune_of_all_weights_is_named_and_not_more_than_that(stored_host, tmp_path):
@@ -365,6 +390,15 @@ def test_the_command_prints_a_page_or_json_and_one_line_for_what_is_wrong(
     assert told["verdict"]["kind"] == "ablation"
     assert told["kernels"][0]["name"] == "default"
     assert len(told["tensors"]) == 2 * np.count_nonzero(DEFAULT)
+    drawn = tmp_path / "a.svg"
+    assert main(["compare", host.spec.id, str(tmp_path / "out"), "--figure", str(drawn)]) == 0
+    lines = ElementTree.parse(drawn).findall("{http://www.w3.org/2000/svg}polyline")
+    assert len(lines) == 3  # attention, MLP and the kernel that fits
+    capsys.readouterr()
+    (tmp_path / "mine.svg").write_text("notes")
+    wrong = ["compare", "demo", "demo", "--figure", str(tmp_path / "mine.svg")]
+    assert main(wrong) == 2
+    assert "not an SVG figure" in capsys.readouterr().err
     assert main(["compare", host.spec.id, str(tmp_path / "nowhere")]) == 2
     assert "does not exist" in capsys.readouterr().err
 

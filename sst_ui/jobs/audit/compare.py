@@ -76,11 +76,12 @@ def compare(
         alpha,
         notes=(*notes, *_claims(folder)),
     )
-    return replace(audit, kernels=_kernels(audit))
+    return replace(audit, kernels=kernels(audit))
 
 
-def _kernels(audit: Audit) -> tuple[KernelFit, ...]:
-    if audit.verdict.kind != "ablation":
+def kernels(audit: Audit) -> tuple[KernelFit, ...]:
+    """The weight kernels that follow its table of α; none where that is no table of α."""
+    if audit.verdict.kind != "ablation" and not audit.exact_alpha:
         return ()
     return tuple(fits(audit.alpha, KINDS))
 
@@ -101,11 +102,25 @@ def _fits(directions: Directions, model: Blueprint) -> None:
         )
 
 
+def adapter_of(source: Source) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return ADAPTER in source.files and "config.json" not in source.files
+
+
+def pairs_of(
+    base: ModelSpec, other: ModelSpec
+) -> Generator[Progress, None, tuple[TensorPair, ...]]:
+    """The tensors of two models side by side."""
+    blueprint = yield from read_blueprint(open_source(base))
+    matching, *_ = yield from _other(blueprint, find_files(other))
+    return matching.pairs
+
+
 def _other(
     base: Blueprint, source: Source
 ) -> Generator[Progress, None, tuple[Matching, str, tuple[str, ...], Path | None, bool]]:
     """(pairs, name, notes, folder, whether it is an adapter) of the other side."""
-    if ADAPTER in source.files and "config.json" not in source.files:
+    if adapter_of(source):
         adapter = read_adapter(source.spec.id, base, source.spec.revision)
         matching = with_adapter(base, adapter.deltas)
         return matching, adapter.name, adapter.notes, source.folder, True

@@ -96,6 +96,24 @@ class Verdict:
     evidence: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Behaviour:
+    """What running both models says.
+
+    Attributes:
+        gap, other_gap: [layers] how far harmful and harmless prompts lie apart along one direction
+            per layer, at the last token of the prompt, in the residual's unit.
+        rate, other_rate: refusal rate on harmful prompts, 0 to 1.
+        samples: prompts of each kind.
+    """
+
+    gap: tuple[float, ...]
+    other_gap: tuple[float, ...]
+    rate: float
+    other_rate: float
+    samples: int
+
+
 @dataclass(frozen=True, eq=False)
 class Audit:
     """A comparison of two models.
@@ -110,6 +128,8 @@ class Audit:
         settings: differences of the small files.
         alpha: [layers, kinds] of an ablation; 0 where nothing changed, NaN where it is not known.
         kernels: which weight kernels follow it, the best first.
+        exact_alpha: whether `alpha` of a filter is α, and not how much of W's own component goes.
+        behaviour: what running both says, if that was asked.
         notes: what else a person should know, in sentences.
     """
 
@@ -125,6 +145,8 @@ class Audit:
     settings: tuple[Difference, ...] = ()
     alpha: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     kernels: tuple[KernelFit, ...] = ()
+    exact_alpha: bool = False
+    behaviour: Behaviour | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -135,7 +157,9 @@ class Audit:
             "layers": self.layers,
             "verdict": asdict(self.verdict),
             "alpha": [[None if np.isnan(a) else float(a) for a in row] for row in self.alpha],
+            "exact_alpha": self.exact_alpha or self.verdict.kind == "ablation",
             "kernels": [asdict(row) for row in self.kernels],
+            "behaviour": None if self.behaviour is None else asdict(self.behaviour),
             "tensors": [f.to_json() for f in self.findings if f.kind != "same"],
             "counts": counts(self.findings),
             "missing": list(self.missing),

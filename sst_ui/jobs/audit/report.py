@@ -22,6 +22,7 @@ def text(audit: Audit) -> str:
     lines += [f"  {sentence}" for sentence in audit.verdict.evidence]
     lines += _alpha(audit)
     lines += _kernels(audit.kernels)
+    lines += _behaviour(audit)
     lines += _tensors(audit)
     lines += _settings(audit)
     lines += [f"Note: {note}" for note in audit.notes]
@@ -31,7 +32,7 @@ def text(audit: Audit) -> str:
 def _alpha(audit: Audit) -> Iterator[str]:
     if audit.verdict.kind not in ("ablation", "filter"):
         return
-    yield ("α by layer:" if audit.verdict.kind == "ablation"
+    yield ("α by layer:" if audit.verdict.kind == "ablation" or audit.exact_alpha
            else "Share of W's own component along the direction that goes, by layer:")  # fmt: skip
     for start in range(0, audit.layers, PER_LINE):
         stop = min(start + PER_LINE, audit.layers)
@@ -67,6 +68,20 @@ def _kernel(row: KernelFit) -> str:
         f"{row.name} (peak {row.peak:.2f}, width {row.width:.4g}, threshold {about}"
         f"{row.threshold:g}), strength {strength}; misfit {row.misfit:.1e}"
     )
+
+
+def _behaviour(audit: Audit) -> Iterator[str]:
+    found = audit.behaviour
+    if found is None:
+        return
+    base, other = np.array(found.gap), np.array(found.other_gap)
+    best = int(base.argmax())
+    left = other[best] / base[best] if base[best] > 0 else float("nan")
+    yield (
+        f"Refusal gap (harmful − harmless along the direction, {found.samples} prompts each), in "
+        f"layer {best}: {base[best]:.3g} → {other[best]:.3g} ({left:.0%} is left)."
+    )
+    yield f"Refusal rate on as many held-out prompts: {found.rate:.0%} → {found.other_rate:.0%}."
 
 
 def _tensors(audit: Audit) -> Iterator[str]:
