@@ -287,6 +287,39 @@ def test_tensors_that_are_gone_renamed_or_new_are_listed(stored_host, tmp_path):
         assert word in text(audit)
 
 
+def test_another_model_and_a_packed_copy_are_no_edits(stored_host, tmp_path):
+    host, other = stored_host("llama"), stored_host("gpt2")
+    assert audited(host, other.spec.id).verdict.kind == "other"
+
+    def packed(tensors):
+        return {n: (t * 40).to(torch.int8) if "_proj" in n else t for n, t in tensors.items()}
+
+    audit = audited(host, rewritten(host, tmp_path / "packed", packed))
+    assert audit.verdict.kind == "quantised"
+    assert "were not read" in " ".join(audit.verdict.evidence)
+    assert "cannot be told" in audit.verdict.title
+
+
+def test_an_adapter_and_an_ablation_together_are_not_called_either(stored_host, tmp_path):
+    host = stored_host("llama", num_hidden_layers=DEPTH)
+    edit = Ablation(DirectionSpec(estimator="random"), WeightTable(profile="default"))
+    exported(host, edit, tmp_path / "out")
+    tensors = numbers(tmp_path / "out")
+    draw = torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        if "gate_proj" in name:
+            tensor += 0.01 * torch.randn(tensor.shape, generator=draw)
+        if "norm" in name:
+            tensor += 0.1
+    save_file(tensors, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    audit = audited(host, tmp_path / "out")
+    assert audit.verdict.kind == "unclear", text(audit)
+    told = " ".join(audit.verdict.evidence)
+    assert "10 tensors ablation" in told
+    assert "8 tensors dense" in told
+    json.dumps(audit.to_json(), allow_nan=False)
+
+
 def test_settings_that_differ_are_named_field_by_field(stored_host, tmp_path):
     host = stored_host("llama")
     other = rewritten(host, tmp_path / "other", dict)

@@ -136,7 +136,8 @@ def _findings(
     total = sum(pair.bytes for pair in matching.pairs)
     found: dict[str, Finding] = {}
     done, dense = 0, 0
-    for pair in sorted(matching.pairs, key=lambda pair: len(pair.shape) < 2):
+    # Small matrices first: where those have a high rank, the embedding's is not looked for.
+    for pair in sorted(matching.pairs, key=lambda pair: (len(pair.shape) < 2, pair.bytes)):
         yield Progress("compare", done, total, pair.name)
         widest = SKETCHES[0] if dense >= DENSE else SKETCHES[-1]
         if len(pair.shape) < 2 and not pair.packed and pair.delta is None:

@@ -1,5 +1,6 @@
 """What a comparison found of one tensor, and of everything, as plain data."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -71,12 +72,13 @@ class Finding:
     direction: Tensor | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data without the direction and without what is not known."""
-        hidden = ("direction",)
+        """Plain data without the direction and without what is not known or not finite."""
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in hidden and value is not None
+            if name != "direction"
+            and value is not None
+            and not (isinstance(value, float) and not math.isfinite(value))
         }
 
 

@@ -76,10 +76,13 @@ def _behaviour(audit: Audit) -> Iterator[str]:
         return
     base, other = np.array(found.gap), np.array(found.other_gap)
     best = int(base.argmax())
-    left = other[best] / base[best] if base[best] > 0 else float("nan")
+    shares = other[base > 0] / base[base > 0]
+    left = f"{other[best] / base[best]:.0%}" if base[best] > 0 else "nothing to compare"
+    median = f"{float(np.median(shares)):.0%}" if len(shares) else "–"
     yield (
         f"Refusal gap (harmful − harmless along the direction, {found.samples} prompts each), in "
-        f"layer {best}: {base[best]:.3g} → {other[best]:.3g} ({left:.0%} is left)."
+        f"layer {best}: {base[best]:.3g} → {other[best]:.3g} ({left} is left; median over layers "
+        f"{median})."
     )
     yield f"Refusal rate on as many held-out prompts: {found.rate:.0%} → {found.other_rate:.0%}."
 

@@ -53,7 +53,8 @@ def judge(
 def _with_adapter(found: Verdict, adapter: bool) -> Verdict:
     if not adapter:
         return found
-    return Verdict(found.kind, f"an adapter: {found.title}", found.evidence)
+    title = found.title.replace("a low-rank adapter, merged:", "a low-rank change,")
+    return Verdict(found.kind, f"an adapter: {title}", found.evidence)
 
 
 def _unchanged(findings: Sequence[Finding], matching: Matching) -> Verdict:
@@ -191,7 +192,7 @@ def _low_rank(
     modules = fold(finding.name.removesuffix(".weight") for finding in low)
     return Verdict("adapter", f"a low-rank adapter, merged: rank {_span(ranks)}", (
         f"{_many(low)} changed by a rank of {_span(ranks)} and {min(sizes):.1%} to "
-        f"{max(sizes):.1%} of their size, all others not: {modules}.",
+        f"{max(sizes):.1%} of their size, and nothing else changed: {modules}.",
     ))  # fmt: skip
 
 
