@@ -155,10 +155,10 @@ def test_a_filtered_export_is_told_from_an_ablation_and_from_an_adapter(
     assert len(full.behaviour.gap) == len(full.behaviour.other_gap) == DEPTH
 
 
-def trained(host, rank, folder):
+def trained(host, rank, folder, modules=("q_proj", "v_proj", "up_proj")):
     """A random LoRA adapter, saved, and the model with it merged in by PEFT."""
     model = AutoModelForCausalLM.from_pretrained(host.spec.id)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj", "up_proj"])
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(modules))
     model = get_peft_model(model, config)
     draw = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -190,6 +190,19 @@ def test_a_merged_adapter_is_a_low_rank_change_of_its_modules(dtype, stored_host
         assert finding.size == pytest.approx(
             np.linalg.norm(two - one) / np.linalg.norm(one), rel=1e-4
         )
+
+
+def test_an_adapter_of_conv1d_modules_is_read_the_right_way_round(stored_host, tmp_path):
+    host = stored_host("gpt2")
+    trained(host, 3, tmp_path, ("c_attn", "c_fc"))
+    sizes = []
+    for folder in ("merged", "adapter"):
+        audit = audited(host, tmp_path / folder)
+        changed = [finding for finding in audit.findings if finding.kind == "low_rank"]
+        assert len(changed) == 6
+        assert {finding.rank for finding in changed} == {3}
+        sizes.append([finding.size for finding in changed])
+    assert np.allclose(*sizes, rtol=1e-4)
 
 
 def test_both_are_run_where_that_is_asked(stored_host, tmp_path):

@@ -3,6 +3,7 @@
 Two checkpoints tell what changed, never why: where they cannot tell, the verdict says so.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -26,14 +27,14 @@ def judge(
         alpha: [layers, kinds], see `Audit`.
         adapter: whether the other is an adapter of the base by what it is.
     """
-    if not findings:
-        return Verdict(
-            "other", "another model: no tensor of the two has the same name and shape", ()
-        )
-    if 2 * len(matching.reshaped) > len(findings):
-        n = len(matching.reshaped)
-        return Verdict("other", "another model: most tensors have another shape", (
-            f"{n} of {n + len(findings)} tensors differ in shape.",))  # fmt: skip
+    lost = [stored.shape for _, stored in matching.missing]
+    lost += [shape for _, shape, _ in matching.reshaped]
+    gone, there = (sum(map(_numbers, shapes)) for shapes in (lost, [f.shape for f in findings]))
+    if gone >= there:
+        share = gone / max(1, gone + there)
+        told = f"{share:.0%} of the base's numbers have no tensor of the same shape in the other: "
+        told += f"{len(matching.missing)} tensors are missing, {len(matching.reshaped)} reshaped."
+        return Verdict("other", "another model", (told,))
     changed = [finding for finding in findings if finding.kind in CHANGED]
     if not changed:
         return _unchanged(findings, matching)
@@ -242,6 +243,10 @@ def _between(cells: Sequence[Finding]) -> list[float]:
         float((one @ two.mT).square().sum() / min(len(one), len(two))) ** 0.5
         for one, two in pairwise(found)
     ]
+
+
+def _numbers(shape: Sequence[int]) -> int:
+    return math.prod(shape)
 
 
 def _directions(k: int) -> str:
