@@ -22,6 +22,7 @@ from sst_ui.jobs.export.export import export
 from sst_ui.maths.audit import change as changes
 from sst_ui.maths.audit.kernel_fit import fits
 from sst_ui.maths.audit.pair import Pair
+from sst_ui.maths.rounding import to_dtype
 from sst_ui.model.weights import tensor_pairs
 from sst_ui.model.weights.stored_tensors import read_shard
 from sst_ui.progress import finish
@@ -395,6 +396,29 @@ def test_the_rounding_of_a_wide_matrix_is_not_taken_for_directions(keep):
     assert (found.kind, found.rank, found.preserving) == ("ablation", 1, keep)
     assert found.fit.alpha == pytest.approx(0.15, abs=1e-3)
     assert abs(found.fit.rows[0].numpy() @ direction) > 0.999
+
+
+def test_a_change_below_the_rounding_is_not_called_an_ablation():
+    draw = torch.Generator().manual_seed(0)
+    base = (0.2 * torch.randn(64, 96, generator=draw)).bfloat16()
+    for size in (1e-4, 5e-4, 2e-3):
+        tuned = (base.float() + size * torch.randn(64, 96, generator=draw)).bfloat16()
+        found = changes.analyse(in_memory(base, tuned))
+        assert found.kind in ("rounding", "dense"), size
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_edit_that_was_rounded_by_chance_is_found_too(keep):
+    draw = torch.Generator().manual_seed(3)
+    base = (0.2 * torch.randn(512, 1024, generator=draw)).bfloat16()
+    direction = torch.nn.functional.normalize(torch.randn(512, generator=draw), dim=0)
+    edited = base.float() - torch.outer(direction, direction @ base.float())
+    if keep:
+        edited *= base.float().norm(dim=0) / edited.norm(dim=0)
+    stored = to_dtype(edited, torch.bfloat16, torch.Generator().manual_seed(1))
+    found = changes.analyse(in_memory(base, stored))
+    assert (found.kind, found.rank, found.preserving) == ("ablation", 1, keep)
+    assert found.fit.alpha == pytest.approx(1.0, abs=5e-3)
 
 
 def test_a_rank_one_change_that_reads_something_else_is_no_ablation():

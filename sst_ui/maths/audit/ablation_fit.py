@@ -35,6 +35,7 @@ class Fit:
         misfit: ‖what A leaves‖ / ‖what the change writes along R‖.
         allowed: misfit that rounding and precision explain.
         read: |cos| between what the change reads and Wᵀr̂, over all rows.
+        least: the smallest singular value of what the change writes along R.
         share: how much of the component along R goes, weighted by its size: α where it is an
             ablation, of a filter the part that W's own inputs see.
     """
@@ -46,6 +47,7 @@ class Fit:
     allowed: float
     read: float
     share: float
+    least: float
 
     @property
     def ablates(self) -> bool:
@@ -106,9 +108,10 @@ def _solve(pair: Pair, blur: Noise, rows: Tensor, written: Tensor, along: Tensor
     rounding = (len(rows) * blur.energy / pair.out) ** 0.5
     share = -float((written * along).sum() / along.square().sum().clamp_min(1e-300))
     cosine = float((written * along).sum().abs() / (size * along.norm()).clamp_min(1e-300))
+    least = float(torch.linalg.svdvals(written)[-1])
     margin = 3 * (GRID if pair.types[1] in SHORT else INDEPENDENT)
     allowed = MISFIT + margin * rounding / max(size, 1e-300)
-    return Fit(rows, rows, alphas, left / max(size, 1e-300), allowed, cosine, share)
+    return Fit(rows, rows, alphas, left / max(size, 1e-300), allowed, cosine, share, least)
 
 
 def preserving(pair: Pair, sums: Sizes, count: int) -> tuple[Tensor, Tensor, float]:

@@ -21,6 +21,7 @@ Kind = Literal[
 FEW = 4  # directions of a norm-preserving ablation that are looked for
 EXPLAINED = 1e-6  # of the change's squared norm: what an account may leave, beside the rounding
 REFLECTS = 0.02  # |α (2 − α)| below which a plain ablation hardly moves norms
+NOTHING = 0.05  # of the largest α: a direction that loses less is none of an ablation
 KEPT = 0.5  # of `kept_norms`: nearer to kept than to a plain ablation
 
 
@@ -93,8 +94,8 @@ def _described(
 ) -> Change:
     """A change that is more than another type."""
     found = spectrum(pair, sums, blur, SKETCHES[0])
-    for rank in ends(found, min(MOST, found.rank or MOST)):
-        if writes and (seen := account(pair, found.left[:rank], blur)) is not None:
+    for rank in ends(found, blur, min(MOST, found.rank or MOST)):
+        if writes and (seen := account(pair, sums, found.left[:rank], blur)) is not None:
             return _few(pair, sums, blur, seen.left, told, gain, found.looked, seen)
     kept = writes and told[2] <= _tolerance(pair)
     if kept and (restored := _preserving(pair, sums, blur, told, gain)) is not None:
@@ -130,6 +131,11 @@ def _few(
         found = fit(seen.view, Noise(seen.rest, blur.floor), span, gain)
     if not found.ablates:
         return _plain("low_rank", told, rank, looked, None, found)
+    sure = int((found.alphas.abs() > NOTHING * found.alphas.abs().max()).sum())
+    if seen is None and sure < rank:  # rounding, or what restores norms, has directions too
+        fewer = fit(pair, blur, span[:sure], gain)
+        if fewer.ablates:
+            rank, span, found = sure, span[:sure], fewer
     return _plain("ablation", told, rank, looked, _held(pair, sums, blur, span, found), found)
 
 
@@ -144,6 +150,8 @@ def _preserving(
     for count in range(1, min(FEW, pair.out // 4) + 1):
         scale, span, rest = preserving(pair, sums, count)
         found = fit(pair, blur, span, gain, scale)
+        if found.least <= blur.floor:  # what is left is no direction but rounding
+            return None
         if rest <= LEFT * blur.energy + EXPLAINED * sums.change and found.ablates:
             held = _held(pair, sums, blur, span, found)
             return _plain("ablation", told, count, count, held, found)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sst_ui.maths.audit.pair import SHORT, Noise, Pair, Sizes
+from sst_ui.maths.audit.pair import GRID, INDEPENDENT, SHORT, Noise, Pair, Sizes
 
 SKETCHES = (16, 64, 272)  # directions looked at, as many as it takes
 SPARE = 8  # beyond those that are wanted (Halko, Martinsson and Tropp 2011)
@@ -95,7 +95,7 @@ class Account:
     rest: float
 
 
-def account(pair: Pair, left: Tensor, blur: Noise) -> Account | None:
+def account(pair: Pair, sums: Sizes, left: Tensor, blur: Noise) -> Account | None:
     """The rank-k change that, rounded, is what is there; None where there is none.
 
     Rounding hides all of a change below half a step of a base on the same grid, so that what is
@@ -118,7 +118,7 @@ def account(pair: Pair, left: Tensor, blur: Noise) -> Account | None:
         left = torch.linalg.qr(view.along(inner.mT, view.change())).Q.mT
         inner = view.onto(left, view.change())
     rest = remade(pair, left, inner)
-    if rest > ROUNDED * blur.energy:
+    if rest > ROUNDED * min(blur.energy, sums.change):  # no change at all leaves less than that
         return None
     return Account(unrounded(pair, left, inner), left, rest)
 
@@ -149,10 +149,11 @@ def product(pair: Pair, left: Tensor, inner: Tensor, some: slice) -> Tensor:
     return parts[:, some].mT @ rows if pair.last else rows[:, some].mT @ parts
 
 
-def ends(found: Spectrum, most: int) -> list[int]:
-    """Ranks up to `most` behind which the singular values fall steeply, ascending."""
-    values = found.values
+def ends(found: Spectrum, blur: Noise, most: int) -> list[int]:
+    """Ranks up to `most` behind which the singular values fall steeply, ascending; all of them
+    above the rounding of a change that is independent of it."""
+    values, least = found.values, blur.floor * INDEPENDENT / GRID
     return [
         k for k in range(1, min(most, len(values) - 1) + 1)
-        if float(values[k]) < STEEP * float(values[k - 1])
+        if float(values[k]) < STEEP * float(values[k - 1]) and float(values[k - 1]) > least
     ]  # fmt: skip
