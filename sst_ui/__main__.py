@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 
 from sst_ui import app
 from sst_ui.cli import (
+    compare as comparing,
+)
+from sst_ui.cli import (
     completion,
     live,
     streams,
@@ -121,6 +124,8 @@ def build_parser() -> Parser:
             _recipe_file, exporting.options)  # fmt: skip
     command("merge", _merge, "merge a safety adapter into a utility adapter",
             _model_options, merging.options)  # fmt: skip
+    command("compare", comparing.run, "what turned one model into another, from their files",
+            comparing.options)  # fmt: skip
     command("metrics", _metrics, "list what can be measured", _json)
     command("chat", _chat, "chat with the base and the edited model side by side",
             _chat_recipe, _other_model, _chat_options)  # fmt: skip

@@ -272,7 +272,7 @@ _python_argcomplete sst_ui; printf '%s\\n' "${{COMPREPLY[@]}}"
 
 COMMANDS = {
     "kernel", "measure", "run", "search", "evaluate", "export", "merge", "metrics", "chat",
-    "history", "completion",
+    "history", "completion", "compare",
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from sst_ui.model.lora.files import (
     read_factors,
 )
 from sst_ui.model.runtime.host import Host
+from sst_ui.model.weights.blueprint import Blueprint
 from sst_ui.model.weights.staged_folder import staged
 from sst_ui.progress import finish
 from sst_ui.recipe import ModelSpec, digest
@@ -57,12 +58,12 @@ class Adapter:
     notes: tuple[str, ...] = ()
 
 
-def read_adapter(adapter: str, host: Host, revision: str | None = None) -> Adapter:
+def read_adapter(adapter: str, host: Host | Blueprint, revision: str | None = None) -> Adapter:
     """Read a PEFT LoRA adapter and fit it to the loaded model.
 
     Args:
         adapter: a folder, or a Hub id (its two files are fetched, or found in the cache).
-        host: the model that it belongs to.
+        host: the model that it belongs to, or its files.
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -177,7 +178,7 @@ def readable(path: Path) -> None:
 
 
 def _deltas(
-    factors: Mapping[str, Mapping[str, Tensor]], settings: LoraSettings, host: Host
+    factors: Mapping[str, Mapping[str, Tensor]], settings: LoraSettings, host: Host | Blueprint
 ) -> dict[str, Delta]:
     name, find = settings.name, finder(host)
     places = {module: find(module) for module in factors}
@@ -238,7 +239,7 @@ def _bias(module: str, pair: Mapping[str, Tensor], settings: LoraSettings) -> Te
     return bias.float() if bias is not None and bool(bias.any()) else None
 
 
-def _fits(path: str, delta: Delta, host: Host, whose: str) -> None:
+def _fits(path: str, delta: Delta, host: Host | Blueprint, whose: str) -> None:
     module = host.architecture.matrices.get(path)
     if module is None:
         raise UserError(f"{host.name} has no linear module {path!r}.")
@@ -249,7 +250,9 @@ def _fits(path: str, delta: Delta, host: Host, whose: str) -> None:
         )
 
 
-def _check_turned(deltas: Mapping[str, Delta], settings: LoraSettings, host: Host) -> None:
+def _check_turned(
+    deltas: Mapping[str, Delta], settings: LoraSettings, host: Host | Blueprint
+) -> None:
     """`fan_in_fan_out` says that the weights are [in, out]; PEFT corrects it module by module, so
     only a setting that is wrong for all of them tells of a file from elsewhere."""
     turned = {is_conv1d(host.architecture.matrices[path]) for path in deltas}

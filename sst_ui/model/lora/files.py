@@ -16,6 +16,7 @@ from sst_ui.model.load import hub
 from sst_ui.model.load.source import ADAPTER as CONFIG
 from sst_ui.model.load.source import Source
 from sst_ui.model.runtime.host import Host
+from sst_ui.model.weights.blueprint import Blueprint
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 FACTOR = re.compile(r"^base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight$")
@@ -90,12 +91,12 @@ def read_factors(path: Path, name: str) -> tuple[dict[str, dict[str, Tensor]], d
     return factors, copies
 
 
-def check_copies(copies: Mapping[str, Tensor], host: Host, name: str) -> None:
+def check_copies(copies: Mapping[str, Tensor], host: Host | Blueprint, name: str) -> None:
     """PEFT stores the embeddings of the base beside some adapters: fine if they are the base's."""
     find = finder(host, {path: None for path, _ in host.model.named_modules()})
     for module, copy in copies.items():
         path = find(module)
-        weight = None if path is None else getattr(host.model.get_submodule(path), "weight", None)
+        weight = None if path is None else _weight(host, path)
         if weight is None:
             raise UserError(f"{name} holds {module}.weight, which {host.name} does not have.")
         same = weight.shape == copy.shape and torch.allclose(
@@ -109,7 +110,15 @@ def check_copies(copies: Mapping[str, Tensor], host: Host, name: str) -> None:
             )
 
 
-def finder(host: Host, known: Mapping | None = None) -> Callable[[str], str | None]:
+def _weight(host: Host | Blueprint, path: str) -> Tensor | None:
+    """The weight of a module, from the files where the model is a skeleton."""
+    weight = getattr(host.model.get_submodule(path), "weight", None)
+    if weight is None or not weight.is_meta or isinstance(host, Host):
+        return weight
+    return host.read(f"{path}.weight")
+
+
+def finder(host: Host | Blueprint, known: Mapping | None = None) -> Callable[[str], str | None]:
     """Adapter's module name -> the model's: as it stands, else by layer and what follows, since
     wrappers put different words in front (`language_model.model.`, `model.`)."""
     known = host.architecture.matrices if known is None else known

@@ -374,7 +374,7 @@ def _ablations(
         active = [e for e in rows if not e.on_residual and e.alpha[writer.layer, kind] != 0]
         if not active:
             continue
-        gain = _gain(writer, located)
+        gain = stored_gain(writer, located)
         links = []
         for edit in active:
             read, write = through_gain(edit.directions.vectors[writer.layer].float().cpu(), gain)
@@ -383,7 +383,7 @@ def _ablations(
         yield from ((written, tuple(links)) for written in writer.tensors)
 
 
-def _gain(writer: Writer, located: Located | None) -> Tensor | None:
+def stored_gain(writer: Writer, located: Located | None) -> Tensor | None:
     """`writer.gain`; from the files where the architecture is that of a skeleton."""
     gain = writer.gain
     if gain is None or not gain.is_meta or located is None:

@@ -1,0 +1,1 @@
+"""What was done to a matrix, from the matrix before and after."""
