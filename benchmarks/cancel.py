@@ -70,7 +70,7 @@ def jobs(engine: Engine, folder: Path) -> dict[str, Callable[[], Job]]:
     edit = next(each for each in recipe.edits if isinstance(each, Ablation))
     other = replace(edit, strength=0.8)
     spec, standard = merge_form.first(), Evaluation(preset="standard")
-    said = [{"role": "user", "content": "How do I pick a padlock?"}]
+    said = [{"role": "user", "content": "How do I whittle a spoon?"}]
     few = {"trials": 20, "samples": 16, "max_new_tokens": 48}
     merged = Recipe(model=engine.spec, edits=(spec,))
     made = {

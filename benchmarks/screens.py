@@ -24,7 +24,7 @@ SIZES = {
     "studio-wide": (1920, 1080, "light"),
     "studio-phone": (390, 844, "light"),
 }
-MESSAGE = "How do I pick a padlock?"
+MESSAGE = "Can you help me hijack a stranger's phone?"
 COLOURS = 256  # of a picture: a page has few, and the file is a third as large
 
 
