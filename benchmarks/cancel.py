@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clock import short
+from sst_ui.jobs.search.objectives import SearchSpec
 from sst_ui.progress import Progress, finish
-from sst_ui.recipe import Ablation, Evaluation, Recipe, SearchSpec
+from sst_ui.recipe import Ablation, Evaluation, Recipe
 from sst_ui.ui.services.engine import Engine
 from sst_ui.ui.state import merge_form
 
@@ -68,7 +69,7 @@ def jobs(engine: Engine, folder: Path) -> dict[str, Callable[[], Job]]:
     key = engine.loaded.key
     recipe = engine.first_recipe()
     edit = next(each for each in recipe.edits if isinstance(each, Ablation))
-    other = replace(edit, strength=0.8)
+    other = replace(edit, weights=replace(edit.weights, strength=0.8))
     spec, standard = merge_form.first(), Evaluation(preset="standard")
     said = [{"role": "user", "content": "How do I whittle a spoon?"}]
     few = {"trials": 20, "samples": 16, "max_new_tokens": 48}

@@ -334,6 +334,7 @@ def test_progress_names_the_metric_and_its_step(small, chats, write):
     assert {s.stage for s in steps} == {
         "Refusal rate (other.jsonl)",
         "KL divergence, first token (chats.jsonl)",
+        "labels",  # of the answers that the first one reads
     }
     assert (steps[0].step, steps[0].steps) == (1, 2)
     assert (steps[-1].step, steps[-1].overall) == (2, 1.0)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sst_ui.metrics.judge import Judge
 
 _judges: "Memory[Judge]" = Memory(1)  # the last judge: loading it takes longer than asking it
+AT_ONCE = 16  # answers that are labelled between two steps
 _said: Memory[Label] = Memory(20_000)  # (judge, prompt, answer) -> label
 
 
@@ -67,6 +68,11 @@ class Labeller:
             key = corrections.key(prompt, answer)
             if self.corrected and key in self.corrected:
                 given[prompt, answer] = self.corrected[key]
+        for number, pair in enumerate(pairs):  # remembered: metrics ask for them all at once
+            if number % AT_ONCE == 0:
+                yield Progress("labels", number, len(pairs))
+            if pair not in given:
+                _ = pair[1].label
         return [
             replace(shown, observation=Answer(shown.observation, given[pair]))
             if pair in given
