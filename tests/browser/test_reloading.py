@@ -24,9 +24,14 @@ def at_rest(engine) -> bool:
 
 def ended_by_gradio(record) -> bool:
     """Whether it says that the stream of a page that has gone was ended, which Gradio does by a 404
-    in the middle of it."""
-    cause = getattr(record.exc_info and record.exc_info[1], "__cause__", None)
-    return isinstance(cause, HTTPException) and cause.status_code == 404
+    in the middle of it, or by forgetting twice what was pending."""
+    error = record.exc_info and record.exc_info[1]
+    cause = getattr(error, "__cause__", None)
+    if isinstance(cause, HTTPException):
+        return cause.status_code == 404
+    return isinstance(error, KeyError) and traceback.extract_tb(error.__traceback__)[-1].name == (
+        "sse_stream"
+    )
 
 
 def test_twenty_reloads_while_an_answer_comes_and_metrics_are_measured(
