@@ -180,6 +180,39 @@ def test_a_slow_models_metrics_begin_with_first_numbers_and_grow(page, engine, s
     assert {row.name: row for row in seen[-1][digest]} == whole
 
 
+def test_metrics_that_run_are_left_to_run_and_may_begin_again_however_much_came_after(
+    page, engine, monkeypatch
+):
+    asked = []
+
+    def one(*told):
+        asked.append(told[-1])
+        yield Progress("metrics", 0, 1)
+        yield measured(4)[0]
+
+    monkeypatch.setattr(engine, "evaluate", one)
+    known = Variants().add(engine.first_recipe())
+    run, settings = handler(page, evaluate_events, "run"), evaluate_events.SOUND.values()
+
+    def begin(earlier, results):
+        shown = (known, results, [], "", "all", "any", "")
+        return run("en", engine.loaded, earlier, *shown, *settings)
+
+    first, seen = begin("", {}), []
+    while not seen or not engine._going:  # it goes on from the first step of its own
+        seen.append(next(first))
+    job = next(v for v in seen[0].values() if isinstance(v, str) and engine.goes(v))
+    before = len(asked)
+    assert [update for update in begin(job, {}) if update] == []
+    assert len(asked) == before  # the second one asked for nothing
+    assert [*first]
+    assert not engine.goes(job)
+    for other in range(200):  # stops of other windows, which the engine does not keep for ever
+        engine.stop(f"other {other}")
+    assert [*begin(job, {})]
+    assert len(asked) == 2
+
+
 def nothing():
     yield from ()
 

@@ -469,7 +469,7 @@ def _stream(
 ) -> Iterator[dict]:
     lang, growing = asked.language, _Growing(asked)
     start, shown, cost, line = time.monotonic(), 0.0, 0.0, ""
-    place = Bar(lang).place
+    bar = Bar(lang)
     if growing.key:
         _late(engine, asked, growing, heat, seed)
     first = screen.show(lang, growing.talk, running=True)
@@ -483,10 +483,12 @@ def _stream(
                 if mine.stopped:
                     break
                 if isinstance(part, Progress):  # it waits for what is measured first
-                    if bar := place(part):
-                        line = bar
+                    bar.place(part)
+                    if not line:
+                        line = bar.html
                         yield {**screen.show(lang, growing.talk, line, True), **screen.running}
                     continue
+                line = ""
                 if time.monotonic() - shown >= max(PACE, SHARE * cost):
                     begun = time.monotonic()
                     # the buttons again: Gradio's page loses what makes one visible when the

@@ -141,8 +141,8 @@ def run(
     now = board.variants.now
     wanted = evaluation(*settings)
     name = f"{now.recipe.digest() if now else ''} {recipes.digest(recipes.to_dict(wanted))}"
-    over = engine.stopped(earlier) or engine.stopped(earlier + CANCELLED)
-    if earlier.startswith(f"{name} ") and not over:
+    same = earlier.startswith(f"{name} ") and engine.goes(earlier)
+    if same and not engine.stopped(earlier + CANCELLED):
         return  # it is being measured
     engine.stop(earlier)
     if now is None:
@@ -154,13 +154,13 @@ def run(
     board = replace(board, results={**_remembered(board, digest), digest: ()})
     working = {panel.cancel: gr.update(visible=True), panel.run: gr.update(visible=HIDDEN)}
     yield {panel.rows: metrics.render(board, pending=True), session.job: mine, **working}
-    done = yield from _rows(panel, session, engine, loaded, board, wanted, mine)
+    with engine.going(mine):
+        done = yield from _rows(panel, session, engine, loaded, board, wanted, mine)
     if done is not None:
         results = {k: v for k, v in done.results.items() if k != f"first:{digest}"}
         results[f"done:{digest}"] = wanted
         done = replace(done, results=results)
         rows = metrics.render(done)
-        engine.stop(mine)  # it is over
         yield {panel.rows: rows, panel.progress: "", session.results: results, **_resting(panel)}
 
 

@@ -115,6 +115,7 @@ class Engine:
         self._chats = 0
         self._measured: Memory[list[MetricResult]] = Memory(KEPT)
         self._stopped: Memory[bool] = Memory(KEPT)  # job -> whether it was told to stop
+        self._going: set[str] = set()  # jobs of windows that have not ended, by their names
         self._answers: Memory[Answering] = Memory(KEPT)  # window -> its `Answering`
         self.merges = Merges(self)
         self.searches = Searches(self)
@@ -662,6 +663,19 @@ class Engine:
         self, key: str, recipe: Recipe, out: Path, format: Format, **more: Any
     ) -> Generator[Progress, None, Export]:
         return (yield from export(self.host(key), recipe, out, format, **more))
+
+    @contextmanager
+    def going(self, job: str) -> Iterator[None]:
+        """A job goes on meanwhile, by the name it gave itself (see `goes`)."""
+        self._going.add(job)
+        try:
+            yield
+        finally:
+            self._going.discard(job)
+
+    def goes(self, job: str) -> bool:
+        """Whether a job goes on, and was not told to stop."""
+        return job in self._going and not self.stopped(job)
 
     def stop(self, job: str) -> None:
         """Tell a job of some window, by the name it gave itself, that nobody waits for it now.

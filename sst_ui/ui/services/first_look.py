@@ -62,15 +62,18 @@ class FirstLook:
         self._look = Look("")
         self._look.over.set()
         self._before = 0  # jobs that go first
+        self._counting = threading.Lock()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """A look waits meanwhile, since somebody does: for a minute or two at most."""
-        self._before += 1
+        with self._counting:
+            self._before += 1
         try:
             yield
         finally:
-            self._before -= 1
+            with self._counting:
+                self._before -= 1
 
     def begin(self) -> None:
         """Look at the loaded model in a thread; returns at once."""
